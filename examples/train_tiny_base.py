@@ -1,0 +1,130 @@
+"""Train the embedded tiny base model from scratch: `python examples/train_tiny_base.py --out FOLDER`.
+
+The corpus is text alone: no grade of the oracle and no preference enters it. A document is a prompt of the
+synthetic task with one to three answers by one author; authors differ in skill, so a model that predicts the
+text well comes to tell good answers from bad ones, as language models do from the web.
+"""
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pitcli.data.synthetic import WORDS, draw_response, draw_task
+from pitcli.data.templates import IMPROVE_INSTRUCTION
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every word of the task is one token, any other text is bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(0)
+    corpus = [draw_task(rng).prompt() for _ in range(2000)] + [IMPROVE_INSTRUCTION] * 2000 + WORDS * 200
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+    )
+
+
+def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Token ids and labels (-100 where the author did not write) of one document."""
+    end, user, assistant = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"])
+    task, skill = draw_task(rng), rng.random()
+    ids: list[int] = []
+    labels: list[int] = []
+    for turn in range(rng.choice([1, 2, 3])):
+        asked = task.prompt() if turn == 0 else IMPROVE_INSTRUCTION
+        question = [user, *tokenizer.encode(asked, add_special_tokens=False), end, assistant]
+        answer = [*tokenizer.encode(draw_response(task, skill, rng), add_special_tokens=False), end]
+        ids += question + answer
+        labels += [-100] * len(question) + answer
+    return ids, labels
+
+
+def batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> dict[str, torch.Tensor]:
+    documents = [document(tokenizer, rng) for _ in range(size)]
+    width = max(len(ids) for ids, _ in documents)
+    pad = tokenizer.pad_token_id
+    return {
+        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in documents]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in documents]),
+        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in documents]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("src/pitcli/assets/tiny"))
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    tokenizer = train_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    warmup = 100
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / args.steps)),
+    )
+    start = time.time()
+    for step in range(args.steps):
+        loss = model(**batch(tokenizer, rng, args.batch_size)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if step % 50 == 0:
+            print(f"step {step} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
+        if step % 500 == 499 or step == args.steps - 1:
+            save(model, tokenizer, args.out)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the weights in bf16 (a quantised base needs no more) with their tokenizer."""
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(out, state_dict=state)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main()

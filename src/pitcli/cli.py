@@ -1,0 +1,183 @@
+"""The `pit` command: parse, validate, import one stage, run it, and turn errors into lines and exit codes."""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from pitcli import __version__, console
+from pitcli.config import (
+    ImproveConfig,
+    PrepareConfig,
+    RewardConfig,
+    RlConfig,
+    Role,
+    SampleConfig,
+    Settings,
+    SftConfig,
+)
+from pitcli.errors import PitError
+from pitcli.options import command_of
+
+INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
+ENVIRONMENT = 3
+OUT_OF_MEMORY = "out of memory: use a smaller --micro-batch-size or --sample-batch-size, or --max-length"
+
+SHARED_WITH_SFT = (
+    *("data", "max_rows", "skip_long", "max_length", "model", "load_in_4bit", "device"),
+    *("seed", "max_steps"),
+)
+
+app = typer.Typer(
+    name="pit",
+    help="Learn to improve text from preference pairs, and run the improver over drafts (arXiv 2310.00898).",
+    # Rich help costs 0.1 s a call and boxes that do not paste; plain help is also what the docs quote.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+)
+
+
+def _run_stage(module: str, config: Settings) -> int | None:
+    # Here, not above: torch takes seconds to import, and a typo in a flag has been answered by now.
+    return importlib.import_module(f"pitcli.stages.{module}").run(config)
+
+
+def _run_rl(config: RlConfig) -> int | None:
+    """RL starts from an SFT improver; where there is none, train it from the same settings."""
+    if config.sft is None and not Path("runs/sft").exists():
+        console.note("no --sft and no runs/sft: training the improver by SFT first, then RL")
+        shared = {name: getattr(config, name) for name in SHARED_WITH_SFT}
+        sft = SftConfig(role=Role.improver, **shared)
+        if code := _run_stage("sft", sft):
+            return code
+    return _run_stage("rl", config)
+
+
+COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ...] = (
+    ("prepare", PrepareConfig, partial(_run_stage, "prepare"), "pit prepare --data hh.jsonl --out data"),
+    ("sft", SftConfig, partial(_run_stage, "sft"), "pit sft --data data/sft.jsonl"),
+    ("train-reward", RewardConfig, partial(_run_stage, "reward"), "pit train-reward --data hh.jsonl"),
+    (
+        "sample",
+        SampleConfig,
+        partial(_run_stage, "sample"),
+        "pit sample --data hh.jsonl --output drafts.jsonl",
+    ),
+    ("rl", RlConfig, _run_rl, "pit rl --curriculum"),
+    (
+        "improve",
+        ImproveConfig,
+        partial(_run_stage, "improve"),
+        "pit improve --input drafts.jsonl --max-iters 5",
+    ),
+)
+
+
+def _add_commands() -> None:
+    for name, config_class, run, example in COMMANDS:
+        _, _, summary = (config_class.__doc__ or "").partition(": ")
+        summary = summary[:1].upper() + summary[1:]
+        help_text = f"{summary}\n\nExample: {example}"
+        app.command(name, help=help_text, short_help=summary)(command_of(config_class, run))
+
+
+_add_commands()
+
+
+@app.callback(invoke_without_command=True)
+def _pit(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"pit {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; only a bug, or PIT_DEBUG=1, shows a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(arguments, prog_name="pit", standalone_mode=False) or 0
+        _flush_stdout()
+    except (PitError, TyperException, OSError, MemoryError, RuntimeError) as error:
+        ending = _ending(error)
+        if ending is None or os.environ.get("PIT_DEBUG"):
+            raise
+        code, lines = ending
+        for line in lines:
+            console.error(line)
+    except SystemExit as ended:
+        # Typer answers a broken pipe by sys.exit(1) on its own; a shell expects 128 + SIGPIPE.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        code = BROKEN_PIPE
+    if code == INTERRUPTED:
+        console.note("interrupted")
+    _leave_stdout_quiet(broken=code == BROKEN_PIPE)
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def _ending(error: Exception) -> tuple[int, list[str]] | None:
+    """Exit code and lines for what a user can cause; None for a bug."""
+    ending: tuple[int, list[str]] | None = None
+    match error:
+        case PitError():
+            ending = error.exit_code, error.problems
+        case TyperException():
+            ending = 2, [_usage_line(error)]
+        case BrokenPipeError():
+            ending = BROKEN_PIPE, []
+        case OSError():
+            what = error.strerror or " ".join(str(error).split())
+            ending = ENVIRONMENT, [f"{what}: {error.filename}" if error.filename else what]
+        case _ if _is_out_of_memory(error):
+            ending = ENVIRONMENT, [OUT_OF_MEMORY]
+    return ending
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name and text: importing torch to ask for its classes would cost seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(sign in str(error) for sign in ("out of memory", "can't allocate memory"))
+
+
+def _usage_line(error: TyperException) -> str:
+    message = error.message.rstrip(".")
+    if near := getattr(error, "possibilities", None):
+        message += f"; did you mean {near[0]}?"
+    if context := getattr(error, "ctx", None):
+        message += f" (see {context.command_path} --help)"
+    return message[:1].lower() + message[1:]
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # as in: pit rl >&-
+        sys.stdout.flush()
+
+
+def _leave_stdout_quiet(broken: bool) -> None:
+    """Where stdout takes no more, drop what is buffered: the interpreter's last flush would complain."""
+    try:
+        _flush_stdout()
+    except OSError:
+        broken = True
+    if broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,222 @@
+"""Every setting of every command, declared once: flags, help, YAML keys, validation and manifests follow.
+
+A command's settings are one flat pydantic model put together from sections, so leaf names are unique and
+`--learning-rate` on the command line is `learning_rate:` in a YAML file.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Role(StrEnum):
+    policy = "policy"
+    improver = "improver"
+
+
+class GapLoss(StrEnum):
+    five_term = "five-term"
+    bradley_terry = "bradley-terry"
+    symmetric = "symmetric"
+
+
+class Stage(StrEnum):
+    dataset = "dataset"
+    policy = "policy"
+    self_ = "self"
+
+
+class StopRule(StrEnum):
+    gap = "gap"
+    none = "none"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values are frozen once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+class ModelSettings(Settings):
+    model: str | None = Field(
+        None,
+        description="Base model: a folder, a hub name, a .gguf file, or the short names smollm2 and tiny "
+        "[default: the model of the runs given, else smollm2]",
+    )
+    load_in_4bit: bool | None = Field(
+        None, description="Hold the base in 4-bit NF4 [default: as the runs given, else on]"
+    )
+    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+    max_length: int | None = Field(
+        None, ge=16, description="Longest conversation in tokens [default: the model's context]"
+    )
+
+
+class LoraSettings(Settings):
+    lora_rank: int = Field(16, ge=1, description="LoRA rank, on all linear layers")
+    lora_alpha: int = Field(32, ge=1, description="LoRA alpha (the update is scaled by alpha / rank)")
+
+
+class OptimSettings(Settings):
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
+    batch_size: int = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
+    micro_batch_size: int = Field(8, ge=1, description="Sequences for each forward and backward pass")
+    epochs: int = Field(1, ge=1, description="Passes over the data")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
+    save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
+    resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out")
+    overwrite: bool = Field(False, description="Replace the run in --out")
+
+
+class DataSettings(Settings):
+    data: str | None = Field(
+        None, description="Preference pairs: .jsonl or .jsonl.gz, - for stdin [default: as the earlier runs]"
+    )
+    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
+    skip_long: bool = Field(
+        False, description="Leave out rows longer than --max-length (counted) instead of refusing them"
+    )
+
+
+class SamplingSettings(Settings):
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set holding this probability")
+    max_new_tokens: int = Field(256, ge=1, description="Longest response in tokens")
+
+
+class SftConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
+    """pit sft: teach a policy (x -> y_w) or an improver (x, y_l -> y_w)."""
+
+    role: Role = Field(Role.improver, description="What to train")
+    identity_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Improver only: share of extra rows (x, y_w) -> y_w, a good answer may stay",
+    )
+    out: Path | None = Field(None, description="Run folder [default: runs/sft, or runs/policy]")
+
+
+class RewardConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
+    """pit train-reward: learn r_gap(x, y1, y2), how much better y1 is than y2."""
+
+    gap_loss: GapLoss = Field(GapLoss.five_term, description="Loss over the four orderings of a pair")
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the prompts held out for the report")
+    out: Path = Field(Path("runs/reward"), description="Run folder")
+
+
+class SampleConfig(ModelSettings, SamplingSettings):
+    """pit sample: drafts from the policy."""
+
+    data: str = Field("-", description="Rows with a prompt: .jsonl or .jsonl.gz, - for stdin")
+    policy: Path | None = Field(None, description="Run folder of the policy [default: runs/policy, else the base]")
+    output: str = Field("-", description="Where drafts go, - for stdout")
+    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
+    sample_batch_size: int = Field(32, ge=1, description="Rows generated together")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
+
+
+class RlConfig(ModelSettings, OptimSettings, DataSettings):
+    """pit rl: maximise the gap over y_ref, starting from the SFT improver."""
+
+    sft: Path | None = Field(None, description="Run folder of the SFT improver [default: runs/sft]")
+    reward: Path | None = Field(None, description="Run folder of the gap model [default: runs/reward]")
+    policy: Path | None = Field(
+        None,
+        description="Run folder of the policy that stage 2 samples from [default: runs/policy, else the base]",
+    )
+    drafts: str | None = Field(None, description="Stage 2 takes its references from these drafts instead")
+    out: Path = Field(Path("runs/rl"), description="Run folder")
+    curriculum: bool = Field(False, description="Both stages: the same as --curriculum-stages dataset,policy")
+    curriculum_stages: Stages = Field(
+        (Stage.dataset,),
+        min_length=1,
+        description="Where references come from, in turn: dataset, policy, self",
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW")
+    batch_size: int = Field(8, ge=1, description="Prompts for each rollout")
+    samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled for each (x, y_ref)")
+    kl_coef: float = Field(0.05, ge=0, description="beta: weight of the KL to the SFT improver in the reward")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip of the probability ratio")
+    updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps taken on each rollout")
+    missing_eos_penalty: float = Field(1.0, ge=0, description="Taken off the reward of a truncated response")
+    rollout_temperature: float = Field(1.0, gt=0, description="Temperature of the rollouts")
+    rollout_max_new_tokens: int = Field(128, ge=1, description="Longest rollout in tokens")
+    max_kl: float = Field(30.0, gt=0, description="Stop when the mean sequence KL runs beyond this")
+    max_truncated_share: float = Field(
+        0.95, gt=0, le=1, description="Stop when more of the rollouts than this lack an EOS"
+    )
+    runaway_patience: int = Field(
+        10, ge=1, description="Steps in a row beyond --max-kl or --max-truncated-share before stopping"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _curriculum_is_both_stages(cls, values: dict[str, object]) -> dict[str, object]:
+        if values.get("curriculum"):
+            values = {"curriculum_stages": (Stage.dataset, Stage.policy), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _curriculum_is_not_other_stages(self) -> "RlConfig":
+        if self.curriculum and self.curriculum_stages != (Stage.dataset, Stage.policy):
+            raise ValueError("--curriculum is --curriculum-stages dataset,policy: give only one of the two")
+        return self
+
+
+class ImproveConfig(ModelSettings, SamplingSettings):
+    """pit improve: rewrite drafts until the gap model says stop."""
+
+    input: str = Field("-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin")
+    output: str = Field("-", description="Where improved rows go, - for stdout")
+    run: Path | None = Field(None, description="Run folder of the improver [default: runs/rl, else runs/sft]")
+    reward: Path | None = Field(
+        None, description="Run folder of the gap model [default: the one inside --run, else runs/reward]"
+    )
+    max_iters: int = Field(3, ge=0, description="Most improvements of one draft")
+    stop: StopRule = Field(StopRule.gap, description="gap: keep an improvement only if it is better; none: fixed K")
+    threshold: float = Field(0.5, ge=0, le=1, description="P(better) that an improvement must exceed")
+    temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy")
+    sample_batch_size: int = Field(16, ge=1, description="Drafts improved together")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed; every row draws from its own, whatever the order")
+
+
+class PrepareConfig(Settings):
+    """pit prepare: preference data to canonical JSONL, in disjoint folds."""
+
+    data: str | None = Field(None, description="Preference pairs in any known format, - for stdin")
+    synthetic: int | None = Field(None, ge=1, description="Make so many rows of the synthetic task instead")
+    out: Path = Field(Path("data"), description="Folder for the folds")
+    folds: str = Field("sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt")
+    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the folds and of the synthetic task")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PrepareConfig":
+        if (self.data is None) == (self.synthetic is None):
+            raise ValueError("give either --data or --synthetic")
+        return self
+
+
+# settings that say how a run is carried out, not what it is: they may differ when it is resumed
+EXECUTION_ONLY = {"resume", "overwrite", "save_every", "out"}
+
+Kind = Literal["sft", "reward", "rl"]

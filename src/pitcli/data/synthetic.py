@@ -1,0 +1,141 @@
+"""The oracle-graded instruction-following task: word lists under checkable constraints.
+
+A prompt asks for a list of words, e.g. ``Write 5 animals. Include red. Avoid cat. End with fox.`` The oracle
+grades any answer in [0, 1] by executing the constraints. Training never sees a grade: it sees preference pairs
+drawn from the grades by Bradley-Terry, a quarter of them flipped.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+TOPICS = {
+    "animals": ["ant", "bat", "cat", "cow", "dog", "fox", "hen", "owl"],
+    "colors": ["red", "blue", "pink", "gray", "gold", "teal", "tan", "lime"],
+    "foods": ["pie", "jam", "rice", "soup", "egg", "corn", "fig", "ham"],
+    "tools": ["saw", "axe", "nail", "pump", "rake", "bolt", "fork", "drill"],
+}
+WORDS = [word for words in TOPICS.values() for word in words]
+COUNTS = range(3, 9)
+FLIP_SHARE = 0.25
+SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (quality(a) - quality(b)))
+MAX_ERROR_RATE = 0.6  # how often an author of skill 0 breaks each single demand
+
+_DEMAND = re.compile(r"(Include|Avoid|Start with|End with) (\w+)\.")
+
+
+class Task(NamedTuple):
+    """One prompt's demands; size is in words, a word is None where the prompt does not ask for it."""
+
+    size: int
+    topic: str
+    include: str | None = None
+    avoid: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+    def prompt(self) -> str:
+        demands = [
+            ("Start with", self.start),
+            ("Include", self.include),
+            ("Avoid", self.avoid),
+            ("End with", self.end),
+        ]
+        asked = "".join(f" {verb} {word}." for verb, word in demands if word)
+        return f"Write {self.size} {self.topic}.{asked}"
+
+
+def parse_task(prompt: str) -> Task:
+    """Read the demands back from a prompt; ValueError where it is not one of ours."""
+    head = re.match(r"Write (\d+) (\w+)\.", prompt)
+    if not head or head[2] not in TOPICS:
+        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
+    words = dict(_DEMAND.findall(prompt))
+    return Task(
+        int(head[1]),
+        head[2],
+        words.get("Include"),
+        words.get("Avoid"),
+        words.get("Start with"),
+        words.get("End with"),
+    )
+
+
+def quality(prompt: str, response: str) -> float:
+    """The oracle: mean over the prompt's demands of how far each is met, in [0, 1]."""
+    task = parse_task(prompt)
+    words = response.split()
+    if not words:
+        return 0.0
+    named = {task.include, task.start, task.end}
+    free = [word for word in words if word not in named]
+    grades = [
+        max(0.0, 1 - abs(len(words) - task.size) / task.size),
+        sum(word in TOPICS[task.topic] for word in free) / len(free) if free else 0.0,
+        len(set(words)) / len(words),
+    ]
+    if task.include:
+        grades.append(float(task.include in words))
+    if task.avoid:
+        grades.append(float(task.avoid not in words))
+    if task.start:
+        grades.append(float(words[0] == task.start))
+    if task.end:
+        grades.append(float(words[-1] == task.end))
+    return sum(grades) / len(grades)
+
+
+def draw_task(rng: random.Random) -> Task:
+    """Count, topic and two or three of the four word demands; the demanded words are distinct."""
+    topic = rng.choice(list(TOPICS))
+    asked = set(rng.sample(["include", "avoid", "start", "end"], rng.choice([2, 3])))
+    avoid = rng.choice(TOPICS[topic])
+    others = rng.sample([word for word in WORDS if word != avoid], 3)
+    words = {"avoid": avoid, "include": others[0], "start": others[1], "end": others[2]}
+    return Task(rng.choice(COUNTS), topic, **{name: words[name] for name in asked})
+
+
+def draw_response(task: Task, skill: float, rng: random.Random) -> str:
+    """An answer by an author who breaks each demand with probability MAX_ERROR_RATE * (1 - skill)."""
+
+    def slips() -> bool:
+        return rng.random() < MAX_ERROR_RATE * (1 - skill)
+
+    count = max(1, task.size + rng.choice([-3, -2, -1, 1, 2, 3])) if slips() else task.size
+    on_topic = [w for w in TOPICS[task.topic] if w not in (task.avoid, task.include, task.start, task.end)]
+    off_topic = [w for w in WORDS if w not in TOPICS[task.topic]]
+    rng.shuffle(on_topic)
+    words: list[str] = []
+    for _ in range(count):
+        if words and slips() and rng.random() < 0.3:
+            words.append(rng.choice(words))
+        elif slips() or not on_topic:
+            words.append(rng.choice(off_topic))
+        else:
+            words.append(on_topic.pop())
+    places = iter(rng.sample(range(1, count - 1), min(2, max(0, count - 2))))
+    for wanted in (None if slips() else task.include, task.avoid if task.avoid and slips() else None):
+        if wanted and (place := next(places, None)) is not None:
+            words[place] = wanted
+    if task.start and not slips():
+        words[0] = task.start
+    if task.end and not slips():
+        words[-1] = task.end
+    return " ".join(words)
+
+
+def preference_rows(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Canonical preference pairs: two authors of independent uniform skill, one noisy label."""
+    rng = random.Random(f"pairs-{seed}")
+    for number in range(rows):
+        task = draw_task(rng)
+        prompt, first, second = task.prompt(), "", ""
+        while first == second:
+            first, second = (draw_response(task, rng.random(), rng) for _ in range(2))
+        difference = quality(prompt, first) - quality(prompt, second)
+        first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * difference))
+        if first_wins == (rng.random() < FLIP_SHARE):
+            first, second = second, first
+        yield {"id": f"syn-{seed}-{number}", "prompt": prompt, "chosen": first, "rejected": second}

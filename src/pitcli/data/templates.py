@@ -1,0 +1,105 @@
+"""The only place where x, y_ref and y become one conversation.
+
+A conversation is user x, assistant y_ref, user IMPROVE_INSTRUCTION, assistant y. The improver writes its last
+turn and the gap model reads it whole: r_gap(x, y, y_ref). Control text comes from the tokenizer's chat template
+and may hold special tokens; user text is tokenised by itself with special tokens read as plain text, so that it
+can neither become control tokens nor change the tokens of a shared prefix.
+"""
+
+import hashlib
+from functools import cache
+from typing import Any, NamedTuple
+
+from pitcli.data.records import Message, Prompt
+
+IMPROVE_INSTRUCTION = "Write a better response."
+
+# for tokenizers without a chat template
+FALLBACK_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '\n\n' + {'system': 'System', 'user': 'Human', 'assistant': 'Assistant'}[message['role']] + ':' }}"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
+
+class Example(NamedTuple):
+    """Token ids of one training conversation; the model learns to write `completion` after `prompt`."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+class ChatFormat:
+    """Turns text into token ids for one tokenizer (any transformers tokenizer with a chat template)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._control = cache(self._control_texts)
+        self.stop_id: int = self._stop_token()
+        after_reference = self._control(("user", "assistant", "user"))[2:]
+        self._bridge = (
+            self._encode_control(after_reference[0])
+            + self.encode_text(IMPROVE_INSTRUCTION)
+            + self._encode_control(after_reference[1])
+        )
+
+    def _control_texts(self, roles: tuple[str, ...], generation_prompt: bool = True) -> list[str]:
+        """The template's text before, between and after the messages' contents."""
+        marks = [f"CONTENT{index}MARK" for index in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        texts = []
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise ValueError(f"the chat template does not show a message of role {roles[marks.index(mark)]}")
+            texts.append(before)
+        return [*texts, rest]
+
+    def _stop_token(self) -> int:
+        """The token that ends an assistant turn: the template's first special token after it, else EOS."""
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        after = self._encode_control(self._control_texts(("user", "assistant"), generation_prompt=False)[-1])
+        return next((token for token in after if token in special), self.tokenizer.eos_token_id)
+
+    def _encode_control(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def encode_text(self, text: str) -> list[int]:
+        """User text to ids; the text of a special token stays text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """A sampled response to text, without its stop token and outer whitespace."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+
+    def policy_prompt(self, prompt: Prompt) -> list[int]:
+        """x up to where the assistant begins to write."""
+        texts = self._control(tuple(message.role for message in prompt))
+        ids = self._encode_control(texts[0])
+        for message, control in zip(prompt, texts[1:], strict=True):
+            ids = ids + self.encode_text(message.content) + self._encode_control(control)
+        return ids
+
+    def improver_prompt(self, prompt: Prompt, reference_response: str) -> list[int]:
+        """x, y_ref and the request to improve, up to where the assistant begins to write."""
+        return self.policy_prompt(prompt) + self.after_prompt(reference_response)
+
+    def after_prompt(self, reference_response: str) -> list[int]:
+        """y_ref and the request to improve: what follows policy_prompt in an improver's prompt."""
+        return self.encode_text(reference_response) + self._bridge
+
+    def completion(self, response: str) -> list[int]:
+        """y and the token that ends it."""
+        return [*self.encode_text(response), self.stop_id]
+
+    def gap_input(self, prompt: Prompt, response: str, reference_response: str) -> list[int]:
+        """What the gap model reads for r_gap(x, response, reference_response)."""
+        return self.improver_prompt(prompt, reference_response) + self.completion(response)
+
+    def digest(self) -> str:
+        """Identifies the template: runs with another one do not fit together."""
+        sample = self.gap_input((Message("user", "x"),), "y", "z")
+        text = f"{self.tokenizer.get_chat_template()}\n{IMPROVE_INSTRUCTION}\n{sample}"
+        return hashlib.sha256(text.encode()).hexdigest()

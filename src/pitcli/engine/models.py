@@ -1,0 +1,229 @@
+"""One quantised base, LoRA adapters by role on it, and the gap head."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pitcli.config import Device, LoraSettings
+from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE
+from pitcli.engine.batches import Batch, length_sorted_chunks, pad_right
+from pitcli.errors import RunError
+
+GAP = "gap"
+IMPROVER = "improver"
+POLICY = "policy"
+REFERENCE = "reference"
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_SCORE_KEY = "base_model.model.score.weight"
+_LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device that a setting names; RunError where there is no such device."""
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise RunError("--device cuda: no CUDA device is visible to torch")
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device.value)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it; fp32 on CPUs, many of which emulate bf16 two hundred times slower."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, with a chat template and a pad token that is not its EOS if it has another."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"{folder}: the tokenizer has no EOS token, so an answer could never end")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+        preferred = [token for token in (tokenizer.unk_token, *spare) if token]
+        tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrainedModel:
+    """A frozen causal language model from safetensors; no remote code."""
+    dtype = compute_dtype(device)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=quantization if load_in_4bit else None,
+        device_map={"": device},
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(base.config, name, None) not in (None, 1.0):
+            raise RunError(f"{folder}: models that rescale their logits ({name}) are not supported")
+    return base.requires_grad_(False).eval()
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """LoRA on every linear layer but the output layer, without dropout (it would blur RL's ratios)."""
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+class RoleModel(nn.Module):
+    """A base that plays several roles: each is a LoRA adapter, and the gap role has a linear head besides.
+
+    The role None is the base itself.
+    """
+
+    def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
+        super().__init__()
+        self.base = base
+        self.pad_id = pad_id
+        self.peft: PeftModel | None = None
+        self.gap_head: nn.Linear | None = None
+        self._active: tuple[str | None, bool] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def context_length(self) -> int:
+        return self.base.config.max_position_embeddings
+
+    def add_role(self, role: str, config: LoraConfig) -> None:
+        """A fresh adapter (it changes nothing until trained) and, for the gap role, its head."""
+        if self.peft is None:
+            self.peft = get_peft_model(self.base, config, adapter_name=role)
+        else:
+            self.peft.add_adapter(role, config)
+        if role == GAP:
+            hidden = self.base.config.get_text_config().hidden_size
+            self.gap_head = nn.Linear(hidden, 1, bias=False, device=self.device, dtype=torch.float32)
+            nn.init.normal_(self.gap_head.weight, std=hidden**-0.5)
+        self._active = None
+
+    def use(self, role: str | None, train: bool = False) -> None:
+        """Switch to a role; only a role that is used to train has gradients."""
+        if self.peft is None or self._active == (role, train):
+            return
+        if role is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(role, inference_mode=not train)
+        if self.gap_head is not None:
+            self.gap_head.requires_grad_(role == GAP and train)
+        self._active = (role, train)
+
+    def role_parameters(self, role: str) -> dict[str, Tensor]:
+        """The trainable tensors of a role by name."""
+        assert self.peft is not None
+        named: dict[str, Tensor] = {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
+        if role == GAP and self.gap_head is not None:
+            named["gap_head.weight"] = self.gap_head.weight
+        return named
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The base without its output layer: token ids to hidden states."""
+        return getattr(self.base, self.base.base_model_prefix)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Last hidden states of shape (B, T, D) under the role in use."""
+        return self.transformer(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        ).last_hidden_state
+
+    def completion_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """log p(token | everything before it) of shape (B, T), fp32; 0 outside the completion mask."""
+        hidden_BTD = self.hidden_states(batch)
+        predicts_BT = batch.completion_mask_BT[:, 1:]
+        hidden_ND = hidden_BTD[:, :-1][predicts_BT]
+        targets_N = batch.input_ids_BT[:, 1:][predicts_BT]
+        logprobs_N = self._token_logprobs(hidden_ND, targets_N, temperature)
+        logprobs_BT = torch.zeros(batch.input_ids_BT.shape, device=hidden_BTD.device)
+        return logprobs_BT.masked_scatter(batch.completion_mask_BT, logprobs_N)
+
+    def _token_logprobs(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+        """Chunk by chunk, recomputed in the backward pass, so that the full logits are never held."""
+        output_layer = self.base.get_output_embeddings()
+
+        def chunk_logprobs(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+            logits_CV = output_layer(hidden_CD).float() / temperature
+            picked_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+            return picked_C - torch.logsumexp(logits_CV, -1)
+
+        chunks = zip(hidden_ND.split(_LOGIT_ROWS), targets_N.split(_LOGIT_ROWS), strict=True)
+        if torch.is_grad_enabled() and len(hidden_ND) > _LOGIT_ROWS:
+            return torch.cat([checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
+
+    def scores(self, batch: Batch) -> Tensor:
+        """r_gap of each conversation, shape (B,): the head on the hidden state of its last token."""
+        assert self.gap_head is not None
+        hidden_BTD = self.hidden_states(batch)
+        last_B = batch.attention_mask_BT.sum(-1) - 1
+        rows_B = torch.arange(len(last_B), device=last_B.device)
+        return self.gap_head(hidden_BTD[rows_B, last_B].float()).squeeze(-1)
+
+    @torch.no_grad()
+    def score_conversations(self, conversations: Sequence[list[int]], micro_batch_size: int) -> Tensor:
+        """r_gap of conversations of any lengths, shape (B,), on the CPU."""
+        self.use(GAP)
+        scores_B = torch.empty(len(conversations))
+        for chunk in length_sorted_chunks([len(ids) for ids in conversations], micro_batch_size):
+            input_ids_BT, mask_BT = pad_right([conversations[i] for i in chunk], self.pad_id)
+            batch = Batch(input_ids_BT, mask_BT, mask_BT.bool()).to(self.device)
+            scores_B[chunk] = self.scores(batch).cpu()
+        return scores_B
+
+    def save_role(self, role: str, folder: Path) -> None:
+        """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""
+        assert self.peft is not None
+        config = LoraConfig(**{**self.peft.peft_config[role].to_dict(), "inference_mode": True})
+        state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
+        if role == GAP and self.gap_head is not None:
+            config.task_type = TaskType.SEQ_CLS
+            config.modules_to_save = ["score"]
+            state[_SCORE_KEY] = self.gap_head.weight
+        config.save_pretrained(str(folder))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        save_file(tensors, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+
+    def load_role(self, role: str, folder: Path) -> None:
+        """Add the adapter saved in a folder under a role; RunError where it does not fit this base."""
+        config = LoraConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save = TaskType.CAUSAL_LM, None
+        state = load_file(folder / ADAPTER_FILES[1])
+        score = state.pop(_SCORE_KEY, None)
+        if (score is not None) != (role == GAP):
+            raise RunError(f"{folder}: {'no gap head' if role == GAP else 'a gap model'} found for role {role}")
+        self.add_role(role, config)
+        assert self.peft is not None
+        expected = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+            raise RunError(f"{folder}: the adapter's tensors do not fit the base model")
+        set_peft_model_state_dict(self.peft, state, adapter_name=role)
+        if score is not None and self.gap_head is not None:
+            self.gap_head.weight.data.copy_(score)

@@ -1,0 +1,120 @@
+"""Rollouts: sample the improver, judge the samples by the gap, and lay them out for the policy update."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pitcli.config import RlConfig
+from pitcli.data.records import Prompt
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
+from pitcli.engine.equations import leave_one_out_advantages, rl_rewards, sequence_kl
+from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
+from pitcli.engine.sampling import Decoding, Sample, generate
+from pitcli.engine.scoring import Comparison, calibrated_gaps
+
+
+class Asked(NamedTuple):
+    """x and y_ref: what the improver is asked to improve."""
+
+    prompt: Prompt
+    reference_response: str
+
+
+class Judge(NamedTuple):
+    """The model whose gap role is the reward, with what is needed to ask it."""
+
+    model: RoleModel
+    chat: ChatFormat
+    gap_temperature: float
+    micro_batch_size: int
+
+
+class RolloutBatch(NamedTuple):
+    """A micro-batch of samples; `tokens` and `metrics` are of the whole rollout, metrics on its first only."""
+
+    batch: Batch
+    old_logprobs_BT: Tensor
+    advantages_B: Tensor
+    tokens: int
+    metrics: dict[str, float]
+
+
+def sample_texts(
+    model: RoleModel,
+    role: str | None,
+    chat: ChatFormat,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    seed: int,
+) -> list[str]:
+    """One response for each prompt, as text."""
+    seeds = [seed + 7919 * row for row in range(len(prompts))]
+    return [chat.decode(sample.token_ids) for sample in generate(model, role, prompts, seeds, decoding)]
+
+
+def roll_out(
+    judge: Judge, asked: Sequence[Asked], decoding: Decoding, seed: int, config: RlConfig
+) -> list[RolloutBatch]:
+    """k samples of the improver for each (x, y_ref), with rewards, advantages and the log-probs they were drawn at."""
+    model, chat, k = judge.model, judge.chat, config.samples_per_prompt
+    prompts = [chat.improver_prompt(*row) for row in asked]
+    seeds = [seed + 7919 * row for row in range(len(prompts) * k)]
+    drawn = generate(model, IMPROVER, prompts, seeds, decoding, samples_per_prompt=k)
+    examples = [Example(prompts[row // k], sample.token_ids) for row, sample in enumerate(drawn)]
+    comparisons = [
+        Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
+        for row, sample in enumerate(drawn)
+    ]
+    gaps_B = calibrated_gaps(model, chat, comparisons, judge.gap_temperature, judge.micro_batch_size)
+    chunks = length_sorted_chunks([len(e.prompt) + len(e.completion) for e in examples], config.micro_batch_size)
+    batches = [completion_batch([examples[row] for row in chunk], model.pad_id).to(model.device) for chunk in chunks]
+    old_logprobs = [
+        drawn_logprobs(batch, [drawn[row] for row in chunk]) for batch, chunk in zip(batches, chunks, strict=True)
+    ]
+
+    kl_B = torch.zeros(len(drawn))
+    model.use(REFERENCE)
+    with torch.no_grad():
+        for batch, chunk, old_BT in zip(batches, chunks, old_logprobs, strict=True):
+            ref_logprobs_BT = model.completion_logprobs(batch, decoding.temperature)
+            kl_B[chunk] = sequence_kl(old_BT, ref_logprobs_BT, batch.completion_mask_BT).cpu()
+    finished_B = torch.tensor([sample.finished for sample in drawn])
+    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
+    advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
+    tokens = sum(len(sample.token_ids) for sample in drawn)
+    metrics = {
+        "reward": float(rewards_B.mean()),
+        "gap": float(gaps_B.mean()),
+        "p_better": float(torch.sigmoid(gaps_B).mean()),
+        "kl": float(kl_B.mean()),
+        "truncated_share": float((~finished_B).float().mean()),
+        "zero_spread_share": float((rewards_B.view(-1, k).std(1) < 1e-6).float().mean()),
+        **text_metrics(drawn, comparisons),
+    }
+    return [
+        RolloutBatch(batch, old_BT, advantages_B[chunk].to(model.device), tokens, metrics if first else {})
+        for batch, old_BT, chunk, first in zip(
+            batches, old_logprobs, chunks, [True] + [False] * (len(chunks) - 1), strict=True
+        )
+    ]
+
+
+def drawn_logprobs(batch: Batch, drawn: Sequence[Sample]) -> Tensor:
+    """The log-probs that the sampler reported, laid out as the batch's tokens, shape (B, T)."""
+    flat = torch.tensor([logprob for sample in drawn for logprob in sample.logprobs], device=batch.input_ids_BT.device)
+    return torch.zeros(batch.input_ids_BT.shape, device=flat.device).masked_scatter(batch.completion_mask_BT, flat)
+
+
+def text_metrics(drawn: Sequence[Sample], comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """Entropy (nats a token, estimated by the samples themselves), length against y_ref, copies."""
+    tokens = sum(len(sample.logprobs) for sample in drawn)
+    words = [(len(c.response.split()), len(c.reference_response.split())) for c in comparisons]
+    copies = sum(c.response == c.reference_response.strip() for c in comparisons)
+    return {
+        "entropy": -sum(sum(sample.logprobs) for sample in drawn) / tokens,
+        "length_ratio": sum(ours for ours, _ in words) / max(1, sum(theirs for _, theirs in words)),
+        "copy_rate": copies / len(comparisons),
+    }

@@ -1,0 +1,136 @@
+"""What every stage does first: find the earlier runs, the base and the rows, and check them before a model loads."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from pitcli.config import EXECUTION_ONLY, DataSettings, Kind, ModelSettings, Settings
+from pitcli.console import note
+from pitcli.data.examples import fitting_pairs, pairs_digest
+from pitcli.data.formats import load_pairs
+from pitcli.data.records import PreferencePair
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.bases import base_digest, resolve_base
+from pitcli.engine.models import RoleModel, load_base, load_tokenizer, pick_device
+from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
+from pitcli.errors import RunError, SettingsError
+
+DEFAULT_MODEL = "smollm2"
+
+
+class EarlierRun(NamedTuple):
+    """A finished run that this stage builds on."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / self.manifest.role
+
+
+class Base(NamedTuple):
+    """A base model that is known and checked but not loaded."""
+
+    folder: Path
+    identity: BaseIdentity
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    device: torch.device
+    max_length: int
+
+    def load(self) -> RoleModel:
+        model = load_base(self.folder, self.identity.load_in_4bit, self.device)
+        return RoleModel(model, self.tokenizer.pad_token_id)
+
+
+def find_run(named: Path | None, default: str, kind: Kind, role: str, remedy: str) -> EarlierRun | None:
+    """The run a flag names, else the one in the default folder if there is any; it must be of the kind wanted."""
+    folder = named or Path(default)
+    if named is None and not folder.exists():
+        return None
+    manifest = load_manifest(folder, remedy)
+    if manifest.kind != kind or manifest.role != role:
+        raise RunError(
+            f"{folder}: a {manifest.kind} run of the {manifest.role}; a {kind} run of the {role} is wanted; {remedy}"
+        )
+    return EarlierRun(folder, manifest)
+
+
+def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
+    """The base that the settings name, else that of the earlier runs; all of them must have been made with it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    first = earlier[0].manifest.base if earlier else None
+    name = settings.model or (first.name if first else DEFAULT_MODEL)
+    device = pick_device(settings.device)
+    folder = resolve_base(name)
+    tokenizer = load_tokenizer(folder)
+    chat = ChatFormat(tokenizer)
+    inherited = first.load_in_4bit if first else True
+    identity = BaseIdentity(
+        name=name,
+        digest=base_digest(folder),
+        template=chat.digest(),
+        load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
+    )
+    _refuse_other_bases(identity, earlier)
+    context = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().max_position_embeddings
+    if settings.max_length and settings.max_length > context:
+        raise SettingsError(f"--max-length: {settings.max_length} is beyond the model's context of {context} tokens")
+    return Base(folder, identity, tokenizer, chat, device, settings.max_length or context)
+
+
+def _refuse_other_bases(identity: BaseIdentity, earlier: list[EarlierRun]) -> None:
+    problems = []
+    for run in earlier:
+        other = run.manifest.base
+        if other.digest != identity.digest:
+            problems.append(
+                f"{run.folder}: trained on the base {other.name} ({other.digest[:12]}), not on {identity.name} "
+                f"({identity.digest[:12]}); give --model {other.name} or another run"
+            )
+        elif other.template != identity.template:
+            problems.append(f"{run.folder}: trained with another chat template; train it again")
+        elif other.load_in_4bit != identity.load_in_4bit:
+            flag = "--load-in-4bit" if other.load_in_4bit else "--no-load-in-4bit"
+            problems.append(f"{run.folder}: trained with {flag}; give the same here")
+    if problems:
+        raise RunError(problems)
+
+
+def open_pairs(
+    settings: DataSettings, base: Base, earlier: list[EarlierRun], room: int = 0
+) -> tuple[list[PreferencePair], DataIdentity]:
+    """The pairs that the settings name, else those of the earlier runs, each checked to fit the context.
+
+    room: tokens that a sampled response may take in place of those of the data.
+    """
+    path = settings.data or next((run.manifest.data.path for run in earlier if run.manifest.data.path != "-"), None)
+    if path is None:
+        raise SettingsError("--data: name a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
+    notes: Counter[str] = Counter()
+    pairs = load_pairs(path, settings.max_rows, notes)
+    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, settings.skip_long, notes, room)
+    for what, count in notes.items():
+        note(f"{path}: {count} {what}")
+    note(f"{path}: {len(pairs)} pairs")
+    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
+
+
+def new_manifest(kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity) -> Manifest:
+    """What a run that begins now is."""
+    return Manifest.model_validate(
+        {
+            "kind": kind,
+            "role": role,
+            "versions": library_versions(),
+            "config": config.model_dump(mode="json", exclude=EXECUTION_ONLY),
+            "base": base.identity,
+            "data": data,
+        }
+    )

@@ -1,0 +1,155 @@
+"""From a settings model to command-line flags, from flags and a YAML file to validated settings, and back."""
+
+import inspect
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pitcli.config import Settings
+from pitcli.errors import SettingsError
+
+S = TypeVar("S", bound=Settings)
+
+CONFIG_HELP = "YAML file of these settings (learning_rate: 1e-4); flags override it"
+NOT_SAVED = {"resume", "overwrite"}  # they say how one start went, not what the run is
+
+
+def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callable[..., int | None]:
+    """A function for Typer with one flag a field and --config; it validates, then calls `run`."""
+
+    def command(config: str | None, **flags: object) -> int | None:
+        given = {name: value for name, value in flags.items() if value is not None}
+        return run(settings_of(config_class, given, config))
+
+    parameters = {"config": Annotated[str | None, typer.Option(help=CONFIG_HELP, metavar="<file>")]}
+    for name in _own_fields_first(config_class):
+        parameters[name] = _flag_annotation(config_class.model_fields[name])
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in parameters.items()
+        ]
+    )
+    return command
+
+
+def settings_of(config_class: type[S], flags: dict[str, object], file: str | None = None) -> S:
+    """The file's values with the flags over them; SettingsError names every problem at once."""
+    from_file = _read_yaml(file) if file is not None else {}
+    # An empty flag is nearly always an unset shell variable, and Path("") would mean the current folder.
+    problems = [f"{_flag(name)}: must not be empty" for name, value in flags.items() if value == ""]
+    try:
+        settings = config_class.model_validate(from_file | {k: v for k, v in flags.items() if v != ""})
+    except ValidationError as error:
+        for entry in error.errors(include_url=False):
+            name = str(entry["loc"][0]) if entry["loc"] else None
+            what = _what(entry, list(config_class.model_fields))
+            where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
+            problems.append(where + what)
+        raise SettingsError(problems) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def save_config(config: Settings, path: Path) -> None:
+    """Write what `--config` reads back to the same settings."""
+    import yaml
+
+    values = config.model_dump(mode="json", exclude_none=True, exclude=NOT_SAVED)
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _own_fields_first(config_class: type[Settings]) -> list[str]:
+    declared = [name for section in config_class.__mro__ for name in vars(section).get("__annotations__", {})]
+    return [name for name in dict.fromkeys(declared) if name in config_class.model_fields]
+
+
+def _flag_annotation(field: FieldInfo) -> Any:
+    kind = _bare_type(field.annotation)
+    text = f"{field.description}{_default_text(field)}"
+    if kind is bool:
+        return Annotated[bool | None, typer.Option(help=text, show_default=False)]
+    choices = [str(choice) for choice in kind] if issubclass(kind, StrEnum) else []
+    metavar = "|".join(choices) or {int: "int", float: "float", Path: "path"}.get(kind, "text")
+    # Text to Typer, whatever the type: the model converts, so that all bad values are told at once.
+    return Annotated[
+        str | None,
+        typer.Option(help=text, metavar=f"<{metavar}>", autocompletion=(lambda: choices) if choices else None),
+    ]
+
+
+def _bare_type(annotation: Any) -> type:
+    """int for int | None; str for a tuple, whose flag is one comma-separated text."""
+    if get_origin(annotation) is tuple:
+        return str
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
+    return kinds[0]
+
+
+def _default_text(field: FieldInfo) -> str:
+    default = field.default
+    if default is None or "[default:" in (field.description or ""):
+        return ""
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _what(entry: Any, names: list[str]) -> str:
+    """Pydantic's error in our words."""
+    if entry["type"] == "value_error":
+        return str(entry["ctx"]["error"])
+    if entry["type"] == "extra_forbidden":
+        near = get_close_matches(str(entry["loc"][0]).replace("-", "_"), names, n=1)
+        return f"no such setting; did you mean {near[0]}?" if near else "no such setting; --help lists them"
+    # "Input should be a valid integer, unable to parse ..." -> "must be a valid integer"
+    demand = re.split("(?: after validation)?, (?:unable|got|not) ", entry["msg"])[0]
+    return f"{re.sub('^[A-Za-z]+ should', 'must', demand)}, got {_shown(entry['input'])}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _read_yaml(file: str) -> dict[str, object]:
+    import yaml
+
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"--config: {file}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SettingsError(f"{file}{line}: not YAML: {error.problem}") from None
+    # ValueError: not UTF-8, or a scalar such as the date 2024-13-45; RecursionError: brackets thousands deep.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
+    if node is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: must hold `setting: value` lines, not {_shown(values)}")
+    first_line: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in first_line:
+            raise SettingsError(f"{file}:{line}: {key.value} is already given in line {first_line[key.value]}")
+        first_line[key.value] = line
+    return {str(name): value for name, value in values.items()}

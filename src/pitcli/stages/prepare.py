@@ -1,0 +1,101 @@
+"""pit prepare: preference data in any known format becomes canonical JSONL, in folds disjoint by prompt."""
+
+import os
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pitcli import console
+from pitcli.config import PrepareConfig
+from pitcli.data.formats import TRANSCRIPTS, load_pairs, parse_pair
+from pitcli.data.records import PreferencePair, write_row
+from pitcli.data.splits import parse_shares, split_folds
+from pitcli.data.synthetic import preference_rows
+from pitcli.errors import InputError, SettingsError
+
+
+def run(config: PrepareConfig) -> None:
+    shares = _shares(config.folds)
+    paths = {name: config.out / f"{name}.jsonl" for name in shares}
+    _refuse_overwriting(config.data, paths)
+    notes: Counter[str] = Counter()
+    folds = split_folds(_load(config, notes), shares, config.seed)
+    if empty := [name for name, pairs in folds.items() if not pairs]:
+        raise InputError(f"too few prompts for so many folds: nothing falls to {', '.join(empty)}; see --folds")
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    for name, pairs in folds.items():
+        _write(pairs, paths[name])
+
+    _report(folds, notes)
+    if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - {Path(config.data or "")}):
+        names = ", ".join(path.name for path in others)
+        console.warn(f"{config.out} also holds {names}: not of this run, and may share prompts with its folds")
+    first = "sft" if "sft" in paths else next(iter(paths))
+    console.next_command(f"pit sft --data {paths[first]}")
+
+
+def canonical_row(pair: PreferencePair) -> dict[str, Any]:
+    """What `load_pairs` reads back to the same pair."""
+    prompt: str | list[dict[str, str]] = [message._asdict() for message in pair.prompt]
+    only = pair.prompt[0]
+    # One user message is plain text, unless it looks like a transcript and would be read as one.
+    looks_like_turns = only.content.lstrip().startswith(tuple(opening for opening, _ in TRANSCRIPTS))
+    if len(pair.prompt) == 1 and not looks_like_turns:
+        prompt = only.content
+    return {"id": pair.id, "prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, **pair.extra}
+
+
+def _shares(folds: str) -> dict[str, float]:
+    try:
+        return parse_shares(folds)
+    except SettingsError as error:
+        raise SettingsError([f"--folds: {problem}" for problem in error.problems]) from None
+
+
+def _refuse_overwriting(data: str | None, paths: dict[str, Path]) -> None:
+    for name, path in paths.items():
+        if data is not None and path.resolve() == Path(data).resolve():
+            raise SettingsError(f"--out: fold {name} would overwrite --data {data}; choose another folder")
+
+
+def _load(config: PrepareConfig, notes: Counter[str]) -> list[PreferencePair]:
+    if config.synthetic is None:
+        assert config.data is not None, "PrepareConfig asks for exactly one of the two"
+        return load_pairs(config.data, config.max_rows, notes)
+    rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
+    return [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
+
+
+def _write(pairs: list[PreferencePair], path: Path) -> None:
+    unfinished = path.with_suffix(".jsonl.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as stream:
+            for pair in pairs:
+                write_row(canonical_row(pair), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None:
+    def words(texts: list[str]) -> float:
+        return round(mean(len(text.split()) for text in texts), 1)
+
+    rows = [
+        [
+            name,
+            len(pairs),
+            words(["\n".join(message.content for message in pair.prompt) for pair in pairs]),
+            words([pair.chosen for pair in pairs]),
+            words([pair.rejected for pair in pairs]),
+        ]
+        for name, pairs in folds.items()
+    ]
+    console.table("Folds (mean lengths in words)", ["fold", "rows", "prompt", "chosen", "rejected"], rows)
+    for what, count in sorted(notes.items()):
+        console.note(f"{what}: {count}")

@@ -1,0 +1,126 @@
+"""pit train-reward: the gap model r_gap(x, y1, y2), its report on held-out pairs, and its calibration."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from pitcli.config import RewardConfig
+from pitcli.console import next_command, note, samples, table
+from pitcli.data.examples import ordered_conversations
+from pitcli.data.records import PreferencePair
+from pitcli.data.splits import hold_out
+from pitcli.engine.batches import (
+    Batch,
+    length_sorted_chunks,
+    pad_right,
+    rows_of_step,
+    steps_per_epoch,
+)
+from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
+from pitcli.engine.models import GAP, RoleModel, lora_config
+from pitcli.engine.run_folder import CONFIG, open_run
+from pitcli.engine.training import Task, train
+from pitcli.inputs import new_manifest, open_base, open_pairs
+from pitcli.options import save_config
+
+SHOWN = 2
+
+
+def run(config: RewardConfig) -> None:
+    """Train on all but the held-out prompts, report on those, and write the gap model to the run folder."""
+    base = open_base(config, [])
+    pairs, data = open_pairs(config, base, [])
+    training, held_out = hold_out(pairs, config.held_out, config.seed)
+    manifest = new_manifest("reward", GAP, config, base, data)
+    with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
+        save_config(config, folder.path / CONFIG)
+        set_seed(config.seed)
+        model = base.load()
+        model.add_role(GAP, lora_config(config))
+        conversations = [ordered_conversations(pair, base.chat) for pair in training]
+        result = train(model, gap_task(model, conversations, config), config, folder)
+        scores_N4 = model.score_conversations(
+            [ids for pair in held_out for ids in ordered_conversations(pair, base.chat)],
+            config.micro_batch_size,
+        ).view(-1, 4)
+        report = gap_report(scores_N4, held_out)
+        folder.finish({**result._asdict(), **report}, {GAP: lambda path: model.save_role(GAP, path)})
+    table("gap model on held-out pairs", ["", "value"], list(report.items()))
+    note(f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.out}")
+    show_scored(held_out[:SHOWN], scores_N4[:SHOWN], report["gap_temperature"])
+    next_command("pit rl --curriculum")
+
+
+def gap_task(model: RoleModel, conversations: Sequence[list[list[int]]], config: RewardConfig) -> Task:
+    """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
+    lengths = [max(len(ids) for ids in four) for four in conversations]
+    pairs_at_once = max(1, config.micro_batch_size // 4)
+
+    def micro_batches(step: int) -> list[tuple[Batch, int]]:
+        rows = rows_of_step(step, len(conversations), config.batch_size, config.seed)
+        batches = []
+        for chunk in length_sorted_chunks([lengths[row] for row in rows], pairs_at_once):
+            fours = [ids for place in chunk for ids in conversations[rows[place]]]
+            input_ids_BT, mask_BT = pad_right(fours, model.pad_id)
+            batches.append((Batch(input_ids_BT, mask_BT, mask_BT.bool()).to(model.device), len(rows)))
+        return batches
+
+    def loss(micro_batch: tuple[Batch, int]) -> tuple[Tensor, dict[str, float]]:
+        batch, pairs = micro_batch
+        scores_B4 = model.scores(batch).view(-1, 4)
+        share = len(scores_B4) / pairs
+        correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / pairs
+        return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
+
+    per_epoch = steps_per_epoch(len(conversations), config.batch_size)
+    total = min(config.max_steps or per_epoch * config.epochs, per_epoch * config.epochs)
+    return Task(GAP, total, micro_batches, loss)
+
+
+def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair]) -> dict[str, float]:
+    """Held-out figures of a gap model.
+
+    scores_N4: r_gap of the orderings (w,l), (w,w), (l,l), (l,w). accuracy: how often the symmetrised gap ranks
+    the pair as its label does, with a 95% Wilson interval; swap_residual: mean |r(a,b) + r(b,a)|;
+    swap_flip_rate: how often the raw r_gap names another winner when the responses swap places;
+    length_correlation: of the gap with the length difference in words, about zero.
+    """
+    r_wl, r_lw = scores_N4[:, 0].double(), scores_N4[:, 3].double()
+    gaps_N = symmetrised_gap(r_wl, r_lw).numpy()
+    lengths_N = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in pairs], dtype=float)
+    correct = float((gaps_N > 0).mean())
+    low, high = wilson_interval(correct, len(pairs))
+    norm = float(np.sqrt((gaps_N**2).sum() * (lengths_N**2).sum()))
+    temperature = fit_temperature(gaps_N.tolist())
+    return {
+        "held_out_pairs": len(pairs),
+        "accuracy": correct,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "longer_wins_accuracy": float(((lengths_N > 0) + 0.5 * (lengths_N == 0)).mean()),
+        "shorter_wins_accuracy": float(((lengths_N < 0) + 0.5 * (lengths_N == 0)).mean()),
+        "length_correlation": float((gaps_N * lengths_N).sum() / norm) if norm else 0.0,
+        "swap_residual": float((r_wl + r_lw).abs().mean()),
+        "swap_flip_rate": float(torch.eq(r_wl > 0, r_lw > 0).double().mean()),
+        "gap_temperature": temperature,
+        "log_loss": float(np.mean(np.logaddexp(0, -gaps_N / temperature))),
+    }
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share seen in `count` trials."""
+    centre = share + z * z / (2 * count)
+    reach = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
+    return (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count)
+
+
+def show_scored(pairs: Sequence[PreferencePair], scores_N4: Tensor, temperature: float) -> None:
+    """A few held-out pairs with what the gap model says of them."""
+    rows = []
+    for pair, scores in zip(pairs, scores_N4, strict=True):
+        gap = float(symmetrised_gap(scores[0], scores[3]))
+        rows.append((pair.prompt[-1].content, pair.rejected, f"[P {p_better(gap, temperature):.2f}] {pair.chosen}"))
+    samples(rows)

@@ -1,0 +1,212 @@
+"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver.
+
+Departures from the paper (PPO-like policy gradient on TPUs, details unpublished): k samples for each (x, y_ref)
+with a leave-one-out baseline instead of a value model; the gap is symmetrised and divided by its calibrated
+temperature, so reward and beta are in logits of P(better); references of the policy stage are sampled as the
+rollouts need them; stage 1 takes y_l only in its first half and y_l or y_w in its second; a third stage, self,
+takes the improver's own outputs.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from pitcli.config import RlConfig, Stage
+from pitcli.console import next_command, note, samples
+from pitcli.data.examples import longest_conversation
+from pitcli.data.formats import iter_drafts
+from pitcli.data.records import PreferencePair, RowError
+from pitcli.engine.batches import rows_of_step, steps_per_epoch
+from pitcli.engine.equations import clipped_policy_loss
+from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
+from pitcli.engine.rollouts import Asked, Judge, RolloutBatch, roll_out, sample_texts
+from pitcli.engine.run_folder import CONFIG, open_run
+from pitcli.engine.sampling import Decoding
+from pitcli.engine.training import Task, step_seed, train
+from pitcli.errors import InputError
+from pitcli.inputs import Base, find_run, new_manifest, open_base, open_pairs
+from pitcli.options import save_config
+
+SHOWN = 3
+
+
+class Source(NamedTuple):
+    """Rows that one stage of the curriculum draws from, and how a row becomes (x, y_ref)."""
+
+    stage: Stage
+    rows: int
+    references: Callable[[list[int], int, float], list[Asked]]  # (rows, step, how far the stage is)
+
+
+def run(config: RlConfig) -> None:
+    """Run the curriculum and write the improver, with the gap model that it was trained on, to the run folder."""
+    sft = find_run(config.sft, "runs/sft", "sft", IMPROVER, "pit sft --role improver makes one")
+    reward = find_run(config.reward, "runs/reward", "reward", GAP, "pit train-reward makes one")
+    policy = find_run(config.policy, "runs/policy", "sft", POLICY, "pit sft --role policy makes one")
+    if sft is None or reward is None:
+        missing = [
+            "--sft: no run in runs/sft; pit sft --role improver makes one" if sft is None else "",
+            "--reward: no run in runs/reward; pit train-reward makes one" if reward is None else "",
+        ]
+        raise InputError([problem for problem in missing if problem])
+    base = open_base(config, [reward, sft, *([policy] if policy else [])])
+    pairs, data = open_pairs(config, base, [reward, sft], config.rollout_max_new_tokens)
+    drafts = load_drafts(config.drafts, base) if config.drafts else None
+    manifest = new_manifest("rl", IMPROVER, config, base, data)
+    with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
+        save_config(config, folder.path / CONFIG)
+        set_seed(config.seed)
+        model = base.load()
+        model.load_role(IMPROVER, sft.adapter)
+        model.load_role(REFERENCE, sft.adapter)
+        model.load_role(GAP, reward.adapter)
+        if policy:
+            model.load_role(POLICY, policy.adapter)
+        gap_temperature = float(reward.manifest.results["gap_temperature"] or 1.0)
+        judge = Judge(model, base.chat, gap_temperature, config.micro_batch_size)
+        sources = curriculum(config, model, base, pairs, drafts, POLICY if policy else None)
+        task = rl_task(config, judge, sources)
+        result = train(model, task, config, folder)
+        folder.finish(
+            {**result._asdict(), "gap_temperature": gap_temperature},
+            {
+                IMPROVER: lambda path: model.save_role(IMPROVER, path),
+                GAP: lambda path: model.save_role(GAP, path),
+            },
+        )
+    note(f"{result.steps} steps through {', '.join(config.curriculum_stages)}; saved in {config.out}")
+    asked = sources[-1].references(list(range(min(SHOWN, sources[-1].rows))), 0, 1.0)
+    prompts = [base.chat.improver_prompt(*row) for row in asked]
+    written = sample_texts(
+        model, IMPROVER, base.chat, prompts, rollout_decoding(config, base)._replace(temperature=0.0), 0
+    )
+    samples([(row.prompt[-1].content, row.reference_response, text) for row, text in zip(asked, written, strict=True)])
+    next_command("pit improve --input drafts.jsonl --max-iters 5")
+
+
+def rollout_decoding(config: RlConfig, base: Base) -> Decoding:
+    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, base.chat.stop_id)
+
+
+def load_drafts(path: str, base: Base) -> list[Asked]:
+    """Drafts of the policy from a file, as references of the policy stage."""
+    errors: list[RowError] = []
+    asked = []
+    for line, draft in iter_drafts(path, errors.append):
+        asked.append(Asked(draft.prompt, draft.response))
+        tokens = longest_conversation(draft.prompt, (draft.response,), base.chat)
+        if tokens > base.max_length:
+            errors.append(RowError(path, line, "response", f"takes {tokens} tokens and {base.max_length} fit"))
+    if errors or not asked:
+        raise InputError([str(error) for error in errors[:20]] or f"{path}: no rows")
+    return asked
+
+
+def curriculum(
+    config: RlConfig,
+    model: RoleModel,
+    base: Base,
+    pairs: Sequence[PreferencePair],
+    drafts: Sequence[Asked] | None,
+    policy_role: str | None,
+) -> list[Source]:
+    """The stages in their order. References come with the prompts, from the policy, or from the improver itself."""
+    chat, decoding = base.chat, rollout_decoding(config, base)
+
+    def from_dataset(rows: list[int], step: int, progress: float) -> list[Asked]:
+        rng = random.Random(step_seed(config.seed, step))
+        hard = [progress >= 0.5 and rng.random() < 0.5 for _ in rows]
+        return [
+            Asked(pairs[row].prompt, pairs[row].chosen if chosen else pairs[row].rejected)
+            for row, chosen in zip(rows, hard, strict=True)
+        ]
+
+    def from_policy(rows: list[int], step: int, progress: float) -> list[Asked]:
+        if drafts is not None:
+            return [drafts[row] for row in rows]
+        prompts = [chat.policy_prompt(pairs[row].prompt) for row in rows]
+        texts = sample_texts(model, policy_role, chat, prompts, decoding, step_seed(config.seed, step, 1))
+        return [Asked(pairs[row].prompt, text or pairs[row].rejected) for row, text in zip(rows, texts, strict=True)]
+
+    def from_self(rows: list[int], step: int, progress: float) -> list[Asked]:
+        asked = from_policy(rows, step, progress)
+        prompts = [chat.improver_prompt(*row) for row in asked]
+        texts = sample_texts(model, IMPROVER, chat, prompts, decoding, step_seed(config.seed, step, 2))
+        return [Asked(row.prompt, text or row.reference_response) for row, text in zip(asked, texts, strict=True)]
+
+    policy_rows = len(drafts) if drafts is not None else len(pairs)
+    known = {
+        Stage.dataset: Source(Stage.dataset, len(pairs), from_dataset),
+        Stage.policy: Source(Stage.policy, policy_rows, from_policy),
+        Stage.self_: Source(Stage.self_, policy_rows, from_self),
+    }
+    return [known[stage] for stage in config.curriculum_stages]
+
+
+def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
+    """RLOO with PPO's clip on rollouts of the improver; each rollout serves updates_per_rollout steps."""
+    rollouts = rollouts_by_stage(config, sources)
+    chat, model = judge.chat, judge.model
+    decoding = Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
+    held: list[RolloutBatch] = []
+
+    def micro_batches(step: int) -> list[RolloutBatch]:
+        rollout, update = divmod(step, config.updates_per_rollout)
+        if update == 0:
+            stage, place = stage_of(rollout, rollouts)
+            source = sources[stage]
+            rows = rows_of_step(place, source.rows, config.batch_size, config.seed)
+            asked = source.references(rows, step, place / rollouts[stage])
+            held[:] = roll_out(judge, asked, decoding, step_seed(config.seed, step), config)
+            held[0].metrics["stage"] = float(stage)
+        return held
+
+    def loss(micro_batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
+        logprobs_BT = model.completion_logprobs(micro_batch.batch, config.rollout_temperature)
+        total, clipped = clipped_policy_loss(
+            logprobs_BT,
+            micro_batch.old_logprobs_BT,
+            micro_batch.advantages_B,
+            micro_batch.batch.completion_mask_BT,
+            config.clip_range,
+        )
+        shares = {"clip_ratio": float(clipped.detach()) / micro_batch.tokens}
+        return total / micro_batch.tokens, {**micro_batch.metrics, **shares}
+
+    recent: Counter[str] = Counter()
+
+    def runaway(metrics: dict[str, float]) -> str | None:
+        beyond = {
+            f"KL {metrics['kl']:.1f} beyond --max-kl": metrics["kl"] > config.max_kl,
+            f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS": metrics["truncated_share"]
+            > config.max_truncated_share,
+        }
+        reason = next((text for text, hit in beyond.items() if hit), None)
+        recent["steps"] = recent["steps"] + 1 if reason else 0
+        return reason if recent["steps"] >= config.runaway_patience else None
+
+    total_steps = sum(rollouts) * config.updates_per_rollout
+    return Task(IMPROVER, total_steps, micro_batches, loss, runaway, "reward", config.updates_per_rollout)
+
+
+def rollouts_by_stage(config: RlConfig, sources: Sequence[Source]) -> list[int]:
+    """How many rollouts each stage gets: its epochs, or an equal part of --max-steps."""
+    full = [steps_per_epoch(source.rows, config.batch_size) * config.epochs for source in sources]
+    if config.max_steps is None:
+        return full
+    total = max(len(sources), config.max_steps // config.updates_per_rollout)
+    even = [total * (index + 1) // len(sources) - total * index // len(sources) for index in range(len(sources))]
+    return [min(most, share) for most, share in zip(full, even, strict=True)]
+
+
+def stage_of(rollout: int, rollouts: Sequence[int]) -> tuple[int, int]:
+    """(stage, rollout within it)."""
+    for stage, count in enumerate(rollouts):
+        if rollout < count:
+            return stage, rollout
+        rollout -= count
+    raise ValueError("beyond the last rollout")

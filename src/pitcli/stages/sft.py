@@ -1,0 +1,87 @@
+"""pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
+
+from pathlib import Path
+
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from pitcli.config import Role, SftConfig
+from pitcli.console import next_command, note, samples
+from pitcli.data.examples import sft_examples
+from pitcli.data.records import PreferencePair
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.batches import (
+    Batch,
+    completion_batch,
+    length_sorted_chunks,
+    rows_of_step,
+    steps_per_epoch,
+)
+from pitcli.engine.models import RoleModel, lora_config
+from pitcli.engine.run_folder import CONFIG, open_run
+from pitcli.engine.sampling import Decoding, generate
+from pitcli.engine.training import Task, train
+from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
+from pitcli.options import save_config
+
+SHOWN = 2
+SHOWN_TOKENS = 96
+
+
+def run(config: SftConfig) -> None:
+    """Train the adapter that `config.role` names and write it to the run folder."""
+    out = config.out or Path("runs/policy" if config.role is Role.policy else "runs/sft")
+    # without --data or --model, those of the reward run
+    needs_data = config.data is None or config.model is None
+    reward = find_run(None, "runs/reward", "reward", "gap", "pit train-reward makes one") if needs_data else None
+    earlier: list[EarlierRun] = [reward] if reward else []
+    base = open_base(config, earlier if config.model is None else [])
+    pairs, data = open_pairs(config, base, earlier)
+    examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
+    manifest = new_manifest("sft", config.role, config, base, data)
+    with open_run(out, manifest, config.resume, config.overwrite) as folder:
+        save_config(config, folder.path / CONFIG)
+        set_seed(config.seed)
+        model = base.load()
+        model.add_role(config.role, lora_config(config))
+        result = train(model, sft_task(model, examples, config), config, folder)
+        folder.finish(result._asdict(), {config.role: lambda path: model.save_role(config.role, path)})
+    note(f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {out}")
+    show_samples(model, base.chat, config.role, pairs[:SHOWN])
+    next_command("pit train-reward" if config.role is Role.improver else "pit sft --role improver")
+
+
+def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Task:
+    """-log p(completion given prompt), the mean over the completion tokens of a step."""
+    lengths = [len(example.prompt) + len(example.completion) for example in examples]
+
+    def micro_batches(step: int) -> list[tuple[Batch, int]]:
+        rows = rows_of_step(step, len(examples), config.batch_size, config.seed)
+        tokens = sum(len(examples[row].completion) for row in rows)
+        chunks = length_sorted_chunks([lengths[row] for row in rows], config.micro_batch_size)
+        batches = ([examples[rows[place]] for place in chunk] for chunk in chunks)
+        return [(completion_batch(batch, model.pad_id).to(model.device), tokens) for batch in batches]
+
+    def loss(micro_batch: tuple[Batch, int]) -> tuple[Tensor, dict[str, float]]:
+        batch, tokens = micro_batch
+        return -model.completion_logprobs(batch).sum() / tokens, {"tokens": float(batch.completion_mask_BT.sum())}
+
+    per_epoch = steps_per_epoch(len(examples), config.batch_size)
+    total = min(config.max_steps or per_epoch * config.epochs, per_epoch * config.epochs)
+    return Task(config.role, total, micro_batches, loss)
+
+
+def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:
+    """What the trained model writes for the first rows, greedily."""
+    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_id)
+    if role is Role.policy:
+        prompts = [chat.policy_prompt(pair.prompt) for pair in pairs]
+    else:
+        prompts = [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
+    written = generate(model, role, prompts, [0] * len(prompts), decoding)
+    samples(
+        [
+            (pair.prompt[-1].content, pair.rejected, chat.decode(sample.token_ids))
+            for pair, sample in zip(pairs, written, strict=True)
+        ]
+    )

@@ -1,0 +1,349 @@
+"""The `pit` command from outside: help, errors, exit codes, and what reaches which stream."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pitcli import cli, console
+from pitcli.config import ImproveConfig, Role, SftConfig, StopRule
+from pitcli.errors import InputError, RunError
+
+PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
+MODULES = {"sft": "sft", "train-reward": "reward", "sample": "sample", "rl": "rl", "improve": "improve"}
+
+Runs = list[tuple[str, Any]]
+
+
+def command(stage: str) -> list[str]:
+    """`pit improve` as a real process; `stage` is the body of run(config) in the place of the real one."""
+    fake = f"""
+import signal, sys, time, types
+def run(config):
+    {stage}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit SIG_IGN
+sys.modules["pitcli.stages.improve"] = types.SimpleNamespace(run=run)
+from pitcli.cli import main
+sys.exit(main(["improve"]))
+"""
+    return [sys.executable, "-c", fake]
+
+
+def improve(stage: str, stdout: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(stage),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    """Stages that only note that they ran, in an empty folder."""
+    ran: Runs = []
+
+    def noting(name: str) -> Callable[[Any], None]:
+        return lambda config: ran.append((name, config))
+
+    for name in ("prepare", *MODULES.values()):
+        monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", SimpleNamespace(run=noting(name)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PIT_DEBUG", raising=False)
+    return ran
+
+
+def with_stage(name: str, run: Callable[[Any], int | None]) -> None:
+    """Another body for one of the stages of the fixture `runs`, which puts everything back."""
+    vars(sys.modules[f"pitcli.stages.{name}"])["run"] = run
+
+
+def raising(error: BaseException) -> Callable[[Any], int | None]:
+    def run(config: Any) -> int | None:
+        raise error
+
+    return run
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "peft", "datasets", "numpy", "yaml", "rich.progress"]
+    code = f"import sys, pitcli.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([*PIT, "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_of_pit_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    for name, *_ in cli.COMMANDS:
+        assert re.search(rf"^  {name} +[A-Z].*\.$", out, re.MULTILINE)
+    assert err == ""
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in cli.COMMANDS])
+def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "-h"]) == 0
+    out = capsys.readouterr().out
+    assert f"Example: pit {name} " in out
+    assert f"pit {name}:" not in out
+    assert "--config <file>" in out
+
+
+def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["rl", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--load-in-4bit / --no-load-in-4bit" in out
+    assert "Prompts for each rollout [default: 8]" in out
+    assert "Run folder of the SFT improver [default: runs/sft] --reward" in out
+    assert "--device <auto|cpu|cuda>" in out
+    assert "dataset, policy, self [default: dataset]" in out
+    assert "None" not in out
+
+
+def test_examples_in_the_help_are_accepted(runs: Runs) -> None:
+    Path("runs/sft").mkdir(parents=True)
+    for name, _, _, example in cli.COMMANDS:
+        assert cli.main(example.split()[1:]) == 0
+        assert runs[-1][0] == MODULES.get(name, name)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"pit \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_without_a_command_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Usage: pit" in err
+
+
+def test_flags_reach_the_stage(runs: Runs) -> None:
+    arguments = "improve --input a.jsonl --max-iters 5 --stop none --no-load-in-4bit --run r"
+    assert cli.main(arguments.split()) == 0
+    expected = ImproveConfig(input="a.jsonl", max_iters=5, stop=StopRule.none, load_in_4bit=False, run=Path("r"))
+    assert runs == [("improve", expected)]
+    assert runs[0][1].model_fields_set == {"input", "max_iters", "stop", "load_in_4bit", "run"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            "sft --lerning-rate 3",
+            "no such option: --lerning-rate; did you mean --learning-rate? (see pit sft --help)",
+        ),
+        ("sft --data", "option '--data' requires an argument"),
+        ("stf", "no such command 'stf'. Did you mean 'sft'? (see pit --help)"),
+        ("zzzz", "no such command 'zzzz' (see pit --help)"),
+        ("sft hh.jsonl", "got unexpected extra argument(s) (hh.jsonl) (see pit sft --help)"),
+        ("improve --max-iters -1", "--max-iters: must be greater than or equal to 0, got -1"),
+        ("prepare", "give either --data or --synthetic"),
+        ("sft --config none.yaml", "--config: none.yaml: No such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_stage_is_run(
+    arguments: str, error: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"error: {error}\n")
+    assert runs == []
+
+
+def test_the_config_file_and_flags_over_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_text("epochs: 2\nseed: 5\n")
+    assert cli.main(["sft", "--config", "c.yaml", "--seed", "6"]) == 0
+    assert (runs[0][1].epochs, runs[0][1].seed) == (2, 6)
+    Path("c.yaml").write_text("epoch: 2\nseed: -5\n")
+    assert cli.main(["sft", "--config", "c.yaml", "--epochs", "0"]) == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "error: --epochs: must be greater than or equal to 1, got 0",
+        "error: c.yaml: epoch: no such setting; did you mean epochs?",
+        "error: c.yaml: seed: must be greater than or equal to 0, got -5",
+    ]
+
+
+def test_rl_trains_the_improver_first_where_there_is_none(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--data d.jsonl --model tiny --seed 3 --max-steps 9 --no-load-in-4bit --learning-rate 1"
+    assert cli.main(["rl", *flags.split()]) == 0
+    expected = SftConfig(role=Role.improver, data="d.jsonl", model="tiny", seed=3, max_steps=9, load_in_4bit=False)
+    assert [name for name, _ in runs] == ["sft", "rl"]
+    assert runs[0][1] == expected, "rl's learning rate is not sft's"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("flags", "folder"), [(["--sft", "elsewhere"], None), ([], "runs/sft")])
+def test_rl_takes_the_improver_that_there_is(flags: list[str], folder: str | None, runs: Runs) -> None:
+    if folder:
+        Path(folder).mkdir(parents=True)
+    assert cli.main(["rl", *flags]) == 0
+    assert [name for name, _ in runs] == ["rl"]
+
+
+def test_rl_does_not_go_on_after_a_failed_sft(runs: Runs) -> None:
+    with_stage("sft", lambda config: 3)
+    assert cli.main(["rl"]) == 3
+    assert runs == []
+
+
+class OutOfMemoryError(RuntimeError):
+    """Stands in for torch's, which is known by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (InputError(["a.jsonl:1: bad", "a.jsonl:2: bad"]), 2, ["a.jsonl:1: bad", "a.jsonl:2: bad"]),
+        (RunError("runs/rl is locked \x1b[2J[bold]"), 3, ["runs/rl is locked \\x1b[2J[bold]"]),
+        (OSError(28, "No space left on device", "out.jsonl"), 3, ["No space left on device: out.jsonl"]),
+        (PermissionError(13, "Permission denied", "/x"), 3, ["Permission denied: /x"]),
+        (OSError("We couldn't connect\nto the hub"), 3, ["We couldn't connect to the hub"]),
+        (MemoryError(), 3, [cli.OUT_OF_MEMORY]),
+        (OutOfMemoryError("CUDA"), 3, [cli.OUT_OF_MEMORY]),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte"),
+            3,
+            [cli.OUT_OF_MEMORY],
+        ),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, lines: list[str], runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_stage("sft", raising(error))
+    assert cli.main(["sft"]) == code
+    assert capsys.readouterr().err.splitlines() == [f"error: {line}" for line in lines]
+
+
+def test_the_stages_own_code(runs: Runs) -> None:
+    with_stage("improve", lambda config: 1)
+    assert cli.main(["improve"]) == 1
+
+
+@pytest.mark.parametrize("bug", [ValueError("bug"), RuntimeError("bug"), AssertionError("bug"), RecursionError()])
+def test_a_bug_shows_its_traceback(bug: Exception, runs: Runs) -> None:
+    with_stage("sft", raising(bug))
+    with pytest.raises(type(bug)):
+        cli.main(["sft"])
+
+
+def test_debugging_shows_every_traceback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_stage("sft", raising(InputError("bad")))
+    monkeypatch.setenv("PIT_DEBUG", "1")
+    with pytest.raises(InputError):
+        cli.main(["sft"])
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_reader_that_leaves_ends_it_quietly(rows: int) -> None:
+    """One row stays in the buffer until the very end; many break the pipe inside the stage."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    body = f"[print('row') for _ in range({rows})]"
+    done = improve(body, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_full_disk_is_one_line(rows: int) -> None:
+    body = f"[print('row') for _ in range({rows})]"
+    with open("/dev/full", "w") as full:
+        done = improve(body, stdout=full)
+    assert (done.returncode, done.stderr) == (3, "error: No space left on device\n")
+
+
+def test_rows_before_an_error_still_arrive() -> None:
+    body = "print('row'); from pitcli.errors import RunError; raise RunError('diverged')"
+    done = improve(body, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "row\n", "error: diverged\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_let_the_stage_clean_up(number: signal.Signals, code: int) -> None:
+    body = "\n    ".join(
+        [
+            "try:",
+            "    print('started', flush=True); time.sleep(60)",
+            "finally:",
+            "    print('closed', flush=True)",
+        ]
+    )
+    process = subprocess.Popen(
+        command(body),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (code, "closed\n")
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+
+
+def test_the_console_shows_text_and_obeys_none_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    console.warn("[red]x[/red]\x1b[2J\r" + "w" * 200)
+    console.table("T [b]", ["name", "n"], [["[i]y\x9b" + "z" * 200, 1], ["a", 2.34567]])
+    console.samples([("p" * 400, "a\nb", "\u202eevil")])
+    console.next_command("pit rl")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "warning: [red]x[/red]\\x1b[2J\\r" + "w" * 200 + "\n" in err
+    assert "T [b]" in err
+    assert "[i]y\\x9b" + "z" * 200 in err, "nothing is cut off or folded outside a terminal"
+    assert "2.346" in err
+    assert "prompt  " + "p" * 299 + "…\n" in err
+    assert "before  a\n        b\nafter   \\u202eevil\n" in err
+    assert err.endswith("next: pit rl\n")
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("total", [None, 3])
+def test_progress_is_silent_outside_a_terminal(total: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("train", total) as advance:
+        advance()
+        advance(2, loss=0.53)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_leaves_stdout_to_the_rows() -> None:
+    """A pseudo-terminal as stderr, a pipe as stdout: the rows must not be drawn into the bar's stream."""
+    code = (
+        "from pitcli import console\n"
+        "with console.progress('train', 2) as outer, console.progress('inner', None) as advance:\n"
+        "    advance(loss=0.53125); outer(2); print('row')\n"
+    )
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, stdout=subprocess.PIPE, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert (done.returncode, done.stdout) == (0, b"row\n")
+    assert "loss=0.5312" in shown
+    assert "2/2" in shown
