@@ -36,15 +36,6 @@ def sft_examples(
     ]
 
 
-def ordered_conversations(pair: PreferencePair, chat: ChatFormat) -> list[list[int]]:
-    """What the gap model reads for r(w,l), r(w,w), r(l,l), r(l,w), in the order of equations.ORDERINGS."""
-    responses = {"w": pair.chosen, "l": pair.rejected}
-    prompt = chat.policy_prompt(pair.prompt)
-    completions = {name: chat.completion(text) for name, text in responses.items()}
-    references = {name: chat.after_prompt(text) for name, text in responses.items()}
-    return [prompt + references[second] + completions[first] for first, second in ("wl", "ww", "ll", "lw")]
-
-
 def longest_conversation(prompt: Prompt, responses: Sequence[str], chat: ChatFormat, room: int = 0) -> int:
     """Tokens of the longest conversation made of any two of the responses, or of sampled ones of `room` tokens."""
     longest = max([room, *(len(chat.encode_text(text)) for text in responses)])

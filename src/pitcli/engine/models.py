@@ -1,7 +1,9 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
@@ -9,11 +11,19 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pitcli.config import Device, LoraSettings
+from pitcli.console import warn
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE
-from pitcli.engine.batches import Batch, length_sorted_chunks, pad_right
+from pitcli.engine.batches import Batch, length_sorted_chunks
+from pitcli.engine.pair_tree import Tree, TreeBatch, tree_batch, unfolded
 from pitcli.errors import RunError
 
 GAP = "gap"
@@ -23,6 +33,7 @@ REFERENCE = "reference"
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _SCORE_KEY = "base_model.model.score.weight"
+TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 _LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
 
 
@@ -122,14 +133,19 @@ class RoleModel(nn.Module):
             nn.init.normal_(self.gap_head.weight, std=hidden**-0.5)
         self._active = None
 
+    @property
+    def _tuner(self) -> Any:
+        assert self.peft is not None
+        return self.peft.base_model
+
     def use(self, role: str | None, train: bool = False) -> None:
         """Switch to a role; only a role that is used to train has gradients."""
         if self.peft is None or self._active == (role, train):
             return
         if role is None:
-            self.peft.base_model.disable_adapter_layers()
+            self._tuner.disable_adapter_layers()
         else:
-            self.peft.base_model.enable_adapter_layers()
+            self._tuner.enable_adapter_layers()
             self.peft.set_adapter(role, inference_mode=not train)
         if self.gap_head is not None:
             self.gap_head.requires_grad_(role == GAP and train)
@@ -178,24 +194,51 @@ class RoleModel(nn.Module):
             return torch.cat([checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
 
-    def scores(self, batch: Batch) -> Tensor:
-        """r_gap of each conversation, shape (B,): the head on the hidden state of its last token."""
+    def scores(self, batch: TreeBatch) -> Tensor:
+        """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
         assert self.gap_head is not None
-        hidden_BTD = self.hidden_states(batch)
-        last_B = batch.attention_mask_BT.sum(-1) - 1
-        rows_B = torch.arange(len(last_B), device=last_B.device)
-        return self.gap_head(hidden_BTD[rows_B, last_B].float()).squeeze(-1)
+        return self.gap_head(self._leaf_states(batch)).squeeze(-1)
+
+    def _leaf_states(self, batch: TreeBatch) -> Tensor:
+        output = self.transformer(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_B1TT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+        )
+        return output.last_hidden_state[batch.rows_N, batch.ends_N].float()
+
+    def tree_batch(self, trees: Sequence[Tree]) -> TreeBatch:
+        """Trees as this model takes them: packed, or every conversation by itself."""
+        rows = trees if self.packs_trees else unfolded(trees)
+        return tree_batch(rows, self.pad_id, self.base.dtype).to(self.device)
 
     @torch.no_grad()
-    def score_conversations(self, conversations: Sequence[list[int]], micro_batch_size: int) -> Tensor:
-        """r_gap of conversations of any lengths, shape (B,), on the CPU."""
+    def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> Tensor:
+        """r_gap of the leaves of trees that have equally many, shape (B, leaves), on the CPU."""
         self.use(GAP)
-        scores_B = torch.empty(len(conversations))
-        for chunk in length_sorted_chunks([len(ids) for ids in conversations], micro_batch_size):
-            input_ids_BT, mask_BT = pad_right([conversations[i] for i in chunk], self.pad_id)
-            batch = Batch(input_ids_BT, mask_BT, mask_BT.bool()).to(self.device)
-            scores_B[chunk] = self.scores(batch).cpu()
-        return scores_B
+        leaves = len(trees[0].leaves)
+        scores_BL = torch.empty(len(trees), leaves)
+        for chunk in length_sorted_chunks([tree.tokens() for tree in trees], max(1, micro_batch_size // leaves)):
+            batch = self.tree_batch([trees[index] for index in chunk])
+            scores_BL[chunk] = self.scores(batch).view(-1, leaves).cpu()
+        return scores_BL
+
+    @cached_property
+    def packs_trees(self) -> bool:
+        """Whether the base gives packed trees the hidden states of separate passes; seen by trying it once."""
+        ids = list(range(8))
+        tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
+        with torch.no_grad():
+            states = [
+                self._leaf_states(tree_batch(rows, self.pad_id, self.base.dtype).to(self.device))
+                for rows in ([tree], unfolded([tree]))
+            ]
+        apart = float((states[0] - states[1]).abs().max() / states[1].abs().max())
+        if apart > TREE_TOLERANCE[self.base.dtype]:
+            warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
+            return False
+        return True
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""

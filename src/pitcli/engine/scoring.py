@@ -9,6 +9,7 @@ from pitcli.data.records import Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.equations import symmetrised_gap
 from pitcli.engine.models import RoleModel
+from pitcli.engine.pair_tree import swapped_tree
 
 
 class Comparison(NamedTuple):
@@ -30,10 +31,8 @@ def calibrated_gaps(
 
     sigmoid of it is P(response is preferred); it is exactly 0 where the two are the same.
     """
-    both_orders = [chat.gap_input(c.prompt, c.response, c.reference_response) for c in comparisons]
-    both_orders += [chat.gap_input(c.prompt, c.reference_response, c.response) for c in comparisons]
-    scores_2B = model.score_conversations(both_orders, micro_batch_size).view(2, -1)
-    gaps_B = symmetrised_gap(scores_2B[0], scores_2B[1]) / gap_temperature
-    copies_B = [c.response == c.reference_response for c in comparisons]
-    gaps_B[copies_B] = 0.0  # the two orders may sit in batches of different shape, which costs a last bit
+    trees = [swapped_tree(c.prompt, c.response, c.reference_response, chat) for c in comparisons]
+    scores_B2 = model.score_trees(trees, micro_batch_size)
+    gaps_B = symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / gap_temperature
+    gaps_B[[c.response == c.reference_response for c in comparisons]] = 0.0  # a last bit may differ between branches
     return gaps_B

@@ -9,18 +9,12 @@ from torch import Tensor
 
 from pitcli.config import RewardConfig
 from pitcli.console import next_command, note, samples, table
-from pitcli.data.examples import ordered_conversations
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
-from pitcli.engine.batches import (
-    Batch,
-    length_sorted_chunks,
-    pad_right,
-    rows_of_step,
-    steps_per_epoch,
-)
+from pitcli.engine.batches import length_sorted_chunks, rows_of_step, steps_per_epoch
 from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.engine.models import GAP, RoleModel, lora_config
+from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
 from pitcli.engine.run_folder import CONFIG, open_run
 from pitcli.engine.training import Task, train
 from pitcli.inputs import new_manifest, open_base, open_pairs
@@ -40,12 +34,9 @@ def run(config: RewardConfig) -> None:
         set_seed(config.seed)
         model = base.load()
         model.add_role(GAP, lora_config(config))
-        conversations = [ordered_conversations(pair, base.chat) for pair in training]
-        result = train(model, gap_task(model, conversations, config), config, folder)
-        scores_N4 = model.score_conversations(
-            [ids for pair in held_out for ids in ordered_conversations(pair, base.chat)],
-            config.micro_batch_size,
-        ).view(-1, 4)
+        trees = [ordered_tree(pair, base.chat) for pair in training]
+        result = train(model, gap_task(model, trees, config), config, folder)
+        scores_N4 = model.score_trees([ordered_tree(pair, base.chat) for pair in held_out], config.micro_batch_size)
         report = gap_report(scores_N4, held_out)
         folder.finish({**result._asdict(), **report}, {GAP: lambda path: model.save_role(GAP, path)})
     table("gap model on held-out pairs", ["", "value"], list(report.items()))
@@ -54,28 +45,24 @@ def run(config: RewardConfig) -> None:
     next_command("pit rl --curriculum")
 
 
-def gap_task(model: RoleModel, conversations: Sequence[list[list[int]]], config: RewardConfig) -> Task:
+def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
     """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
-    lengths = [max(len(ids) for ids in four) for four in conversations]
+    lengths = [tree.tokens() for tree in trees]
     pairs_at_once = max(1, config.micro_batch_size // 4)
 
-    def micro_batches(step: int) -> list[tuple[Batch, int]]:
-        rows = rows_of_step(step, len(conversations), config.batch_size, config.seed)
-        batches = []
-        for chunk in length_sorted_chunks([lengths[row] for row in rows], pairs_at_once):
-            fours = [ids for place in chunk for ids in conversations[rows[place]]]
-            input_ids_BT, mask_BT = pad_right(fours, model.pad_id)
-            batches.append((Batch(input_ids_BT, mask_BT, mask_BT.bool()).to(model.device), len(rows)))
-        return batches
+    def micro_batches(step: int) -> list[tuple[TreeBatch, int]]:
+        rows = rows_of_step(step, len(trees), config.batch_size, config.seed)
+        chunks = length_sorted_chunks([lengths[row] for row in rows], pairs_at_once)
+        return [(model.tree_batch([trees[rows[place]] for place in chunk]), len(rows)) for chunk in chunks]
 
-    def loss(micro_batch: tuple[Batch, int]) -> tuple[Tensor, dict[str, float]]:
+    def loss(micro_batch: tuple[TreeBatch, int]) -> tuple[Tensor, dict[str, float]]:
         batch, pairs = micro_batch
         scores_B4 = model.scores(batch).view(-1, 4)
         share = len(scores_B4) / pairs
         correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / pairs
         return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
 
-    per_epoch = steps_per_epoch(len(conversations), config.batch_size)
+    per_epoch = steps_per_epoch(len(trees), config.batch_size)
     total = min(config.max_steps or per_epoch * config.epochs, per_epoch * config.epochs)
     return Task(GAP, total, micro_batches, loss)
 
