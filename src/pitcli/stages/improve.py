@@ -181,8 +181,8 @@ def judge(
     iteration = {
         "iteration": len(attempt.iterations) + 1,
         "response": text,
-        "gap": None if gap is None or not math.isfinite(gap) else round(gap, 6),
-        "p_better": None if probability is None else round(probability, 6),
+        "gap": None if gap is None or not math.isfinite(gap) else gap,
+        "p_better": probability,
         "accepted": reason is None,
         "generated_tokens": tokens,
         "finished": finished,

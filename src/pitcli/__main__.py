@@ -1,0 +1,7 @@
+"""`python -m pitcli` is `pit`."""
+
+import sys
+
+from pitcli.cli import main
+
+sys.exit(main())
