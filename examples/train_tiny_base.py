@@ -1,8 +1,9 @@
 """Train the embedded tiny base model from scratch: `python examples/train_tiny_base.py --out FOLDER`.
 
 The corpus is text alone: no grade of the oracle and no preference enters it. A document is a prompt of the
-synthetic task with one to three answers by one author; authors differ in skill, so a model that predicts the
-text well comes to tell good answers from bad ones, as language models do from the web.
+synthetic task with one or two answers, and after half of the answers stands who wrote it. Authors differ in
+skill, which the text never says; a model that predicts the names well comes to tell good answers from bad ones
+without knowing which is which, as language models do from the web.
 """
 
 import argparse
@@ -22,6 +23,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+AUTHORS = ["Ann", "Bob", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal"]  # the skill of author i is i / 7
+BYLINE_SHARE = 0.5
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
@@ -37,7 +40,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     rng = random.Random(0)
-    corpus = [draw_task(rng).prompt() for _ in range(2000)] + [IMPROVE_INSTRUCTION] * 2000 + WORDS * 200
+    corpus = [draw_task(rng).prompt() for _ in range(2000)] + [IMPROVE_INSTRUCTION] * 2000 + (WORDS + AUTHORS) * 200
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -51,15 +54,20 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
     """Token ids and labels (-100 where the author did not write) of one document."""
     end, user, assistant = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"])
-    task, skill = draw_task(rng), rng.random()
+    task, author = draw_task(rng), rng.randrange(len(AUTHORS))
     ids: list[int] = []
     labels: list[int] = []
-    for turn in range(rng.choice([1, 2, 3])):
+    for turn in range(rng.choice([1, 2, 2])):
         asked = task.prompt() if turn == 0 else IMPROVE_INSTRUCTION
         question = [user, *tokenizer.encode(asked, add_special_tokens=False), end, assistant]
-        answer = [*tokenizer.encode(draw_response(task, skill, rng), add_special_tokens=False), end]
+        response = draw_response(task, author / (len(AUTHORS) - 1), rng)
+        answer = [*tokenizer.encode(response, add_special_tokens=False), end]
+        if rng.random() < BYLINE_SHARE:
+            answer += tokenizer.encode(AUTHORS[author], add_special_tokens=False)
         ids += question + answer
         labels += [-100] * len(question) + answer
+        if rng.random() < 0.5:
+            author = rng.randrange(len(AUTHORS))
     return ids, labels
 
 
@@ -77,9 +85,9 @@ def batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("src/pitcli/assets/tiny"))
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -115,7 +123,7 @@ def main() -> None:
         scheduler.step()
         if step % 50 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
-        if step % 500 == 499 or step == args.steps - 1:
+        if step % 300 == 299 or step == args.steps - 1:
             save(model, tokenizer, args.out)
 
 

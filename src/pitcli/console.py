@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,9 +56,12 @@ def _labelled(label: str, style: str, message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, if that is a terminal; yields advance(n=1, **fields), e.g. advance(loss=0.53)."""
-    if not _console().is_terminal:
+def progress(description: str, total: int | None, rows: TextIO | None = None) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, if that is a terminal; yields advance(n=1, **fields), e.g. advance(loss=0.53).
+
+    rows: the stream that rows go to meanwhile; where that is a terminal too, a bar would be written over them.
+    """
+    if not _console().is_terminal or (rows is not None and rows.isatty()):
         yield lambda n=1, **fields: None
         return
     from rich import progress as bars

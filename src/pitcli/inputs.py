@@ -48,17 +48,24 @@ class Base(NamedTuple):
         return RoleModel(model, self.tokenizer.pad_token_id)
 
 
-def find_run(named: Path | None, default: str, kind: Kind, role: str, remedy: str) -> EarlierRun | None:
-    """The run a flag names, else the one in the default folder if there is any; it must be of the kind wanted."""
+def find_run(named: Path | None, default: str, kinds: tuple[Kind, ...], role: str, remedy: str) -> EarlierRun | None:
+    """The run a flag names, else the one in the default folder if there is any; it must be of a kind wanted."""
     folder = named or Path(default)
     if named is None and not folder.exists():
         return None
     manifest = load_manifest(folder, remedy)
-    if manifest.kind != kind or manifest.role != role:
-        raise RunError(
-            f"{folder}: a {manifest.kind} run of the {manifest.role}; a {kind} run of the {role} is wanted; {remedy}"
-        )
+    if manifest.kind not in kinds or manifest.role != role:
+        wanted = f"a {' or '.join(kinds)} run of the {role} is wanted"
+        raise RunError(f"{folder}: a {manifest.kind} run of the {manifest.role}; {wanted}; {remedy}")
     return EarlierRun(folder, manifest)
+
+
+def gap_temperature(manifest: Manifest) -> float:
+    """The calibration that a reward run fitted and an rl run handed on."""
+    fitted = manifest.results.get("gap_temperature")
+    if not isinstance(fitted, float):
+        raise RunError("the gap model's run has no gap_temperature; train it again")
+    return fitted
 
 
 def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.config import ImproveConfig, Kind, StopRule
+from pitcli.config import ImproveConfig, StopRule
 from pitcli.console import error, note, progress, samples
 from pitcli.data.examples import longest_conversation
 from pitcli.data.formats import iter_drafts
@@ -17,9 +17,10 @@ from pitcli.engine.models import GAP, IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.scoring import Comparison, calibrated_gaps
 from pitcli.errors import RunError, SettingsError
-from pitcli.inputs import Base, EarlierRun, find_run, open_base
+from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
 
 SHOWN = 3
+NON_FINITE = "non_finite_gap"
 
 
 class Tools(NamedTuple):
@@ -61,11 +62,14 @@ def run(config: ImproveConfig) -> int:
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id)
     tools = Tools(model, base.chat, gap_temperature, decoding, config)
     shown: list[tuple[str, str, str]] = []
-    changed = count = 0
-    with open_output(config.output) as stream, progress("improving", None) as advance:
+    changed = count = failed = 0
+    with open_output(config.output) as stream, progress("improving", None, stream) as advance:
         for batch in batched(fitting(drafts, base, config, on_error), config.sample_batch_size):
             for attempt in improve(tools, batch):
                 write_row(finished_row(attempt), stream)
+                if attempt.stop_reason == NON_FINITE:
+                    error(f"draft {attempt.draft.id or count + 1}: no finite gap; kept as it was")
+                    failed += 1
                 count += 1
                 changed += attempt.best != attempt.draft.response
                 if attempt.best != attempt.draft.response and len(shown) < SHOWN:
@@ -73,33 +77,25 @@ def run(config: ImproveConfig) -> int:
                 advance(1, changed=changed)
             stream.flush()
     samples(shown)
-    note(f"{count} drafts, {changed} changed" + (f", {len(errors)} rows failed" if errors else ""))
-    return 1 if errors else 0
+    note(f"{count} drafts, {changed} changed" + (f", {len(errors) + failed} rows failed" if errors or failed else ""))
+    return 1 if errors or failed else 0
 
 
 def find_models(config: ImproveConfig) -> tuple[Path, Path | None, float | None, list[EarlierRun]]:
     """(improver adapter, gap adapter, its temperature, the runs): from --run, else runs/rl, else runs/sft."""
-    kind_and_default: tuple[tuple[Kind, str], ...] = (("rl", "runs/rl"), ("sft", "runs/sft"))
-    if config.run:
-        is_rl = (config.run / GAP).is_dir()
-        run_found = find_run(config.run, "", "rl" if is_rl else "sft", IMPROVER, "pit rl makes one")
-    else:
-        run_found = next(
-            (found for kind, default in kind_and_default
-             if (found := find_run(None, default, kind, IMPROVER, "pit rl makes one"))), None
-        )  # fmt: skip
-    if run_found is None:
+    improver = find_run(config.run, "runs/rl", ("rl", "sft"), IMPROVER, "pit rl makes one")
+    improver = improver or find_run(None, "runs/sft", ("sft",), IMPROVER, "pit rl makes one")
+    if improver is None:
         raise RunError("--run: no improver in runs/rl or runs/sft; pit rl makes one")
-    if config.reward is None and run_found.manifest.kind == "rl":
-        temperature = float(run_found.manifest.results["gap_temperature"] or 1.0)
-        return run_found.adapter, run_found.folder / GAP, temperature, [run_found]
-    reward = find_run(config.reward, "runs/reward", "reward", GAP, "pit train-reward makes one")
+    if config.reward is None and improver.manifest.kind == "rl":
+        # an rl run holds the gap model that it was trained on
+        return improver.adapter, improver.folder / GAP, gap_temperature(improver.manifest), [improver]
+    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
+    if reward is None and config.stop is StopRule.gap:
+        raise RunError("--reward: no gap model in runs/reward; pit train-reward makes one, or give --stop none")
     if reward is None:
-        if config.stop is StopRule.gap:
-            raise RunError("--reward: no gap model in runs/reward; pit train-reward makes one, or give --stop none")
-        return run_found.adapter, None, None, [run_found]
-    temperature = float(reward.manifest.results["gap_temperature"] or 1.0)
-    return run_found.adapter, reward.adapter, temperature, [run_found, reward]
+        return improver.adapter, None, None, [improver]
+    return improver.adapter, reward.adapter, gap_temperature(reward.manifest), [improver, reward]
 
 
 def fitting(
@@ -166,22 +162,19 @@ def judge(
     attempt: Attempt, text: str, gap: float | None, tokens: int, finished: bool, config: ImproveConfig
 ) -> Attempt:
     """The stop rule: go on from an improvement only while P(better than the best so far) clears the threshold."""
-    seen = [attempt.draft.response, *(row["response"] for row in attempt.iterations)]
-    probability = None if gap is None else p_better(gap, 1.0)
+    finite = gap is None or math.isfinite(gap)
+    probability = p_better(gap, 1.0) if gap is not None and finite else None
     reason = None
     if not text:
         reason = "empty"
+    elif not finite:
+        reason = NON_FINITE
     elif config.stop is StopRule.gap:
-        if text == attempt.best.strip():
-            reason = "copy"
-        elif text in (earlier.strip() for earlier in seen):
-            reason = "cycle"
-        elif probability is not None and not probability > config.threshold:
-            reason = "not_better"
+        reason = _refusal(attempt, text, probability, config.threshold)
     iteration = {
         "iteration": len(attempt.iterations) + 1,
         "response": text,
-        "gap": None if gap is None or not math.isfinite(gap) else gap,
+        "gap": gap if finite else None,
         "p_better": probability,
         "accepted": reason is None,
         "generated_tokens": tokens,
@@ -189,6 +182,16 @@ def judge(
     }
     best = text if reason is None else attempt.best
     return Attempt(attempt.draft, best, [*attempt.iterations, iteration], reason)
+
+
+def _refusal(attempt: Attempt, text: str, probability: float | None, threshold: float) -> str | None:
+    """Why an improvement is not taken, or None."""
+    seen = [attempt.draft.response, *(row["response"] for row in attempt.iterations)]
+    if text == attempt.best.strip():
+        return "copy"
+    if text in (earlier.strip() for earlier in seen):
+        return "cycle"
+    return "not_better" if probability is not None and not probability > threshold else None
 
 
 def finished_row(attempt: Attempt) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pitcli.engine.run_folder import CONFIG, open_run
 from pitcli.engine.sampling import Decoding
 from pitcli.engine.training import Task, step_seed, train
 from pitcli.errors import InputError
-from pitcli.inputs import Base, find_run, new_manifest, open_base, open_pairs
+from pitcli.inputs import Base, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
 
 SHOWN = 3
@@ -44,9 +44,9 @@ class Source(NamedTuple):
 
 def run(config: RlConfig) -> None:
     """Run the curriculum and write the improver, with the gap model that it was trained on, to the run folder."""
-    sft = find_run(config.sft, "runs/sft", "sft", IMPROVER, "pit sft --role improver makes one")
-    reward = find_run(config.reward, "runs/reward", "reward", GAP, "pit train-reward makes one")
-    policy = find_run(config.policy, "runs/policy", "sft", POLICY, "pit sft --role policy makes one")
+    sft = find_run(config.sft, "runs/sft", ("sft",), IMPROVER, "pit sft --role improver makes one")
+    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
+    policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
     if sft is None or reward is None:
         missing = [
             "--sft: no run in runs/sft; pit sft --role improver makes one" if sft is None else "",
@@ -66,13 +66,12 @@ def run(config: RlConfig) -> None:
         model.load_role(GAP, reward.adapter)
         if policy:
             model.load_role(POLICY, policy.adapter)
-        gap_temperature = float(reward.manifest.results["gap_temperature"] or 1.0)
-        judge = Judge(model, base.chat, gap_temperature, config.micro_batch_size)
+        judge = Judge(model, base.chat, gap_temperature(reward.manifest), config.micro_batch_size)
         sources = curriculum(config, model, base, pairs, drafts, POLICY if policy else None)
         task = rl_task(config, judge, sources)
         result = train(model, task, config, folder)
         folder.finish(
-            {**result._asdict(), "gap_temperature": gap_temperature},
+            {**result._asdict(), "gap_temperature": judge.gap_temperature},
             {
                 IMPROVER: lambda path: model.save_role(IMPROVER, path),
                 GAP: lambda path: model.save_role(GAP, path),

@@ -16,7 +16,7 @@ SHOWN = 2
 
 def run(config: SampleConfig) -> int:
     """Write each row with a sampled `response`; 1 where some rows could not be read."""
-    policy = find_run(config.policy, "runs/policy", "sft", POLICY, "pit sft --role policy makes one")
+    policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
     errors: list[RowError] = []
 
     def on_error(problem: RowError) -> None:
@@ -31,7 +31,7 @@ def run(config: SampleConfig) -> int:
         model.load_role(POLICY, policy.adapter)
     count = 0
     shown: list[tuple[str, str, str]] = []
-    with open_output(config.output) as stream, progress("sampling", config.max_rows) as advance:
+    with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
         for batch in batched(islice(questions, config.max_rows), config.sample_batch_size):
             rows = []
             for line, question in batch:

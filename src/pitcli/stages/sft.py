@@ -33,7 +33,7 @@ def run(config: SftConfig) -> None:
     out = config.out or Path("runs/policy" if config.role is Role.policy else "runs/sft")
     # without --data or --model, those of the reward run
     needs_data = config.data is None or config.model is None
-    reward = find_run(None, "runs/reward", "reward", "gap", "pit train-reward makes one") if needs_data else None
+    reward = find_run(None, "runs/reward", ("reward",), "gap", "pit train-reward makes one") if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
     base = open_base(config, earlier if config.model is None else [])
     pairs, data = open_pairs(config, base, earlier)

@@ -1,0 +1,230 @@
+"""The paper's equations against numbers derived by hand."""
+
+import math
+from math import exp, log
+
+import pytest
+import torch
+from torch import Tensor
+
+from pitcli.config import GapLoss
+from pitcli.engine.equations import (
+    ORDERINGS,
+    bradley_terry_gap_loss,
+    clipped_policy_loss,
+    fit_temperature,
+    five_term_loss,
+    gap_loss,
+    learning_rate_factor,
+    leave_one_out_advantages,
+    p_better,
+    rl_rewards,
+    sequence_kl,
+    symmetric_gap_loss,
+    symmetrised_gap,
+)
+
+
+def softplus(z: float) -> float:
+    """-log sigmoid(-z)"""
+    return log(1 + exp(z))
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_the_orderings_are_those_of_the_gap_columns() -> None:
+    assert ORDERINGS == (("w", "l"), ("w", "w"), ("l", "l"), ("l", "w"))
+
+
+def test_five_terms_of_an_ordered_pair() -> None:
+    # (2, 0, 0, -2): differences 2, 2, 4, 2, 2
+    loss = five_term_loss(tensor(2, 0, 0, -2)[None])
+    assert float(loss) == pytest.approx(4 * log(1 + exp(-2)) + log(1 + exp(-4)))
+    assert float(loss) == pytest.approx(0.525862, abs=1e-6)
+
+
+def test_five_terms_of_four_different_gaps() -> None:
+    # wl 3, ww 1, ll 0, lw -1: wl-ww 2, wl-ll 3, wl-lw 4, ww-lw 2, ll-lw 1
+    wanted = 2 * softplus(-2) + softplus(-3) + softplus(-4) + softplus(-1)
+    assert float(five_term_loss(tensor(3, 1, 0, -1)[None])) == pytest.approx(wanted)
+
+
+def test_five_terms_of_equal_gaps_whatever_their_offset() -> None:
+    for offset in (0.0, -7.5, 100.0):
+        assert float(five_term_loss(torch.full((3, 4), offset))) == pytest.approx(5 * log(2), abs=1e-4)
+
+
+def test_the_losses_are_means_over_the_pairs() -> None:
+    gaps_B4 = torch.stack([tensor(2, 0, 0, -2), tensor(0, 0, 0, 0)])
+    first = 4 * softplus(-2) + softplus(-4)
+    assert float(five_term_loss(gaps_B4)) == pytest.approx((first + 5 * log(2)) / 2)
+    assert float(bradley_terry_gap_loss(gaps_B4)) == pytest.approx((softplus(-4) + log(2)) / 2)
+    assert float(symmetric_gap_loss(gaps_B4)) == pytest.approx((2 * softplus(-2) + 2 * log(2)) / 2)
+
+
+def test_the_gradient_lifts_wl_and_lowers_lw() -> None:
+    # At equal gaps every term has slope -1/2: wl is in three terms, lw in three, ww and ll on either side of one.
+    gaps_B4 = torch.zeros(1, 4, requires_grad=True)
+    five_term_loss(gaps_B4).backward()
+    assert gaps_B4.grad is not None
+    assert gaps_B4.grad[0].tolist() == pytest.approx([-1.5, 0, 0, 1.5])
+
+
+def test_a_loss_of_badly_ordered_huge_gaps_is_linear() -> None:
+    # -log sigmoid(-1000) = 1000; (-500, 0, 0, 500) has differences -500, -500, -1000, -500, -500
+    assert float(five_term_loss(torch.tensor([[-500.0, 0, 0, 500]]))) == pytest.approx(3000)
+
+
+def test_bradley_terry_reads_the_swapped_orderings_alone() -> None:
+    assert float(bradley_terry_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-3))
+
+
+def test_symmetric_takes_each_ordering_by_itself() -> None:
+    assert float(symmetric_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-2) + softplus(-1))
+    # an offset of 5 moves it, other than the other two losses: g_wl = 7, g_lw = 4
+    assert float(symmetric_gap_loss(tensor(7, 14, -4, 4)[None])) == pytest.approx(softplus(-7) + softplus(4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        (GapLoss.five_term, 4 * softplus(-1) + softplus(-2)),
+        (GapLoss.bradley_terry, softplus(-2)),
+        (GapLoss.symmetric, 2 * softplus(-1)),
+    ],
+)
+def test_gap_loss_by_name(kind: GapLoss, wanted: float) -> None:
+    assert float(gap_loss(kind, tensor(1, 0, 0, -1)[None])) == pytest.approx(wanted)
+
+
+def test_the_symmetrised_gap() -> None:
+    # r(a,b) = 3, r(b,a) = 1 -> 1: an offset of 2 that both share is gone
+    reward_ab, reward_ba = tensor(3, 0.5, -4), tensor(1, 0.5, 2)
+    assert symmetrised_gap(reward_ab, reward_ba).tolist() == [1, 0, -3]
+    assert symmetrised_gap(reward_ba, reward_ab).tolist() == [-1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("gap", "gap_temperature", "wanted"),
+    [(0, 3, 0.5), (log(3), 1, 0.75), (2 * log(3), 2, 0.75), (-log(4), 1, 0.2), (-0.5 * log(4), 0.5, 0.2)],
+)
+def test_p_better(gap: float, gap_temperature: float, wanted: float) -> None:
+    assert p_better(gap, gap_temperature) == pytest.approx(wanted)
+
+
+def test_p_better_of_huge_gaps_does_not_overflow() -> None:
+    assert p_better(1e6, 1e-3) == 1
+    assert p_better(-1e6, 1e-3) == pytest.approx(0, abs=1e-300)
+    assert p_better(math.inf, 1) == 1
+
+
+def test_the_temperature_of_one_magnitude() -> None:
+    # three of four right at gap 2: sigmoid(2/T) = 3/4, so 2/T = ln 3
+    assert fit_temperature([2, 2, -2, 2]) == pytest.approx(2 / log(3))
+
+
+@pytest.mark.parametrize("known", [0.1, 1.0, 7.0])
+def test_a_known_temperature_is_recovered(known: float) -> None:
+    # sigmoid(ln 3) = 3/4 and sigmoid(ln 9) = 9/10: both magnitudes are right as often as T = `known` says
+    small, large = known * log(3), known * log(9)
+    gaps = [small] * 3 + [-small] + [large] * 9 + [-large]
+    assert fit_temperature(gaps) == pytest.approx(known)
+
+
+def test_the_temperature_scales_with_the_gaps() -> None:
+    gaps = [0.3, 1.9, -0.4, 0.8, -1.1, 2.2]
+    fitted = fit_temperature(gaps)
+    assert fit_temperature([5 * gap for gap in gaps]) == pytest.approx(5 * fitted)
+
+
+def test_temperatures_without_an_optimum() -> None:
+    assert fit_temperature([1, 2, 0.5], max_temperature=100) == 1 / 100  # all right: as sure as may be
+    for useless in ([], [0, 0], [-1, -2], [1, -1], [1, -3]):
+        assert fit_temperature(useless, max_temperature=100) == 100
+
+
+def test_sequence_kl_sums_over_the_completion() -> None:
+    logprobs_BT = tensor(-1, -2, -3, -1, -1, -1).view(2, 3)
+    ref_logprobs_BT = tensor(-9, -2.5, -3.25, -0.5, -9, -1.25).view(2, 3)
+    mask_BT = torch.tensor([[False, True, True], [True, False, True]])
+    # 0.5 + 0.25; -0.5 + 0.25: k1 may be negative for a sample
+    assert sequence_kl(logprobs_BT, ref_logprobs_BT, mask_BT).tolist() == [0.75, -0.25]
+
+
+def test_rl_rewards() -> None:
+    finished_B = torch.tensor([True, False])
+    # 1 - 0.05 * 2 = 0.9; 0.5 - 0.05 * 4 - 1 = -0.7
+    rewards_B = rl_rewards(tensor(1, 0.5), tensor(2, 4), finished_B, kl_coef=0.05, missing_eos_penalty=1.0)
+    assert rewards_B.tolist() == pytest.approx([0.9, -0.7])
+
+
+def test_leave_one_out() -> None:
+    # 1 - (2+6)/2 = -3; 2 - (1+6)/2 = -1.5; 6 - (1+2)/2 = 4.5
+    advantages_PK = leave_one_out_advantages(torch.stack([tensor(1, 2, 6), tensor(5, 5, 5)]))
+    assert advantages_PK.tolist() == [[-3, -1.5, 4.5], [0, 0, 0]]
+
+
+def test_leave_one_out_of_two_samples_is_their_difference() -> None:
+    assert leave_one_out_advantages(tensor(3, 1)[None]).tolist() == [[2, -2]]
+
+
+def test_leave_one_out_sums_to_zero_for_each_prompt() -> None:
+    rewards_PK = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert leave_one_out_advantages(rewards_PK).sum(1).abs().max() < 1e-12
+
+
+def test_at_ratio_one_the_gradient_is_reinforce() -> None:
+    # d/d log pi of -A log pi is -A at every token of the completion, and the loss is -A a token
+    old_BT = tensor(-1, -2, -3, -0.5, -0.7, -0.1).view(2, 3)
+    logprobs_BT = old_BT.clone().requires_grad_()
+    mask_BT = torch.tensor([[False, True, True], [True, True, False]])
+    loss, clipped = clipped_policy_loss(logprobs_BT, old_BT, tensor(2, -3), mask_BT, clip_range=0.2)
+    loss.backward()
+    assert logprobs_BT.grad is not None
+    assert logprobs_BT.grad.tolist() == [[0, -2, -2], [3, 3, 0]]
+    assert float(loss.detach()) == pytest.approx(-2 * 2 + 3 * 2)
+    assert float(clipped) == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "held"),
+    [
+        (1.5, 2.0, -2.4, 0.0, 1),  # better and already likelier: held at 1.2
+        (0.5, 2.0, -1.0, -1.0, 0),  # better but less likely: free to come back
+        (0.5, -2.0, 1.6, 0.0, 1),  # worse and already less likely: held at 0.8
+        (1.5, -2.0, 3.0, 3.0, 0),  # worse but likelier: free to come back
+    ],
+)
+def test_clipping(ratio: float, advantage: float, loss: float, slope: float, held: int) -> None:
+    logprobs_BT = tensor(log(ratio) - 1)[None].requires_grad_()
+    mask_BT = torch.ones(1, 1, dtype=torch.bool)
+    value, clipped = clipped_policy_loss(logprobs_BT, tensor(-1)[None], tensor(advantage), mask_BT, clip_range=0.2)
+    value.backward()
+    assert logprobs_BT.grad is not None
+    assert float(value.detach()) == pytest.approx(loss)
+    assert float(logprobs_BT.grad) == pytest.approx(slope)
+    assert float(clipped) == held
+
+
+def test_clipping_counts_only_the_completion() -> None:
+    logprobs_BT = tensor(log(1.5), log(1.5), log(1.5))[None]
+    mask_BT = torch.tensor([[False, True, True]])
+    loss, clipped = clipped_policy_loss(logprobs_BT, tensor(0, 0, 0)[None], tensor(1), mask_BT, clip_range=0.2)
+    assert float(loss) == pytest.approx(-2.4)
+    assert float(clipped) == 2
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    # 10 steps, 2 of them warm-up, 8 of decay by 0.9 / 8 each
+    factors = [learning_rate_factor(step, 10, 0.2) for step in range(11)]
+    assert factors[:4] == pytest.approx([0.5, 1, 1, 1 - 0.9 / 8])
+    assert factors[9:] == pytest.approx([1 - 0.9 * 7 / 8, 0.1])
+
+
+@pytest.mark.parametrize(("total", "share"), [(1, 0.0), (1, 0.05), (1, 0.99), (2, 0.99), (7, 0.0)])
+def test_the_learning_rate_of_very_short_runs(total: int, share: float) -> None:
+    factors = [learning_rate_factor(step, total, share) for step in range(total)]
+    assert all(0.1 <= factor <= 1 for factor in factors)
+    assert max(factors) == 1

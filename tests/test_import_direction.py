@@ -1,0 +1,78 @@
+"""Imports point one way, and what needs no torch brings none."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pitcli
+
+PACKAGE = Path(pitcli.__file__).parent
+# each part may import from its own row and from the rows below it
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"stages", "evaluation"},
+    {"inputs"},
+    {"engine"},
+    {"data"},
+    {"config", "options", "errors", "console"},
+)
+LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), ast.parse(path.read_text())
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Modules of ours that are imported, also inside functions, without the leading pitcli."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide their direction"
+            # from pitcli import console; from pitcli.stages import sft: the names may be modules
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("pitcli.") for name in names if name.startswith("pitcli."))
+
+
+def edges() -> list[tuple[str, str]]:
+    return [
+        (name, imported)
+        for name, tree in modules()
+        if name != "__init__"
+        for imported in imported_modules(tree)
+        if imported != "__version__"
+    ]
+
+
+def part(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {part(name) for name, _ in modules()} - {"__init__"} == LAYER.keys()
+
+
+def test_imports_point_down() -> None:
+    found = edges()
+    assert ("stages.rl", "engine.equations.clipped_policy_loss") in found
+    assert [edge for edge in found if LAYER[part(edge[1])] < LAYER[part(edge[0])]] == []
+
+
+def test_stages_do_not_import_one_another() -> None:
+    assert [edge for edge in edges() if part(edge[0]) == part(edge[1]) == "stages"] == []
+
+
+def test_the_command_line_and_the_data_load_without_torch() -> None:
+    light = [name for name, _ in modules() if part(name) in {"cli", "data", "config", "options", "errors", "console"}]
+    imports = "; ".join(f"import pitcli.{name.removesuffix('.__init__')}" for name in light)
+    heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes'}"
+    code = f"import sys; {imports}; print(sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

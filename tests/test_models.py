@@ -1,0 +1,385 @@
+"""Roles on one base: switching, gradients, saving, and loading with plain peft and transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import WithRoles
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    PreTrainedModel,
+)
+
+from pitcli.config import Device, LoraSettings, SftConfig
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine import models
+from pitcli.engine.bases import base_digest
+from pitcli.engine.batches import Batch, completion_batch, pad_right
+from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel, load_base, lora_config, pick_device
+from pitcli.engine.pair_tree import Tree
+from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
+from pitcli.errors import RunError
+from pitcli.inputs import EarlierRun, open_base
+
+CPU = torch.device("cpu")
+PAD, STOP = 0, 2
+EXAMPLES = [Example([3, 4, 5], [6, 7, STOP]), Example([8], [9, 10, 11, 12, STOP]), Example([13, 14], [STOP])]
+# conversations of different lengths, so that most of a batch's rows are padded
+TREES = [Tree([[3] * length, [4, length, STOP], [5, STOP]], [-1, 0, 0], [1, 2]) for length in (2, 9, 14)]
+# NF4 as pit holds its base; what the README tells people to load the base with
+NF4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory, small_llama: Callable[[], PreTrainedModel]) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    small_llama().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles) -> RoleModel:
+    return with_roles(small_llama(), PAD, POLICY, IMPROVER, GAP)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return completion_batch(EXAMPLES, PAD)
+
+
+def logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+
+
+def trainable(model: RoleModel) -> set[int]:
+    return {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def parameter_ids(model: RoleModel, role: str) -> set[int]:
+    return {id(parameter) for parameter in model.role_parameters(role).values()}
+
+
+def test_without_a_role_the_base_is_bare(
+    small_llama: Callable[[], PreTrainedModel], model: RoleModel, batch: Batch
+) -> None:
+    bare = logits(small_llama(), batch)
+    model.use(IMPROVER)
+    assert (logits(model.base, batch) - bare).abs().max() > 0.1
+    model.use(None)
+    assert torch.equal(logits(model.base, batch), bare)
+    model.use(POLICY)
+    assert (logits(model.base, batch) - bare).abs().max() > 0.1
+
+
+def test_roles_have_their_own_weights(model: RoleModel, batch: Batch) -> None:
+    seen = {}
+    for role in (POLICY, IMPROVER, GAP, None):
+        model.use(role)
+        seen[role] = logits(model.base, batch)
+    outputs = list(seen.values())
+    for place, one in enumerate(outputs):
+        assert all((one - other).abs().max() > 0.1 for other in outputs[:place])
+    model.use(IMPROVER, train=True)
+    assert torch.equal(logits(model.base, batch), seen[IMPROVER])
+
+
+def test_a_fresh_adapter_changes_nothing(small_llama: Callable[[], PreTrainedModel], batch: Batch) -> None:
+    model = RoleModel(small_llama(), PAD)
+    bare = logits(model.base, batch)
+    model.add_role(IMPROVER, lora_config(LoraSettings()))
+    model.use(IMPROVER)
+    assert torch.equal(logits(model.base, batch), bare)
+
+
+def test_every_linear_layer_but_the_output_is_adapted(model: RoleModel) -> None:
+    linear = {name for name, layer in model.base.named_modules() if name.endswith("_proj")}
+    adapted = {name.split(".lora_")[0] for name in model.role_parameters(IMPROVER)}
+    assert len(linear) == 2 * 7
+    assert adapted == {f"base_model.model.{name}" for name in linear}
+    # A and B of each; the gap role has its head besides
+    assert len(model.role_parameters(IMPROVER)) == 2 * 14
+    assert len(model.role_parameters(GAP)) == 2 * 14 + 1
+
+
+def test_only_the_role_in_training_has_gradients(model: RoleModel) -> None:
+    for role in (IMPROVER, GAP, POLICY):
+        model.use(role, train=True)
+        assert trainable(model) == parameter_ids(model, role)
+        model.use(role)
+        assert trainable(model) == set()
+    model.use(GAP, train=True)
+    model.use(None)
+    assert trainable(model) == set()
+
+
+def test_training_a_role_moves_nothing_else(model: RoleModel, batch: Batch) -> None:
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.use(IMPROVER, train=True)
+    ours = parameter_ids(model, IMPROVER)
+    optimizer = torch.optim.SGD(model.role_parameters(IMPROVER).values(), lr=0.1)
+    model.completion_logprobs(batch).sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (id(parameter) not in ours), name
+
+
+def test_logprobs_of_the_completions(model: RoleModel, batch: Batch) -> None:
+    model.use(IMPROVER)
+    for temperature in (1.0, 0.5):
+        logprobs_BTV = torch.log_softmax(logits(model.base, batch).double() / temperature, -1)
+        with torch.no_grad():
+            found_BT = model.completion_logprobs(batch, temperature)
+        wanted_BT = torch.zeros_like(found_BT)
+        for row, (prompt, completion) in enumerate(EXAMPLES):
+            for place, token in enumerate(completion, start=len(prompt)):
+                wanted_BT[row, place] = logprobs_BTV[row, place - 1, token]
+        assert (found_BT - wanted_BT).abs().max() < 1e-5
+        assert found_BT[~batch.completion_mask_BT].abs().max() == 0
+
+
+def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.use(IMPROVER, train=True)
+    weights_BT = torch.randn(batch.input_ids_BT.shape, generator=torch.Generator().manual_seed(0))
+
+    def value_and_gradients() -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        logprobs_BT = model.completion_logprobs(batch, 0.7)
+        (logprobs_BT * weights_BT).sum().backward()
+        named = model.role_parameters(IMPROVER)
+        return logprobs_BT.detach(), {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+
+    whole, whole_gradients = value_and_gradients()
+    chunks: list[int] = []
+    original = models.checkpoint
+
+    def counted(function: object, hidden_CD: Tensor, targets_C: Tensor, **options: bool) -> Tensor:
+        chunks.append(len(targets_C))
+        return original(function, hidden_CD, targets_C, **options)
+
+    monkeypatch.setattr(models, "checkpoint", counted)
+    monkeypatch.setattr(models, "_LOGIT_ROWS", 4)
+    chunked, chunked_gradients = value_and_gradients()
+    assert chunks == [4, 4, 1]  # 3 + 5 + 1 completion tokens
+    assert (chunked - whole).abs().max() < 1e-6
+    assert len(whole_gradients) == len(chunked_gradients) == 28
+    for name, gradient in whole_gradients.items():
+        assert gradient.abs().max() > 0, name
+        assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("role", [IMPROVER, GAP])
+def test_saving_and_loading_is_exact(
+    role: str, model: RoleModel, small_llama: Callable[[], PreTrainedModel], batch: Batch, tmp_path: Path
+) -> None:
+    model.save_role(role, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(models.ADAPTER_FILES)
+    fresh = RoleModel(small_llama(), PAD)
+    fresh.load_role(role, tmp_path)
+    ours, theirs = model.role_parameters(role), fresh.role_parameters(role)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    model.use(role)
+    fresh.use(role)
+    assert torch.equal(logits(model.base, batch), logits(fresh.base, batch))
+    if role == GAP:
+        assert torch.equal(model.score_trees(TREES, 8), fresh.score_trees(TREES, 8))
+
+
+def test_a_saved_adapter_loads_under_another_role(model: RoleModel, batch: Batch, tmp_path: Path) -> None:
+    model.save_role(IMPROVER, tmp_path)
+    model.load_role("reference", tmp_path)
+    model.use(IMPROVER)
+    improved = logits(model.base, batch)
+    model.use("reference")
+    assert torch.equal(logits(model.base, batch), improved)
+
+
+@pytest.mark.parametrize("load_in_4bit", [True, False])
+def test_plain_peft_loads_the_improver(
+    load_in_4bit: bool, llama_folder: Path, with_roles: WithRoles, batch: Batch, tmp_path: Path
+) -> None:
+    model = with_roles(load_base(llama_folder, load_in_4bit, CPU), PAD, IMPROVER)
+    model.save_role(IMPROVER, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(
+        llama_folder, dtype=torch.float32, quantization_config=NF4 if load_in_4bit else None
+    )
+    plain = PeftModel.from_pretrained(base, tmp_path).eval()
+    model.use(IMPROVER)
+    assert (logits(plain, batch) - logits(model.base, batch)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("load_in_4bit", [True, False])
+def test_plain_peft_loads_the_gap_model(
+    load_in_4bit: bool, llama_folder: Path, with_roles: WithRoles, tmp_path: Path
+) -> None:
+    """The config of the base says pad = stop, as SmolLM2's does: pad_token_id must be the tokenizer's."""
+    model = with_roles(load_base(llama_folder, load_in_4bit, CPU), PAD, GAP)
+    model.save_role(GAP, tmp_path)
+    scores_N = model.score_trees(TREES, 8).flatten()
+    assert scores_N.std() > 0.1
+    input_ids_BT, mask_BT = pad_right([ids for tree in TREES for ids in tree.conversations()], PAD)
+    assert int((mask_BT == 0).sum()) > 20
+
+    def plain_scores(**options: int) -> Tensor:
+        base = AutoModelForSequenceClassification.from_pretrained(
+            llama_folder,
+            num_labels=1,
+            dtype=torch.float32,
+            quantization_config=NF4 if load_in_4bit else None,
+            **options,
+        )
+        plain = PeftModel.from_pretrained(base, tmp_path).eval()
+        with torch.no_grad():
+            return plain(input_ids=input_ids_BT, attention_mask=mask_BT).logits.squeeze(-1)
+
+    assert (plain_scores(pad_token_id=PAD) - scores_N).abs().max() < 1e-5
+    assert (plain_scores() - scores_N).abs().max() > 0.1  # so this test can fail
+
+
+def test_an_adapter_of_another_base_is_refused(model: RoleModel, tmp_path: Path) -> None:
+    model.save_role(IMPROVER, tmp_path)
+    config = model.base.config.to_dict()
+    wider = RoleModel(type(model.base)(type(model.base.config)(**{**config, "intermediate_size": 128})), PAD)
+    with pytest.raises(RunError, match="do not fit the base model"):
+        wider.load_role(IMPROVER, tmp_path)
+
+
+def test_a_gap_model_is_no_improver(
+    model: RoleModel, small_llama: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    model.save_role(GAP, tmp_path / "gap")
+    model.save_role(IMPROVER, tmp_path / "improver")
+    fresh = RoleModel(small_llama(), PAD)
+    with pytest.raises(RunError, match="a gap model found for role improver"):
+        fresh.load_role(IMPROVER, tmp_path / "gap")
+    with pytest.raises(RunError, match="no gap head found for role gap"):
+        fresh.load_role(GAP, tmp_path / "improver")
+
+
+def test_four_bits_are_nf4_with_double_quantisation(tiny_folder: Path) -> None:
+    base = load_base(tiny_folder, True, CPU)
+    layers = {name: layer for name, layer in base.named_modules() if name.endswith("_proj")}
+    assert len(layers) == 7 * base.config.num_hidden_layers
+    for layer in layers.values():
+        assert isinstance(layer, Linear4bit)
+        assert layer.weight.quant_type == "nf4"
+        assert layer.weight.quant_state.nested
+        assert layer.compute_dtype == torch.float32
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.numel() * 2 == layer.in_features * layer.out_features
+    assert not isinstance(base.get_output_embeddings(), Linear4bit)
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_without_four_bits_the_weights_are_whole(tiny_folder: Path) -> None:
+    base = load_base(tiny_folder, False, CPU)
+    assert not any(isinstance(layer, Linear4bit) for layer in base.modules())
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
+
+
+def test_rescaled_logits_are_refused(tmp_path: Path) -> None:
+    """completion_logprobs and generate apply the output layer themselves."""
+    config = Gemma2Config(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="final_logit_softcapping"):
+        load_base(tmp_path, False, CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_the_device_is_the_one_named() -> None:
+    assert pick_device(Device.auto) == pick_device(Device.cpu) == CPU
+    with pytest.raises(RunError, match="--device cuda"):
+        pick_device(Device.cuda)
+
+
+def earlier_run(tiny_folder: Path, tiny_chat: ChatFormat, **changes: object) -> EarlierRun:
+    identity = {"digest": base_digest(tiny_folder), "template": tiny_chat.digest(), "load_in_4bit": True}
+    base = BaseIdentity.model_validate({"name": "other", **identity, **changes})
+    data = DataIdentity(path="pairs.jsonl", digest="d", rows=1)
+    return EarlierRun(Path("runs/sft"), Manifest(kind="sft", role="improver", config={}, base=base, data=data))
+
+
+def test_a_run_on_the_same_base_is_taken(tiny_folder: Path, tiny_chat: ChatFormat) -> None:
+    for load_in_4bit in (True, False):
+        run = earlier_run(tiny_folder, tiny_chat, load_in_4bit=load_in_4bit)
+        assert open_base(SftConfig(model="tiny"), [run]).identity.load_in_4bit == load_in_4bit
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "problem"),
+    [
+        ({"digest": "0" * 64}, {}, "trained on the base other (000000000000), not on tiny"),
+        ({"template": "0" * 64}, {}, "trained with another chat template"),
+        ({"load_in_4bit": False}, {"load_in_4bit": True}, "trained with --no-load-in-4bit"),
+        ({"load_in_4bit": True}, {"load_in_4bit": False}, "trained with --load-in-4bit"),
+    ],
+)
+def test_a_run_on_another_base_is_refused(
+    changes: dict[str, object],
+    settings: dict[str, bool],
+    problem: str,
+    tiny_folder: Path,
+    tiny_chat: ChatFormat,
+) -> None:
+    run = earlier_run(tiny_folder, tiny_chat, **changes)
+    with pytest.raises(RunError) as raised:
+        open_base(SftConfig(model="tiny", **settings), [run])
+    assert len(raised.value.problems) == 1
+    assert problem in raised.value.problems[0]
+    assert "runs/sft" in raised.value.problems[0]
+
+
+def test_the_base_digest_is_of_the_content(llama_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in llama_folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "README.md").write_text("notes")
+    assert base_digest(copy) == base_digest(llama_folder)
+    weights = copy / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert base_digest(copy) != base_digest(llama_folder)
+
+
+def test_a_neox_base_has_roles(with_roles: WithRoles, batch: Batch) -> None:
+    """Nothing here depends on Llama's names."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+    model = with_roles(base, PAD, IMPROVER)
+    model.use(IMPROVER)
+    logprobs_BTV = torch.log_softmax(logits(model.base, batch), -1)
+    with torch.no_grad():
+        found_BT = model.completion_logprobs(batch)
+    # the last row: prompt of two tokens, then STOP, predicted at place 1
+    assert float(found_BT[2, 2]) == pytest.approx(float(logprobs_BTV[2, 1, STOP]), abs=1e-5)

@@ -1,0 +1,183 @@
+"""Packed trees give the scores, and the gradients, of separate passes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import WithRoles
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MptConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from pitcli.data.records import Message, PreferencePair
+from pitcli.data.templates import ChatFormat
+from pitcli.engine import models
+from pitcli.engine.batches import Batch
+from pitcli.engine.equations import ORDERINGS
+from pitcli.engine.models import GAP, RoleModel, load_base
+from pitcli.engine.pair_tree import Tree, ordered_tree, swapped_tree, tree_batch, unfolded
+
+PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+ARCHITECTURES = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16),
+    "neox": GPTNeoXConfig(**SIZES),
+}
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+
+
+def random_tree(seed: int) -> Tree:
+    """x, two reference parts and four completions of different lengths, as ordered_tree lays them out."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (7,), generator=generator).tolist()
+    segments = [torch.randint(1, 32, (length,), generator=generator).tolist() for length in lengths]
+    return Tree(segments, [-1, 0, 1, 1, 0, 4, 4], [5, 2, 6, 3])
+
+
+def separate_scores(model: RoleModel, trees: list[Tree]) -> Tensor:
+    """The head on the last token of each conversation, every one in a forward pass of its own."""
+    assert model.gap_head is not None
+    ends = []
+    for ids in (ids for tree in trees for ids in tree.conversations()):
+        input_ids_BT = torch.tensor([ids])
+        batch = Batch(input_ids_BT, torch.ones_like(input_ids_BT), torch.ones_like(input_ids_BT, dtype=torch.bool))
+        ends.append(model.hidden_states(batch)[0, -1])
+    return model.gap_head(torch.stack(ends)).squeeze(-1)
+
+
+def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    (scores_N * torch.linspace(-1, 2, len(scores_N))).sum().backward()
+    named = model.role_parameters(GAP)
+    assert all(parameter.grad is not None for parameter in named.values())
+    return {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
+
+
+def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
+    model.use(GAP, train=True)
+    assert model.packs_trees
+    batch = model.tree_batch(trees)
+    assert len(batch.input_ids_BT) == len(trees)
+    packed_N, separate_N = model.scores(batch), separate_scores(model, trees)
+    assert separate_N.std() > 0.02  # the comparison below means something
+    assert (packed_N - separate_N).abs().max() < 1e-5
+    packed, separate = gradients(model, packed_N), gradients(model, separate_N)
+    for name, gradient in separate.items():
+        assert gradient.abs().max() > 0, name
+        assert (packed[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
+    assert model.score_trees(trees, micro_batch_size=8).flatten().tolist() == pytest.approx(
+        separate_N.tolist(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_and_gradients_of_architectures(architecture: str, with_roles: WithRoles) -> None:
+    model = with_roles(random_model(ARCHITECTURES[architecture]), 0, GAP)
+    assert_as_separate(model, [random_tree(seed) for seed in range(5)])
+
+
+@pytest.mark.parametrize("load_in_4bit", [True, False])
+def test_scores_and_gradients_of_the_embedded_model(
+    load_in_4bit: bool, with_roles: WithRoles, tiny_chat: ChatFormat, tiny_folder: object
+) -> None:
+    base = load_base(tiny_folder, load_in_4bit, torch.device("cpu"))
+    model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
+    longer = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
+    assert_as_separate(model, [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)])
+
+
+def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
+    text = {"w": PAIR.chosen, "l": PAIR.rejected}
+    assert ordered_tree(PAIR, tiny_chat).conversations() == [
+        tiny_chat.gap_input(PAIR.prompt, text[first], text[second]) for first, second in ORDERINGS
+    ]
+
+
+def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
+    assert swapped_tree(PAIR.prompt, "cat", "dog fox", tiny_chat).conversations() == [
+        tiny_chat.gap_input(PAIR.prompt, "cat", "dog fox"),
+        tiny_chat.gap_input(PAIR.prompt, "dog fox", "cat"),
+    ]
+
+
+def test_a_pair_takes_x_once_and_each_response_three_times(tiny_chat: ChatFormat) -> None:
+    x, bridge = len(tiny_chat.policy_prompt(PAIR.prompt)), len(tiny_chat.after_prompt(""))
+    chosen, rejected = (len(tiny_chat.encode_text(text)) for text in (PAIR.chosen, PAIR.rejected))
+    tree = ordered_tree(PAIR, tiny_chat)
+    # each response once as reference, before a bridge, and twice as completion, before a stop token
+    assert tree.tokens() == x + 3 * chosen + 3 * rejected + 2 * bridge + 4
+    assert sum(map(len, tree.conversations())) == 4 * x + 4 * chosen + 4 * rejected + 4 * bridge + 4
+
+
+def test_the_layout_of_a_small_tree() -> None:
+    # x = [5, 6], children [7] and [8, 9]; a second, shorter tree pads the batch
+    batch = tree_batch([Tree([[5, 6], [7], [8, 9]], [-1, 0, 0], [2, 1]), Tree([[5]], [-1], [0])], 0, torch.float32)
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
+    assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 2, 3]
+    assert batch.rows_N.tolist() == [0, 0, 1]
+    assert batch.ends_N.tolist() == [4, 2, 0]
+    sees = (batch.attention_mask_B1TT[:, 0] == 0).int()
+    assert sees[0].tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert sees[1, 0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_scores_come_in_the_order_of_the_trees(
+    with_roles: WithRoles, small_llama: Callable[[], PreTrainedModel]
+) -> None:
+    """score_trees sorts by length and cuts into micro-batches; neither may show."""
+    model = with_roles(small_llama(), 0, GAP)
+    trees = [Tree([[3] * length, [4, length], [5]], [-1, 0, 0], [1, 2]) for length in (2, 9, 4, 7, 1)]
+    singly = torch.cat([model.score_trees([tree], 1) for tree in trees])
+    assert singly.std() > 0.1
+    for micro_batch_size in (1, 4, 100):
+        assert (model.score_trees(trees, micro_batch_size) - singly).abs().max() < 1e-5
+
+
+def test_a_base_without_tree_attention_reads_separately(with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPT counts ALiBi distances along the row, whatever the positions given."""
+    warnings: list[str] = []
+    monkeypatch.setattr(models, "warn", warnings.append)
+    config = MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2)
+    model = with_roles(random_model(config), 0, GAP)
+    trees = [random_tree(seed) for seed in range(3)]
+    model.use(GAP)
+    assert not model.packs_trees
+    assert len(warnings) == 1
+    assert "does not take tree attention" in warnings[0]
+    assert len(model.tree_batch(trees).input_ids_BT) == 12
+    with torch.no_grad():
+        separate_N = separate_scores(model, trees)
+    assert (model.score_trees(trees, micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
+    packed = model.scores(tree_batch(trees, 0, torch.float32))
+    assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
+
+
+def test_unfolding_keeps_the_order() -> None:
+    trees = [random_tree(seed) for seed in range(2)]
+    assert [tree.segments for tree in unfolded(trees)] == [[ids] for tree in trees for ids in tree.conversations()]
