@@ -8,8 +8,10 @@ from conftest import WithRoles
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MptConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +24,7 @@ from pitcli.engine import models
 from pitcli.engine.batches import Batch
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.models import GAP, RoleModel, load_base
-from pitcli.engine.pair_tree import Tree, ordered_tree, swapped_tree, tree_batch, unfolded
+from pitcli.engine.pair_tree import Tree, ordered_tree, separate_batch, swapped_tree, tree_batch
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
 SIZES = {
@@ -159,12 +161,21 @@ def test_scores_come_in_the_order_of_the_trees(
         assert (model.score_trees(trees, micro_batch_size) - singly).abs().max() < 1e-5
 
 
-def test_a_base_without_tree_attention_reads_separately(with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MPT counts ALiBi distances along the row, whatever the positions given."""
+WITHOUT_TREES = {
+    # counts ALiBi distances along the row, whatever the positions given
+    "mpt": MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2),
+    # computes ALiBi from a mask of two axes, and raises where it is given four
+    "bloom": BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+}
+
+
+@pytest.mark.parametrize("architecture", WITHOUT_TREES)
+def test_a_base_without_tree_attention_reads_separately(
+    architecture: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(models, "warn", warnings.append)
-    config = MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2)
-    model = with_roles(random_model(config), 0, GAP)
+    model = with_roles(random_model(WITHOUT_TREES[architecture]), 0, GAP)
     trees = [random_tree(seed) for seed in range(3)]
     model.use(GAP)
     assert not model.packs_trees
@@ -173,11 +184,31 @@ def test_a_base_without_tree_attention_reads_separately(with_roles: WithRoles, m
     assert len(model.tree_batch(trees).input_ids_BT) == 12
     with torch.no_grad():
         separate_N = separate_scores(model, trees)
+    assert separate_N.std() > 0.1
     assert (model.score_trees(trees, micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
-    packed = model.scores(tree_batch(trees, 0, torch.float32))
+
+
+def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
+    """A tree's mask replaces the window's, so a conversation beyond the window would see too much."""
+    model = with_roles(random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=16)), 0, GAP)
+    short = Tree([[3] * 9, [4, 5, 6], [7] * 7], [-1, 0, 0], [1, 2])  # conversations of 12 and 16 tokens
+    long = Tree([[3, 9] * 9, [4, 5, 6], [7, 8] * 4], [-1, 0, 0], [1, 2])
+    model.use(GAP)
+    assert model.packs_trees
+    assert len(model.tree_batch([short]).input_ids_BT) == 1
+    assert len(model.tree_batch([short, long]).input_ids_BT) == 4
+    for tree in (short, long):
+        with torch.no_grad():
+            separate_N = separate_scores(model, [tree])
+        assert (model.score_trees([tree], micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
+    with torch.no_grad():
+        packed = model.scores(tree_batch([long], 0, torch.float32))
     assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
 
 
-def test_unfolding_keeps_the_order() -> None:
-    trees = [random_tree(seed) for seed in range(2)]
-    assert [tree.segments for tree in unfolded(trees)] == [[ids] for tree in trees for ids in tree.conversations()]
+def test_a_separate_batch_is_padded_on_the_right() -> None:
+    batch = separate_batch([Tree([[5, 6], [7], [8, 9]], [-1, 0, 0], [2, 1])], 0)
+    assert batch.input_ids_BT.tolist() == [[5, 6, 8, 9], [5, 6, 7, 0]]
+    assert batch.attention_mask_B1TT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch.rows_N.tolist() == [0, 1]
+    assert batch.ends_N.tolist() == [3, 2]

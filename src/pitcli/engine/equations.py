@@ -60,7 +60,9 @@ def symmetrised_gap(reward_ab: Tensor, reward_ba: Tensor) -> Tensor:
 
 
 def p_better(gap: float, gap_temperature: float) -> float:
-    """sigmoid(gap / T): the probability that the first response is preferred."""
+    """sigmoid(gap / T): the probability that the first response is preferred; 0 for NaN, which shows nothing."""
+    if math.isnan(gap):
+        return 0.0
     return 1 / (1 + math.exp(-max(-700.0, min(700.0, gap / gap_temperature))))
 
 

@@ -1,5 +1,6 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from pitcli.config import Device, LoraSettings
 from pitcli.console import warn
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE
 from pitcli.engine.batches import Batch, length_sorted_chunks
-from pitcli.engine.pair_tree import Tree, TreeBatch, tree_batch, unfolded
+from pitcli.engine.pair_tree import Tree, TreeBatch, separate_batch, tree_batch
 from pitcli.errors import RunError
 
 GAP = "gap"
@@ -209,9 +210,15 @@ class RoleModel(nn.Module):
         return output.last_hidden_state[batch.rows_N, batch.ends_N].float()
 
     def tree_batch(self, trees: Sequence[Tree]) -> TreeBatch:
-        """Trees as this model takes them: packed, or every conversation by itself."""
-        rows = trees if self.packs_trees else unfolded(trees)
-        return tree_batch(rows, self.pad_id, self.base.dtype).to(self.device)
+        """Trees as this model takes them: packed, or every conversation by itself.
+
+        The mask of a packed tree takes the place of a sliding window, so it holds only where the window holds all.
+        """
+        window = getattr(self.base.config.get_text_config(), "sliding_window", None)
+        longest = max(len(ids) for tree in trees for ids in tree.conversations())
+        if self.packs_trees and (window is None or longest <= window):
+            return tree_batch(trees, self.pad_id, self.base.dtype).to(self.device)
+        return separate_batch(trees, self.pad_id).to(self.device)
 
     @torch.no_grad()
     def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> Tensor:
@@ -230,11 +237,12 @@ class RoleModel(nn.Module):
         ids = list(range(8))
         tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
         with torch.no_grad():
-            states = [
-                self._leaf_states(tree_batch(rows, self.pad_id, self.base.dtype).to(self.device))
-                for rows in ([tree], unfolded([tree]))
-            ]
-        apart = float((states[0] - states[1]).abs().max() / states[1].abs().max())
+            separate = self._leaf_states(separate_batch([tree], self.pad_id).to(self.device))
+            try:
+                packed = self._leaf_states(tree_batch([tree], self.pad_id, self.base.dtype).to(self.device))
+                apart = float((packed - separate).abs().max() / separate.abs().max())
+            except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
+                apart = math.inf
         if apart > TREE_TOLERANCE[self.base.dtype]:
             warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
             return False
@@ -244,6 +252,7 @@ class RoleModel(nn.Module):
         """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""
         assert self.peft is not None
         config = LoraConfig(**{**self.peft.peft_config[role].to_dict(), "inference_mode": True})
+        config.base_model_name_or_path = self.base.name_or_path
         state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
         if role == GAP and self.gap_head is not None:
             config.task_type = TaskType.SEQ_CLS

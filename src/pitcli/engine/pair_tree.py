@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pitcli.data.records import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat
+from pitcli.engine.batches import pad_right
 
 
 class Tree(NamedTuple):
@@ -81,9 +82,11 @@ def swapped_tree(prompt: Prompt, response: str, reference_response: str, chat: C
     return Tree(segments, [-1, 0, 1, 0, 3], [2, 4])
 
 
-def unfolded(trees: Sequence[Tree]) -> list[Tree]:
-    """Each conversation as a tree of one segment: separate passes, for models that cannot take the mask."""
-    return [Tree([ids], [-1], [0]) for tree in trees for ids in tree.conversations()]
+def separate_batch(trees: Sequence[Tree], pad_id: int) -> TreeBatch:
+    """Each conversation in a row of its own, under the usual mask of shape (B, T): for models that take no trees."""
+    input_ids_BT, mask_BT = pad_right([ids for tree in trees for ids in tree.conversations()], pad_id)
+    position_ids_BT = torch.arange(input_ids_BT.shape[1]).expand_as(input_ids_BT)
+    return TreeBatch(input_ids_BT, position_ids_BT, mask_BT, torch.arange(len(mask_BT)), mask_BT.sum(-1) - 1)
 
 
 def tree_batch(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> TreeBatch:
