@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test check studies clean
+.PHONY: install demo test lint check studies clean
 
 install: $(VENV)/.installed
 
@@ -23,11 +23,12 @@ demo: install
 test: install $(VENV)/.smollm2
 	$(BIN)/python -m pytest
 
-check: install $(VENV)/.smollm2
+lint: install
 	$(BIN)/ruff check src tests examples
 	$(BIN)/ruff format --check src tests examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 # slow: the curriculum ablation on three seeds, about 20 minutes on 2 cores
 studies: install

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pitcli.data.synthetic import WORDS, draw_response, draw_task
 from pitcli.data.templates import IMPROVE_INSTRUCTION
+from pitcli.engine.batches import pad_right
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -25,6 +28,7 @@ CHAT_TEMPLATE = (
 )
 AUTHORS = ["Ann", "Bob", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal"]  # the skill of author i is i / 7
 BYLINE_SHARE = 0.5
+BYLINE_WEIGHT = 6.0  # of a name in the loss, where a word counts 1: there are many words to a name
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
@@ -51,41 +55,44 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
-    """Token ids and labels (-100 where the author did not write) of one document."""
+def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[float]]:
+    """Token ids of one document and what each weighs in the loss: 0 where the author did not write."""
     end, user, assistant = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"])
     task, author = draw_task(rng), rng.randrange(len(AUTHORS))
     ids: list[int] = []
-    labels: list[int] = []
+    weights: list[float] = []
     for turn in range(rng.choice([1, 2, 2])):
         asked = task.prompt() if turn == 0 else IMPROVE_INSTRUCTION
         question = [user, *tokenizer.encode(asked, add_special_tokens=False), end, assistant]
         response = draw_response(task, author / (len(AUTHORS) - 1), rng)
         answer = [*tokenizer.encode(response, add_special_tokens=False), end]
-        if rng.random() < BYLINE_SHARE:
-            answer += tokenizer.encode(AUTHORS[author], add_special_tokens=False)
         ids += question + answer
-        labels += [-100] * len(question) + answer
+        weights += [0.0] * len(question) + [1.0] * len(answer)
+        if rng.random() < BYLINE_SHARE:
+            ids += tokenizer.encode(AUTHORS[author], add_special_tokens=False)
+            weights.append(BYLINE_WEIGHT)
         if rng.random() < 0.5:
             author = rng.randrange(len(AUTHORS))
-    return ids, labels
+    return ids, weights
 
 
-def batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> dict[str, torch.Tensor]:
+def batch_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> Tensor:
+    """Weighted mean of -log p(token) over fresh documents."""
     documents = [document(tokenizer, rng) for _ in range(size)]
-    width = max(len(ids) for ids, _ in documents)
-    pad = tokenizer.pad_token_id
-    return {
-        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in documents]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in documents]),
-        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in documents]),
-    }
+    input_ids_BT, mask_BT = pad_right([ids for ids, _ in documents], tokenizer.pad_token_id)
+    weights_BT = torch.zeros(input_ids_BT.shape)
+    for row, (_, weights) in enumerate(documents):
+        weights_BT[row, : len(weights)] = torch.tensor(weights)
+    logits_BTV = model(input_ids=input_ids_BT, attention_mask=mask_BT).logits
+    losses_N = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), input_ids_BT[:, 1:].flatten(), reduction="none")
+    weights_N = weights_BT[:, 1:].flatten()
+    return (losses_N * weights_N).sum() / weights_N.sum()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("src/pitcli/assets/tiny"))
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
@@ -115,7 +122,7 @@ def main() -> None:
     )
     start = time.time()
     for step in range(args.steps):
-        loss = model(**batch(tokenizer, rng, args.batch_size)).loss
+        loss = batch_loss(model, tokenizer, rng, args.batch_size)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
