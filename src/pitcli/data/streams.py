@@ -38,6 +38,11 @@ def open_output(path: str) -> Iterator[TextIO]:
     if not target.parent.is_dir():
         raise SettingsError(f"--output: {target.parent} is no folder")
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        yield stream
-    temporary.replace(target)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.config import ImproveConfig, StopRule
-from pitcli.console import error, note, progress, samples
+from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import longest_conversation
 from pitcli.data.formats import iter_drafts
 from pitcli.data.records import Draft, RowError, write_row
@@ -78,6 +78,7 @@ def run(config: ImproveConfig) -> int:
             stream.flush()
     samples(shown)
     note(f"{count} drafts, {changed} changed" + (f", {len(errors) + failed} rows failed" if errors or failed else ""))
+    next_command("jq -r .response " + ("improved.jsonl" if config.output == "-" else config.output))
     return 1 if errors or failed else 0
 
 

@@ -1,6 +1,5 @@
 """pit prepare: preference data in any known format becomes canonical JSONL, in folds disjoint by prompt."""
 
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -12,8 +11,11 @@ from pitcli.config import PrepareConfig
 from pitcli.data.formats import TRANSCRIPTS, load_pairs, parse_pair
 from pitcli.data.records import PreferencePair, write_row
 from pitcli.data.splits import parse_shares, split_folds
+from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
+
+SHOWN = 2
 
 
 def run(config: PrepareConfig) -> None:
@@ -27,12 +29,16 @@ def run(config: PrepareConfig) -> None:
 
     config.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in folds.items():
-        _write(pairs, paths[name])
+        with open_output(str(paths[name])) as stream:
+            for pair in pairs:
+                write_row(canonical_row(pair), stream)
 
     _report(folds, notes)
     if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - {Path(config.data or "")}):
         names = ", ".join(path.name for path in others)
         console.warn(f"{config.out} also holds {names}: not of this run, and may share prompts with its folds")
+    shown = next(iter(folds.values()))[:SHOWN]
+    console.samples([(pair.prompt[-1].content, pair.rejected, pair.chosen) for pair in shown])
     first = "sft" if "sft" in paths else next(iter(paths))
     console.next_command(f"pit sft --data {paths[first]}")
 
@@ -67,19 +73,6 @@ def _load(config: PrepareConfig, notes: Counter[str]) -> list[PreferencePair]:
         return load_pairs(config.data, config.max_rows, notes)
     rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
     return [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
-
-
-def _write(pairs: list[PreferencePair], path: Path) -> None:
-    unfinished = path.with_suffix(".jsonl.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as stream:
-            for pair in pairs:
-                write_row(canonical_row(pair), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None:
