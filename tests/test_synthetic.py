@@ -9,7 +9,7 @@ import pytest
 
 from pitcli.data.synthetic import draw_response, draw_task, parse_task, preference_rows, quality
 
-CONSTRAINED = "Write 3 animals. Include red. Avoid cat. End with fox."
+CONSTRAINED = "Write 3 animals. Include red. Avoid cat. Last fox."
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,17 @@ CONSTRAINED = "Write 3 animals. Include red. Avoid cat. End with fox."
         ("Write 3 animals.", "cat dog", (2 / 3 + 1 + 1) / 3),
         # the right count, two of three of the topic, two distinct of three
         ("Write 3 animals.", "cat cat red", (1 + 2 / 3 + 2 / 3) / 3),
-        # six too many is worth no less than nothing; eight of nine of the topic
-        ("Write 3 foods.", "pie jam rice soup egg corn fig ham red", (0 + 8 / 9 + 1) / 3),
+        # six too many is worth no less than nothing; six of nine of the topic
+        ("Write 3 foods.", "pie jam rice soup egg ham red blue pink", (0 + 6 / 9 + 1) / 3),
         (CONSTRAINED, "dog red fox", 1),
         # only the avoided word is wrong; the demanded red is not off topic
         (CONSTRAINED, "cat red fox", 5 / 6),
         # one too many, two of four of the topic, no red, no cat, no fox at the end
-        (CONSTRAINED, "dog pump saw hen", (2 / 3 + 1 / 2 + 1 + 0 + 1 + 0) / 6),
+        (CONSTRAINED, "dog pump saw cow", (2 / 3 + 1 / 2 + 1 + 0 + 1 + 0) / 6),
         # fox is there but not at the end
         (CONSTRAINED, "fox red dog", 5 / 6),
-        ("Write 4 tools. Start with saw.", "saw axe nail pump", 1),
-        ("Write 4 tools. Start with saw.", "axe saw nail pump", 3 / 4),
+        ("Write 4 tools. First saw.", "saw axe nail pump", 1),
+        ("Write 4 tools. First saw.", "axe saw nail pump", 3 / 4),
         # a third of the words, none that shows the topic, the demand met
         ("Write 3 foods. Include pie.", "pie", (1 / 3 + 0 + 1 + 1) / 4),
         # case and punctuation are not forgiven: "Pie," is no word of ours
@@ -94,5 +94,5 @@ def test_full_skill_breaks_no_word_demand() -> None:
         assert len(words) == task.size
         assert task.include is None or task.include in words
         assert task.avoid is None or task.avoid not in words
-        assert task.start in (None, words[0])
-        assert task.end in (None, words[-1])
+        assert task.first in (None, words[0])
+        assert task.last in (None, words[-1])

@@ -1,6 +1,6 @@
 """The oracle-graded instruction-following task: word lists under checkable constraints.
 
-A prompt asks for a list of words, e.g. ``Write 5 animals. Include red. Avoid cat. End with fox.`` The oracle
+A prompt asks for a list of words, e.g. ``Write 5 animals. First fox. Include red. Avoid cat. Last pie.`` The oracle
 grades any answer in [0, 1] by executing the constraints. Training never sees a grade: it sees preference pairs
 drawn from the grades by Bradley-Terry, a quarter of them flipped.
 """
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 TOPICS = {
-    "animals": ["ant", "bat", "cat", "cow", "dog", "fox", "hen", "owl"],
-    "colors": ["red", "blue", "pink", "gray", "gold", "teal", "tan", "lime"],
-    "foods": ["pie", "jam", "rice", "soup", "egg", "corn", "fig", "ham"],
-    "tools": ["saw", "axe", "nail", "pump", "rake", "bolt", "fork", "drill"],
+    "animals": ["ant", "bat", "cat", "cow", "dog", "fox"],
+    "colors": ["red", "blue", "pink", "gray", "gold", "tan"],
+    "foods": ["pie", "jam", "rice", "soup", "egg", "ham"],
+    "tools": ["saw", "axe", "nail", "pump", "rake", "bolt"],
 }
 WORDS = [word for words in TOPICS.values() for word in words]
-COUNTS = range(3, 9)
+COUNTS = range(3, 7)
 FLIP_SHARE = 0.25
 SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (quality(a) - quality(b)))
 MAX_ERROR_RATE = 0.6  # how often an author of skill 0 breaks each single demand
 
-_DEMAND = re.compile(r"(Include|Avoid|Start with|End with) (\w+)\.")
+_DEMAND = re.compile(r"(First|Include|Avoid|Last) (\w+)\.")
 
 
 class Task(NamedTuple):
@@ -33,15 +33,15 @@ class Task(NamedTuple):
     topic: str
     include: str | None = None
     avoid: str | None = None
-    start: str | None = None
-    end: str | None = None
+    first: str | None = None
+    last: str | None = None
 
     def prompt(self) -> str:
         demands = [
-            ("Start with", self.start),
+            ("First", self.first),
             ("Include", self.include),
             ("Avoid", self.avoid),
-            ("End with", self.end),
+            ("Last", self.last),
         ]
         asked = "".join(f" {verb} {word}." for verb, word in demands if word)
         return f"Write {self.size} {self.topic}.{asked}"
@@ -58,8 +58,8 @@ def parse_task(prompt: str) -> Task:
         head[2],
         words.get("Include"),
         words.get("Avoid"),
-        words.get("Start with"),
-        words.get("End with"),
+        words.get("First"),
+        words.get("Last"),
     )
 
 
@@ -69,7 +69,7 @@ def quality(prompt: str, response: str) -> float:
     words = response.split()
     if not words:
         return 0.0
-    named = {task.include, task.start, task.end}
+    named = {task.include, task.first, task.last}
     free = [word for word in words if word not in named]
     grades = [
         max(0.0, 1 - abs(len(words) - task.size) / task.size),
@@ -80,20 +80,20 @@ def quality(prompt: str, response: str) -> float:
         grades.append(float(task.include in words))
     if task.avoid:
         grades.append(float(task.avoid not in words))
-    if task.start:
-        grades.append(float(words[0] == task.start))
-    if task.end:
-        grades.append(float(words[-1] == task.end))
+    if task.first:
+        grades.append(float(words[0] == task.first))
+    if task.last:
+        grades.append(float(words[-1] == task.last))
     return sum(grades) / len(grades)
 
 
 def draw_task(rng: random.Random) -> Task:
     """Count, topic and two or three of the four word demands; the demanded words are distinct."""
     topic = rng.choice(list(TOPICS))
-    asked = set(rng.sample(["include", "avoid", "start", "end"], rng.choice([2, 3])))
+    asked = set(rng.sample(["first", "include", "avoid", "last"], rng.choice([2, 3])))
     avoid = rng.choice(TOPICS[topic])
     others = rng.sample([word for word in WORDS if word != avoid], 3)
-    words = {"avoid": avoid, "include": others[0], "start": others[1], "end": others[2]}
+    words = {"avoid": avoid, "include": others[0], "first": others[1], "last": others[2]}
     return Task(rng.choice(COUNTS), topic, **{name: words[name] for name in asked})
 
 
@@ -103,8 +103,8 @@ def draw_response(task: Task, skill: float, rng: random.Random) -> str:
     def slips() -> bool:
         return rng.random() < MAX_ERROR_RATE * (1 - skill)
 
-    count = max(1, task.size + rng.choice([-3, -2, -1, 1, 2, 3])) if slips() else task.size
-    on_topic = [w for w in TOPICS[task.topic] if w not in (task.avoid, task.include, task.start, task.end)]
+    count = max(1, task.size + rng.choice([-2, -1, 1, 2])) if slips() else task.size
+    on_topic = [w for w in TOPICS[task.topic] if w not in (task.avoid, task.include, task.first, task.last)]
     off_topic = [w for w in WORDS if w not in TOPICS[task.topic]]
     rng.shuffle(on_topic)
     words: list[str] = []
@@ -119,10 +119,10 @@ def draw_response(task: Task, skill: float, rng: random.Random) -> str:
     for wanted in (None if slips() else task.include, task.avoid if task.avoid and slips() else None):
         if wanted and (place := next(places, None)) is not None:
             words[place] = wanted
-    if task.start and not slips():
-        words[0] = task.start
-    if task.end and not slips():
-        words[-1] = task.end
+    if task.first and not slips():
+        words[0] = task.first
+    if task.last and not slips():
+        words[-1] = task.last
     return " ".join(words)
 
 
