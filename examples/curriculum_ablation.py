@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from demo import HELD_OUT_PROMPTS, OPTIM, RL, ROWS, TINY, grades, read, run_in
+from demo import FOLDS, HELD_OUT_PROMPTS, REWARD, RL, ROWS, SFT, TINY, grades, read, run_in
 
 from pitcli.console import table
 from pitcli.evaluation.statistics import compare
@@ -21,10 +21,10 @@ STAGES = {"neither (SFT only)": "", "stage 1 (data)": "dataset", "stage 2 (polic
 
 def commands(seed: int) -> list[str]:
     lines = [
-        f"pit prepare --synthetic {ROWS} --seed {seed} --out data --folds sft=1,reward=2,rl=1,test=0.4",
-        f"pit sft --role policy --data data/sft.jsonl --model tiny --seed {seed} {OPTIM}",
-        f"pit sft --role improver --data data/sft.jsonl --model tiny --seed {seed} {OPTIM}",
-        f"pit train-reward --data data/reward.jsonl --model tiny --seed {seed} {OPTIM}",
+        f"pit prepare --synthetic {ROWS} --seed {seed} --out data --folds {FOLDS}",
+        f"pit sft --role policy --data data/sft.jsonl --model tiny --seed {seed} {SFT}",
+        f"pit sft --role improver --data data/sft.jsonl --model tiny --seed {seed} {SFT}",
+        f"pit train-reward --data data/reward.jsonl --model tiny --seed {seed} {REWARD}",
         f"pit sample --data data/test.jsonl --max-rows {HELD_OUT_PROMPTS} --output drafts.jsonl --seed {seed} {TINY}",
     ]
     for stages in STAGES.values():

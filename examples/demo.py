@@ -20,16 +20,21 @@ from pitcli.console import samples, table
 from pitcli.data.synthetic import quality
 from pitcli.evaluation.statistics import compare, mean_interval
 
-ROWS = 6000
-HELD_OUT_PROMPTS = 400
-OPTIM = "--batch-size 64 --micro-batch-size 128 --learning-rate 1e-3"
-RL = "--max-steps 30 --batch-size 32 --micro-batch-size 128 --learning-rate 1e-3 --rollout-max-new-tokens 16"
+ROWS = 8000
+FOLDS = "sft=1,reward=2,rl=1,test=0.4"
+HELD_OUT_PROMPTS = 500
+SFT = "--batch-size 32 --micro-batch-size 64 --learning-rate 5e-4"
+REWARD = "--batch-size 16 --micro-batch-size 64 --learning-rate 1e-3"
+RL = (
+    "--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
+    " --rollout-temperature 0.6 --rollout-max-new-tokens 16"
+)
 TINY = "--max-new-tokens 16"
 STEPS = [
-    f"pit prepare --synthetic {ROWS} --out data --folds sft=1,reward=2,rl=1,test=0.4",
-    f"pit sft --role policy --data data/sft.jsonl --model tiny {OPTIM}",
-    f"pit sft --role improver --data data/sft.jsonl --model tiny {OPTIM}",
-    f"pit train-reward --data data/reward.jsonl --model tiny {OPTIM}",
+    f"pit prepare --synthetic {ROWS} --out data --folds {FOLDS}",
+    f"pit sft --role policy --data data/sft.jsonl --model tiny {SFT}",
+    f"pit sft --role improver --data data/sft.jsonl --model tiny {SFT}",
+    f"pit train-reward --data data/reward.jsonl --model tiny {REWARD}",
     f"pit sample --data data/test.jsonl --max-rows {HELD_OUT_PROMPTS} --output drafts.jsonl {TINY}",
     f"pit rl --curriculum --data data/rl.jsonl {RL}",
     f"pit improve --run runs/sft --input drafts.jsonl --output sft_only.jsonl --stop none --max-iters 1 {TINY}",

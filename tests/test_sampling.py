@@ -276,3 +276,13 @@ def test_uniforms_belong_to_their_seed() -> None:
     assert wide[1].tolist() == single[0, :4].tolist()
     assert ((wide >= 0) & (wide < 1)).all()
     assert len(set(wide.flatten().tolist())) == 12
+
+
+def test_min_new_tokens_holds_the_stop_token_back(model: RoleModel, free: list[Sample]) -> None:
+    """With its first token as the stop token a row ends at once, unless it must write three tokens first."""
+    stop_id = free[0].token_ids[0]
+    (ended,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id))
+    (held,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id, 3))
+    assert ended.token_ids == [stop_id]
+    assert len(held.token_ids) >= 3
+    assert stop_id not in held.token_ids[:3]

@@ -20,12 +20,13 @@ class Sample(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """How to sample; temperature 0 is greedy."""
+    """How to sample; temperature 0 is greedy. The stop token is not drawn within the first min_new_tokens."""
 
     temperature: float
     top_p: float
     max_new_tokens: int
     stop_id: int
+    min_new_tokens: int = 0
 
 
 def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:
@@ -78,6 +79,8 @@ def generate(
     rows = list(range(len(seeds)))  # which response each row of the shrinking batch is
     for step in range(decoding.max_new_tokens):
         logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
+        if step < decoding.min_new_tokens:
+            logits_BV[:, decoding.stop_id] = -torch.inf
         picked_B = pick_tokens(logits_BV, uniforms_BS[rows, step], decoding.temperature, decoding.top_p)
         logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
         picked_logprobs = logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1).tolist()

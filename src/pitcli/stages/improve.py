@@ -59,7 +59,7 @@ def run(config: ImproveConfig) -> int:
     model.load_role(IMPROVER, improver)
     if gap_folder:
         model.load_role(GAP, gap_folder)
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
     tools = Tools(model, base.chat, gap_temperature, decoding, config)
     shown: list[tuple[str, str, str]] = []
     changed = count = failed = 0

@@ -25,7 +25,7 @@ def run(config: SampleConfig) -> int:
 
     questions = iter_questions(config.data, on_error)
     base = open_base(config, [policy] if policy else [])
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
     model = base.load()
     if policy:
         model.load_role(POLICY, policy.adapter)
