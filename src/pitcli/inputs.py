@@ -1,5 +1,6 @@
 """What every stage does first: find the earlier runs, the base and the rows, and check them before a model loads."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,8 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
     """The base that the settings name, else that of the earlier runs; all of them must have been made with it."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # peft asks for it by its old name, once a run; nothing that a user could mend
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     first = earlier[0].manifest.base if earlier else None
     name = settings.model or (first.name if first else DEFAULT_MODEL)
     device = pick_device(settings.device)
