@@ -352,6 +352,16 @@ def test_a_run_of_another_kind_or_base_is_refused(tmp_path: Path) -> None:
         rl.run(RlConfig(load_in_4bit=False, out=tmp_path / "run", **RL_SMALL))
 
 
+def test_rl_does_not_go_on_from_another_gap_model(tmp_path: Path) -> None:
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=1, **RL_SMALL))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["inputs"].keys() == {"gap", "improver", "policy"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    reward.run(RewardConfig(data="pairs.jsonl", max_steps=1, out=tmp_path / "other", **SMALL))
+    with pytest.raises(SettingsError, match="--resume: inputs was"):
+        rl.run(RlConfig(reward=tmp_path / "other", out=tmp_path / "run", resume=True, max_steps=1, **RL_SMALL))
+
+
 def test_changed_adapter_is_refused(tmp_path: Path) -> None:
     sft.run(SftConfig(data="pairs.jsonl", out=tmp_path / "run", max_steps=1, **SMALL))
     weights = tmp_path / "run" / "improver" / "adapter_model.safetensors"

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from pitcli.data.formats import load_pairs
 from pitcli.data.records import PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
-from pitcli.engine.models import RoleModel, load_base, load_tokenizer, pick_device
+from pitcli.engine.models import WEIGHTS, RoleModel, load_base, load_tokenizer, pick_device
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import RunError, SettingsError
 
@@ -132,8 +133,10 @@ def open_pairs(
     return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
 
 
-def new_manifest(kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity) -> Manifest:
-    """What a run that begins now is."""
+def new_manifest(
+    kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
+) -> Manifest:
+    """What a run that begins now is; `earlier` are the runs whose adapters it starts from."""
     return Manifest.model_validate(
         {
             "kind": kind,
@@ -142,5 +145,6 @@ def new_manifest(kind: Kind, role: str, config: Settings, base: Base, data: Data
             "config": config.model_dump(mode="json", exclude=EXECUTION_ONLY),
             "base": base.identity,
             "data": data,
+            "inputs": {run.manifest.role: run.manifest.files[f"{run.manifest.role}/{WEIGHTS}"] for run in earlier},
         }
     )

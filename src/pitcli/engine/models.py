@@ -32,7 +32,7 @@ IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
 _SCORE_KEY = "base_model.model.score.weight"
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 _LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
@@ -260,13 +260,13 @@ class RoleModel(nn.Module):
             state[_SCORE_KEY] = self.gap_head.weight
         config.save_pretrained(str(folder))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(tensors, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def load_role(self, role: str, folder: Path) -> None:
         """Add the adapter saved in a folder under a role; RunError where it does not fit this base."""
         config = LoraConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save = TaskType.CAUSAL_LM, None
-        state = load_file(folder / ADAPTER_FILES[1])
+        state = load_file(folder / WEIGHTS)
         score = state.pop(_SCORE_KEY, None)
         if (score is not None) != (role == GAP):
             raise RunError(f"{folder}: {'no gap head' if role == GAP else 'a gap model'} found for role {role}")

@@ -59,6 +59,7 @@ class Manifest(_Strict):
     config: dict[str, Any]
     base: BaseIdentity
     data: DataIdentity
+    inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
@@ -260,7 +261,7 @@ def _clear(path: Path, overwrite: bool) -> None:
 
 def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
     """A resumed run must be the run that was started; every difference is listed."""
-    before, after = (m.model_dump(include={"kind", "role", "base", "data", "config"}) for m in (started, now))
+    before, after = (m.model_dump(include={"kind", "role", "base", "data", "inputs", "config"}) for m in (started, now))
     before.update(before.pop("config"))
     after.update(after.pop("config"))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]

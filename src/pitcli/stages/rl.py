@@ -53,10 +53,11 @@ def run(config: RlConfig) -> None:
             "--reward: no run in runs/reward; pit train-reward makes one" if reward is None else "",
         ]
         raise InputError([problem for problem in missing if problem])
-    base = open_base(config, [reward, sft, *([policy] if policy else [])])
-    pairs, data = open_pairs(config, base, [reward, sft], config.rollout_max_new_tokens)
+    earlier = [reward, sft, *([policy] if policy else [])]
+    base = open_base(config, earlier)
+    pairs, data = open_pairs(config, base, earlier, config.rollout_max_new_tokens)
     drafts = load_drafts(config.drafts, base) if config.drafts else None
-    manifest = new_manifest("rl", IMPROVER, config, base, data)
+    manifest = new_manifest("rl", IMPROVER, config, base, data, earlier)
     with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
