@@ -19,6 +19,10 @@ from pitcli.evaluation.statistics import compare
 STAGES = {"neither (SFT only)": "", "stage 1 (data)": "dataset", "stage 2 (policy)": "policy", "both": "dataset,policy"}
 
 
+def file_name(stages: str) -> str:
+    return f"rl-{stages.replace(',', '+')}" if stages else "sft"
+
+
 def commands(seed: int) -> list[str]:
     lines = [
         f"pit prepare --synthetic {ROWS} --seed {seed} --out data --folds {FOLDS}",
@@ -28,7 +32,7 @@ def commands(seed: int) -> list[str]:
         f"pit sample --data data/test.jsonl --max-rows {HELD_OUT_PROMPTS} --output drafts.jsonl --seed {seed} {TINY}",
     ]
     for stages in STAGES.values():
-        name = stages.replace(",", "+") or "sft"
+        name = file_name(stages)
         if stages:
             lines.append(
                 f"pit rl --data data/rl.jsonl --curriculum-stages {stages} --out runs/{name} --seed {seed} {RL}"
@@ -53,7 +57,7 @@ def main() -> None:
     lines: list[list[Any]] = []
     report: dict[str, Any] = {}
     for label, stages in STAGES.items():
-        name = stages.replace(",", "+") or "sft"
+        name = file_name(stages)
         for count in (1, 2):
             lines.append([label, count, *figures(out, name, count, args.seeds, report)])
     table(
