@@ -98,8 +98,6 @@ def test_rl_starts_at_its_anchor() -> None:
     first = read_rows(Path("runs/rl/metrics.jsonl"))[0]
     assert abs(first["kl"]) < 1e-4
     assert first["clip_ratio"] == 0
-    # ratio 1 and advantages that cancel within each prompt leave no loss but length's: |loss| <= mean |advantage|
-    assert first["truncated_share"] <= 1
 
 
 def test_reward_report_is_in_the_manifest() -> None:

@@ -118,10 +118,6 @@ class RoleModel(nn.Module):
     def device(self) -> torch.device:
         return self.base.device
 
-    @property
-    def context_length(self) -> int:
-        return self.base.config.max_position_embeddings
-
     def add_role(self, role: str, config: LoraConfig) -> None:
         """A fresh adapter (it changes nothing until trained) and, for the gap role, its head."""
         if self.peft is None:
