@@ -368,3 +368,20 @@ def test_changed_adapter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(content)
     with pytest.raises(PitError, match=r"adapter_model\.safetensors: missing or changed"):
         rl.run(RlConfig(sft=tmp_path / "run", out=tmp_path / "rl", **RL_SMALL))
+
+
+def test_eval_data_is_reported_beside_the_held_out_pairs() -> None:
+    write_rows(Path("other.jsonl"), list(preference_rows(12, seed=77)))
+    config = RewardConfig(data="pairs.jsonl", eval_data="other.jsonl", out=Path("evaluated"), max_steps=1, **SMALL)
+    reward.run(config)
+    results = json.loads(Path("evaluated/manifest.json").read_text())["results"]
+    assert results["eval_pairs"] == 12
+    assert 0 <= results["eval_accuracy_low"] <= results["eval_accuracy"] <= results["eval_accuracy_high"] <= 1
+
+
+def test_eval_data_that_was_trained_on_is_refused() -> None:
+    rows = [*preference_rows(12, seed=77), read_rows(Path("pairs.jsonl"))[4]]
+    write_rows(Path("overlapping.jsonl"), rows)
+    with pytest.raises(InputError, match=r"overlapping.jsonl: 1 prompts are in --data too, the first on line 13"):
+        reward.run(RewardConfig(data="pairs.jsonl", eval_data="overlapping.jsonl", out=Path("never"), **SMALL))
+    assert not Path("never").exists()

@@ -120,6 +120,10 @@ class RewardConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
 
     gap_loss: GapLoss = Field(GapLoss.five_term, description="Loss over the four orderings of a pair")
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of the prompts held out for the report")
+    eval_data: str | None = Field(None, description="Report on these pairs too, whose prompts are not in --data")
+    allow_overlap: bool = Field(
+        False, description="Accept prompts of --data in --eval-data; the report says nothing then"
+    )
     out: Path = Field(Path("runs/reward"), description="Run folder")
 
 

@@ -10,16 +10,17 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pitcli.config import EXECUTION_ONLY, DataSettings, Kind, ModelSettings, Settings
-from pitcli.console import note
+from pitcli.config import EXECUTION_ONLY, DataSettings, Kind, ModelSettings, RewardConfig, Settings
+from pitcli.console import note, warn
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import load_pairs
 from pitcli.data.records import PreferencePair
+from pitcli.data.splits import prompt_key
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
 from pitcli.engine.models import WEIGHTS, RoleModel, load_base, load_tokenizer, pick_device
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
-from pitcli.errors import RunError, SettingsError
+from pitcli.errors import InputError, RunError, SettingsError
 
 DEFAULT_MODEL = "smollm2"
 
@@ -124,13 +125,32 @@ def open_pairs(
     path = settings.data or next((run.manifest.data.path for run in earlier if run.manifest.data.path != "-"), None)
     if path is None:
         raise SettingsError("--data: name a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
+    pairs = _read_pairs(path, settings.max_rows, settings.skip_long, base, room)
+    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
+
+
+def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs of --eval-data, none of whose prompts was trained on; no pairs where the setting is not given."""
+    if config.eval_data is None:
+        return []
+    pairs = _read_pairs(config.eval_data, None, config.skip_long, base, 0)
+    seen = {prompt_key(pair) for pair in training}
+    if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
+        text = f"{config.eval_data}: {len(shared)} prompts are in --data too, the first on line {shared[0].line}"
+        if not config.allow_overlap:
+            raise InputError(f"{text}; --allow-overlap accepts that")
+        warn(text)
+    return pairs
+
+
+def _read_pairs(path: str, max_rows: int | None, skip_long: bool, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
-    pairs = load_pairs(path, settings.max_rows, notes)
-    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, settings.skip_long, notes, room)
+    pairs = load_pairs(path, max_rows, notes)
+    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, skip_long, notes, room)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")
-    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
+    return pairs
 
 
 def new_manifest(

@@ -31,7 +31,8 @@ class Task(NamedTuple):
     that a resumed run sees what an uninterrupted one does.
     loss(micro_batch): (loss, metrics); both are already divided by the whole step's normaliser, so that they
     add up over its micro-batches.
-    runaway(metrics): why the run must stop now, or None; the checkpoint of the best `score` metric is kept then.
+    runaway(metrics): what is beyond its limit at this step, or None. After `patience` such steps in a row the run
+    stops and keeps the checkpoint of the best `score` metric.
     """
 
     role: str
@@ -39,6 +40,7 @@ class Task(NamedTuple):
     micro_batches: Callable[[int], Sequence[Any]]
     loss: Callable[[Any], tuple[Tensor, dict[str, float]]]
     runaway: Callable[[dict[str, float]], str | None] = lambda metrics: None
+    patience: int = 1
     score: str = "loss"
     checkpoint_multiple: int = 1  # checkpoints only after steps that this divides
 
@@ -59,6 +61,7 @@ class _Progress(NamedTuple):
     best_step: int | None = None
     score_sum: float = 0.0  # since the last checkpoint
     score_count: int = 0
+    beyond: int = 0  # steps in a row at which the task was running away
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
@@ -91,7 +94,7 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
             position = _advance(position, metrics, task)
             run.log(position.step, {**metrics, "learning_rate": config.learning_rate * factor})
             advance(loss=metrics["loss"], **_shown(metrics))
-            stopped = task.runaway(metrics)
+            stopped = task.runaway(metrics) if position.beyond >= task.patience else None
             due = position.step % config.save_every < task.checkpoint_multiple
             if position.step % task.checkpoint_multiple == 0 and due and stopped is None:
                 position = _save(run, position, parameters, optimizer)
@@ -142,6 +145,7 @@ def _advance(position: _Progress, metrics: dict[str, float], task: Task) -> _Pro
         first_loss=metrics["loss"] if position.step == 0 else position.first_loss,
         score_sum=position.score_sum + sign * metrics[task.score],
         score_count=position.score_count + 1,
+        beyond=position.beyond + 1 if task.runaway(metrics) else 0,
     )
 
 

@@ -11,13 +11,14 @@ from pitcli.config import RewardConfig
 from pitcli.console import next_command, note, samples, table
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
+from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import length_sorted_chunks, rows_of_step, steps_per_epoch
 from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.engine.models import GAP, RoleModel, lora_config
 from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
 from pitcli.engine.run_folder import CONFIG, open_run
 from pitcli.engine.training import Task, train
-from pitcli.inputs import new_manifest, open_base, open_pairs
+from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
 from pitcli.options import save_config
 
 SHOWN = 2
@@ -27,6 +28,7 @@ def run(config: RewardConfig) -> None:
     """Train on all but the held-out prompts, report on those, and write the gap model to the run folder."""
     base = open_base(config, [])
     pairs, data = open_pairs(config, base, [])
+    fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
     manifest = new_manifest("reward", GAP, config, base, data)
     with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
@@ -36,12 +38,25 @@ def run(config: RewardConfig) -> None:
         model.add_role(GAP, lora_config(config))
         trees = [ordered_tree(pair, base.chat) for pair in training]
         result = train(model, gap_task(model, trees, config), config, folder)
-        scores_N4 = model.score_trees([ordered_tree(pair, base.chat) for pair in held_out], config.micro_batch_size)
-        report = gap_report(scores_N4, held_out)
-        folder.finish({**result._asdict(), **report}, {GAP: lambda path: model.save_role(GAP, path)})
-    table("gap model on held-out pairs", ["", "value"], list(report.items()))
+        scores_N4 = score_pairs(model, base.chat, held_out, config)
+        temperature = fit_temperature(pair_gaps(scores_N4).tolist())
+        report = gap_report(scores_N4, held_out, temperature)
+        fresh_report = gap_report(score_pairs(model, base.chat, fresh, config), fresh, temperature) if fresh else {}
+        folder.finish(
+            {
+                **result._asdict(),
+                **report,
+                "gap_temperature": temperature,
+                **{f"eval_{name}": value for name, value in fresh_report.items()},
+            },
+            {GAP: lambda path: model.save_role(GAP, path)},
+        )
+    columns = ["", "held out", *([config.eval_data] if config.eval_data else [])]
+    lines = [(name, value, *([fresh_report[name]] if fresh else [])) for name, value in report.items()]
+    table("gap model on pairs that it was not trained on", columns, lines)
+    note(f"gap temperature, fitted on the held-out pairs: {temperature:.3f}")
     note(f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.out}")
-    show_scored(held_out[:SHOWN], scores_N4[:SHOWN], report["gap_temperature"])
+    show_scored(held_out[:SHOWN], scores_N4[:SHOWN], temperature)
     next_command("pit rl --curriculum")
 
 
@@ -67,23 +82,33 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
     return Task(GAP, total, micro_batches, loss)
 
 
-def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair]) -> dict[str, float]:
-    """Held-out figures of a gap model.
+def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
+    """r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
+    return model.score_trees([ordered_tree(pair, chat) for pair in pairs], config.micro_batch_size)
+
+
+def pair_gaps(scores_N4: Tensor) -> np.ndarray:
+    """The symmetrised gap of chosen over rejected, shape (N,)."""
+    return symmetrised_gap(scores_N4[:, 0].double(), scores_N4[:, 3].double()).numpy()
+
+
+def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair], temperature: float) -> dict[str, float]:
+    """Figures of a gap model on pairs that it was not trained on.
 
     scores_N4: r_gap of the orderings (w,l), (w,w), (l,l), (l,w). accuracy: how often the symmetrised gap ranks
     the pair as its label does, with a 95% Wilson interval; swap_residual: mean |r(a,b) + r(b,a)|;
     swap_flip_rate: how often the raw r_gap names another winner when the responses swap places;
-    length_correlation: of the gap with the length difference in words, about zero.
+    length_correlation: of the gap with the length difference in words, about zero;
+    log_loss: of the labels under sigmoid(gap / temperature).
     """
     r_wl, r_lw = scores_N4[:, 0].double(), scores_N4[:, 3].double()
-    gaps_N = symmetrised_gap(r_wl, r_lw).numpy()
+    gaps_N = pair_gaps(scores_N4)
     lengths_N = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in pairs], dtype=float)
     correct = float((gaps_N > 0).mean())
     low, high = wilson_interval(correct, len(pairs))
     norm = float(np.sqrt((gaps_N**2).sum() * (lengths_N**2).sum()))
-    temperature = fit_temperature(gaps_N.tolist())
     return {
-        "held_out_pairs": len(pairs),
+        "pairs": len(pairs),
         "accuracy": correct,
         "accuracy_low": low,
         "accuracy_high": high,
@@ -92,7 +117,6 @@ def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair]) -> dict[str, 
         "length_correlation": float((gaps_N * lengths_N).sum() / norm) if norm else 0.0,
         "swap_residual": float((r_wl + r_lw).abs().mean()),
         "swap_flip_rate": float(torch.eq(r_wl > 0, r_lw > 0).double().mean()),
-        "gap_temperature": temperature,
         "log_loss": float(np.mean(np.logaddexp(0, -gaps_N / temperature))),
     }
 

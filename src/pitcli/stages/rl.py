@@ -8,7 +8,6 @@ takes the improver's own outputs.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from pitcli.console import next_command, note, samples
 from pitcli.data.examples import longest_conversation
 from pitcli.data.formats import iter_drafts
 from pitcli.data.records import PreferencePair, RowError
+from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
@@ -82,14 +82,14 @@ def run(config: RlConfig) -> None:
     asked = sources[-1].references(list(range(min(SHOWN, sources[-1].rows))), 0, 1.0)
     prompts = [base.chat.improver_prompt(*row) for row in asked]
     written = sample_texts(
-        model, IMPROVER, base.chat, prompts, rollout_decoding(config, base)._replace(temperature=0.0), 0
+        model, IMPROVER, base.chat, prompts, rollout_decoding(config, base.chat)._replace(temperature=0.0), 0
     )
     samples([(row.prompt[-1].content, row.reference_response, text) for row, text in zip(asked, written, strict=True)])
     next_command("pit improve --input drafts.jsonl --max-iters 5")
 
 
-def rollout_decoding(config: RlConfig, base: Base) -> Decoding:
-    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, base.chat.stop_id)
+def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
+    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
 
 
 def load_drafts(path: str, base: Base) -> list[Asked]:
@@ -115,7 +115,7 @@ def curriculum(
     policy_role: str | None,
 ) -> list[Source]:
     """The stages in their order. References come with the prompts, from the policy, or from the improver itself."""
-    chat, decoding = base.chat, rollout_decoding(config, base)
+    chat, decoding = base.chat, rollout_decoding(config, base.chat)
 
     def from_dataset(rows: list[int], step: int, progress: float) -> list[Asked]:
         rng = random.Random(step_seed(config.seed, step))
@@ -150,8 +150,7 @@ def curriculum(
 def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
     """RLOO with PPO's clip on rollouts of the improver; each rollout serves updates_per_rollout steps."""
     rollouts = rollouts_by_stage(config, sources)
-    chat, model = judge.chat, judge.model
-    decoding = Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
+    model, decoding = judge.model, rollout_decoding(config, judge.chat)
     held: list[RolloutBatch] = []
 
     def micro_batches(step: int) -> list[RolloutBatch]:
@@ -177,20 +176,24 @@ def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
         shares = {"clip_ratio": float(clipped.detach()) / micro_batch.tokens}
         return total / micro_batch.tokens, {**micro_batch.metrics, **shares}
 
-    recent: Counter[str] = Counter()
-
     def runaway(metrics: dict[str, float]) -> str | None:
-        beyond = {
-            f"KL {metrics['kl']:.1f} beyond --max-kl": metrics["kl"] > config.max_kl,
-            f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS": metrics["truncated_share"]
-            > config.max_truncated_share,
-        }
-        reason = next((text for text, hit in beyond.items() if hit), None)
-        recent["steps"] = recent["steps"] + 1 if reason else 0
-        return reason if recent["steps"] >= config.runaway_patience else None
+        if metrics["kl"] > config.max_kl:
+            return f"KL {metrics['kl']:.1f} beyond --max-kl"
+        if metrics["truncated_share"] > config.max_truncated_share:
+            return f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS"
+        return None
 
     total_steps = sum(rollouts) * config.updates_per_rollout
-    return Task(IMPROVER, total_steps, micro_batches, loss, runaway, "reward", config.updates_per_rollout)
+    return Task(
+        IMPROVER,
+        total_steps,
+        micro_batches,
+        loss,
+        runaway,
+        config.runaway_patience,
+        score="reward",
+        checkpoint_multiple=config.updates_per_rollout,
+    )
 
 
 def rollouts_by_stage(config: RlConfig, sources: Sequence[Source]) -> list[int]:
