@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint check studies clean
+.PHONY: install demo test lint check studies smollm2-hh clean
 
 install: $(VENV)/.installed
 
@@ -30,9 +30,14 @@ lint: install
 
 check: lint test
 
-# slow: the curriculum ablation on three seeds, about 20 minutes on 2 cores
+# slow: the curriculum ablation on three seeds, about 20 minutes on 2 cores, 30 on one
 studies: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/curriculum_ablation.py --out runs/ablation
+
+# slow: SmolLM2 on HH, all rows where there is a GPU; SMALL=--small for CPUs (about an hour on one core)
+#   make smollm2-hh TRAIN=hh_train.jsonl.gz TEST=hh_test.jsonl.gz SMALL=--small
+smollm2-hh: install $(VENV)/.smollm2
+	$(BIN)/python examples/smollm2_hh.py --train $(TRAIN) --test $(TEST) --out runs/smollm2-hh $(SMALL)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
