@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint check studies smollm2-hh clean
+.PHONY: install demo test lint check faults audit studies smollm2-hh clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,16 @@ lint: install
 	$(BIN)/mypy
 
 check: lint test
+
+# slow: every fault at the counts of the table that it prints, about an hour on 2 cores
+faults: install $(VENV)/.smollm2
+	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -s
+	$(BIN)/python examples/faults_side_by_side.py
+
+# known vulnerabilities of the tested versions; asks a public database
+audit: install
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # slow: the curriculum ablation on three seeds, about 20 minutes on 2 cores, 30 on one
 studies: install

@@ -2,7 +2,8 @@
 
 Reward model (reported on the test file too), SFT and RL of the improver on the train file, drafts of the base for
 prompts of the test file, and their improvement. Ends in a table of wall-clock time and peak memory of each command.
-Where there is a GPU, all rows are used; `--small` is for a CPU: short conversations and a few RL steps.
+Where there is a GPU, all rows are used; `--small` is for a CPU: short conversations and a few RL steps. Started again,
+it goes on where it was stopped.
 """
 
 import argparse
@@ -46,10 +47,10 @@ def main() -> None:
     drafts = str(SMALL_DRAFTS if arguments.small else DRAFTS)
     tokens = ["--max-new-tokens", TOKENS[arguments.small]]
     commands = [
-        ["train-reward", "--data", train, "--eval-data", test, *small],
-        ["rl", "--curriculum", *small, *small_rl],
+        ["train-reward", "--data", train, "--eval-data", test, "--resume", *small],
+        ["rl", "--curriculum", "--resume", *small, *small_rl],
         ["sample", "--data", test, "--max-rows", drafts, "--output", "drafts.jsonl", *tokens],
-        ["improve", "--input", "drafts.jsonl", "--output", "improved.jsonl", "--max-iters", "5", *tokens],
+        ["improve", "--input", "drafts.jsonl", "--output", "improved.jsonl", "--resume", "--max-iters", "5", *tokens],
     ]
     rows = [timed(command, arguments.out) for command in commands]
     results = json.loads((arguments.out / "runs/reward/manifest.json").read_text())["results"]

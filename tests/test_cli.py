@@ -15,10 +15,17 @@ import pytest
 
 from pitcli import cli, console
 from pitcli.config import ImproveConfig, Role, SftConfig, StopRule
-from pitcli.errors import InputError, RunError
+from pitcli.errors import InputError, NothingToDo, RunError
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
-MODULES = {"sft": "sft", "train-reward": "reward", "sample": "sample", "rl": "rl", "improve": "improve"}
+MODULES = {
+    "sft": "sft",
+    "train-reward": "reward",
+    "sample": "sample",
+    "rl": "rl",
+    "improve": "improve",
+    "verify": "verify",
+}
 
 Runs = list[tuple[str, Any]]
 
@@ -118,8 +125,8 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     assert "None" not in out
 
 
-def test_examples_in_the_help_are_accepted(runs: Runs) -> None:
-    Path("runs/sft").mkdir(parents=True)
+def test_examples_in_the_help_are_accepted(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "is_finished", lambda folder: True)
     for name, _, _, example in cli.COMMANDS:
         assert cli.main(example.split()[1:]) == 0
         assert runs[-1][0] == MODULES.get(name, name)
@@ -192,18 +199,28 @@ def test_rl_trains_the_improver_first_where_there_is_none(runs: Runs, capsys: py
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("flags", "folder"), [(["--sft", "elsewhere"], None), ([], "runs/sft")])
-def test_rl_takes_the_improver_that_there_is(flags: list[str], folder: str | None, runs: Runs) -> None:
-    if folder:
-        Path(folder).mkdir(parents=True)
+@pytest.mark.parametrize(("flags", "finished"), [(["--sft", "elsewhere"], None), ([], "runs/sft")])
+def test_rl_takes_the_improver_that_there_is(
+    flags: list[str], finished: str | None, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "is_finished", lambda folder: str(folder) == finished)
     assert cli.main(["rl", *flags]) == 0
     assert [name for name, _ in runs] == ["rl"]
+
+
+def test_rl_goes_on_with_an_improver_that_was_cut_short(runs: Runs) -> None:
+    Path("runs/sft").mkdir(parents=True)
+    assert cli.main(["rl", "--resume"]) == 0
+    assert [(name, config.resume) for name, config in runs] == [("sft", True), ("rl", True)]
 
 
 def test_rl_does_not_go_on_after_a_failed_sft(runs: Runs) -> None:
     with_stage("sft", lambda config: 3)
     assert cli.main(["rl"]) == 3
     assert runs == []
+
+
+LESS_MEMORY = "out of memory; this takes less: pit sft --config runs/sft/config.yaml --micro-batch-size 4 --resume"
 
 
 class OutOfMemoryError(RuntimeError):
@@ -218,12 +235,12 @@ class OutOfMemoryError(RuntimeError):
         (OSError(28, "No space left on device", "out.jsonl"), 3, ["No space left on device: out.jsonl"]),
         (PermissionError(13, "Permission denied", "/x"), 3, ["Permission denied: /x"]),
         (OSError("We couldn't connect\nto the hub"), 3, ["We couldn't connect to the hub"]),
-        (MemoryError(), 3, [cli.OUT_OF_MEMORY]),
-        (OutOfMemoryError("CUDA"), 3, [cli.OUT_OF_MEMORY]),
+        (MemoryError(), 3, [LESS_MEMORY]),
+        (OutOfMemoryError("CUDA"), 3, [LESS_MEMORY]),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte"),
             3,
-            [cli.OUT_OF_MEMORY],
+            [LESS_MEMORY],
         ),
     ],
 )
@@ -233,6 +250,36 @@ def test_exit_codes(
     with_stage("sft", raising(error))
     assert cli.main(["sft"]) == code
     assert capsys.readouterr().err.splitlines() == [f"error: {line}" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "smaller"),
+    [
+        (["rl", "--out", "my run"], "pit rl --config 'my run/config.yaml' --micro-batch-size 4 --resume"),
+        (["train-reward"], "pit train-reward --config runs/reward/config.yaml --micro-batch-size 4 --resume"),
+        (
+            ["train-reward", "--micro-batch-size", "7", "--max-length", "300"],
+            "pit train-reward --config runs/reward/config.yaml --max-length 150 --skip-long --overwrite",
+        ),
+        (
+            ["sft", "--micro-batch-size", "1"],
+            "pit sft --config runs/sft/config.yaml --max-length 512 --skip-long --overwrite",
+        ),
+    ],
+)
+def test_out_of_memory_names_the_smaller_command(
+    arguments: list[str], smaller: str, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "is_finished", lambda folder: True)
+    with_stage(MODULES.get(arguments[0], arguments[0]), raising(MemoryError()))
+    assert cli.main(arguments) == 3
+    assert capsys.readouterr().err == f"error: out of memory; this takes less: {smaller}\n"
+
+
+def test_what_is_there_already_is_no_error(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    with_stage("sft", raising(NothingToDo("the run in runs/sft is finished")))
+    assert cli.main(["sft"]) == 0
+    assert capsys.readouterr().err == "the run in runs/sft is finished\n"
 
 
 def test_the_stages_own_code(runs: Runs) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.data.formats import iter_drafts, load_pairs, parse_draft, parse_pair
+from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, parse_draft, parse_pair
 from pitcli.data.records import Message, RowError, RowProblem, read_rows
 from pitcli.errors import InputError
 
@@ -355,6 +355,37 @@ def test_drafts_stream_past_bad_rows(tmp_path):
     drafts = [(line, draft.response) for line, draft in iter_drafts(path, errors.append)]
     assert drafts == [(1, "x"), (4, "y")]
     assert [(error.line, error.field) for error in errors] == [(2, ""), (3, "response")]
+
+
+def test_a_draft_with_the_id_of_an_earlier_one_is_an_error_and_the_others_come(tmp_path):
+    errors: list[RowError] = []
+    rows = [{"id": id, "prompt": "p", "response": f"r{n}"} for n, id in enumerate([7, "a", "7", None, None, "b"])]
+    drafts = [line for line, _ in iter_drafts(write(tmp_path, *rows), errors.append)]
+    assert drafts == [1, 2, 4, 5, 6]
+    assert [error[1:] for error in errors] == [
+        (3, "id", "the same as on an earlier line; give each row its own, or none")
+    ]
+
+
+def test_an_id_that_only_a_bad_row_had_is_free(tmp_path):
+    errors: list[RowError] = []
+    path = write(tmp_path, {"id": 1, "prompt": "", "response": "r"}, {"id": 1, "prompt": "p", "response": "r"})
+    assert [line for line, _ in iter_drafts(path, errors.append)] == [2]
+    assert [error.field for error in errors] == ["prompt"]
+
+
+def test_equal_drafts_without_ids_are_counted_and_all_come(tmp_path):
+    notes: Counter[str] = Counter()
+    rows = [{"prompt": "p", "response": "r"}] * 3 + [{"prompt": "p", "response": "r", "n": 1}]
+    assert len(list(iter_drafts(write(tmp_path, *rows), unwanted, notes))) == 4
+    assert notes == {"duplicate rows": 2}
+
+
+def test_questions_have_ids_of_their_own_too(tmp_path):
+    errors: list[RowError] = []
+    rows = [pair("a", id=1), pair("a", "C", id=1), pair("b")]
+    assert [line for line, _ in iter_questions(write(tmp_path, *rows), errors.append)] == [1, 3]
+    assert [(error.line, error.field) for error in errors] == [(2, "id")]
 
 
 def test_no_draft_is_read_ahead(tmp_path):

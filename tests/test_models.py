@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import WithRoles
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
@@ -29,6 +28,7 @@ from pitcli.engine.pair_tree import Tree
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
+from tests.conftest import WithRoles
 
 CPU = torch.device("cpu")
 PAD, STOP = 0, 2

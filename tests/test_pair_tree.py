@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import WithRoles
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from pitcli.engine.batches import Batch
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.models import GAP, RoleModel, load_base
 from pitcli.engine.pair_tree import Tree, ordered_tree, separate_batch, swapped_tree, tree_batch
+from tests.conftest import WithRoles
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
 SIZES = {

@@ -111,6 +111,8 @@ REFUSED = {
     "gzip bytes": ("rows.jsonl", gzip.compress(GOOD), "rename it to .jsonl.gz: mv "),
     "UTF-16 LE": ("rows.jsonl", '\ufeff{"a": 1}'.encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8 "),
     "UTF-16 BE": ("rows.jsonl", '\ufeff{"a": 1}'.encode("utf-16-be"), "iconv -f UTF-16 -t UTF-8 "),
+    "UTF-16 LE without its mark": ("rows.jsonl", '{"a": 1}'.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 "),
+    "UTF-16 BE without its mark": ("rows.jsonl", '{"a": 1}'.encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 "),
     "UTF-16 in gzip": ("r.jsonl.gz", gzip.compress('{"a": 1}'.encode("utf-16")), "iconv -f UTF-16"),
     "parquet": ("rows.jsonl", b"PAR1\x15\x04", "a parquet file"),
     "no gzip bytes": ("r.jsonl.gz", GOOD, "rename it to .jsonl"),
@@ -124,6 +126,18 @@ def test_a_file_in_another_encoding_is_refused_before_its_first_row(tmp_path, na
         read_rows(path, unwanted)
     assert str(caught.value).startswith(f"{path}:")
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n \n"], ids=["", "after a mark", "after blank lines"])
+def test_a_file_that_is_one_array_is_refused_before_its_first_row(tmp_path, before):
+    with pytest.raises(InputError, match="unpack it: jq"):
+        read_rows(write(tmp_path, before + b'[{"a": 1}]\n'), unwanted)
+
+
+def test_a_file_of_one_byte_is_no_utf16(tmp_path):
+    for data in (b"\0", b"{", b"\0\0"):
+        rows, errors, _ = read(write(tmp_path, data))
+        assert (rows, len(errors)) == ([], 1)
 
 
 def test_a_missing_file_and_a_folder_are_refused_at_once(tmp_path):

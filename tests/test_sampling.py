@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WithRoles
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -23,6 +22,7 @@ from pitcli.engine.equations import clipped_policy_loss, sequence_kl
 from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel, load_base
 from pitcli.engine.rollouts import drawn_logprobs
 from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from tests.conftest import WithRoles
 
 NEVER = -1  # a stop id that no model writes
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 15], [3, 3, 3, 3, 3], [16], [17, 18, 19], [20, 21, 22, 23]]

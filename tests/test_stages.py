@@ -294,8 +294,8 @@ def test_improve_without_stop_takes_every_iteration() -> None:
 
 def test_improve_with_no_iterations_gives_the_drafts_back() -> None:
     write_rows(Path("plain.jsonl"), [{"prompt": "Write 3 foods.", "response": " pie  jam"}])
-    assert improve.run(ImproveConfig(input="plain.jsonl", output="k.jsonl", max_iters=0)) == 0
-    (row,) = read_rows(Path("k.jsonl"))
+    assert improve.run(ImproveConfig(input="plain.jsonl", output="none.jsonl", max_iters=0)) == 0
+    (row,) = read_rows(Path("none.jsonl"))
     assert (row["response"], row["iterations"], row["stop_reason"]) == (" pie  jam", [], "max_iters")
 
 
@@ -354,7 +354,6 @@ def test_rl_does_not_go_on_from_another_gap_model(tmp_path: Path) -> None:
     rl.run(RlConfig(out=tmp_path / "run", max_steps=1, **RL_SMALL))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"].keys() == {"gap", "improver", "policy"}
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     reward.run(RewardConfig(data="pairs.jsonl", max_steps=1, out=tmp_path / "other", **SMALL))
     with pytest.raises(SettingsError, match="--resume: inputs was"):
         rl.run(RlConfig(reward=tmp_path / "other", out=tmp_path / "run", resume=True, max_steps=1, **RL_SMALL))

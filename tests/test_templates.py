@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pitcli.data.records import Message, Prompt
+from pitcli.data.records import Message, Prompt, RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.models import load_tokenizer
 
@@ -113,6 +113,49 @@ def test_responses_lose_their_outer_whitespace(chat: ChatFormat) -> None:
     assert chat.decode(chat.encode_text("\n The lark. \n")) == "The lark."
 
 
+@pytest.mark.parametrize("text", ["The lark sings at dawn.", "日本日本", "a  b\n\nc", HOSTILE])
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 8, 1000])
+def test_a_cut_text_is_the_longest_beginning_that_fits(chat: ChatFormat, text: str, limit: int) -> None:
+    kept = chat.cut(text, limit)
+    ids, kept_ids = chat.encode_text(text), chat.encode_text(kept)
+    assert text.startswith(kept)
+    assert "\ufffd" not in kept
+    assert len(kept_ids) <= limit
+    if len(ids) <= limit:
+        assert kept == text
+    elif text.isascii() and limit and chat.decode(ids[:limit]):
+        # but for white space at its end, it takes all the tokens that it may
+        assert kept_ids == ids[: len(kept_ids)]
+        assert chat.decode(ids[:limit]) == kept
+
+
+def test_a_character_is_not_cut_in_two(tiny_chat: ChatFormat) -> None:
+    """日 takes three bytes, and the embedded tokenizer puts a blank before the first word."""
+    assert len(tiny_chat.encode_text("日日")) == 7
+    assert [tiny_chat.cut("日日", limit) for limit in (3, 4, 6, 7)] == ["", "日", "日", "日日"]
+
+
+def test_the_text_of_a_control_token_is_noticed(chat: ChatFormat) -> None:
+    special = chat.tokenizer.convert_ids_to_tokens(chat.stop_id)
+    assert chat.names_special_token(f"a{special}b")
+    assert not chat.names_special_token("a < b | c > d, [x] and s")
+
+
+def test_the_largest_id_of_a_conversation(tiny_chat: ChatFormat, tiny_folder: Any) -> None:
+    """A special token that the template does not use cannot occur: Gemma's image token is beyond its embeddings."""
+    assert tiny_chat.largest_id() == 410
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert ChatFormat(tokenizer).largest_id() == 410
+    tokenizer.add_tokens(["<word>"])
+    assert ChatFormat(tokenizer).largest_id() == 412
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    assert ChatFormat(tokenizer).largest_id() == 413
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<system>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|", "<").replace("|>", ">")
+    assert ChatFormat(tokenizer).largest_id() == 414
+
+
 def test_padding_is_not_the_stop_token(tiny_chat: ChatFormat, smollm2_chat: ChatFormat) -> None:
     for chat in (tiny_chat, smollm2_chat):
         assert chat.tokenizer.pad_token_id is not None
@@ -163,8 +206,21 @@ def test_the_digest_tells_templates_apart(tmp_path: Any, tiny_chat: ChatFormat, 
     assert ChatFormat(other).digest() != tiny_chat.digest()
 
 
+def test_a_template_that_refuses_a_prompt_names_the_prompt(tiny_folder: Any) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    chat = ChatFormat(tokenizer)
+    with pytest.raises(RowProblem, match="refuses the roles system, user: no system role") as caught:
+        chat.policy_prompt((Message("system", "a"), Message("user", "b")))
+    assert caught.value.field == "prompt"
+    assert chat.policy_prompt(QUESTION)
+
+
 def test_a_template_that_hides_a_message_is_refused(tiny_folder: Any) -> None:
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-    with pytest.raises(ValueError, match="does not show a message of role assistant"):
+    with pytest.raises(RowProblem, match="does not show a message of role assistant"):
         ChatFormat(tokenizer)

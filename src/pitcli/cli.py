@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -23,17 +22,20 @@ from pitcli.config import (
     SampleConfig,
     Settings,
     SftConfig,
+    TrainingConfig,
+    VerifyConfig,
 )
-from pitcli.errors import PitError
-from pitcli.options import command_of
+from pitcli.engine.run_folder import is_finished, refuse_busy
+from pitcli.errors import PitError, RunError, is_out_of_memory
+from pitcli.options import command_of, smaller_command
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
-OUT_OF_MEMORY = "out of memory: use a smaller --micro-batch-size or --sample-batch-size, or --max-length"
+OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
 
 SHARED_WITH_SFT = (
-    *("data", "max_rows", "skip_long", "max_length", "model", "load_in_4bit", "device"),
-    *("seed", "max_steps"),
+    *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
+    *("seed", "max_steps", "micro_batch_size", "save_every"),
 )
 
 app = typer.Typer(
@@ -51,34 +53,48 @@ def _run_stage(module: str, config: Settings) -> int | None:
     return importlib.import_module(f"pitcli.stages.{module}").run(config)
 
 
-def _run_rl(config: RlConfig) -> int | None:
+def _train(module: str, config: TrainingConfig) -> int | None:
+    """A training stage, on a run folder that no other process has, with a way out where memory runs out."""
+    refuse_busy(config.run_folder)
+    try:
+        return _run_stage(module, config)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"out of memory; this takes less: {smaller_command(config)}") from error
+
+
+def _train_rl(config: RlConfig) -> int | None:
     """RL starts from an SFT improver; where there is none, train it from the same settings."""
-    if config.sft is None and not Path("runs/sft").exists():
-        console.note("no --sft and no runs/sft: training the improver by SFT first, then RL")
+    refuse_busy(config.run_folder)
+    if config.sft is None:
         shared = {name: getattr(config, name) for name in SHARED_WITH_SFT}
         sft = SftConfig(role=Role.improver, **shared)
-        if code := _run_stage("sft", sft):
-            return code
-    return _run_stage("rl", config)
+        if not is_finished(sft.run_folder):
+            console.note("no --sft and no finished runs/sft: training the improver by SFT first, then RL")
+            if code := _train("sft", sft.model_copy(update={"resume": sft.run_folder.exists()})):
+                return code
+    return _train("rl", config)
 
 
 COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ...] = (
     ("prepare", PrepareConfig, partial(_run_stage, "prepare"), "pit prepare --data hh.jsonl --out data"),
-    ("sft", SftConfig, partial(_run_stage, "sft"), "pit sft --data data/sft.jsonl"),
-    ("train-reward", RewardConfig, partial(_run_stage, "reward"), "pit train-reward --data hh.jsonl"),
+    ("sft", SftConfig, partial(_train, "sft"), "pit sft --data data/sft.jsonl"),
+    ("train-reward", RewardConfig, partial(_train, "reward"), "pit train-reward --data hh.jsonl"),
     (
         "sample",
         SampleConfig,
         partial(_run_stage, "sample"),
         "pit sample --data hh.jsonl --output drafts.jsonl",
     ),
-    ("rl", RlConfig, _run_rl, "pit rl --curriculum"),
+    ("rl", RlConfig, _train_rl, "pit rl --curriculum"),
     (
         "improve",
         ImproveConfig,
         partial(_run_stage, "improve"),
         "pit improve --input drafts.jsonl --max-iters 5",
     ),
+    ("verify", VerifyConfig, partial(_run_stage, "verify"), "pit verify runs/rl"),
 )
 
 
@@ -118,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         code, lines = ending
         for line in lines:
-            console.error(line)
+            console.error(line) if code else console.note(line)
     except SystemExit as ended:
         # Typer answers a broken pipe by sys.exit(1) on its own; a shell expects 128 + SIGPIPE.
         if not isinstance(ended.__context__, BrokenPipeError):
@@ -147,16 +163,9 @@ def _ending(error: Exception) -> tuple[int, list[str]] | None:
         case OSError():
             what = error.strerror or " ".join(str(error).split())
             ending = ENVIRONMENT, [f"{what}: {error.filename}" if error.filename else what]
-        case _ if _is_out_of_memory(error):
+        case _ if is_out_of_memory(error):
             ending = ENVIRONMENT, [OUT_OF_MEMORY]
     return ending
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # By name and text: importing torch to ask for its classes would cost seconds.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(sign in str(error) for sign in ("out of memory", "can't allocate memory"))
 
 
 def _usage_line(error: TyperException) -> str:

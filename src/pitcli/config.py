@@ -6,7 +6,7 @@ A command's settings are one flat pydantic model put together from sections, so 
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -94,6 +94,15 @@ class DataSettings(Settings):
     skip_long: bool = Field(
         False, description="Leave out rows longer than --max-length (counted) instead of refusing them"
     )
+    truncate: bool = Field(
+        False, description="Cut completions that are too long for --max-length (counted) instead of refusing them"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_with_long_rows(self) -> Self:
+        if self.skip_long and self.truncate:
+            raise ValueError("give only one of --skip-long and --truncate")
+        return self
 
 
 class SamplingSettings(Settings):
@@ -102,7 +111,21 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(256, ge=1, description="Longest response in tokens")
 
 
-class SftConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
+class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
+    """What the training commands share."""
+
+    out: Path | None = Field(None, description="Run folder [default: in runs/, by the name of what is trained]")
+
+    @property
+    def trained(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def run_folder(self) -> Path:
+        return self.out or Path("runs", self.trained)
+
+
+class SftConfig(TrainingConfig, LoraSettings):
     """pit sft: teach a policy (x -> y_w) or an improver (x, y_l -> y_w)."""
 
     role: Role = Field(Role.improver, description="What to train")
@@ -112,10 +135,13 @@ class SftConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
         le=1,
         description="Improver only: share of extra rows (x, y_w) -> y_w, a good answer may stay",
     )
-    out: Path | None = Field(None, description="Run folder [default: runs/sft, or runs/policy]")
+
+    @property
+    def trained(self) -> str:
+        return "policy" if self.role is Role.policy else "sft"
 
 
-class RewardConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
+class RewardConfig(TrainingConfig, LoraSettings):
     """pit train-reward: learn r_gap(x, y1, y2), how much better y1 is than y2."""
 
     gap_loss: GapLoss = Field(GapLoss.five_term, description="Loss over the four orderings of a pair")
@@ -124,7 +150,10 @@ class RewardConfig(ModelSettings, LoraSettings, OptimSettings, DataSettings):
     allow_overlap: bool = Field(
         False, description="Accept prompts of --data in --eval-data; the report says nothing then"
     )
-    out: Path = Field(Path("runs/reward"), description="Run folder")
+
+    @property
+    def trained(self) -> str:
+        return "reward"
 
 
 class SampleConfig(ModelSettings, SamplingSettings):
@@ -138,7 +167,7 @@ class SampleConfig(ModelSettings, SamplingSettings):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
 
 
-class RlConfig(ModelSettings, OptimSettings, DataSettings):
+class RlConfig(TrainingConfig):
     """pit rl: maximise the gap over y_ref, starting from the SFT improver."""
 
     sft: Path | None = Field(None, description="Run folder of the SFT improver [default: runs/sft]")
@@ -148,7 +177,6 @@ class RlConfig(ModelSettings, OptimSettings, DataSettings):
         description="Run folder of the policy that stage 2 samples from [default: runs/policy, else the base]",
     )
     drafts: str | None = Field(None, description="Stage 2 takes its references from these drafts instead")
-    out: Path = Field(Path("runs/rl"), description="Run folder")
     curriculum: bool = Field(False, description="Both stages: the same as --curriculum-stages dataset,policy")
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
@@ -172,6 +200,10 @@ class RlConfig(ModelSettings, OptimSettings, DataSettings):
         10, ge=1, description="Steps in a row beyond --max-kl or --max-truncated-share before stopping"
     )
 
+    @property
+    def trained(self) -> str:
+        return "rl"
+
     @model_validator(mode="before")
     @classmethod
     def _curriculum_is_both_stages(cls, values: dict[str, object]) -> dict[str, object]:
@@ -191,6 +223,8 @@ class ImproveConfig(ModelSettings, SamplingSettings):
 
     input: str = Field("-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin")
     output: str = Field("-", description="Where improved rows go, - for stdout")
+    resume: bool = Field(False, description="Go on with the rows in --output that a stopped command left")
+    overwrite: bool = Field(False, description="Replace what is in --output")
     run: Path | None = Field(None, description="Run folder of the improver [default: runs/rl, else runs/sft]")
     reward: Path | None = Field(
         None, description="Run folder of the gap model [default: the one inside --run, else runs/reward]"
@@ -201,6 +235,13 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy")
     sample_batch_size: int = Field(16, ge=1, description="Drafts improved together")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed; every row draws from its own, whatever the order")
+
+
+class VerifyConfig(Settings):
+    """pit verify: check that a run is what was saved, down to its scores."""
+
+    run: Path = Field(..., description="Run folder", json_schema_extra={"argument": True})
+    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
 
 
 class PrepareConfig(Settings):
@@ -221,6 +262,8 @@ class PrepareConfig(Settings):
 
 
 # settings that say how a run is carried out, not what it is: they may differ when it is resumed
-EXECUTION_ONLY = {"resume", "overwrite", "save_every", "out"}
+EXECUTION_ONLY = {"resume", "overwrite", "save_every", "out", "micro_batch_size"}
+
+CONFIG = "config.yaml"  # where a run folder keeps its settings
 
 Kind = Literal["sft", "reward", "rl"]

@@ -29,3 +29,16 @@ class RunError(PitError):
     """A run folder, a model or the machine does not serve: locked, corrupt, wrong base, diverged."""
 
     exit_code = 3
+
+
+class NothingToDo(PitError):
+    """What was asked for is there already."""
+
+    exit_code = 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the host or of the device. By name and text: importing torch to ask for its classes would cost seconds."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(sign in str(error) for sign in ("out of memory", "can't allocate memory"))

@@ -14,7 +14,7 @@ from pitcli.config import EXECUTION_ONLY, DataSettings, Kind, ModelSettings, Rew
 from pitcli.console import note, warn
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import load_pairs
-from pitcli.data.records import PreferencePair
+from pitcli.data.records import PreferencePair, RowProblem
 from pitcli.data.splits import prompt_key
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
@@ -82,7 +82,7 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
     device = pick_device(settings.device)
     folder = resolve_base(name)
     tokenizer = load_tokenizer(folder)
-    chat = ChatFormat(tokenizer)
+    chat = _chat_format(name, tokenizer)
     inherited = first.load_in_4bit if first else True
     identity = BaseIdentity(
         name=name,
@@ -91,10 +91,24 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
         load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
     )
     _refuse_other_bases(identity, earlier)
-    context = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().max_position_embeddings
+    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    context = architecture.max_position_embeddings
+    if (largest := chat.largest_id()) >= architecture.vocab_size:
+        raise SettingsError(
+            f"--model: {name}: its tokenizer goes up to token {largest} and its embeddings to "
+            f"{architecture.vocab_size - 1}; give the tokenizer that the model was trained with, or enlarge the model "
+            f"(model.resize_token_embeddings({largest + 1}), then save it)"
+        )
     if settings.max_length and settings.max_length > context:
         raise SettingsError(f"--max-length: {settings.max_length} is beyond the model's context of {context} tokens")
     return Base(folder, identity, tokenizer, chat, device, settings.max_length or context)
+
+
+def _chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    try:
+        return ChatFormat(tokenizer)
+    except RowProblem as problem:
+        raise SettingsError(f"--model: {name}: {problem.reason}; it needs another chat template") from None
 
 
 def _refuse_other_bases(identity: BaseIdentity, earlier: list[EarlierRun]) -> None:
@@ -125,7 +139,7 @@ def open_pairs(
     path = settings.data or next((run.manifest.data.path for run in earlier if run.manifest.data.path != "-"), None)
     if path is None:
         raise SettingsError("--data: name a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
-    pairs = _read_pairs(path, settings.max_rows, settings.skip_long, base, room)
+    pairs = _read_pairs(path, settings.max_rows, settings, base, room)
     return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
 
 
@@ -133,7 +147,7 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     """The pairs of --eval-data, none of whose prompts was trained on; no pairs where the setting is not given."""
     if config.eval_data is None:
         return []
-    pairs = _read_pairs(config.eval_data, None, config.skip_long, base, 0)
+    pairs = _read_pairs(config.eval_data, None, config, base, 0)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
         text = f"{config.eval_data}: {len(shared)} prompts are in --data too, the first on line {shared[0].line}"
@@ -143,10 +157,10 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     return pairs
 
 
-def _read_pairs(path: str, max_rows: int | None, skip_long: bool, base: Base, room: int) -> list[PreferencePair]:
+def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, skip_long, notes, room)
+    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, settings, notes, room)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")

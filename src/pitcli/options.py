@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from enum import StrEnum
@@ -13,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pitcli.config import Settings
+from pitcli.config import CONFIG, RewardConfig, Settings, TrainingConfig
 from pitcli.errors import SettingsError
 
 S = TypeVar("S", bound=Settings)
@@ -53,7 +54,7 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
             name = str(entry["loc"][0]) if entry["loc"] else None
             what = _what(entry, list(config_class.model_fields))
             where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
-            problems.append(where + what)
+            problems.append(f"{name}: must be given" if entry["type"] == "missing" else where + what)
         raise SettingsError(problems) from None
     if problems:
         raise SettingsError(problems)
@@ -68,6 +69,17 @@ def save_config(config: Settings, path: Path) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def smaller_command(config: TrainingConfig) -> str:
+    """The command that goes on with a run that was short of memory: half the micro-batch, then half the length."""
+    command, _, _ = (type(config).__doc__ or "").partition(":")
+    least = 4 if isinstance(config, RewardConfig) else 1  # a pair takes four scores
+    smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
+    if config.micro_batch_size // 2 < least:
+        shorter = "" if config.truncate else " --skip-long"
+        smaller = f"--max-length {(config.max_length or 1024) // 2}{shorter} --overwrite"
+    return f"{command} --config {shlex.quote(str(config.run_folder / CONFIG))} {smaller}"
+
+
 def _own_fields_first(config_class: type[Settings]) -> list[str]:
     declared = [name for section in config_class.__mro__ for name in vars(section).get("__annotations__", {})]
     return [name for name in dict.fromkeys(declared) if name in config_class.model_fields]
@@ -76,6 +88,8 @@ def _own_fields_first(config_class: type[Settings]) -> list[str]:
 def _flag_annotation(field: FieldInfo) -> Any:
     kind = _bare_type(field.annotation)
     text = f"{field.description}{_default_text(field)}"
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
+        return Annotated[str | None, typer.Argument(help=text, show_default=False)]
     if kind is bool:
         return Annotated[bool | None, typer.Option(help=text, show_default=False)]
     choices = [str(choice) for choice in kind] if issubclass(kind, StrEnum) else []
@@ -97,7 +111,7 @@ def _bare_type(annotation: Any) -> type:
 
 def _default_text(field: FieldInfo) -> str:
     default = field.default
-    if default is None or "[default:" in (field.description or ""):
+    if field.is_required() or default is None or "[default:" in (field.description or ""):
         return ""
     if isinstance(default, bool):
         default = "yes" if default else "no"

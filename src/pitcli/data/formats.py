@@ -98,14 +98,16 @@ def iter_drafts(
     path: str | Path, on_error: Callable[[RowError], None], notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, Draft]]:
     """Drafts as their lines arrive; an unusable file is refused here, before the first is asked for."""
-    return _parsed(parse_draft, read_rows(path, on_error, notes), file_label(path), on_error)
+    notes = Counter() if notes is None else notes
+    return _parsed(parse_draft, read_rows(path, on_error, notes), file_label(path), on_error, notes)
 
 
 def iter_questions(
     path: str | Path, on_error: Callable[[RowError], None], notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, Draft]]:
     """As iter_drafts, for rows that have no response yet."""
-    return _parsed(parse_question, read_rows(path, on_error, notes), file_label(path), on_error)
+    notes = Counter() if notes is None else notes
+    return _parsed(parse_question, read_rows(path, on_error, notes), file_label(path), on_error, notes)
 
 
 def _parsed(
@@ -113,14 +115,29 @@ def _parsed(
     rows: Iterator[tuple[int, dict[str, Any]]],
     label: str,
     on_error: Callable[[RowError], None],
+    notes: Counter[str],
 ) -> Iterator[tuple[int, Draft]]:
+    seen: set[int] = set()
     for line, row in rows:
         try:
             draft = parse(row, label, line)
+            if seen_before(seen, row if draft.id is None else draft.id):
+                if draft.id is not None:
+                    raise RowProblem("id", "the same as on an earlier line; give each row its own, or none")
+                notes["duplicate rows"] += 1
         except RowProblem as problem:
             on_error(RowError(label, line, problem.field, problem.reason))
         else:
             yield line, draft
+
+
+def seen_before(seen: set[int], value: object) -> bool:
+    """By 60 bits of a hash: a million values take 64 MiB, and two of them meet with a chance of 1 in 2 million."""
+    key = hash(repr(value)) >> 4
+    if key in seen:
+        return True
+    seen.add(key)
+    return False
 
 
 def _refuse_errors(errors: list[RowError]) -> None:

@@ -3,8 +3,10 @@
 import gzip
 import json
 import math
+import os
 import re
 import shlex
+import stat
 import sys
 import zlib
 from collections import Counter
@@ -14,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
-from pitcli.errors import InputError
+from pitcli.errors import InputError, SettingsError
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_DEPTH = 100
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN = "<stdin>"
 
 
@@ -37,6 +40,7 @@ class PreferencePair:
     rejected: str
     extra: dict[str, Any]
     line: int = field(default=0, compare=False)
+    chosen_cut: bool = False  # its end is missing, so that nothing may be learned from where it ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,16 @@ def read_rows(
     return _rows(source, file_label(path), on_error, Counter() if notes is None else notes)
 
 
+def refuse_output_as_input(source: str, output: str) -> None:
+    """SettingsError where rows would go to the file that they come from, be it by another name or by redirection."""
+    try:
+        ends = [os.stat(fd if name == "-" else name) for name, fd in ((source, 0), (output, 1))]
+    except OSError:  # not there yet, or closed
+        return
+    if stat.S_ISREG(ends[0].st_mode) and os.path.samestat(*ends):
+        raise SettingsError(f"--output: {'stdout' if output == '-' else output} is the input")
+
+
 def write_row(row: dict[str, Any], stream: TextIO) -> None:
     stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -101,7 +115,9 @@ def _open(path: str) -> BinaryIO:
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
     try:
-        _refuse_other_encodings(stream.peek(4), path)
+        start = stream.peek(4)
+        _refuse_other_encodings(start, path)
+        _refuse_array(start.removeprefix(BYTE_ORDER_MARK), path)
     except (OSError, EOFError, zlib.error, InputError) as error:
         stream.close()
         if isinstance(error, InputError):
@@ -123,11 +139,18 @@ def _refuse_other_encodings(start: bytes, label: str) -> None:
     if start.startswith(b"\x1f\x8b"):
         fix = f"zcat {name} | pit ..." if label == STDIN else f"rename it to .jsonl.gz: mv {name} {_gz_name(label)}"
         raise InputError(f"{label}: gzip bytes where JSON lines are wanted; {fix}")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        fix = f"iconv -f UTF-16 -t UTF-8 {name} > utf8.jsonl"
+    if encoding := _utf16(start[:2]):
+        fix = f"iconv -f {encoding} -t UTF-8 {name} > utf8.jsonl"
         raise InputError(f"{label}: UTF-16 where UTF-8 is wanted; convert it: {fix}")
     if start.startswith(b"PAR1"):
         raise InputError(f"{label}: a parquet file where JSON lines are wanted")
+
+
+def _utf16(start: bytes) -> str | None:
+    """iconv's name for what begins with these two bytes, if it is UTF-16: its mark, or an ASCII character."""
+    if len(start) == 2 and start.count(0) == 1:
+        return "UTF-16LE" if start[1] == 0 else "UTF-16BE"
+    return "UTF-16" if start in (b"\xff\xfe", b"\xfe\xff") else None
 
 
 def _gz_name(label: str) -> str:
@@ -174,10 +197,10 @@ def _lines(stream: BinaryIO, label: str) -> Iterator[bytes]:
 
 def _without_mark(line: bytes, label: str, notes: Counter[str]) -> bytes:
     _refuse_other_encodings(line, label)
-    if not line.startswith(b"\xef\xbb\xbf"):
+    if not line.startswith(BYTE_ORDER_MARK):
         return line
     notes["byte order mark"] += 1
-    return line[3:]
+    return line.removeprefix(BYTE_ORDER_MARK)
 
 
 def _refuse_array(line: bytes, label: str) -> None:

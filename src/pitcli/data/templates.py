@@ -7,10 +7,14 @@ can neither become control tokens nor change the tokens of a shared prefix.
 """
 
 import hashlib
+import re
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-from pitcli.data.records import Message, Prompt
+from jinja2 import TemplateError
+
+from pitcli.data.records import Message, Prompt, RowProblem
 
 IMPROVE_INSTRUCTION = "Write a better response."
 
@@ -31,11 +35,16 @@ class Example(NamedTuple):
 
 
 class ChatFormat:
-    """Turns text into token ids for one tokenizer (any transformers tokenizer with a chat template)."""
+    """Turns text into token ids for one tokenizer (any transformers tokenizer with a chat template).
+
+    RowProblem where the template cannot show a prompt's roles; from the constructor, where it cannot show ours.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._control = cache(self._control_texts)
+        self._special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_text = re.compile("|".join(map(re.escape, self._special.values())) or "(?!)")
         self.stop_id: int = self._stop_token()
         after_reference = self._control(("user", "assistant", "user"))[2:]
         self._bridge = (
@@ -48,12 +57,16 @@ class ChatFormat:
         """The template's text before, between and after the messages' contents."""
         marks = [f"CONTENT{index}MARK" for index in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        try:
+            rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        except TemplateError as error:
+            raise RowProblem("prompt", f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
         texts = []
         for mark in marks:
             before, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError(f"the chat template does not show a message of role {roles[marks.index(mark)]}")
+                role = roles[marks.index(mark)]
+                raise RowProblem("prompt", f"the chat template does not show a message of role {role}")
             texts.append(before)
         return [*texts, rest]
 
@@ -69,6 +82,30 @@ class ChatFormat:
     def encode_text(self, text: str) -> list[int]:
         """User text to ids; the text of a special token stays text."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def names_special_token(self, text: str) -> bool:
+        """Whether user text holds the text of a special token."""
+        return self._special_text.search(text) is not None
+
+    def largest_id(self) -> int:
+        """The largest token id that a conversation can hold: of the special tokens, only those of the template."""
+        ids = set(self.tokenizer.get_vocab().values()) - self._special.keys()
+        ids |= {self.stop_id, self.tokenizer.pad_token_id}
+        for roles in (("user", "assistant", "user"), ("system", "user")):
+            with suppress(RowProblem):  # a model may know no system message
+                ids.update(*(self._encode_control(text) for text in self._control(roles)))
+        return max(ids)
+
+    def cut(self, text: str, limit: int) -> str:
+        """The text, or its longest beginning in whole tokens that takes at most so many of them; "" if none does."""
+        ids = self.encode_text(text)
+        kept, count, over = text, limit, len(ids) - limit
+        while over > 0 and count > 0:
+            # The bytes of one character may lie in several tokens, and a text that is cut may become other tokens.
+            kept = self.decode(ids[:count]).rstrip("\ufffd").rstrip()
+            over = len(self.encode_text(kept)) - limit
+            count -= over
+        return kept if over <= 0 else ""
 
     def decode(self, token_ids: list[int]) -> str:
         """A sampled response to text, without its stop token and outer whitespace."""

@@ -1,7 +1,9 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -22,8 +25,11 @@ from transformers import (
 
 from pitcli.config import Device, LoraSettings
 from pitcli.console import warn
-from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE
-from pitcli.engine.batches import Batch, length_sorted_chunks
+from pitcli.data.records import RowProblem
+from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat, Example
+from pitcli.engine.bases import check_entries, read_json, reading
+from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
+from pitcli.engine.durable import DIGESTS
 from pitcli.engine.pair_tree import Tree, TreeBatch, separate_batch, tree_batch
 from pitcli.errors import RunError
 
@@ -33,8 +39,15 @@ POLICY = "policy"
 REFERENCE = "reference"
 
 WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = {WEIGHTS, ADAPTER_CONFIG, DIGESTS, "README.md"}
+# of ADAPTER_CONFIG: what pit reads, and what it writes for others and does not read
+_FREE_FIELDS = {"r", "lora_alpha", "target_modules"} | {
+    *("task_type", "modules_to_save", "base_model_name_or_path", "inference_mode", "peft_version")
+}
 _SCORE_KEY = "base_model.model.score.weight"
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
+PROBE_TOKENS = 16
 _LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
 
 
@@ -54,20 +67,23 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a base, with a chat template and a pad token that is not its EOS if it has another."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"{folder}: the tokenizer has no EOS token, so an answer could never end")
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
-        preferred = [token for token in (tokenizer.unk_token, *spare) if token]
-        tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
+    with reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.eos_token_id is None:
+            raise RunError(f"{folder}: the tokenizer has no EOS token, so an answer could never end")
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+            preferred = [token for token in (tokenizer.unk_token, *spare) if token]
+            tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
+        with suppress(RowProblem):  # roles that the template refuses are reported by who asks for them
+            ChatFormat(tokenizer).digest()  # renders the template, which is the model's and may raise anything
     return tokenizer
 
 
 def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrainedModel:
-    """A frozen causal language model from safetensors; no remote code."""
+    """A frozen causal language model from safetensors, every tensor of which is there; no remote code."""
     dtype = compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -75,14 +91,23 @@ def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrai
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    base = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        quantization_config=quantization if load_in_4bit else None,
-        device_map={"": device},
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    with reading(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization if load_in_4bit else None,
+            device_map={"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    base, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise RunError(f"{folder}: {len(missing)} of the model's tensors are not there, the first {missing[0]}")
+    for name, layer in base.named_modules():  # transformers takes 4-bit weights of any shape
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (layer.out_features, layer.in_features):
+            raise RunError(f"{folder}: the weights of {name} do not have the shape that config.json says")
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(base.config, name, None) not in (None, 1.0):
             raise RunError(f"{folder}: models that rescale their logits ({name}) are not supported")
@@ -98,6 +123,49 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
         target_modules="all-linear",
         task_type=TaskType.CAUSAL_LM,
     )
+
+
+def saved_lora(folder: Path) -> LoraConfig:
+    """The LoRA of an adapter folder, which need not be one that pit wrote.
+
+    Rank, alpha and layers go into a fresh LoraConfig. Any other field must be as pit writes it: for some values peft
+    would import modules, read other files or build another network.
+    """
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ADAPTER_FILES):
+        raise RunError(f"{folder / foreign[0]}: no part of an adapter; take it out of the folder")
+    check_entries(folder)
+    path = folder / ADAPTER_CONFIG
+    saved = {"peft_type": None, **read_json(path)}
+    plain = LoraConfig().to_dict()
+    for name, value in saved.items():
+        if name not in _FREE_FIELDS and (value != plain[name] if name in plain else value):
+            raise RunError(f"{path}: {name} {reprlib.repr(value)} is not supported: pit takes its own adapters only")
+    with reading(path):
+        config = lora_config(LoraSettings(lora_rank=saved["r"], lora_alpha=saved["lora_alpha"]))
+        config.target_modules = [str(name) for name in saved["target_modules"]]
+    with reading(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        ranks = {tensors.get_slice(name).get_shape()[0] for name in list(tensors.keys()) if ".lora_A." in name}
+    if ranks != {config.r}:  # before memory is taken for as much as the config says
+        raise RunError(f"{folder}: the adapter's tensors do not have the rank {config.r} of {ADAPTER_CONFIG}")
+    return config
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; where the disk is full this is an OSError, which safetensors' own writer does not raise."""
+    path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"format": "pt"}))
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> int:
+    """A number that any change of the tensors changes (but for a chance of about 2^-64)."""
+    parts: list[object] = []
+    for tensor in tensors:
+        bytes_N = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        whole = len(bytes_N) // 8 * 8
+        parts += [
+            torch.hash_tensor(bytes_N[:whole].view(torch.int64)).view(torch.int64).item(),
+            *bytes_N[whole:].tolist(),
+        ]
+    return hash(tuple(parts))
 
 
 class RoleModel(nn.Module):
@@ -155,6 +223,10 @@ class RoleModel(nn.Module):
         if role == GAP and self.gap_head is not None:
             named["gap_head.weight"] = self.gap_head.weight
         return named
+
+    def base_tensors(self) -> list[Tensor]:
+        """The tensors of the base, which no training changes."""
+        return [p for name, p in self.base.named_parameters() if "lora_" not in name]
 
     @property
     def transformer(self) -> nn.Module:
@@ -255,23 +327,43 @@ class RoleModel(nn.Module):
             config.modules_to_save = ["score"]
             state[_SCORE_KEY] = self.gap_head.weight
         config.save_pretrained(str(folder))
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(folder / WEIGHTS, state)
 
     def load_role(self, role: str, folder: Path) -> None:
         """Add the adapter saved in a folder under a role; RunError where it does not fit this base."""
-        config = LoraConfig.from_pretrained(str(folder))
-        config.task_type, config.modules_to_save = TaskType.CAUSAL_LM, None
+        config = saved_lora(folder)
+        with reading(folder):
+            self.add_role(role, config)
+            self.read_role(role, folder)
+
+    def read_role(self, role: str, folder: Path) -> None:
+        """Take the weights of a role from the adapter saved in a folder."""
+        assert self.peft is not None
         state = load_file(folder / WEIGHTS)
         score = state.pop(_SCORE_KEY, None)
         if (score is not None) != (role == GAP):
             raise RunError(f"{folder}: {'no gap head' if role == GAP else 'a gap model'} found for role {role}")
-        self.add_role(role, config)
-        assert self.peft is not None
         expected = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+        fits = shapes == {name: tensor.shape for name, tensor in expected.items()}
+        if not fits or (score is not None and self.gap_head is not None and score.shape != self.gap_head.weight.shape):
             raise RunError(f"{folder}: the adapter's tensors do not fit the base model")
         set_peft_model_state_dict(self.peft, state, adapter_name=role)
         if score is not None and self.gap_head is not None:
             self.gap_head.weight.data.copy_(score)
+
+    def clear_role(self, role: str) -> None:
+        """Set the weights of a role to zero, so that what is read next is seen to be all that it is."""
+        for parameter in self.role_parameters(role).values():
+            parameter.data.zero_()
+
+    @torch.no_grad()
+    def probe(self, role: str) -> list[float]:
+        """What a role says of a few fixed tokens: the gap model their score, the others their log-probs."""
+        self.use(role)
+        vocabulary = self.base.config.get_text_config().vocab_size
+        ids = [(7 * place + 3) % vocabulary for place in range(PROBE_TOKENS)]
+        if role == GAP:
+            return self.scores(separate_batch([Tree([ids], [-1], [0])], self.pad_id).to(self.device)).tolist()
+        batch = completion_batch([Example(ids[:4], ids[4:])], self.pad_id).to(self.device)
+        return self.completion_logprobs(batch)[0].tolist()

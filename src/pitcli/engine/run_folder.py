@@ -6,30 +6,29 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pitcli import __version__
-from pitcli.config import Kind
+from pitcli.config import CONFIG, Kind
 from pitcli.console import warn
-from pitcli.errors import RunError, SettingsError
+from pitcli.engine.durable import file_digest, folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
+from pitcli.errors import NothingToDo, RunError, SettingsError
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-CONFIG = "config.yaml"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
-DIGESTS = "digests.json"
 KEPT_CHECKPOINTS = 2
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class BaseIdentity(_Strict):
@@ -61,6 +60,7 @@ class Manifest(_Strict):
     data: DataIdentity
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
+    probes: dict[str, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
 
@@ -70,89 +70,40 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder but its own list of digests, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / DIGESTS)
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish_dir(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder so that a kill at any moment leaves the old one, the new one, or none; never a part.
-
-    `write` fills a folder beside the target; it is digested, synced and renamed into place.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".tmp-{os.getpid()}-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write(temporary)
-    (temporary / DIGESTS).write_text(json.dumps(folder_digests(temporary), indent=1))
-    for path in temporary.rglob("*"):
-        _fsync(path)
-    _fsync(temporary)
-    remove_dir(target)
-    temporary.rename(target)
-    _fsync(target.parent)
-
-
-def remove_dir(target: Path) -> None:
-    """Delete a folder by renaming it first, so that no reader ever meets half of it."""
-    if target.exists():
-        trash = target.parent / f".trash-{os.getpid()}-{target.name}"
-        target.rename(trash)
-        shutil.rmtree(trash)
-
-
-def write_file(target: Path, text: str) -> None:
-    """Replace a file atomically."""
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    temporary.write_text(text)
-    _fsync(temporary)
-    temporary.replace(target)
-    _fsync(target.parent)
-
-
-def verify_dir(folder: Path) -> None:
-    """RunError that names the file where a published folder is not what was written."""
-    try:
-        expected = json.loads((folder / DIGESTS).read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder / DIGESTS}: missing or unreadable; this folder was not fully written") from error
-    found = folder_digests(folder)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            state = "missing" if name not in found else "unexpected" if name not in expected else "changed"
-            raise RunError(f"{folder / name}: {state} since it was written")
-
-
 def load_manifest(folder: Path, remedy: str) -> Manifest:
     """The manifest of a finished run, its files verified; RunError says what to do where there is none."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    manifest = _read_manifest(folder)
+    if manifest is None:
         raise RunError(f"{folder}: no finished run there; {remedy}")
-    try:
-        manifest = Manifest.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise RunError(f"{path}: not a manifest of this version of pit ({error.error_count()} problems)") from error
     if not manifest.complete:
         raise RunError(f"{folder}: the run there is not finished; go on with the same command and --resume")
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise RunError(f"{folder / name}: missing or changed since it was written")
     return manifest
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        sealed = json.loads(path.read_bytes())
+        seal = sealed.pop("seal")
+        manifest = Manifest.model_validate(sealed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: not UTF-8, not JSON, not valid
+        raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
+    if seal != _seal(manifest):
+        raise RunError(f"{path}: changed since it was written")
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": _seal(manifest)}, indent=1))
+
+
+def _seal(manifest: Manifest) -> str:
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
 class RunFolder:
@@ -198,15 +149,18 @@ class RunFolder:
             return folder
         return None
 
-    def finish(self, results: dict[str, Any], writers: dict[str, Callable[[Path], None]]) -> None:
-        """Publish the final folders, then the manifest that makes the run complete."""
-        for name, write in writers.items():
-            publish_dir(self.path / name, write)
+    def publish(self, role: str, write: Callable[[Path], None]) -> None:
+        """The final folder of an adapter."""
+        publish_dir(self.path / role, write)
+
+    def complete(self, results: dict[str, Any], roles: Sequence[str], probes: dict[str, list[float]]) -> None:
+        """Write the manifest that makes the run complete, with the digests of what was published."""
         files = {
-            f"{name}/{file}": digest for name in writers for file, digest in folder_digests(self.path / name).items()
+            f"{role}/{file}": digest for role in roles for file, digest in folder_digests(self.path / role).items()
         }
-        self.manifest = self.manifest.model_copy(update={"complete": True, "results": results, "files": files})
-        write_file(self.path / MANIFEST, self.manifest.model_dump_json(indent=1))
+        done = {"complete": True, "results": results, "files": files, "probes": probes}
+        self.manifest = self.manifest.model_copy(update=done)
+        _write_manifest(self.path, self.manifest)
 
 
 def _step(folder: Path) -> int:
@@ -218,32 +172,42 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
     """Lock a run folder, check that it is free or is the run to go on with, and write what the run will be."""
     path.mkdir(parents=True, exist_ok=True)
     with (path / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise RunError(f"{path}: in use by process {lock.read().strip() or '?'}") from error
+        _take(lock, path)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        started = _started_manifest(path)
-        if resume and started:
+        sweep(path)
+        sweep(path / CHECKPOINTS)
+        started = _read_manifest(path) if resume else None
+        if started:
             _refuse_changes(path, started, manifest)
             if started.complete:
-                raise SettingsError(f"--resume: the run in {path} is finished")
+                raise NothingToDo(f"the run in {path} is finished; --overwrite would start it anew")
         else:
             _clear(path, overwrite)
-            write_file(path / MANIFEST, manifest.model_dump_json(indent=1))
+            _write_manifest(path, manifest)
         yield RunFolder(path, manifest)
 
 
-def _started_manifest(path: Path) -> Manifest | None:
-    if not (path / MANIFEST).exists():
-        return None
+def refuse_busy(path: Path) -> None:
+    """RunError where another process has the run folder; open_run makes sure of it, this says so at once."""
+    if (path / LOCK).exists():
+        with (path / LOCK).open("a+") as lock:
+            _take(lock, path)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a complete run is in a folder."""
+    manifest = _read_manifest(path)
+    return manifest is not None and manifest.complete
+
+
+def _take(lock: TextIO, path: Path) -> None:
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_text())
-    except ValidationError as error:
-        raise RunError(f"{path / MANIFEST}: not a manifest of this version of pit") from error
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise RunError(f"{path}: in use by process {lock.read().strip() or '?'}") from error
 
 
 def _clear(path: Path, overwrite: bool) -> None:

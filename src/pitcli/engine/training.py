@@ -3,19 +3,20 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pitcli.config import OptimSettings
 from pitcli.console import note, progress, warn
 from pitcli.engine.equations import learning_rate_factor
-from pitcli.engine.models import RoleModel, compute_dtype
+from pitcli.engine.models import RoleModel, compute_dtype, fingerprint, write_tensors
 from pitcli.engine.run_folder import RunFolder
 from pitcli.errors import RunError
 
@@ -52,16 +53,25 @@ class TrainResult(NamedTuple):
     stopped: str | None
 
 
-class _Progress(NamedTuple):
+class _Position(NamedTuple):
     """Where a run stands; saved with every checkpoint."""
 
     step: int = 0
     first_loss: float = math.nan
+    last_loss: float = math.nan
     best_score: float = -math.inf
     best_step: int | None = None
     score_sum: float = 0.0  # since the last checkpoint
     score_count: int = 0
     beyond: int = 0  # steps in a row at which the task was running away
+
+
+class _Snapshot(NamedTuple):
+    """All that a checkpoint holds, copied between two updates."""
+
+    position: _Position
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
@@ -80,27 +90,61 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
     model.use(task.role, train=True)
     parameters = model.role_parameters(task.role)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-    position = _restore(run, parameters, optimizer, config.resume)
-    metrics: dict[str, float] = {}
-    stopped = None
-    with progress(f"training {task.role}", task.total_steps) as advance:
-        advance(position.step)
-        while position.step < task.total_steps and stopped is None:
-            set_seed(step_seed(config.seed, position.step))
-            factor = learning_rate_factor(position.step, task.total_steps, config.warmup_share)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
-            metrics = _one_step(model, task, config, accelerator, optimizer, parameters, position.step)
-            position = _advance(position, metrics, task)
-            run.log(position.step, {**metrics, "learning_rate": config.learning_rate * factor})
-            advance(loss=metrics["loss"], **_shown(metrics))
-            stopped = task.runaway(metrics) if position.beyond >= task.patience else None
-            due = position.step % config.save_every < task.checkpoint_multiple
-            if position.step % task.checkpoint_multiple == 0 and due and stopped is None:
-                position = _save(run, position, parameters, optimizer)
+    started = position = _restore(run, parameters, optimizer, config.resume)
+    base_before, role_before = fingerprint(model.base_tensors()), fingerprint(parameters.values())
+    snapshot: _Snapshot | None = None
+    stopped: str | None = None
+    try:
+        with progress(f"training {task.role}", task.total_steps) as advance:
+            advance(position.step)
+            while position.step < task.total_steps and stopped is None:
+                set_seed(step_seed(config.seed, position.step))
+                factor = learning_rate_factor(position.step, task.total_steps, config.warmup_share)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * factor
+                metrics = _one_step(model, task, config, accelerator, optimizer, parameters, position.step)
+                if position.step == started.step:
+                    _check_what_moved(metrics, model, parameters, base_before, role_before)
+                position = _advance(position, metrics, task)
+                run.log(position.step, {**metrics, "learning_rate": config.learning_rate * factor})
+                advance(loss=metrics["loss"], **_shown(metrics))
+                stopped = task.runaway(metrics) if position.beyond >= task.patience else None
+                if position.step % task.checkpoint_multiple == 0:
+                    snapshot = _snapshot(position, parameters, optimizer)
+                    if position.step % config.save_every < task.checkpoint_multiple and stopped is None:
+                        position = _save(run, snapshot)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM; a second one ends the save, without damage
+        _save_interrupted(run, snapshot)
+        raise
     if stopped:
         _keep_best(run, parameters, position, stopped)
-    return TrainResult(position.step, position.first_loss, metrics.get("loss", math.nan), stopped)
+    return TrainResult(position.step, position.first_loss, position.last_loss, stopped)
+
+
+def _check_what_moved(
+    metrics: dict[str, float], model: RoleModel, parameters: dict[str, Tensor], base_before: int, role_before: int
+) -> None:
+    """After the first step: the role's parameters moved, unless there was no gradient, and the base did not."""
+    if fingerprint(model.base_tensors()) != base_before:
+        raise RunError("the first step changed the base model, which must stay as it is; nothing was saved")
+    if metrics["grad_norm"] > 0 and fingerprint(parameters.values()) == role_before:
+        raise RunError("the first step had a gradient and changed no parameter; is --learning-rate far too small?")
+
+
+def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict[str, Any]) -> None:
+    """Publish the adapters of a run and complete its manifest.
+
+    Each adapter is read back from its files, and must then say exactly what it said before.
+    """
+    probes = {}
+    for role in roles:
+        probes[role] = model.probe(role)
+        run.publish(role, partial(model.save_role, role))
+        model.clear_role(role)
+        model.read_role(role, run.path / role)
+        if model.probe(role) != probes[role]:
+            raise RunError(f"{run.path / role}: the saved adapter does not score what it scored before it was saved")
+    run.complete(results, roles, probes)
 
 
 def _one_step(
@@ -127,7 +171,7 @@ def _one_step(
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise RunError(
             f"step {step + 1}: {', '.join(wrong)} not finite; nothing of this step was kept. "
-            f"Try a smaller --learning-rate, then --resume from the last checkpoint"
+            f"--resume tries it again; if it comes back, start anew with a smaller --learning-rate (--overwrite)"
         )
     optimizer.step()
     optimizer.zero_grad()
@@ -138,52 +182,64 @@ def _shown(metrics: dict[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in ("reward", "kl", "accuracy") if name in metrics}
 
 
-def _advance(position: _Progress, metrics: dict[str, float], task: Task) -> _Progress:
+def _advance(position: _Position, metrics: dict[str, float], task: Task) -> _Position:
     sign = -1 if task.score == "loss" else 1
     return position._replace(
         step=position.step + 1,
         first_loss=metrics["loss"] if position.step == 0 else position.first_loss,
+        last_loss=metrics["loss"],
         score_sum=position.score_sum + sign * metrics[task.score],
         score_count=position.score_count + 1,
         beyond=position.beyond + 1 if task.runaway(metrics) else 0,
     )
 
 
-def _save(
-    run: RunFolder, position: _Progress, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> _Progress:
+def _snapshot(position: _Position, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> _Snapshot:
+    moments = {
+        f"{name}|{key}": value.detach().clone()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    return _Snapshot(position, {name: p.detach().clone() for name, p in parameters.items()}, moments)
+
+
+def _save(run: RunFolder, snapshot: _Snapshot) -> _Position:
+    """Publish a checkpoint; the position with the scores since the last one accounted for."""
+    position = snapshot.position
     score = position.score_sum / position.score_count
     if score > position.best_score:
         position = position._replace(best_score=score, best_step=position.step)
     position = position._replace(score_sum=0.0, score_count=0)
 
     def write(folder: Path) -> None:
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / PARAMETERS)
-        save_file(_optimizer_tensors(parameters, optimizer), folder / OPTIMIZER)
+        for name, tensors in ((PARAMETERS, snapshot.parameters), (OPTIMIZER, snapshot.optimizer)):
+            write_tensors(folder / name, tensors)
+            read = load_file(folder / name)
+            if not all(torch.equal(tensor.cpu(), read[key]) for key, tensor in tensors.items()):
+                raise RunError(f"{folder / name}: what was read back is not what was written")
         (folder / STATE).write_text(json.dumps(position._asdict()))
 
     run.save_checkpoint(position.step, write, keep=position.best_step)
     return position
 
 
-def _optimizer_tensors(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}|{key}": value.detach().cpu().contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+def _save_interrupted(run: RunFolder, snapshot: _Snapshot | None) -> None:
+    """What was reached since the last checkpoint; a rollout that was not used up is taken again."""
+    if snapshot is not None and not run.checkpoint(snapshot.position.step).exists():
+        _save(run, snapshot)
+        note(f"saved step {snapshot.position.step}; --resume goes on from there")
 
 
 def _restore(
     run: RunFolder, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, resume: bool
-) -> _Progress:
+) -> _Position:
     folder = run.latest_checkpoint() if resume else None
     if folder is None:
         if resume:
             warn("no checkpoint yet; starting from the first step")
         run.cut_metrics(0)
-        return _Progress()
-    position = _Progress(**json.loads((folder / STATE).read_text()))
+        return _Position()
+    position = _Position(**json.loads((folder / STATE).read_text()))
     _load_parameters(folder, parameters)
     for key, value in load_file(folder / OPTIMIZER).items():
         name, _, field = key.rpartition("|")
@@ -202,7 +258,7 @@ def _load_parameters(folder: Path, parameters: dict[str, Tensor]) -> None:
         parameter.data.copy_(saved[name])
 
 
-def _keep_best(run: RunFolder, parameters: dict[str, Tensor], position: _Progress, stopped: str) -> None:
+def _keep_best(run: RunFolder, parameters: dict[str, Tensor], position: _Position, stopped: str) -> None:
     if position.best_step is None:
         raise RunError(f"{stopped} at step {position.step}, before the first checkpoint; lower --learning-rate")
     _load_parameters(run.checkpoint(position.best_step), parameters)

@@ -1,102 +1,188 @@
-"""pit improve: y0 -> y1 -> y2 ... with the improver, for as long as the gap model finds it better."""
+"""pit improve: drafts in, improved rows out in the same order; a stopped command can go on."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.config import ImproveConfig, StopRule
 from pitcli.console import error, next_command, note, progress, samples
-from pitcli.data.examples import longest_conversation
-from pitcli.data.formats import iter_drafts
-from pitcli.data.records import Draft, RowError, write_row
-from pitcli.data.streams import batched, open_output, row_seed
-from pitcli.data.templates import ChatFormat
-from pitcli.engine.equations import p_better
-from pitcli.engine.models import GAP, IMPROVER, RoleModel
-from pitcli.engine.sampling import Decoding, generate
-from pitcli.engine.scoring import Comparison, calibrated_gaps
+from pitcli.data.examples import check_conversation
+from pitcli.data.formats import iter_drafts, parse_draft
+from pitcli.data.records import (
+    Draft,
+    RowError,
+    RowProblem,
+    file_label,
+    read_rows,
+    refuse_output_as_input,
+    write_row,
+)
+from pitcli.data.streams import open_growing, ramped, row_key
+from pitcli.engine.durable import write_file
+from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
+from pitcli.engine.models import GAP, IMPROVER, WEIGHTS
+from pitcli.engine.sampling import Decoding
 from pitcli.errors import RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
 
 SHOWN = 3
-NON_FINITE = "non_finite_gap"
+MAX_LISTED = 20
 
 
-class Tools(NamedTuple):
-    """What an improvement takes: the model with its roles, the format, and how to sample and judge."""
+class Models(NamedTuple):
+    """The adapters to use, and the runs that they are from."""
 
-    model: RoleModel
-    chat: ChatFormat
-    gap_temperature: float | None  # None: no gap model, so --stop none without gaps
-    decoding: Decoding
-    config: ImproveConfig
+    improver: Path
+    gap: Path | None
+    gap_temperature: float | None
+    earlier: list[EarlierRun]
+
+    def digests(self) -> dict[str, str]:
+        known = [run.manifest.files for run in self.earlier]
+        return {
+            name: files[f"{name}/{WEIGHTS}"]
+            for files in known
+            for name in (IMPROVER, GAP)
+            if f"{name}/{WEIGHTS}" in files
+        }
 
 
-class Attempt(NamedTuple):
-    """One draft on its way: the best response so far, every iteration, and why it stopped (None: not yet)."""
+class Tally:
+    """What became of the drafts."""
 
-    draft: Draft
-    best: str
-    iterations: list[dict[str, Any]]
-    stop_reason: str | None
+    def __init__(self) -> None:
+        self.rows = self.changed = self.failed = 0
+        self.shown: list[tuple[str, str, str]] = []
+
+    def on_error(self, problem: RowError) -> None:
+        self.failed += 1
+        error(str(problem))
+
+    def add(self, attempt: Attempt) -> None:
+        self.rows += 1
+        if attempt.stop_reason in FAILURES:
+            self.failed += 1
+            error(f"draft {attempt.draft.id or self.rows}: {FAILURES[attempt.stop_reason]}; kept as it was")
+        if attempt.best != attempt.draft.response:
+            self.changed += 1
+            if len(self.shown) < SHOWN:
+                self.shown.append((attempt.draft.prompt[-1].content, attempt.draft.response, attempt.best))
+
+    def report(self, output: str) -> None:
+        samples(self.shown)
+        failed = f", {self.failed} rows failed" if self.failed else ""
+        note(f"{self.rows} drafts, {self.changed} changed{failed}")
+        next_command("jq -r .response " + ("improved.jsonl" if output == "-" else output))
 
 
 def run(config: ImproveConfig) -> int:
     """Improve every draft; rows in the order of the input. Returns 1 where some rows could not be read."""
-    if config.output != "-" and config.input != "-" and Path(config.output).resolve() == Path(config.input).resolve():
-        raise SettingsError(f"--output: {config.output} is the input")
-    improver, gap_folder, gap_temperature, earlier = find_models(config)
-    errors: list[RowError] = []
+    refuse_output_as_input(config.input, config.output)
+    models = find_models(config)
+    tally, notes = Tally(), Counter[str]()
+    drafts = iter_drafts(config.input, tally.on_error, notes)
+    base = open_base(config, models.earlier)
+    with open_growing(config.output, config.resume, config.overwrite) as stream:
+        done = begin_output(config, base, models)
+        tools = load_tools(config, base, models)
+        with progress("improving", None, stream) as advance:
+            for batch in ramped(fitting(drafts, base, config, tally.on_error, notes), config.sample_batch_size):
+                wanted = [not _take(done, draft) for draft in batch]
+                # a batch that was written in part is improved as a whole, so that nothing of it comes out otherwise
+                attempts = improve_within_memory(tools, batch) if any(wanted) else []
+                for attempt in (a for a, new in zip(attempts, wanted, strict=False) if new):
+                    write_row(finished_row(attempt), stream)
+                    tally.add(attempt)
+                stream.flush()
+                advance(len(batch), changed=tally.changed)
+    for what, count in notes.items():
+        note(f"{file_label(config.input)}: {count} {what}")
+    tally.report(config.output)
+    return 1 if tally.failed else 0
 
-    def on_error(problem: RowError) -> None:
-        errors.append(problem)
-        error(str(problem))
 
-    drafts = iter_drafts(config.input, on_error)
-    base = open_base(config, earlier)
+def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:
+    """The rows that --output holds already, by key; beside it stands what they were made with."""
+    if config.output == "-" or not Path(config.output).is_file():
+        return Counter()
+    now = {
+        "settings": config.model_dump(mode="json", exclude={"input", "output", "resume", "overwrite"}),
+        "base": base.identity.model_dump(mode="json"),
+        "adapters": models.digests(),
+        "gap_temperature": models.gap_temperature,
+    }
+    record = Path(f"{config.output}.manifest.json")
+    if config.resume and Path(config.output).stat().st_size:
+        if not record.is_file():
+            raise SettingsError(f"--resume: {record} is missing, so nobody knows what the rows were made with")
+        refuse_differences(record, now)
+        return done_rows(config.output)
+    write_file(record, json.dumps(now, indent=1))
+    return Counter()
+
+
+def refuse_differences(record: Path, now: dict[str, Any]) -> None:
+    try:
+        before = json.loads(record.read_bytes())
+        pairs = [(before[part], now[part]) for part in now]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise RunError(f"{record}: damaged, or not of this version of pit") from problem
+    flat = [side if isinstance(side, dict) else {"gap_temperature": side} for pair in pairs for side in pair]
+    problems = [
+        f"--resume: {key} was {old.get(key)!r} in {record} and is now {new.get(key)!r}"
+        for old, new in zip(flat[::2], flat[1::2], strict=True)
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if problems:
+        raise SettingsError(problems)
+
+
+def done_rows(output: str) -> Counter[int]:
+    """How often each draft has its row in the output."""
+    problems: list[RowError] = []
+    done: Counter[int] = Counter()
+    for line, row in read_rows(output, problems.append):
+        draft = parse_draft({**row, "response": row.get("original_response")}, output, line)
+        done[row_key(draft)] += 1
+    if problems:
+        raise RunError([f"{problem}; the rows there cannot be gone on with" for problem in problems[:MAX_LISTED]])
+    return done
+
+
+def _take(done: Counter[int], draft: Draft) -> bool:
+    if not done or not done[row_key(draft)]:
+        return False
+    done[row_key(draft)] -= 1
+    return True
+
+
+def load_tools(config: ImproveConfig, base: Base, models: Models) -> Tools:
     model = base.load()
-    model.load_role(IMPROVER, improver)
-    if gap_folder:
-        model.load_role(GAP, gap_folder)
+    model.load_role(IMPROVER, models.improver)
+    if models.gap:
+        model.load_role(GAP, models.gap)
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
-    tools = Tools(model, base.chat, gap_temperature, decoding, config)
-    shown: list[tuple[str, str, str]] = []
-    changed = count = failed = 0
-    with open_output(config.output) as stream, progress("improving", None, stream) as advance:
-        for batch in batched(fitting(drafts, base, config, on_error), config.sample_batch_size):
-            for attempt in improve(tools, batch):
-                write_row(finished_row(attempt), stream)
-                if attempt.stop_reason == NON_FINITE:
-                    error(f"draft {attempt.draft.id or count + 1}: no finite gap; kept as it was")
-                    failed += 1
-                count += 1
-                changed += attempt.best != attempt.draft.response
-                if attempt.best != attempt.draft.response and len(shown) < SHOWN:
-                    shown.append((attempt.draft.prompt[-1].content, attempt.draft.response, attempt.best))
-                advance(1, changed=changed)
-            stream.flush()
-    samples(shown)
-    note(f"{count} drafts, {changed} changed" + (f", {len(errors) + failed} rows failed" if errors or failed else ""))
-    next_command("jq -r .response " + ("improved.jsonl" if config.output == "-" else config.output))
-    return 1 if errors or failed else 0
+    return Tools(model, base.chat, models.gap_temperature, decoding, config)
 
 
-def find_models(config: ImproveConfig) -> tuple[Path, Path | None, float | None, list[EarlierRun]]:
-    """(improver adapter, gap adapter, its temperature, the runs): from --run, else runs/rl, else runs/sft."""
+def find_models(config: ImproveConfig) -> Models:
+    """Improver: --run, else runs/rl, else runs/sft. Gap model: --reward, else that of the rl run, else runs/reward."""
     improver = find_run(config.run, "runs/rl", ("rl", "sft"), IMPROVER, "pit rl makes one")
     improver = improver or find_run(None, "runs/sft", ("sft",), IMPROVER, "pit rl makes one")
     if improver is None:
         raise RunError("--run: no improver in runs/rl or runs/sft; pit rl makes one")
     if config.reward is None and improver.manifest.kind == "rl":
         # an rl run holds the gap model that it was trained on
-        return improver.adapter, improver.folder / GAP, gap_temperature(improver.manifest), [improver]
+        return Models(improver.adapter, improver.folder / GAP, gap_temperature(improver.manifest), [improver])
     reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
     if reward is None and config.stop is StopRule.gap:
         raise RunError("--reward: no gap model in runs/reward; pit train-reward makes one, or give --stop none")
     if reward is None:
-        return improver.adapter, None, None, [improver]
-    return improver.adapter, reward.adapter, gap_temperature(reward.manifest), [improver, reward]
+        return Models(improver.adapter, None, None, [improver])
+    return Models(improver.adapter, reward.adapter, gap_temperature(reward.manifest), [improver, reward])
 
 
 def fitting(
@@ -104,103 +190,14 @@ def fitting(
     base: Base,
     config: ImproveConfig,
     on_error: Callable[[RowError], None],
+    notes: Counter[str],
 ) -> Iterator[Draft]:
     """The drafts whose improvement fits the context; the others are errors of their rows."""
     for line, draft in drafts:
-        tokens = longest_conversation(draft.prompt, (draft.response,), base.chat, config.max_new_tokens)
-        if tokens > base.max_length:
-            reason = (
-                f"the draft with an improvement takes up to {tokens} tokens and {base.max_length} fit; "
-                f"--max-new-tokens sets the room for an improvement"
-            )
-            on_error(RowError(config.input, line, "prompt", reason))
+        responses = {"response": draft.response}
+        try:
+            check_conversation(draft.prompt, responses, base.chat, base.max_length, notes, config.max_new_tokens)
+        except RowProblem as problem:
+            on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
         else:
             yield draft
-
-
-def improve(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
-    """Iterate each draft until its stop rule or --max-iters says stop."""
-    attempts = [Attempt(draft, draft.response, [], None) for draft in drafts]
-    for iteration in range(1, tools.config.max_iters + 1):
-        running = [index for index, attempt in enumerate(attempts) if attempt.stop_reason is None]
-        if not running:
-            break
-        for index, after in zip(running, _iterate(tools, [attempts[i] for i in running], iteration), strict=True):
-            attempts[index] = after
-    return [attempt._replace(stop_reason=attempt.stop_reason or "max_iters") for attempt in attempts]
-
-
-def _iterate(tools: Tools, attempts: Sequence[Attempt], iteration: int) -> list[Attempt]:
-    """One improvement of each, from its best response so far."""
-    chat = tools.chat
-    prompts = [chat.improver_prompt(attempt.draft.prompt, attempt.best) for attempt in attempts]
-    seeds = [row_seed(tools.config.seed, attempt.draft, iteration) for attempt in attempts]
-    drawn = generate(tools.model, IMPROVER, prompts, seeds, tools.decoding)
-    texts = [chat.decode(sample.token_ids) for sample in drawn]
-    gaps: list[float] | None = None
-    if tools.gap_temperature is not None:
-        comparisons = [
-            Comparison(attempt.draft.prompt, text or attempt.best, attempt.best)
-            for attempt, text in zip(attempts, texts, strict=True)
-        ]
-        gaps = calibrated_gaps(
-            tools.model, chat, comparisons, tools.gap_temperature, tools.config.sample_batch_size
-        ).tolist()
-    return [
-        judge(
-            attempt,
-            text,
-            gaps[place] if gaps else None,
-            len(drawn[place].token_ids),
-            drawn[place].finished,
-            tools.config,
-        )
-        for place, (attempt, text) in enumerate(zip(attempts, texts, strict=True))
-    ]
-
-
-def judge(
-    attempt: Attempt, text: str, gap: float | None, tokens: int, finished: bool, config: ImproveConfig
-) -> Attempt:
-    """The stop rule: go on from an improvement only while P(better than the best so far) clears the threshold."""
-    finite = gap is None or math.isfinite(gap)
-    probability = p_better(gap, 1.0) if gap is not None and finite else None
-    reason = None
-    if not text:
-        reason = "empty"
-    elif not finite:
-        reason = NON_FINITE
-    elif config.stop is StopRule.gap:
-        reason = _refusal(attempt, text, probability, config.threshold)
-    iteration = {
-        "iteration": len(attempt.iterations) + 1,
-        "response": text,
-        "gap": gap if finite else None,
-        "p_better": probability,
-        "accepted": reason is None,
-        "generated_tokens": tokens,
-        "finished": finished,
-    }
-    best = text if reason is None else attempt.best
-    return Attempt(attempt.draft, best, [*attempt.iterations, iteration], reason)
-
-
-def _refusal(attempt: Attempt, text: str, probability: float | None, threshold: float) -> str | None:
-    """Why an improvement is not taken, or None."""
-    seen = [attempt.draft.response, *(row["response"] for row in attempt.iterations)]
-    if text == attempt.best.strip():
-        return "copy"
-    if text in (earlier.strip() for earlier in seen):
-        return "cycle"
-    return "not_better" if probability is not None and not probability > threshold else None
-
-
-def finished_row(attempt: Attempt) -> dict[str, Any]:
-    """The draft's own fields with `response` now the best one, and how it came about."""
-    return {
-        **attempt.draft.row,
-        "response": attempt.best,
-        "original_response": attempt.draft.response,
-        "iterations": attempt.iterations,
-        "stop_reason": attempt.stop_reason,
-    }

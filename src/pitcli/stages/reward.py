@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import RewardConfig
+from pitcli.config import CONFIG, RewardConfig
 from pitcli.console import next_command, note, samples, table
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
@@ -16,8 +16,8 @@ from pitcli.engine.batches import length_sorted_chunks, rows_of_step, steps_per_
 from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.engine.models import GAP, RoleModel, lora_config
 from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
-from pitcli.engine.run_folder import CONFIG, open_run
-from pitcli.engine.training import Task, train
+from pitcli.engine.run_folder import open_run
+from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
 from pitcli.options import save_config
 
@@ -31,7 +31,7 @@ def run(config: RewardConfig) -> None:
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
     manifest = new_manifest("reward", GAP, config, base, data)
-    with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
+    with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
         model = base.load()
@@ -42,20 +42,16 @@ def run(config: RewardConfig) -> None:
         temperature = fit_temperature(pair_gaps(scores_N4).tolist())
         report = gap_report(scores_N4, held_out, temperature)
         fresh_report = gap_report(score_pairs(model, base.chat, fresh, config), fresh, temperature) if fresh else {}
-        folder.finish(
-            {
-                **result._asdict(),
-                **report,
-                "gap_temperature": temperature,
-                **{f"eval_{name}": value for name, value in fresh_report.items()},
-            },
-            {GAP: lambda path: model.save_role(GAP, path)},
-        )
+        fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
+        results = {**result._asdict(), **report, "gap_temperature": temperature, **fresh_results}
+        finish(model, folder, [GAP], results)
     columns = ["", "held out", *([config.eval_data] if config.eval_data else [])]
     lines = [(name, value, *([fresh_report[name]] if fresh else [])) for name, value in report.items()]
     table("gap model on pairs that it was not trained on", columns, lines)
     note(f"gap temperature, fitted on the held-out pairs: {temperature:.3f}")
-    note(f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.out}")
+    note(
+        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
+    )
     show_scored(held_out[:SHOWN], scores_N4[:SHOWN], temperature)
     next_command("pit rl --curriculum")
 

@@ -8,25 +8,26 @@ takes the improver's own outputs.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import RlConfig, Stage
+from pitcli.config import CONFIG, RlConfig, Stage
 from pitcli.console import next_command, note, samples
-from pitcli.data.examples import longest_conversation
+from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
-from pitcli.data.records import PreferencePair, RowError
+from pitcli.data.records import PreferencePair, RowError, RowProblem, file_label
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
 from pitcli.engine.rollouts import Asked, Judge, RolloutBatch, roll_out, sample_texts
-from pitcli.engine.run_folder import CONFIG, open_run
+from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding
-from pitcli.engine.training import Task, step_seed, train
+from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
 from pitcli.inputs import Base, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
@@ -56,9 +57,9 @@ def run(config: RlConfig) -> None:
     earlier = [reward, sft, *([policy] if policy else [])]
     base = open_base(config, earlier)
     pairs, data = open_pairs(config, base, earlier, config.rollout_max_new_tokens)
-    drafts = load_drafts(config.drafts, base) if config.drafts else None
+    drafts = load_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
     manifest = new_manifest("rl", IMPROVER, config, base, data, earlier)
-    with open_run(config.out, manifest, config.resume, config.overwrite) as folder:
+    with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
         model = base.load()
@@ -71,14 +72,8 @@ def run(config: RlConfig) -> None:
         sources = curriculum(config, model, base, pairs, drafts, POLICY if policy else None)
         task = rl_task(config, judge, sources)
         result = train(model, task, config, folder)
-        folder.finish(
-            {**result._asdict(), "gap_temperature": judge.gap_temperature},
-            {
-                IMPROVER: lambda path: model.save_role(IMPROVER, path),
-                GAP: lambda path: model.save_role(GAP, path),
-            },
-        )
-    note(f"{result.steps} steps through {', '.join(config.curriculum_stages)}; saved in {config.out}")
+        finish(model, folder, [IMPROVER, GAP], {**result._asdict(), "gap_temperature": judge.gap_temperature})
+    note(f"{result.steps} steps through {', '.join(config.curriculum_stages)}; saved in {config.run_folder}")
     asked = sources[-1].references(list(range(min(SHOWN, sources[-1].rows))), 0, 1.0)
     prompts = [base.chat.improver_prompt(*row) for row in asked]
     written = sample_texts(
@@ -92,17 +87,21 @@ def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
     return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
 
 
-def load_drafts(path: str, base: Base) -> list[Asked]:
-    """Drafts of the policy from a file, as references of the policy stage."""
+def load_drafts(path: str, base: Base, room: int) -> list[Asked]:
+    """Drafts of the policy from a file, as references of the policy stage; each leaves room for what is sampled."""
     errors: list[RowError] = []
+    notes: Counter[str] = Counter()
     asked = []
-    for line, draft in iter_drafts(path, errors.append):
+    for line, draft in iter_drafts(path, errors.append, notes):
         asked.append(Asked(draft.prompt, draft.response))
-        tokens = longest_conversation(draft.prompt, (draft.response,), base.chat)
-        if tokens > base.max_length:
-            errors.append(RowError(path, line, "response", f"takes {tokens} tokens and {base.max_length} fit"))
+        try:
+            check_conversation(draft.prompt, {"response": draft.response}, base.chat, base.max_length, notes, room)
+        except RowProblem as problem:
+            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
     if errors or not asked:
         raise InputError([str(error) for error in errors[:20]] or f"{path}: no rows")
+    for what, count in notes.items():
+        note(f"{file_label(path)}: {count} {what}")
     return asked
 
 

@@ -1,29 +1,33 @@
 """pit sample: drafts from the policy, one for each prompt."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from pitcli.config import SampleConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
-from pitcli.data.records import RowError, write_row
-from pitcli.data.streams import batched, open_output, row_seed
+from pitcli.data.records import Draft, RowError, RowProblem, file_label, refuse_output_as_input, write_row
+from pitcli.data.streams import open_output, ramped, row_seed
 from pitcli.engine.models import POLICY
 from pitcli.engine.sampling import Decoding, generate
-from pitcli.inputs import find_run, open_base
+from pitcli.inputs import Base, find_run, open_base
 
 SHOWN = 2
 
 
 def run(config: SampleConfig) -> int:
     """Write each row with a sampled `response`; 1 where some rows could not be read."""
+    refuse_output_as_input(config.data, config.output)
     policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
     errors: list[RowError] = []
+    notes: Counter[str] = Counter()
 
     def on_error(problem: RowError) -> None:
         errors.append(problem)
         error(str(problem))
 
-    questions = iter_questions(config.data, on_error)
+    questions = iter_questions(config.data, on_error, notes)
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
     model = base.load()
@@ -32,15 +36,8 @@ def run(config: SampleConfig) -> int:
     count = 0
     shown: list[tuple[str, str, str]] = []
     with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
-        for batch in batched(islice(questions, config.max_rows), config.sample_batch_size):
-            rows = []
-            for line, question in batch:
-                prompt = base.chat.policy_prompt(question.prompt)
-                if len(prompt) + config.max_new_tokens > base.max_length:
-                    reason = f"takes {len(prompt)} tokens; with {config.max_new_tokens} new ones {base.max_length} fit"
-                    on_error(RowError(config.data, line, "prompt", reason))
-                else:
-                    rows.append((question, prompt))
+        for batch in ramped(islice(questions, config.max_rows), config.sample_batch_size):
+            rows = fitting(batch, base, config, on_error)
             seeds = [row_seed(config.seed, question, 0) for question, _ in rows]
             prompts = [prompt for _, prompt in rows]
             drawn = generate(model, POLICY if policy else None, prompts, seeds, decoding) if rows else []
@@ -53,6 +50,26 @@ def run(config: SampleConfig) -> int:
             stream.flush()
             advance(len(rows))
     samples(shown)
+    for what, times in notes.items():
+        note(f"{file_label(config.data)}: {times} {what}")
     note(f"{count} drafts" + (f", {len(errors)} rows failed" if errors else ""))
     next_command("pit improve --input drafts.jsonl --max-iters 5")
     return 1 if errors else 0
+
+
+def fitting(
+    questions: Sequence[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
+) -> list[tuple[Draft, list[int]]]:
+    """The questions whose responses fit the context, with the tokens of their prompts; the others are row errors."""
+    rows = []
+    for line, question in questions:
+        try:
+            prompt = base.chat.policy_prompt(question.prompt)
+            if len(prompt) + config.max_new_tokens > base.max_length:
+                fit = f"with {config.max_new_tokens} new ones (--max-new-tokens) {base.max_length} fit"
+                raise RowProblem("prompt", f"takes {len(prompt)} tokens; {fit}")
+        except RowProblem as problem:
+            on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
+        else:
+            rows.append((question, prompt))
+    return rows

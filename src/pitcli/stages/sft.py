@@ -1,11 +1,9 @@
 """pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
 
-from pathlib import Path
-
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import Role, SftConfig
+from pitcli.config import CONFIG, Role, SftConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
@@ -18,9 +16,9 @@ from pitcli.engine.batches import (
     steps_per_epoch,
 )
 from pitcli.engine.models import RoleModel, lora_config
-from pitcli.engine.run_folder import CONFIG, open_run
+from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding, generate
-from pitcli.engine.training import Task, train
+from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
 
@@ -30,7 +28,6 @@ SHOWN_TOKENS = 96
 
 def run(config: SftConfig) -> None:
     """Train the adapter that `config.role` names and write it to the run folder."""
-    out = config.out or Path("runs/policy" if config.role is Role.policy else "runs/sft")
     # without --data or --model, those of the reward run
     needs_data = config.data is None or config.model is None
     reward = find_run(None, "runs/reward", ("reward",), "gap", "pit train-reward makes one") if needs_data else None
@@ -39,14 +36,16 @@ def run(config: SftConfig) -> None:
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     manifest = new_manifest("sft", config.role, config, base, data)
-    with open_run(out, manifest, config.resume, config.overwrite) as folder:
+    with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
         model = base.load()
         model.add_role(config.role, lora_config(config))
         result = train(model, sft_task(model, examples, config), config, folder)
-        folder.finish(result._asdict(), {config.role: lambda path: model.save_role(config.role, path)})
-    note(f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {out}")
+        finish(model, folder, [config.role], result._asdict())
+    note(
+        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
+    )
     show_samples(model, base.chat, config.role, pairs[:SHOWN])
     next_command("pit train-reward" if config.role is Role.improver else "pit sft --role improver")
 

@@ -1,0 +1,93 @@
+"""Files and folders that are whole or not there, and that are known by their digests."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pitcli.errors import RunError
+
+DIGESTS = "digests.json"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder but its own list of digests, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / DIGESTS)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_dir(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder so that a kill at any moment leaves the old one, the new one, or none; never a part.
+
+    `write` fills a folder beside the target; it is digested, synced and renamed into place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".tmp-{os.getpid()}-{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        (temporary / DIGESTS).write_text(json.dumps(folder_digests(temporary), indent=1))
+        for path in temporary.rglob("*"):
+            _fsync(path)
+        _fsync(temporary)
+        remove_dir(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _fsync(target.parent)
+
+
+def remove_dir(target: Path) -> None:
+    """Delete a folder by renaming it first, so that no reader ever meets half of it."""
+    if target.exists():
+        trash = target.parent / f".trash-{os.getpid()}-{target.name}"
+        target.rename(trash)
+        shutil.rmtree(trash)
+
+
+def write_file(target: Path, text: str) -> None:
+    """Replace a file atomically."""
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        temporary.write_text(text)
+        _fsync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(target.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Take away what a killed process left half written or half deleted."""
+    for pattern in (".tmp-*", ".trash-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def verify_dir(folder: Path) -> None:
+    """RunError that names the file where a published folder is not what was written."""
+    try:
+        expected = json.loads((folder / DIGESTS).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / DIGESTS}: missing or unreadable; this folder was not fully written") from error
+    found = folder_digests(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            state = "missing" if name not in found else "unexpected" if name not in expected else "changed"
+            raise RunError(f"{folder / name}: {state} since it was written")

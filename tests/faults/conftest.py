@@ -1,0 +1,77 @@
+"""Fixtures of the fault suite: warm interpreters, a folder with small runs, and the table of what was seen.
+
+`make test` runs each fault a few times; with PIT_FAULTS=full (`make faults`) the counts are those of the table.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pitcli.data.synthetic import preference_rows
+from pitcli.engine.durable import file_digest
+from tests.faults.warm import Warm
+
+FULL = os.environ.get("PIT_FAULTS") == "full"
+SEEN: list[tuple[str, str, str]] = []
+
+Record = Callable[[str, str, str], None]
+
+SMALL = "--model tiny --lora-rank 4 --batch-size 8 --micro-batch-size 4 --learning-rate 1e-3 --data pairs.jsonl"
+TRAIN = {
+    "sft": f"sft {SMALL} --epochs 2 --max-steps 8 --save-every 2 --out run",
+    "reward": f"train-reward {SMALL} --epochs 2 --max-steps 8 --save-every 2 --out run",
+    "rl": "rl --curriculum --data pairs.jsonl --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 "
+    "--updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 2 --out run",
+}
+IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 2 --max-new-tokens 8 --sample-batch-size 4"
+ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver"}
+
+
+def run_digests(folder: Path) -> dict[str, str]:
+    """What a run folder holds: the digest of every file but the lock, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    interpreter = Warm()
+    yield interpreter
+    interpreter.close()
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
+    """A folder with 40 pairs, 11 drafts and a small run of sft, reward and rl each."""
+    folder = tmp_path_factory.mktemp("project")
+    pairs = list(preference_rows(40, seed=3))
+    drafts = [{"id": str(i), "prompt": row["prompt"], "response": row["rejected"]} for i, row in enumerate(pairs[:11])]
+    for name, rows in (("pairs", pairs), ("drafts", drafts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind, line in TRAIN.items():
+        ended = warm.run(folder, *line.replace("--out run", f"--out runs/{kind}").split())
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def workspace(project: Path, tmp_path: Path) -> Path:
+    """A copy of the project, to break."""
+    return Path(shutil.copytree(project, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def record() -> Record:
+    """(fault, what passes, what was seen): a line of the table that `make faults` prints."""
+    return lambda fault, passes, seen: SEEN.append((fault, passes, seen))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if SEEN and FULL:
+        terminalreporter.write_line("\n| fault | pass | seen |\n|---|---|---|")
+        for line in SEEN:
+            terminalreporter.write_line(f"| {' | '.join(line)} |")

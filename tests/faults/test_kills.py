@@ -1,0 +1,132 @@
+"""Killed at any moment, a command goes on and ends as if nothing had happened."""
+
+import json
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import FULL, IMPROVE, TRAIN, Record, run_digests
+from tests.faults.warm import Warm
+
+KILLS = 200 if FULL else 4
+SAVE_EVERY = 2
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path) -> dict[str, dict[str, str]]:
+    """The digests of each run, uninterrupted."""
+    return {kind: run_digests(project / "runs" / kind) for kind in TRAIN}
+
+
+def ends_as(whole: dict[str, str], found: dict[str, str]) -> bool:
+    """The same files with the same bytes; the settings name another --out."""
+    return {**found, "config.yaml": ""} == {**whole, "config.yaml": ""}
+
+
+def test_killed_at_every_file_event_of_a_save(
+    whole: dict[str, dict[str, str]], project: Path, tmp_path: Path, warm: Warm, record: Record
+) -> None:
+    place, bad = 0, []
+    while True:
+        place += 1 if FULL else 7
+        folder = Path(shutil.copytree(project, tmp_path / str(place)))
+        ended = warm.run(folder, *TRAIN["sft"].split(), fault={"kill_at_event": place})
+        if ended.code == 0:
+            break
+        assert ended.code == -9
+        resumed = warm.run(folder, *TRAIN["sft"].split(), "--resume")
+        if resumed.code or not ends_as(whole["sft"], run_digests(folder / "run")):
+            bad.append((place, resumed.err))
+        shutil.rmtree(folder)
+    record(
+        "SIGKILL at every file event of a save",
+        "all resumable, equal final hashes",
+        f"{place - 1 - len(bad)} of {place - 1} resumed with equal hashes",
+    )
+    assert place > 12
+    assert bad == []
+
+
+@pytest.mark.parametrize("kind", TRAIN)
+def test_killed_at_random(
+    kind: str, whole: dict[str, dict[str, str]], project: Path, tmp_path: Path, warm: Warm, record: Record
+) -> None:
+    share = KILLS // 3 + 1
+    draw = random.Random(kind)
+    start = time.monotonic()
+    shutil.copytree(project, tmp_path / "timed")
+    warm.run(tmp_path / "timed", *TRAIN[kind].split())
+    duration = time.monotonic() - start
+    bad, killed, lost = [], 0, 0
+    for trial in range(share):
+        folder = Path(shutil.copytree(project, tmp_path / str(trial)))
+        command = warm.start(folder, *TRAIN[kind].split())
+        time.sleep(draw.uniform(0, duration))
+        command.kill()
+        killed += command.wait().code == -9
+        reached = last_step(folder / "run" / "metrics.jsonl")
+        resumed = warm.run(folder, *TRAIN[kind].split(), "--resume")
+        going_on = re.search(r"going on from step (\d+)", resumed.err)
+        if "is finished" not in resumed.err:
+            lost = max(lost, reached - int(going_on[1] if going_on else 0))
+        if resumed.code or not ends_as(whole[kind], run_digests(folder / "run")):
+            bad.append((trial, resumed.err))
+        shutil.rmtree(folder)
+    record(
+        f"random SIGKILL x {share}, {kind}",
+        "0 unresumable; at most one save interval lost",
+        f"{len(bad)} unresumable or different, {killed} killed on the way, at most {lost} steps lost of {SAVE_EVERY}",
+    )
+    assert bad == []
+    assert lost <= SAVE_EVERY
+
+
+def last_step(metrics: Path) -> int:
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def test_rl_killed_in_the_sft_that_it_starts_with(project: Path, tmp_path: Path, warm: Warm) -> None:
+    """`pit rl` trains an improver where there is none; the same line goes on with that one too."""
+    line = f"{TRAIN['rl']} --seed 1".replace("--max-steps 8", "--max-steps 4").split()
+    for name in ("whole", "cut"):
+        folder = Path(shutil.copytree(project, tmp_path / name))
+        shutil.rmtree(folder / "runs" / "sft")
+        if name == "cut":
+            assert warm.run(folder, *line, fault={"kill_after_step": 3}).code == -9
+            assert not (folder / "run").exists()
+        ended = warm.run(folder, *line, "--resume")
+        assert ended.code == 0, ended.err
+    assert run_digests(tmp_path / "cut" / "run") == run_digests(tmp_path / "whole" / "run")
+
+
+def test_improve_killed_at_random(project: Path, tmp_path: Path, warm: Warm, record: Record) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "work"))
+    start = time.monotonic()
+    assert warm.run(folder, *IMPROVE.split()).code == 0
+    duration = time.monotonic() - start
+    output = folder / "improved.jsonl"
+    whole = output.read_bytes()
+    assert len(whole.splitlines()) == 11
+    draw, different, killed, cut = random.Random(0), 0, 0, 0
+    for _ in range(KILLS):
+        output.unlink()
+        command = warm.start(folder, *IMPROVE.split())
+        time.sleep(draw.uniform(0.2, 1) * duration)
+        command.kill()
+        killed += command.wait().code == -9
+        if output.exists() and draw.random() < 0.5:  # the last row torn, as where a block of it was not written
+            output.write_bytes(output.read_bytes()[:-7])
+        cut += output.exists() and 0 < len(output.read_bytes()) < len(whole)
+        resumed = warm.run(folder, *IMPROVE.split(), "--resume")
+        different += resumed.code != 0 or output.read_bytes() != whole
+    record(
+        f"SIGKILL of `improve` x {KILLS}",
+        "resumed output byte-equal; nothing lost or doubled",
+        f"{KILLS - different} of {KILLS} byte-equal, {killed} killed on the way, {cut} with a part of the rows",
+    )
+    assert different == 0

@@ -1,0 +1,58 @@
+"""Many rows: bounded memory, and the first rows out before the input ends. The model is a stub, the rows are real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.faults.conftest import FULL, Record
+
+ROWS = 1_000_000 if FULL else 10_000
+DRIVER = str(Path(__file__).with_name("load_driver.py"))
+
+
+def improve(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, DRIVER, str(folder / "figures.json"), "improve", "--max-iters", "1", *arguments]
+
+
+def test_many_rows(workspace: Path, record: Record) -> None:
+    with (workspace / "many.jsonl").open("w") as stream:
+        for number in range(ROWS):
+            stream.write(
+                f'{{"id": "row-{number}", "prompt": "Write 3 foods.", "response": "pie {number}", "x": 1.5}}\n'
+            )
+    line = improve(workspace, "--input", "many.jsonl", "--output", "many-improved.jsonl")
+    subprocess.run(line, cwd=workspace, check=True, capture_output=True)
+    figures = json.loads((workspace / "figures.json").read_text())
+    count = 0
+    with (workspace / "many-improved.jsonl").open() as stream:
+        for count, text in enumerate(stream, start=1):
+            if count % 1000 == 1:
+                row = json.loads(text)
+                assert (row["id"], row["x"]) == (f"row-{count - 1}", 1.5)
+    assert count == ROWS
+    record(
+        f"{ROWS:,} drafts through `improve` with a stub model",
+        "at most 60 s, at most 100 MiB above start",
+        f"{figures['seconds']:.0f} s, {figures['mib_above_start']:.0f} MiB above start",
+    )
+    assert figures["mib_above_start"] < 100
+    if FULL:
+        assert figures["seconds"] < 60
+
+
+def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, record: Record) -> None:
+    process = subprocess.Popen(
+        improve(workspace), cwd=workspace, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
+    process.stdin.write(rows[0] + rows[1])
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["id"] == "0"
+    process.stdin.write(rows[2] + rows[3])
+    process.stdin.close()
+    assert [json.loads(text)["id"] for text in process.stdout] == ["1", "2", "3"]
+    assert process.wait() == 0
+    record("the first row of a pipe", "row 1 out before row 3 is fed", "row 1 out before row 3 was fed")

@@ -1,0 +1,92 @@
+"""Resumed on CPU equals uninterrupted, bit for bit, in interpreters with other hash seeds."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import TRAIN, Record, run_digests
+from tests.faults.warm import Fault, Warm
+
+# where each run is killed: 40 pairs make 6 sft steps (with the identity share), 5 reward steps and 10 rollouts an epoch
+CASES: dict[str, dict[str, tuple[int, Fault]]] = {
+    "sft": {
+        "step 1": (1, {"kill_after_step": 1}),
+        "accumulation boundary": (2, {"kill_in_backward": 7}),
+        "mid-epoch": (2, {"kill_after_step": 3}),
+        "epoch edge": (3, {"kill_after_step": 6}),
+        "stage edge": (3, {"kill_before_publishing": "improver"}),
+    },
+    "reward": {
+        "step 1": (1, {"kill_after_step": 1}),
+        "accumulation boundary": (2, {"kill_in_backward": 19}),
+        "mid-epoch": (2, {"kill_after_step": 3}),
+        "epoch edge": (2, {"kill_after_step": 5}),
+        "stage edge": (3, {"kill_before_publishing": "gap"}),
+    },
+    "rl": {
+        "step 1": (2, {"kill_after_step": 1}),
+        "accumulation boundary": (2, {"kill_in_backward": 7}),
+        "mid-epoch": (2, {"kill_after_step": 3}),
+        "epoch edge": (2, {"kill_after_step": 8}),
+        "stage edge": (2, {"kill_after_step": 4}),
+    },
+}
+EQUAL: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def interpreters() -> Iterator[tuple[Warm, Warm, Warm]]:
+    three = Warm(1), Warm(2), Warm(3)
+    yield three
+    for interpreter in three:
+        interpreter.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, interpreters: tuple[Warm, Warm, Warm]
+) -> dict[tuple[str, int], dict[str, str]]:
+    """The digests of whole runs, by kind and --save-every."""
+    whole = {}
+    for kind, cases in CASES.items():
+        for save_every in {every for every, _ in cases.values()}:
+            folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("whole") / "work"))
+            ended = interpreters[0].run(folder, *line_of(kind, save_every))
+            assert ended.code == 0, ended.err
+            whole[kind, save_every] = run_digests(folder / "run")
+    return whole
+
+
+def line_of(kind: str, save_every: int) -> list[str]:
+    return re.sub(r"--save-every \d+", f"--save-every {save_every}", TRAIN[kind]).split()
+
+
+@pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind, cases in CASES.items() for place in cases])
+def test_resumed_equals_uninterrupted(
+    kind: str,
+    place: str,
+    workspace: Path,
+    uninterrupted: dict[tuple[str, int], dict[str, str]],
+    interpreters: tuple[Warm, Warm, Warm],
+    record: Record,
+) -> None:
+    """Weights, moments, position, metrics and manifest: every file, byte for byte."""
+    save_every, fault = CASES[kind][place]
+    line = line_of(kind, save_every)
+    assert interpreters[1].run(workspace, *line, fault=fault).code == -9
+    resumed = interpreters[2].run(workspace, *line, "--resume")
+    assert resumed.code == 0, resumed.err
+    found = run_digests(workspace / "run")
+    assert {"metrics.jsonl", "manifest.json"} < found.keys()
+    assert sum("optimizer.safetensors" in name for name in found) >= 2
+    assert found == uninterrupted[kind, save_every]
+    EQUAL.append(f"{kind} {place}")
+    if len(EQUAL) == sum(map(len, CASES.values())):
+        record(
+            "bit-exact resume on CPU",
+            "15 of 15 equal at tolerance 0",
+            f"{len(EQUAL)} of 15 equal, every file of the run",
+        )

@@ -1,0 +1,269 @@
+"""A warm interpreter: it imports pit once, and every command runs in a fork of it, with a fault where one is wanted.
+
+The faults live here, none in the product. `python warm.py` reads one request a line on stdin and answers on stdout.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Fault = dict[str, Any]
+
+
+class Ended(NamedTuple):
+    """A command that has ended; a signal that killed it is a negative code, as in subprocess."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command(NamedTuple):
+    """A command that runs in a fork."""
+
+    warm: "Warm"
+    pid: int
+    folder: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> Ended:
+        code = self.warm.ask({"wait": self.pid})
+        out, err = (self.folder / f".{stream}-{self.pid}" for stream in ("out", "err"))
+        ended = Ended(code, out.read_text(errors="replace"), err.read_text(errors="replace"))
+        out.unlink()
+        err.unlink()
+        return ended
+
+
+class Warm:
+    """One interpreter with its own hash seed."""
+
+    def __init__(self, hash_seed: int = 0) -> None:
+        environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"}
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, request: dict[str, Any]) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def start(self, folder: Path, *arguments: str, fault: Fault | None = None, stdin: str = os.devnull) -> Command:
+        request = {"start": arguments, "folder": str(folder), "fault": fault or {}, "stdin": stdin}
+        return Command(self, self.ask(request), folder)
+
+    def run(self, folder: Path, *arguments: str, fault: Fault | None = None, stdin: str = os.devnull) -> Ended:
+        return self.start(folder, *arguments, fault=fault, stdin=stdin).wait()
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
+
+
+def serve() -> None:
+    """Fork for each command; this process itself never computes, so no thread is lost in a fork."""
+    from pitcli import cli
+    from pitcli.stages import improve, reward, rl, sample, sft, verify  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        elif not (answer := os.fork()):
+            become(cli.main, request)
+        print(answer, flush=True)
+
+
+def become(main: Callable[[list[str]], int], request: dict[str, Any]) -> None:
+    """In the fork: streams, folder, fault; then what `pit` does."""
+    os.chdir(request["folder"])
+    os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f".{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, value in request["fault"].items():
+        FAULTS[name](value)
+    try:
+        code = main(request["start"])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # what the interpreter does with a bug, so that a test sees it as one
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_event(place: int) -> None:
+    """SIGKILL just before the `place`-th file event of the save that begins with the second checkpoint."""
+    seen = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if not (changes := file_change(event, arguments)):
+            return
+        if seen or "step-000004" in changes:
+            seen += 1
+        if seen == place:
+            die()
+
+    sys.addaudithook(watch)
+
+
+def file_change(event: str, arguments: tuple[Any, ...]) -> str:
+    """The path where an audit event changes the file system, else an empty text."""
+    if event == "open" and isinstance(arguments[2], int):
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        return str(arguments[0]) if writes else ""
+    return str(arguments[0]) if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") else ""
+
+
+def kill_after_step(step: int) -> None:
+    """SIGKILL when the step is in the metrics, before it could be saved."""
+    from pitcli.engine.run_folder import RunFolder
+
+    original = RunFolder.log
+
+    def log(self: RunFolder, now: int, values: dict[str, float]) -> None:
+        original(self, now, values)
+        if now == step:
+            die()
+
+    RunFolder.log = log  # type: ignore[method-assign]
+
+
+def kill_in_backward(count: int) -> None:
+    """SIGKILL after so many backward passes: between the micro-batches of a step."""
+    from accelerate import Accelerator
+
+    original, left = Accelerator.backward, [count]
+
+    def backward(self: Accelerator, *arguments: Any) -> None:
+        original(self, *arguments)
+        left[0] -= 1
+        if not left[0]:
+            die()
+
+    Accelerator.backward = backward
+
+
+def kill_before_publishing(role: str) -> None:
+    """SIGKILL between the last step and the final folder."""
+    from pitcli.engine.run_folder import RunFolder
+
+    RunFolder.publish = lambda self, role, write: die()  # type: ignore[method-assign, assignment]
+
+
+def poison(what: str) -> None:
+    """A loss that is NaN, a gradient that is infinite or a reward that is NaN, in the third step."""
+    import torch
+
+    from pitcli.engine import rollouts, training
+
+    one_step, gaps = training._one_step, rollouts.calibrated_gaps
+    at: list[int] = []
+
+    def poisoned_step(model: Any, task: Any, *rest: Any) -> dict[str, float]:
+        at[:] = [rest[-1]]
+        if rest[-1] == 2 and what == "loss":
+            task = task._replace(loss=lambda batch, loss=task.loss: (loss(batch)[0] * torch.nan, {}))
+        if rest[-1] == 2 and what == "gradient":
+            for parameter in model.role_parameters(task.role).values():
+                parameter.register_hook(lambda gradient: gradient * torch.inf)
+        return one_step(model, task, *rest)
+
+    def poisoned_gaps(*arguments: Any) -> Any:
+        return gaps(*arguments) * (torch.nan if at == [2] and what == "reward" else 1)
+
+    training._one_step = poisoned_step
+    rollouts.calibrated_gaps = poisoned_gaps
+
+
+def slow(seconds: float) -> None:
+    """Every step takes so much longer, so that a signal finds the run where it is wanted."""
+    import time
+
+    from pitcli.engine import training
+
+    original = training._one_step
+
+    def slowly(*arguments: Any) -> dict[str, float]:
+        time.sleep(seconds)
+        return original(*arguments)
+
+    training._one_step = slowly
+
+
+def slow_save(seconds: float) -> None:
+    """A save takes so much longer."""
+    import time
+
+    from pitcli.engine import training
+
+    original = training.write_tensors
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(seconds)
+        original(*arguments)
+
+    training.write_tensors = slowly
+
+
+def slow_generate(seconds: float) -> None:
+    """Every batch of improvements takes so much longer."""
+    import time
+
+    from pitcli.engine import improvement
+
+    original = improvement.generate
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return original(*arguments)
+
+    improvement.generate = slowly
+
+
+def nan_gap_of_draft(name: str) -> None:
+    """The gap model says NaN of every improvement of one draft."""
+    from pitcli.engine import improvement
+
+    original = improvement.judge
+
+    def judge(attempt: Any, text: str, gap: float | None, *rest: Any) -> Any:
+        return original(attempt, text, float("nan") if attempt.draft.id == name else gap, *rest)
+
+    improvement.judge = judge
+
+
+FAULTS: dict[str, Callable[[Any], None]] = {
+    "kill_at_event": kill_at_event,
+    "kill_after_step": kill_after_step,
+    "kill_in_backward": kill_in_backward,
+    "kill_before_publishing": kill_before_publishing,
+    "poison": poison,
+    "nan_gap_of_draft": nan_gap_of_draft,
+    "slow": slow,
+    "slow_save": slow_save,
+    "slow_generate": slow_generate,
+}
+
+if __name__ == "__main__":
+    serve()
