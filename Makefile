@@ -32,7 +32,7 @@ check: lint test
 
 # slow: every fault at the counts of the table that it prints, about an hour on 2 cores
 faults: install $(VENV)/.smollm2
-	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -s
+	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -m faults -s
 	$(BIN)/python examples/faults_side_by_side.py
 
 # known vulnerabilities of the tested versions; asks a public database

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-SMALL = ["--max-length", "256", "--skip-long", "--max-rows", "1000"]
-SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "12"]
+SMALL = ["--max-length", "256", "--skip-long", "--max-rows", "600"]
+SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "6"]
 DRAFTS = 1000
 SMALL_DRAFTS = 24
 TOKENS = {True: "48", False: "256"}  # longest draft, by --small

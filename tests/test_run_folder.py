@@ -56,8 +56,13 @@ def begin(path: Path, now: Manifest, resume: bool, overwrite: bool) -> None:
         pass
 
 
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_text("weights")
+
+
 def complete(run: RunFolder, results: dict[str, Any]) -> None:
-    run.publish("improver", writer("weights"))
+    run.publish("improver", adapter)
     run.complete(results, ["improver"], {"improver": [0.5]})
 
 
@@ -294,12 +299,12 @@ def test_a_finished_run_is_verified(tmp_path: Path) -> None:
     loaded = load_manifest(finished(tmp_path), "pit sft makes one")
     assert loaded.complete
     assert loaded.results == {"steps": 7, "stopped": None}
-    assert loaded.files.keys() == {"improver/a.txt", "improver/sub/b.txt"}
-    (tmp_path / "improver" / "a.txt").write_text("other")
-    with pytest.raises(RunError, match=r"improver/a\.txt: missing or changed"):
+    assert loaded.files.keys() == {"improver/adapter_config.json", "improver/adapter_model.safetensors"}
+    (tmp_path / "improver" / "adapter_config.json").write_text("other")
+    with pytest.raises(RunError, match=r"improver/adapter_config\.json: missing or changed"):
         load_manifest(tmp_path, "pit sft makes one")
-    (tmp_path / "improver" / "a.txt").unlink()
-    with pytest.raises(RunError, match=r"improver/a\.txt: missing or changed"):
+    (tmp_path / "improver" / "adapter_config.json").unlink()
+    with pytest.raises(RunError, match=r"improver/adapter_config\.json: missing or changed"):
         load_manifest(tmp_path, "pit sft makes one")
 
 

@@ -52,7 +52,7 @@ def _labelled(label: str, style: str, message: str) -> None:
     from rich.text import Text
 
     # soft_wrap: a line stays one line, for grep and for log files.
-    _console().print(Text.assemble((label, style), visible(message)), soft_wrap=True)
+    _console().print(Text.assemble((label, style), visible(message).replace("\n", "\\n")), soft_wrap=True)
 
 
 @contextmanager

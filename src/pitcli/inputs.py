@@ -1,5 +1,6 @@
 """What every stage does first: find the earlier runs, the base and the rows, and check them before a model loads."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def find_run(named: Path | None, default: str, kinds: tuple[Kind, ...], role: st
 def gap_temperature(manifest: Manifest) -> float:
     """The calibration that a reward run fitted and an rl run handed on."""
     fitted = manifest.results.get("gap_temperature")
-    if not isinstance(fitted, float):
+    if not isinstance(fitted, float) or not 0 < fitted < math.inf:
         raise RunError("the gap model's run has no gap_temperature; train it again")
     return fitted
 
@@ -106,9 +107,11 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
 
 def _chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     try:
-        return ChatFormat(tokenizer)
+        chat = ChatFormat(tokenizer)
+        chat.digest()  # renders the template with the roles of an improvement
     except RowProblem as problem:
         raise SettingsError(f"--model: {name}: {problem.reason}; it needs another chat template") from None
+    return chat
 
 
 def _refuse_other_bases(identity: BaseIdentity, earlier: list[EarlierRun]) -> None:

@@ -1,4 +1,4 @@
-"""`pit improve` with a stub for the model and its tokenizer: python load_driver.py REPORT ARGUMENTS, the peak memory goes to REPORT."""
+"""`pit improve` with a stub for the model and its tokenizer: `load_driver.py REPORT ARGUMENTS`."""
 
 import json
 import resource

@@ -14,6 +14,8 @@ import pytest
 from tests.faults.conftest import FULL, IMPROVE, TRAIN, Record, run_digests
 from tests.faults.warm import Ended, Warm
 
+pytestmark = pytest.mark.faults
+
 LINE = TRAIN["sft"].split()
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.faults.conftest import FULL, IMPROVE, TRAIN, Record, run_digests
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.faults
+
 KILLS = 200 if FULL else 4
 SAVE_EVERY = 2
 

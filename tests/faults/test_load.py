@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import FULL, Record
+
+pytestmark = pytest.mark.faults
 
 ROWS = 1_000_000 if FULL else 10_000
 DRIVER = str(Path(__file__).with_name("load_driver.py"))

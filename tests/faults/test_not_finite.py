@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tests.faults.conftest import IMPROVE, TRAIN, Record
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.parametrize(
     ("kind", "what", "named"),

@@ -10,6 +10,8 @@ import pytest
 from tests.faults.conftest import TRAIN, Record, run_digests
 from tests.faults.warm import Fault, Warm
 
+pytestmark = pytest.mark.faults
+
 # where each run is killed: 40 pairs make 6 sft steps (with the identity share), 5 reward steps and 10 rollouts an epoch
 CASES: dict[str, dict[str, tuple[int, Fault]]] = {
     "sft": {

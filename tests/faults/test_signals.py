@@ -12,6 +12,8 @@ import pytest
 from tests.faults.conftest import IMPROVE, TRAIN, Record, run_digests
 from tests.faults.warm import Command, Warm
 
+pytestmark = pytest.mark.faults
+
 RARELY_SAVED = {kind: re.sub(r"--save-every \d+", "--save-every 100", line) for kind, line in TRAIN.items()}
 
 

@@ -26,6 +26,8 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2
 
+AdapterRole = Literal["policy", "improver", "gap"]
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -52,7 +54,7 @@ class Manifest(_Strict):
     """What a run is; `files` and `results` are there once it is complete."""
 
     kind: Kind
-    role: Literal["policy", "improver", "gap"]
+    role: AdapterRole
     pit_version: str = __version__
     versions: dict[str, str] = {}
     config: dict[str, Any]
@@ -60,7 +62,7 @@ class Manifest(_Strict):
     data: DataIdentity
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
-    probes: dict[str, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
+    probes: dict[AdapterRole, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
 
@@ -77,6 +79,11 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
         raise RunError(f"{folder}: no finished run there; {remedy}")
     if not manifest.complete:
         raise RunError(f"{folder}: the run there is not finished; go on with the same command and --resume")
+    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    if not adapter <= manifest.files.keys() or any(
+        ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
+    ):
+        raise RunError(f"{folder / MANIFEST}: does not list the files of its adapter, or lists others")
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise RunError(f"{folder / name}: missing or changed since it was written")
@@ -91,7 +98,8 @@ def _read_manifest(folder: Path) -> Manifest | None:
         sealed = json.loads(path.read_bytes())
         seal = sealed.pop("seal")
         manifest = Manifest.model_validate(sealed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: not UTF-8, not JSON, not valid
+    # ValueError: not UTF-8, not JSON, not valid; RecursionError: brackets without end
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
     if seal != _seal(manifest):
         raise RunError(f"{path}: changed since it was written")

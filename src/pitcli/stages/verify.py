@@ -6,7 +6,7 @@ from pitcli.config import ModelSettings, VerifyConfig
 from pitcli.console import note, table
 from pitcli.engine.durable import verify_dir
 from pitcli.engine.models import TREE_TOLERANCE
-from pitcli.engine.run_folder import CHECKPOINTS, Manifest, load_manifest
+from pitcli.engine.run_folder import CHECKPOINTS, AdapterRole, Manifest, load_manifest
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
 
@@ -47,7 +47,7 @@ def verified_checkpoints(folder: Path) -> int:
     return len(checkpoints)
 
 
-def difference(manifest: Manifest, role: str, probe: list[float]) -> float:
+def difference(manifest: Manifest, role: AdapterRole, probe: list[float]) -> float:
     """The greatest difference from what the adapter said when it was saved, relative to its greatest value."""
     saved = manifest.probes[role]
     if len(saved) != len(probe):
