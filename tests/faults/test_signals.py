@@ -40,8 +40,8 @@ def test_a_signal_saves(
     assert ended.code == code, ended.err
     saved = re.search(r"saved step (\d+); --resume goes on from there", ended.err)
     assert saved
-    # an rl rollout serves two steps here, and is taken again if it was not used up
-    assert int(saved[1]) >= (2 if kind == "rl" else 3)
+    # step 3 may be in the metrics and not yet reached; and an rl rollout, which serves two steps here, is taken again
+    assert int(saved[1]) >= 2
     assert seconds < 10
     resumed = warm.run(workspace, *RARELY_SAVED[kind].split(), "--resume")
     assert resumed.code == 0, resumed.err

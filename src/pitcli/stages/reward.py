@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.config import CONFIG, RewardConfig
-from pitcli.console import next_command, note, samples, table
+from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
@@ -52,6 +52,10 @@ def run(config: RewardConfig) -> None:
     note(
         f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
     )
+    if report["accuracy_low"] <= 0.5:
+        warn(
+            "not shown to be better than a coin on the held-out pairs: RL and the stop rule have little to go by"
+        )
     show_scored(held_out[:SHOWN], scores_N4[:SHOWN], temperature)
     next_command("pit rl --curriculum")
 
