@@ -27,7 +27,7 @@ class StubModel:
 
 def load(base: Base) -> StubModel:
     """In the place of the model; from here on the tokenizer is a stub too."""
-    ChatFormat.encode_text = lambda self, text: [0] * (len(text) // 4)  # type: ignore[method-assign]
+    ChatFormat.encode_text = lambda self, text: [0] * (1 + len(text) // 4)  # type: ignore[method-assign]
     ChatFormat.improver_prompt = lambda self, prompt, reference: [0] * 16  # type: ignore[method-assign]
     ChatFormat.decode = lambda self, ids: "An answer that is better."  # type: ignore[method-assign]
     return StubModel()

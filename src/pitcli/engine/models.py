@@ -321,6 +321,7 @@ class RoleModel(nn.Module):
         assert self.peft is not None
         config = LoraConfig(**{**self.peft.peft_config[role].to_dict(), "inference_mode": True})
         config.base_model_name_or_path = self.base.name_or_path
+        config.target_modules = sorted(config.target_modules or [])  # a set: its order depends on the hash seed
         state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
         if role == GAP and self.gap_head is not None:
             config.task_type = TaskType.SEQ_CLS

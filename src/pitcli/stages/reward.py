@@ -53,9 +53,7 @@ def run(config: RewardConfig) -> None:
         f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
     )
     if report["accuracy_low"] <= 0.5:
-        warn(
-            "not shown to be better than a coin on the held-out pairs: RL and the stop rule have little to go by"
-        )
+        warn("not shown to be better than a coin on the held-out pairs: RL and the stop rule have little to go by")
     show_scored(held_out[:SHOWN], scores_N4[:SHOWN], temperature)
     next_command("pit rl --curriculum")
 
