@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from pitcli.config import LoraSettings
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import resolve_base
-from pitcli.engine.models import RoleModel, load_tokenizer, lora_config
+from pitcli.engine.loading import load_tokenizer, lora_config
+from pitcli.engine.models import RoleModel
 
 WithRoles = Callable[..., RoleModel]
 

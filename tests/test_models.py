@@ -23,7 +23,8 @@ from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine import models
 from pitcli.engine.bases import base_digest
 from pitcli.engine.batches import Batch, completion_batch, pad_right
-from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel, load_base, lora_config, pick_device
+from pitcli.engine.loading import load_base, lora_config, pick_device
+from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel
 from pitcli.engine.pair_tree import Tree
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
 from pitcli.errors import RunError

@@ -22,7 +22,8 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine import models
 from pitcli.engine.batches import Batch
 from pitcli.engine.equations import ORDERINGS
-from pitcli.engine.models import GAP, RoleModel, load_base
+from pitcli.engine.loading import load_base
+from pitcli.engine.models import GAP, RoleModel
 from pitcli.engine.pair_tree import Tree, ordered_tree, separate_batch, swapped_tree, tree_batch
 from tests.conftest import WithRoles
 

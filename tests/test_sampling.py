@@ -19,7 +19,8 @@ from transformers import (
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.batches import completion_batch
 from pitcli.engine.equations import clipped_policy_loss, sequence_kl
-from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel, load_base
+from pitcli.engine.loading import load_base
+from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.rollouts import drawn_logprobs
 from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
 from tests.conftest import WithRoles

@@ -7,7 +7,7 @@ import pytest
 
 from pitcli.data.records import Message, Prompt, RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, IMPROVE_INSTRUCTION, ChatFormat
-from pitcli.engine.models import load_tokenizer
+from pitcli.engine.loading import load_tokenizer
 
 QUESTION: Prompt = (Message("user", "Which bird sings?"),)
 DIALOGUE: Prompt = (

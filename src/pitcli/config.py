@@ -6,7 +6,7 @@ A command's settings are one flat pydantic model put together from sections, so 
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -116,9 +116,7 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
 
     out: Path | None = Field(None, description="Run folder [default: in runs/, by the name of what is trained]")
 
-    @property
-    def trained(self) -> str:
-        raise NotImplementedError
+    trained: ClassVar[str]
 
     @property
     def run_folder(self) -> Path:
@@ -136,9 +134,11 @@ class SftConfig(TrainingConfig, LoraSettings):
         description="Improver only: share of extra rows (x, y_w) -> y_w, a good answer may stay",
     )
 
+    trained = "sft"
+
     @property
-    def trained(self) -> str:
-        return "policy" if self.role is Role.policy else "sft"
+    def run_folder(self) -> Path:
+        return self.out or Path("runs", "policy" if self.role is Role.policy else self.trained)
 
 
 class RewardConfig(TrainingConfig, LoraSettings):
@@ -151,9 +151,7 @@ class RewardConfig(TrainingConfig, LoraSettings):
         False, description="Accept prompts of --data in --eval-data; the report says nothing then"
     )
 
-    @property
-    def trained(self) -> str:
-        return "reward"
+    trained = "reward"
 
 
 class SampleConfig(ModelSettings, SamplingSettings):
@@ -200,9 +198,7 @@ class RlConfig(TrainingConfig):
         10, ge=1, description="Steps in a row beyond --max-kl or --max-truncated-share before stopping"
     )
 
-    @property
-    def trained(self) -> str:
-        return "rl"
+    trained = "rl"
 
     @model_validator(mode="before")
     @classmethod

@@ -19,7 +19,8 @@ from pitcli.data.records import PreferencePair, RowProblem
 from pitcli.data.splits import prompt_key
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
-from pitcli.engine.models import WEIGHTS, RoleModel, load_base, load_tokenizer, pick_device
+from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_device
+from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import InputError, RunError, SettingsError
 

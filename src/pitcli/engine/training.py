@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pitcli.config import OptimSettings
 from pitcli.console import note, progress, warn
 from pitcli.engine.equations import learning_rate_factor
-from pitcli.engine.models import RoleModel, compute_dtype, fingerprint, write_tensors
+from pitcli.engine.loading import compute_dtype
+from pitcli.engine.models import RoleModel, fingerprint, write_tensors
 from pitcli.engine.run_folder import RunFolder
 from pitcli.errors import RunError
 

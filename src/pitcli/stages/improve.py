@@ -22,7 +22,8 @@ from pitcli.data.records import (
 from pitcli.data.streams import open_growing, ramped, row_key
 from pitcli.engine.durable import write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
-from pitcli.engine.models import GAP, IMPROVER, WEIGHTS
+from pitcli.engine.loading import WEIGHTS
+from pitcli.engine.models import GAP, IMPROVER
 from pitcli.engine.sampling import Decoding
 from pitcli.errors import RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base

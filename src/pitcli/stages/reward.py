@@ -14,7 +14,8 @@ from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import length_sorted_chunks, rows_of_step, steps_per_epoch
 from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
-from pitcli.engine.models import GAP, RoleModel, lora_config
+from pitcli.engine.loading import lora_config
+from pitcli.engine.models import GAP, RoleModel
 from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.training import Task, finish, train

@@ -15,7 +15,8 @@ from pitcli.engine.batches import (
     rows_of_step,
     steps_per_epoch,
 )
-from pitcli.engine.models import RoleModel, lora_config
+from pitcli.engine.loading import lora_config
+from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
