@@ -21,11 +21,11 @@ LINE = TRAIN["sft"].split()
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 1.5 MiB."""
+    """A file system of its own with 4 MiB: more than a whole run takes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4096k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
@@ -44,7 +44,7 @@ def only_line(ended: Ended) -> str:
 def test_full_disk(tiny_disk: Path, workspace: Path, project: Path, warm: Warm, record: Record) -> None:
     line = " ".join(LINE).replace("--out run", f"--out {tiny_disk}/run").split()
     ballast = tiny_disk / "ballast"
-    ballast.write_bytes(bytes(700 * 1024))
+    ballast.write_bytes(bytes(3260 * 1024))
     ended = warm.run(workspace, *line)
     assert ended.code == 3
     assert "No space left on device" in only_line(ended)
