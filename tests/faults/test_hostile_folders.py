@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.bases import base_digest, check_base, resolve_base
-from pitcli.engine.loading import WEIGHTS
-from pitcli.engine.models import ADAPTER_CONFIG, GAP, IMPROVER, RoleModel
+from pitcli.engine.loading import ADAPTER_CONFIG, WEIGHTS
+from pitcli.engine.models import GAP, IMPROVER, RoleModel
 from pitcli.engine.run_folder import RunFolder, load_manifest
 from pitcli.errors import RunError
 
