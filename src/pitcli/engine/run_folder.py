@@ -135,9 +135,13 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int | None = None) -> None:
         """Publish checkpoints/step-N; of the older ones the newest few stay, and the step `keep`."""
-        publish_dir(self.path / CHECKPOINTS / f"step-{step:06d}", write)
+        publish_dir(self.checkpoint(step), write)
+        self.prune(keep)
+
+    def prune(self, *keep: int | None) -> None:
+        """Delete the checkpoints but the newest few and the steps `keep`."""
         for folder in self._checkpoints()[KEPT_CHECKPOINTS:]:
-            if _step(folder) != keep:
+            if _step(folder) not in keep:
                 remove_dir(folder)
 
     def _checkpoints(self) -> list[Path]:

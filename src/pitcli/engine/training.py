@@ -247,6 +247,7 @@ def _restore(
         parameter = parameters[name]
         optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
     run.cut_metrics(position.step)
+    run.prune(position.best_step, position.step)  # what a kill between a save and its pruning left
     note(f"going on from step {position.step}")
     return position
 
