@@ -20,8 +20,9 @@ $(VENV)/.smollm2: $(VENV)/.installed
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py --out runs/demo
 
+# everything but the studies, each fault a few times; `pytest` by itself leaves the faults out
 test: install $(VENV)/.smollm2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check src tests examples

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
@@ -94,7 +95,7 @@ def refuse_output_as_input(source: str, output: str) -> None:
 
 
 def write_row(row: dict[str, Any], stream: TextIO) -> None:
-    stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    stream.write(_ENCODER.encode(row) + "\n")
 
 
 def _stdin() -> AbstractContextManager[BinaryIO]:
@@ -215,7 +216,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
         raise RowProblem("", f"a NUL byte (column {line.index(0) + 1}); is the file UTF-16 or binary?")
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+        row = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RowProblem("", f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -239,6 +240,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise RowProblem(_name(twice), "the key stands twice in one object")
     return made
+
+
+# made once: json.loads and json.dumps would make one for every row
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def _explain(error: json.JSONDecodeError) -> str:
@@ -285,6 +291,7 @@ def _check_text(text: str, field: str) -> None:
         raise RowProblem(field, "a lone surrogate: half of a character, cut by whatever wrote the file")
 
 
+@lru_cache(maxsize=1024)
 def _name(key: str) -> str:
     # Quoted where odd: a key must not break the error line or send escapes to the terminal.
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else json.dumps(key[:60])
