@@ -36,10 +36,10 @@ faults: install $(VENV)/.smollm2
 	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -m faults -s
 	$(BIN)/python examples/faults_side_by_side.py
 
-# known vulnerabilities of the tested versions; asks a public database
+# known vulnerabilities of the tested versions; asks a public database, and fails where that knows nothing of one
 audit: install
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # slow: the curriculum ablation on three seeds, about 20 minutes on 2 cores, 30 on one
 studies: install

@@ -555,7 +555,7 @@ def test_a_gap_that_is_not_finite_is_an_error_and_the_draft_is_kept(
     out, err = capfd.readouterr()
     row = json.loads(out)
     assert (row["response"], row["stop_reason"]) == ("pie jam", "non_finite_gap")
-    assert "error: draft 1: no finite gap; kept as it was\n" in err
+    assert f"error: {tmp_path / 'rows.jsonl'}:1:response: no finite gap; the draft is kept as it was\n" in err
 
 
 # The base: what its tokenizer lacks or has too much of.
@@ -584,6 +584,22 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(
     err = capfd.readouterr().err
     assert err.startswith(f"error: --model: {base}: ")
     assert "model.resize_token_embeddings(412)" in err
+
+
+def test_a_base_that_states_no_context_needs_a_length(
+    no_model: None, tmp_path: Path, tiny_folder: Path, capfd: Any
+) -> None:
+    def state_none(config: dict[str, Any]) -> None:
+        del config["max_position_embeddings"]
+        config["model_type"] = "mamba"
+
+    base = tiny_with(tmp_path, tiny_folder, {"config.json": state_none})
+    assert pit("train-reward", "pairs.jsonl", "--model", str(base)) == 2
+    assert capfd.readouterr().err == (
+        f"error: --max-length: {base} states no context length, so give the tokens that a row may take\n"
+    )
+    with pytest.raises(Loaded):
+        pit("train-reward", "pairs.jsonl", "--model", str(base), "--max-length", "200")
 
 
 def test_a_base_without_pad_token_and_chat_template_has_them_by_rule(

@@ -219,6 +219,14 @@ def test_a_template_that_refuses_a_prompt_names_the_prompt(tiny_folder: Any) -> 
     assert chat.policy_prompt(QUESTION)
 
 
+def test_a_template_that_fails_names_the_prompt(tiny_folder: Any) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ 1 + '' }}{% endif %}" + tokenizer.chat_template
+    with pytest.raises(RowProblem, match="refuses the roles system, user: unsupported operand") as caught:
+        ChatFormat(tokenizer).policy_prompt((Message("system", "a"), Message("user", "b")))
+    assert caught.value.field == "prompt"
+
+
 def test_a_template_that_hides_a_message_is_refused(tiny_folder: Any) -> None:
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"

@@ -94,16 +94,20 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
     )
     _refuse_other_bases(identity, earlier)
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    context = architecture.max_position_embeddings
+    # none where a model has no positions (Mamba and its like)
+    context = getattr(architecture, "max_position_embeddings", None)
     if (largest := chat.largest_id()) >= architecture.vocab_size:
         raise SettingsError(
             f"--model: {name}: its tokenizer goes up to token {largest} and its embeddings to "
             f"{architecture.vocab_size - 1}; give the tokenizer that the model was trained with, or enlarge the model "
             f"(model.resize_token_embeddings({largest + 1}), then save it)"
         )
-    if settings.max_length and settings.max_length > context:
-        raise SettingsError(f"--max-length: {settings.max_length} is beyond the model's context of {context} tokens")
-    return Base(folder, identity, tokenizer, chat, device, settings.max_length or context)
+    max_length = settings.max_length or context
+    if max_length is None:
+        raise SettingsError(f"--max-length: {name} states no context length, so give the tokens that a row may take")
+    if context and max_length > context:
+        raise SettingsError(f"--max-length: {max_length} is beyond the model's context of {context} tokens")
+    return Base(folder, identity, tokenizer, chat, device, max_length)
 
 
 def _chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

@@ -52,7 +52,7 @@ def test_training_stops(kind: str, what: str, named: str, workspace: Path, warm:
 def test_improve_keeps_a_draft_whose_gap_is_not_finite(workspace: Path, warm: Warm, record: Record) -> None:
     ended = warm.run(workspace, *IMPROVE.split(), fault={"nan_gap_of_draft": "3"})
     assert ended.code == 1
-    assert ended.err.count("error: draft 3: no finite gap; kept as it was") == 1
+    assert ended.err.count("error: drafts.jsonl:4:response: no finite gap; the draft is kept as it was") == 1
     rows = (workspace / "improved.jsonl").read_text().splitlines()
     assert len(rows) == 11
     assert '"stop_reason": "non_finite_gap"' in rows[3]

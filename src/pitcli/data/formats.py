@@ -49,16 +49,16 @@ def parse_draft(row: dict[str, Any], file: str, line: int) -> Draft:
     """A draft; its response stays verbatim, so that a draft which is kept comes back byte for byte."""
     prompt = _parse_prompt(_required(row, "prompt"), "prompt")
     response = _text(_required(row, "response"), "response")
-    return Draft(_parse_id(row), prompt, response, row)
+    return Draft(_parse_id(row), prompt, response, row, line)
 
 
 def parse_question(row: dict[str, Any], file: str, line: int) -> Draft:
     """A prompt that awaits its response: any row with a prompt, or a pair, whose prompt is then added to the row."""
     if "prompt" in row:
         prompt = _parse_prompt(row["prompt"], "prompt")
-        return Draft(_parse_id(row), prompt, "", row)
+        return Draft(_parse_id(row), prompt, "", row, line)
     prompt = parse_pair(row, file, line).prompt
-    return Draft(_parse_id(row), prompt, "", {**row, "prompt": [message._asdict() for message in prompt]})
+    return Draft(_parse_id(row), prompt, "", {**row, "prompt": [message._asdict() for message in prompt]}, line)
 
 
 def load_pairs(

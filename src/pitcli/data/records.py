@@ -50,6 +50,7 @@ class Draft:
     prompt: Prompt
     response: str
     row: dict[str, Any]
+    line: int = field(default=0, compare=False)
 
 
 class RowError(NamedTuple):

@@ -12,8 +12,6 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from pitcli.data.records import Message, Prompt, RowProblem
 
 IMPROVE_INSTRUCTION = "Write a better response."
@@ -59,7 +57,7 @@ class ChatFormat:
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
             rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: TemplateError where it refuses, anything where it fails
             raise RowProblem("prompt", f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
         texts = []
         for mark in marks:

@@ -53,7 +53,8 @@ class Models(NamedTuple):
 class Tally:
     """What became of the drafts."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self.label = label
         self.rows = self.changed = self.failed = 0
         self.shown: list[tuple[str, str, str]] = []
 
@@ -64,8 +65,8 @@ class Tally:
     def add(self, attempt: Attempt) -> None:
         self.rows += 1
         if attempt.stop_reason in FAILURES:
-            self.failed += 1
-            error(f"draft {attempt.draft.id or self.rows}: {FAILURES[attempt.stop_reason]}; kept as it was")
+            reason = f"{FAILURES[attempt.stop_reason]}; the draft is kept as it was"
+            self.on_error(RowError(self.label, attempt.draft.line, "response", reason))
         if attempt.best != attempt.draft.response:
             self.changed += 1
             if len(self.shown) < SHOWN:
@@ -82,7 +83,7 @@ def run(config: ImproveConfig) -> int:
     """Improve every draft; rows in the order of the input. Returns 1 where some rows could not be read."""
     refuse_output_as_input(config.input, config.output)
     models = find_models(config)
-    tally, notes = Tally(), Counter[str]()
+    tally, notes = Tally(file_label(config.input)), Counter[str]()
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.earlier)
     with open_growing(config.output, config.resume, config.overwrite) as stream:
