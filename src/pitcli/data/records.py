@@ -53,6 +53,14 @@ class Draft:
     line: int = field(default=0, compare=False)
 
 
+class Comparison(NamedTuple):
+    """Is `response` better than `reference_response` as an answer to `prompt`?"""
+
+    prompt: Prompt
+    response: str
+    reference_response: str
+
+
 class RowError(NamedTuple):
     file: str
     line: int

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from pitcli.config import ImproveConfig, StopRule
 from pitcli.console import warn
-from pitcli.data.records import Draft
+from pitcli.data.records import Comparison, Draft
 from pitcli.data.streams import row_seed
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.equations import p_better
 from pitcli.engine.models import IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, generate
-from pitcli.engine.scoring import Comparison, calibrated_gaps
+from pitcli.engine.scoring import calibrated_gaps
 from pitcli.errors import is_out_of_memory
 
 NON_FINITE = "non_finite_gap"

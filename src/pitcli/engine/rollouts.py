@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from pitcli.config import RlConfig
-from pitcli.data.records import Prompt
+from pitcli.data.records import Comparison, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
 from pitcli.engine.equations import leave_one_out_advantages, rl_rewards, sequence_kl
 from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.sampling import Decoding, Sample, generate
-from pitcli.engine.scoring import Comparison, calibrated_gaps
+from pitcli.engine.scoring import calibrated_gaps
 
 
 class Asked(NamedTuple):

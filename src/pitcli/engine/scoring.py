@@ -1,23 +1,14 @@
 """Gaps as they are used: symmetrised, calibrated, and spoken of as a probability."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
-from pitcli.data.records import Prompt
+from pitcli.data.records import Comparison
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.equations import symmetrised_gap
 from pitcli.engine.models import RoleModel
 from pitcli.engine.pair_tree import swapped_tree
-
-
-class Comparison(NamedTuple):
-    """Is `response` better than `reference_response` as an answer to `prompt`?"""
-
-    prompt: Prompt
-    response: str
-    reference_response: str
 
 
 def calibrated_gaps(
