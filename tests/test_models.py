@@ -322,7 +322,7 @@ def test_the_device_is_the_one_named() -> None:
 def earlier_run(tiny_folder: Path, tiny_chat: ChatFormat, **changes: object) -> EarlierRun:
     identity = {"digest": base_digest(tiny_folder), "template": tiny_chat.digest(), "load_in_4bit": True}
     base = BaseIdentity.model_validate({"name": "other", **identity, **changes})
-    data = DataIdentity(path="pairs.jsonl", digest="d", rows=1)
+    data = DataIdentity(path="pairs.jsonl", digest="d", rows=1, prompts=[])
     return EarlierRun(Path("runs/sft"), Manifest(kind="sft", role="improver", config={}, base=base, data=data))
 
 

@@ -137,3 +137,15 @@ def test_errors_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert cli.main(["prepare", "--data", data, "--folds", "a=1,b"]) == 2
     assert capsys.readouterr().err.startswith("error: --folds: ")
+
+
+def test_shuffled_labels_keep_the_pairs_and_lose_the_preference(tmp_path: Path) -> None:
+    assert cli.main(["prepare", "--synthetic=400", f"--out={tmp_path}", "--folds=all=1"]) == 0
+    before = [json.loads(line) for line in (tmp_path / "all.jsonl").open()]
+    line = ["prepare", f"--data={tmp_path / 'all.jsonl'}", f"--out={tmp_path / 'shuffled'}", "--folds=all=1"]
+    assert cli.main([*line, "--shuffle-labels"]) == 0
+    after = [json.loads(line) for line in (tmp_path / "shuffled" / "all.jsonl").open()]
+    same = [b["chosen"] == a["chosen"] and b["rejected"] == a["rejected"] for b, a in zip(before, after, strict=True)]
+    swapped = [b["chosen"] == a["rejected"] and b["rejected"] == a["chosen"] for b, a in zip(before, after, strict=True)]
+    assert all(one != other for one, other in zip(same, swapped, strict=True))
+    assert 160 < sum(swapped) < 240

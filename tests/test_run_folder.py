@@ -31,7 +31,7 @@ def manifest(**changes: Any) -> Manifest:
         "role": "improver",
         "config": {"learning_rate": 0.1, "seed": 0},
         "base": BaseIdentity(name="tiny", digest="d", template="t", load_in_4bit=True),
-        "data": DataIdentity(path="pairs.jsonl", digest="e", rows=3),
+        "data": DataIdentity(path="pairs.jsonl", digest="e", rows=3, prompts=[]),
     }
     return Manifest.model_validate({**values, **changes})
 
@@ -268,7 +268,7 @@ def test_a_resumed_run_must_be_the_same(tmp_path: Path) -> None:
     before = (tmp_path / "manifest.json").read_bytes()
     now = manifest(
         config={"learning_rate": 0.2, "seed": 0, "epochs": 2},
-        data=DataIdentity(path="pairs.jsonl", digest="other", rows=3),
+        data=DataIdentity(path="pairs.jsonl", digest="other", rows=3, prompts=[]),
     )
     with pytest.raises(SettingsError) as raised:
         begin(tmp_path, now, resume=True, overwrite=False)

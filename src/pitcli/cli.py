@@ -14,6 +14,8 @@ from typer.exceptions import TyperException
 
 from pitcli import __version__, console
 from pitcli.config import (
+    AgreeConfig,
+    AnnotateConfig,
     ImproveConfig,
     PrepareConfig,
     RewardConfig,
@@ -67,7 +69,7 @@ def _train(module: str, config: TrainingConfig) -> int | None:
 def _train_rl(config: RlConfig) -> int | None:
     """RL starts from an SFT improver; where there is none, train it from the same settings."""
     refuse_busy(config.run_folder)
-    if config.sft is None:
+    if config.sft is None and config.role is Role.improver:
         shared = {name: getattr(config, name) for name in SHARED_WITH_SFT}
         sft = SftConfig(role=Role.improver, **shared)
         if not is_finished(sft.run_folder):
@@ -94,6 +96,13 @@ COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ..
         partial(_run_stage, "improve"),
         "pit improve --input drafts.jsonl --max-iters 5",
     ),
+    (
+        "annotate",
+        AnnotateConfig,
+        partial(_run_stage, "annotate"),
+        "pit annotate --input improved.jsonl --output labels.jsonl --annotator ada",
+    ),
+    ("agree", AgreeConfig, partial(_run_stage, "agree"), "pit agree --labels labels.jsonl"),
     ("verify", VerifyConfig, partial(_run_stage, "verify"), "pit verify runs/rl"),
 )
 

@@ -33,6 +33,13 @@ class StopRule(StrEnum):
     none = "none"
 
 
+class Method(StrEnum):
+    pit = "pit"
+    self_refine = "self-refine"
+    best_of_n = "best-of-n"
+    resample = "resample"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -44,6 +51,7 @@ def _split_commas(value: object) -> object:
 
 
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
+Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
 class Settings(BaseModel):
@@ -168,11 +176,16 @@ class SampleConfig(ModelSettings, SamplingSettings):
 class RlConfig(TrainingConfig):
     """pit rl: maximise the gap over y_ref, starting from the SFT improver."""
 
+    role: Role = Field(
+        Role.improver,
+        description="What to train; policy is plain RLHF: it reads no reference and is rewarded by its gap over y_w",
+    )
     sft: Path | None = Field(None, description="Run folder of the SFT improver [default: runs/sft]")
     reward: Path | None = Field(None, description="Run folder of the gap model [default: runs/reward]")
     policy: Path | None = Field(
         None,
-        description="Run folder of the policy that stage 2 samples from [default: runs/policy, else the base]",
+        description="Run folder of the policy that stage 2 samples from, or that --role policy starts from "
+        "[default: runs/policy, else (stage 2) the base]",
     )
     drafts: str | None = Field(None, description="Stage 2 takes its references from these drafts instead")
     curriculum: bool = Field(False, description="Both stages: the same as --curriculum-stages dataset,policy")
@@ -200,6 +213,10 @@ class RlConfig(TrainingConfig):
 
     trained = "rl"
 
+    @property
+    def run_folder(self) -> Path:
+        return self.out or Path("runs", "rlhf" if self.role is Role.policy else self.trained)
+
     @model_validator(mode="before")
     @classmethod
     def _curriculum_is_both_stages(cls, values: dict[str, object]) -> dict[str, object]:
@@ -213,10 +230,21 @@ class RlConfig(TrainingConfig):
             raise ValueError("--curriculum is --curriculum-stages dataset,policy: give only one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _a_policy_has_no_references(self) -> "RlConfig":
+        if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
+            raise ValueError("--role policy has no references: no --curriculum, --curriculum-stages, --sft or --drafts")
+        return self
+
 
 class ImproveConfig(ModelSettings, SamplingSettings):
     """pit improve: rewrite drafts until the gap model says stop."""
 
+    method: Method = Field(
+        Method.pit,
+        description="pit: the improver; self-refine: feedback and rewrite by the policy; best-of-n: --max-iters draws "
+        "of the policy, the best by the gap; resample: draws of the policy in turn",
+    )
     input: str = Field("-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin")
     output: str = Field("-", description="Where improved rows go, - for stdout")
     resume: bool = Field(False, description="Go on with the rows in --output that a stopped command left")
@@ -225,12 +253,26 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     reward: Path | None = Field(
         None, description="Run folder of the gap model [default: the one inside --run, else runs/reward]"
     )
+    policy: Path | None = Field(
+        None, description="Run folder of the policy for the other methods [default: runs/policy, else the base]"
+    )
     max_iters: int = Field(3, ge=0, description="Most improvements of one draft")
+    equal_tokens: str | None = Field(
+        None,
+        description="best-of-n: rows of another pit improve; each draft is drawn for until it has taken as many "
+        "tokens as there, whatever --max-iters says",
+    )
     stop: StopRule = Field(StopRule.gap, description="gap: keep an improvement only if it is better; none: fixed K")
     threshold: float = Field(0.5, ge=0, le=1, description="P(better) that an improvement must exceed")
     temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy")
     sample_batch_size: int = Field(16, ge=1, description="Drafts improved together")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed; every row draws from its own, whatever the order")
+
+    @model_validator(mode="after")
+    def _tokens_of_best_of_n(self) -> Self:
+        if self.equal_tokens and self.method is not Method.best_of_n:
+            raise ValueError("--equal-tokens is for --method best-of-n")
+        return self
 
 
 class VerifyConfig(Settings):
@@ -248,13 +290,37 @@ class PrepareConfig(Settings):
     out: Path = Field(Path("data"), description="Folder for the folds")
     folds: str = Field("sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the folds and of the synthetic task")
+    shuffle_labels: bool = Field(
+        False, description="Swap chosen and rejected by coin flips: a control, from which nothing can be learned"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the folds, of the synthetic task and of the coin flips")
 
     @model_validator(mode="after")
     def _one_source(self) -> "PrepareConfig":
         if (self.data is None) == (self.synthetic is None):
             raise ValueError("give either --data or --synthetic")
         return self
+
+
+class AnnotateConfig(Settings):
+    """pit annotate: ask a person which of two responses is better, blind."""
+
+    input: str = Field(..., description="Rows with prompt, original_response and response: .jsonl or .jsonl.gz")
+    output: str = Field(..., description="Where labels are added, one a decision; goes on with those that are there")
+    annotator: str = Field(..., min_length=1, description="Who answers; stands in every label")
+    max_rows: int | None = Field(
+        None, ge=1, description="Ask about so many pairs only, drawn at random; one --seed draws the same for everybody"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of the pairs and of the two responses")
+
+
+class AgreeConfig(Settings):
+    """pit agree: how far people agree with one another, and judges with them."""
+
+    labels: Files = Field(..., min_length=1, description="Files of pit annotate, with commas between them")
+    judge_verdicts: str | None = Field(
+        None, description="Rows with judge, prompt, original_response, response and p_better, to be held against labels"
+    )
 
 
 # settings that say how a run is carried out, not what it is: they may differ when it is resumed

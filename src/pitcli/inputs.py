@@ -16,7 +16,7 @@ from pitcli.console import note, warn
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import load_pairs
 from pitcli.data.records import PreferencePair, RowProblem
-from pitcli.data.splits import prompt_key
+from pitcli.data.splits import prompt_key, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
 from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_device
@@ -148,7 +148,7 @@ def open_pairs(
     if path is None:
         raise SettingsError("--data: name a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
     pairs = _read_pairs(path, settings.max_rows, settings, base, room)
-    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs))
+    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs), prompts=prompt_sketch(pairs))
 
 
 def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[PreferencePair]) -> list[PreferencePair]:
@@ -187,6 +187,7 @@ def new_manifest(
             "config": config.model_dump(mode="json", exclude=EXECUTION_ONLY),
             "base": base.identity,
             "data": data,
+            "gap_data": data if kind == "reward" else next(filter(None, (e.manifest.gap_data for e in earlier)), None),
             "inputs": {run.manifest.role: run.manifest.files[f"{run.manifest.role}/{WEIGHTS}"] for run in earlier},
         }
     )

@@ -12,7 +12,7 @@ import torch
 
 from pitcli import cli
 from pitcli.data.templates import ChatFormat
-from pitcli.engine import improvement
+from pitcli.engine import improvement, methods
 from pitcli.engine.sampling import Sample
 from pitcli.inputs import Base
 from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
@@ -47,7 +47,7 @@ def peak_mib() -> float:
 
 if __name__ == "__main__":
     Base.load = load  # type: ignore[method-assign, assignment]
-    improvement.generate = generate  # type: ignore[assignment]
+    methods.generate = generate  # type: ignore[assignment]
     improvement.calibrated_gaps = gaps
     before, start = peak_mib(), time.monotonic()
     code = cli.main(sys.argv[2:])

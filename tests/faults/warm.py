@@ -230,27 +230,27 @@ def slow_generate(seconds: float) -> None:
     """Every batch of improvements takes so much longer."""
     import time
 
-    from pitcli.engine import improvement
+    from pitcli.engine import methods
 
-    original = improvement.generate
+    original = methods.generate
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(seconds)
         return original(*arguments)
 
-    improvement.generate = slowly
+    methods.generate = slowly
 
 
 def nan_gap_of_draft(name: str) -> None:
     """The gap model says NaN of every improvement of one draft."""
     from pitcli.engine import improvement
 
-    original = improvement.judge
+    original = improvement.chain
 
-    def judge(attempt: Any, text: str, gap: float | None, *rest: Any) -> Any:
-        return original(attempt, text, float("nan") if attempt.draft.id == name else gap, *rest)
+    def chain(attempt: Any, proposal: Any, gap: float | None, config: Any) -> Any:
+        return original(attempt, proposal, float("nan") if attempt.draft.id == name else gap, config)
 
-    improvement.judge = judge
+    improvement.chain = chain
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {

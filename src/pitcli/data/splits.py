@@ -15,6 +15,14 @@ def prompt_key(pair: PreferencePair) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def prompt_sketch(pairs: Iterable[PreferencePair], size: int = 256) -> list[str]:
+    """The smallest prompt hashes (bottom-k MinHash): two sketches share some where the two sets share prompts.
+
+    Exact for up to `size` prompts; beyond, sets that share a part J of their union share about size * J hashes.
+    """
+    return sorted({prompt_key(pair)[:16] for pair in pairs})[:size]
+
+
 def split_folds(
     pairs: Iterable[PreferencePair], shares: dict[str, float], seed: int = 0
 ) -> dict[str, list[PreferencePair]]:

@@ -1,17 +1,16 @@
-"""The improvement loop: y0 -> y1 -> y2 ... for as long as the gap model finds it better."""
+"""The improvement loop, the same for every method: y0 -> y1 -> y2 ... for as long as the gap model finds it better."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
-from pitcli.config import ImproveConfig, StopRule
+from pitcli.config import ImproveConfig, Method, StopRule
 from pitcli.console import warn
 from pitcli.data.records import Comparison, Draft
-from pitcli.data.streams import row_seed
-from pitcli.data.templates import ChatFormat
+from pitcli.data.streams import row_key, row_seed
 from pitcli.engine.equations import p_better
-from pitcli.engine.models import IMPROVER, RoleModel
-from pitcli.engine.sampling import Decoding, generate
+from pitcli.engine.methods import PROPOSE, Asked, Proposal, Writer
 from pitcli.engine.scoring import calibrated_gaps
 from pitcli.errors import is_out_of_memory
 
@@ -21,22 +20,32 @@ FAILURES = {NON_FINITE: "no finite gap", OUT_OF_MEMORY: "out of memory even by i
 
 
 class Tools(NamedTuple):
-    """What an improvement takes: the model with its roles, the format, and how to sample and judge."""
+    """What an improvement takes: who writes, and how to judge.
 
-    model: RoleModel
-    chat: ChatFormat
-    gap_temperature: float | None  # None: no gap model, so --stop none without gaps
-    decoding: Decoding
+    gap_temperature: None where there is no gap model, so --stop none without gaps. budgets: the tokens that each draft
+    may take, by its key, whatever --max-iters says; None where --max-iters is the limit.
+    """
+
+    writer: Writer
+    gap_temperature: float | None
     config: ImproveConfig
+    budgets: Mapping[int, int] | None = None
 
 
 class Attempt(NamedTuple):
-    """One draft on its way: the best response so far, every iteration, and why it stopped (None: not yet)."""
+    """One draft on its way: the best response so far, every iteration, and why it stopped (None: not yet).
+
+    best_gap: best-of-n only, the gap of the best response over the draft.
+    """
 
     draft: Draft
     best: str
     iterations: list[dict[str, Any]]
     stop_reason: str | None
+    best_gap: float = 0.0
+
+    def tokens(self) -> int:
+        return sum(iteration["generated_tokens"] for iteration in self.iterations)
 
 
 def improve_within_memory(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
@@ -56,8 +65,8 @@ def improve_within_memory(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt
 def improve(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
     """Iterate each draft until its stop rule or --max-iters says stop."""
     attempts = [Attempt(draft, draft.response, [], None) for draft in drafts]
-    for iteration in range(1, tools.config.max_iters + 1):
-        running = [index for index, attempt in enumerate(attempts) if attempt.stop_reason is None]
+    for iteration in count(1):
+        running = [index for index, attempt in enumerate(attempts) if _goes_on(tools, attempt)]
         if not running:
             break
         for index, after in zip(running, _iterate(tools, [attempts[i] for i in running], iteration), strict=True):
@@ -65,39 +74,52 @@ def improve(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
     return [attempt._replace(stop_reason=attempt.stop_reason or "max_iters") for attempt in attempts]
 
 
+def _goes_on(tools: Tools, attempt: Attempt) -> bool:
+    if attempt.stop_reason is not None:
+        return False
+    if tools.budgets is None:
+        return len(attempt.iterations) < tools.config.max_iters
+    # a draft that cost nothing there costs nothing here
+    return attempt.tokens() < tools.budgets.get(row_key(attempt.draft), 0)
+
+
 def _iterate(tools: Tools, attempts: Sequence[Attempt], iteration: int) -> list[Attempt]:
-    """One improvement of each, from its best response so far."""
-    chat = tools.chat
-    prompts = [chat.improver_prompt(attempt.draft.prompt, attempt.best) for attempt in attempts]
-    seeds = [row_seed(tools.config.seed, attempt.draft, iteration) for attempt in attempts]
-    drawn = generate(tools.model, IMPROVER, prompts, seeds, tools.decoding)
-    texts = [chat.decode(sample.token_ids) for sample in drawn]
-    gaps: list[float] | None = None
+    """One more response for each: written for its best response so far, and judged against that."""
+    writer, config = tools.writer, tools.config
+    seeds = [row_seed(config.seed, attempt.draft, iteration) for attempt in attempts]
+    asked = [Asked(attempt.draft.prompt, attempt.best) for attempt in attempts]
+    proposals = PROPOSE[config.method](writer, asked, seeds)
+    gaps: list[float | None] = [None] * len(attempts)
     if tools.gap_temperature is not None:
+        # samples of one policy are ranked by their gaps over the draft; an improvement must beat the best so far
+        ranked = config.method is Method.best_of_n
+        references = [attempt.draft.response if ranked else attempt.best for attempt in attempts]
         comparisons = [
-            Comparison(attempt.draft.prompt, text or attempt.best, attempt.best)
-            for attempt, text in zip(attempts, texts, strict=True)
+            Comparison(row.prompt, proposal.response or reference, reference)
+            for row, proposal, reference in zip(asked, proposals, references, strict=True)
         ]
         gaps = calibrated_gaps(
-            tools.model, chat, comparisons, tools.gap_temperature, tools.config.sample_batch_size
+            writer.model, writer.chat, comparisons, tools.gap_temperature, config.sample_batch_size
         ).tolist()
+    judge = best_of_n if config.method is Method.best_of_n else chain
     return [
-        judge(
-            attempt,
-            text,
-            gaps[place] if gaps else None,
-            len(drawn[place].token_ids),
-            drawn[place].finished,
-            tools.config,
-        )
-        for place, (attempt, text) in enumerate(zip(attempts, texts, strict=True))
+        judge(attempt, proposal, gap, config) for attempt, proposal, gap in zip(attempts, proposals, gaps, strict=True)
     ]
 
 
-def judge(
-    attempt: Attempt, text: str, gap: float | None, tokens: int, finished: bool, config: ImproveConfig
-) -> Attempt:
+def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
+    """Best-of-N by the gap over the draft, which is one of the N + 1."""
+    finite = gap is not None and math.isfinite(gap)
+    better = bool(proposal.response) and gap is not None and finite and gap > attempt.best_gap
+    iterations = [*attempt.iterations, _record(attempt, proposal, gap, better)]
+    if gap is not None and better:
+        return Attempt(attempt.draft, proposal.response, iterations, None, gap)
+    return attempt._replace(iterations=iterations, stop_reason=None if finite else NON_FINITE)
+
+
+def chain(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
     """The stop rule: go on from an improvement only while P(better than the best so far) clears the threshold."""
+    text = proposal.response
     finite = gap is None or math.isfinite(gap)
     probability = p_better(gap, 1.0) if gap is not None and finite else None
     reason = None
@@ -107,17 +129,22 @@ def judge(
         reason = NON_FINITE
     elif config.stop is StopRule.gap:
         reason = _refusal(attempt, text, probability, config.threshold)
-    iteration = {
-        "iteration": len(attempt.iterations) + 1,
-        "response": text,
-        "gap": gap if finite else None,
-        "p_better": probability,
-        "accepted": reason is None,
-        "generated_tokens": tokens,
-        "finished": finished,
-    }
     best = text if reason is None else attempt.best
-    return Attempt(attempt.draft, best, [*attempt.iterations, iteration], reason)
+    return Attempt(attempt.draft, best, [*attempt.iterations, _record(attempt, proposal, gap, reason is None)], reason)
+
+
+def _record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bool) -> dict[str, Any]:
+    known = gap is not None and math.isfinite(gap)
+    return {
+        "iteration": len(attempt.iterations) + 1,
+        "response": proposal.response,
+        "gap": gap if known else None,
+        "p_better": p_better(gap, 1.0) if gap is not None and known else None,
+        "accepted": accepted,
+        "generated_tokens": proposal.generated_tokens,
+        "finished": proposal.finished,
+        **proposal.extra,
+    }
 
 
 def _refusal(attempt: Attempt, text: str, probability: float | None, threshold: float) -> str | None:
@@ -138,4 +165,5 @@ def finished_row(attempt: Attempt) -> dict[str, Any]:
         "original_response": attempt.draft.response,
         "iterations": attempt.iterations,
         "stop_reason": attempt.stop_reason,
+        "generated_tokens": attempt.tokens(),
     }

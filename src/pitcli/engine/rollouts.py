@@ -7,20 +7,14 @@ import torch
 from torch import Tensor
 
 from pitcli.config import RlConfig
-from pitcli.data.records import Comparison, Prompt
+from pitcli.data.records import Comparison
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
 from pitcli.engine.equations import leave_one_out_advantages, rl_rewards, sequence_kl
-from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
+from pitcli.engine.methods import Asked
+from pitcli.engine.models import POLICY, REFERENCE, RoleModel
 from pitcli.engine.sampling import Decoding, Sample, generate
 from pitcli.engine.scoring import calibrated_gaps
-
-
-class Asked(NamedTuple):
-    """x and y_ref: what the improver is asked to improve."""
-
-    prompt: Prompt
-    reference_response: str
 
 
 class Judge(NamedTuple):
@@ -58,11 +52,14 @@ def sample_texts(
 def roll_out(
     judge: Judge, asked: Sequence[Asked], decoding: Decoding, seed: int, config: RlConfig
 ) -> list[RolloutBatch]:
-    """k samples of the improver for each (x, y_ref), with rewards, advantages and the log-probs they were drawn at."""
+    """k samples for each (x, y_ref), with rewards, advantages and the log-probs they were drawn at.
+
+    The improver is shown y_ref; the policy (plain RLHF) is not, and is rewarded for being better than it all the same.
+    """
     model, chat, k = judge.model, judge.chat, config.samples_per_prompt
-    prompts = [chat.improver_prompt(*row) for row in asked]
+    prompts = asked_prompts(config.role, chat, asked)
     seeds = [seed + 7919 * row for row in range(len(prompts) * k)]
-    drawn = generate(model, IMPROVER, prompts, seeds, decoding, samples_per_prompt=k)
+    drawn = generate(model, config.role, prompts, seeds, decoding, samples_per_prompt=k)
     examples = [Example(prompts[row // k], sample.token_ids) for row, sample in enumerate(drawn)]
     comparisons = [
         Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
@@ -100,6 +97,13 @@ def roll_out(
             batches, old_logprobs, chunks, [True] + [False] * (len(chunks) - 1), strict=True
         )
     ]
+
+
+def asked_prompts(role: str, chat: ChatFormat, asked: Sequence[Asked]) -> list[list[int]]:
+    """What a role reads before it writes: the policy x, the improver x and y_ref."""
+    if role == POLICY:
+        return [chat.policy_prompt(row.prompt) for row in asked]
+    return [chat.improver_prompt(*row) for row in asked]
 
 
 def drawn_logprobs(batch: Batch, drawn: Sequence[Sample]) -> Tensor:

@@ -43,11 +43,12 @@ class BaseIdentity(_Strict):
 
 
 class DataIdentity(_Strict):
-    """The training data: where it was and what the rows used hash to."""
+    """The training data: where it was, what the rows used hash to, and a sample of its prompts' hashes."""
 
     path: str
     digest: str
     rows: int
+    prompts: list[str]
 
 
 class Manifest(_Strict):
@@ -60,6 +61,7 @@ class Manifest(_Strict):
     config: dict[str, Any]
     base: BaseIdentity
     data: DataIdentity
+    gap_data: DataIdentity | None = None  # what the gap model that the run trained or was trained on has seen
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
     probes: dict[AdapterRole, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
@@ -112,6 +114,13 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _seal(manifest: Manifest) -> str:
     return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+
+
+def last_metrics(folder: Path, steps: int = 10) -> dict[str, float]:
+    """The means of what a run logged in its last steps."""
+    path = folder / METRICS
+    rows = [json.loads(line) for line in path.read_text().splitlines()[-steps:]] if path.is_file() else []
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]} if rows else {}
 
 
 class RunFolder:

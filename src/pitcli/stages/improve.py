@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.config import ImproveConfig, StopRule
+from pitcli.config import ImproveConfig, Method, StopRule
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
@@ -20,12 +20,14 @@ from pitcli.data.records import (
     write_row,
 )
 from pitcli.data.streams import open_growing, ramped, row_key
-from pitcli.engine.durable import write_file
+from pitcli.engine.durable import file_digest, write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
 from pitcli.engine.loading import WEIGHTS
-from pitcli.engine.models import GAP, IMPROVER
+from pitcli.engine.methods import Writer, extra_room
+from pitcli.engine.models import GAP, IMPROVER, POLICY
+from pitcli.engine.run_folder import last_metrics
 from pitcli.engine.sampling import Decoding
-from pitcli.errors import RunError, SettingsError
+from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
 
 SHOWN = 3
@@ -33,20 +35,34 @@ MAX_LISTED = 20
 
 
 class Models(NamedTuple):
-    """The adapters to use, and the runs that they are from."""
+    """Who writes (None: the base itself) and who judges, as adapters in the folders of runs."""
 
-    improver: Path
+    writer: EarlierRun | None
     gap: Path | None
-    gap_temperature: float | None
-    earlier: list[EarlierRun]
+    gap_run: EarlierRun | None
+
+    def runs(self) -> list[EarlierRun]:
+        gap_run = None if self.gap_run is self.writer else self.gap_run
+        return [run for run in (self.writer, gap_run) if run]
+
+    def gap_temperature(self) -> float | None:
+        return gap_temperature(self.gap_run.manifest) if self.gap_run else None
+
+    def adapters(self) -> dict[str, Path]:
+        """By role."""
+        adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
+        return {**adapters, GAP: self.gap} if self.gap else adapters
 
     def digests(self) -> dict[str, str]:
-        known = [run.manifest.files for run in self.earlier]
+        return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
+
+    def origin(self) -> dict[str, Any]:
+        """What pit evaluate asks of: the rows that any gap model here was trained on, and how RL ended."""
+        gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
+        writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
         return {
-            name: files[f"{name}/{WEIGHTS}"]
-            for files in known
-            for name in (IMPROVER, GAP)
-            if f"{name}/{WEIGHTS}" in files
+            "gap_data": list(gap_data.values()),
+            "training": last_metrics(writer.folder) if writer else {},
         }
 
 
@@ -85,10 +101,11 @@ def run(config: ImproveConfig) -> int:
     models = find_models(config)
     tally, notes = Tally(file_label(config.input)), Counter[str]()
     drafts = iter_drafts(config.input, tally.on_error, notes)
-    base = open_base(config, models.earlier)
+    base = open_base(config, models.runs())
+    budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
     with open_growing(config.output, config.resume, config.overwrite) as stream:
         done = begin_output(config, base, models)
-        tools = load_tools(config, base, models)
+        tools = load_tools(config, base, models, budgets)
         with progress("improving", None, stream) as advance:
             for batch in ramped(fitting(drafts, base, config, tally.on_error, notes), config.sample_batch_size):
                 wanted = [not _take(done, draft) for draft in batch]
@@ -113,7 +130,8 @@ def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[i
         "settings": config.model_dump(mode="json", exclude={"input", "output", "resume", "overwrite"}),
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
-        "gap_temperature": models.gap_temperature,
+        "gap_temperature": models.gap_temperature(),
+        "origin": models.origin(),
     }
     record = Path(f"{config.output}.manifest.json")
     if config.resume and Path(config.output).stat().st_size:
@@ -161,30 +179,54 @@ def _take(done: Counter[int], draft: Draft) -> bool:
     return True
 
 
-def load_tools(config: ImproveConfig, base: Base, models: Models) -> Tools:
+def load_tools(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Tools:
     model = base.load()
-    model.load_role(IMPROVER, models.improver)
-    if models.gap:
-        model.load_role(GAP, models.gap)
+    for role, folder in models.adapters().items():
+        model.load_role(role, folder)
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
-    return Tools(model, base.chat, models.gap_temperature, decoding, config)
+    policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
+    return Tools(Writer(model, base.chat, decoding, policy), models.gap_temperature(), config, budgets)
+
+
+def read_budgets(path: str) -> dict[int, int]:
+    """The tokens that each draft took, by its key, in rows of another pit improve."""
+    problems: list[RowError] = []
+    budgets: dict[int, int] = {}
+    for line, row in read_rows(path, problems.append):
+        draft = parse_draft({**row, "response": row.get("original_response")}, path, line)
+        if not isinstance(tokens := row.get("generated_tokens"), int):
+            raise InputError(f"{path}:{line}:generated_tokens: a number is wanted; is it the output of pit improve?")
+        budgets[row_key(draft)] = tokens
+    if problems:
+        raise InputError([str(problem) for problem in problems[:MAX_LISTED]])
+    return budgets
 
 
 def find_models(config: ImproveConfig) -> Models:
-    """Improver: --run, else runs/rl, else runs/sft. Gap model: --reward, else that of the rl run, else runs/reward."""
+    """The improver or the policy, and the gap model."""
+    writer = find_improver(config) if config.method is Method.pit else find_policy(config)
+    if config.reward is None and writer and writer.manifest.kind == "rl":
+        # an rl run holds the gap model that it was trained on
+        return Models(writer, writer.folder / GAP, writer)
+    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
+    if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):
+        remedy = "" if config.method is Method.best_of_n else ", or give --stop none"
+        raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
+    return Models(writer, reward.adapter if reward else None, reward)
+
+
+def find_policy(config: ImproveConfig) -> EarlierRun | None:
+    """--policy, else runs/policy, else None: the base itself."""
+    return find_run(config.policy, "runs/policy", ("sft", "rl"), POLICY, "pit sft --role policy makes one")
+
+
+def find_improver(config: ImproveConfig) -> EarlierRun:
+    """--run, else runs/rl, else runs/sft."""
     improver = find_run(config.run, "runs/rl", ("rl", "sft"), IMPROVER, "pit rl makes one")
     improver = improver or find_run(None, "runs/sft", ("sft",), IMPROVER, "pit rl makes one")
     if improver is None:
         raise RunError("--run: no improver in runs/rl or runs/sft; pit rl makes one")
-    if config.reward is None and improver.manifest.kind == "rl":
-        # an rl run holds the gap model that it was trained on
-        return Models(improver.adapter, improver.folder / GAP, gap_temperature(improver.manifest), [improver])
-    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
-    if reward is None and config.stop is StopRule.gap:
-        raise RunError("--reward: no gap model in runs/reward; pit train-reward makes one, or give --stop none")
-    if reward is None:
-        return Models(improver.adapter, None, None, [improver])
-    return Models(improver.adapter, reward.adapter, gap_temperature(reward.manifest), [improver, reward])
+    return improver
 
 
 def fitting(
@@ -195,10 +237,11 @@ def fitting(
     notes: Counter[str],
 ) -> Iterator[Draft]:
     """The drafts whose improvement fits the context; the others are errors of their rows."""
+    room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
     for line, draft in drafts:
         responses = {"response": draft.response}
         try:
-            check_conversation(draft.prompt, responses, base.chat, base.max_length, notes, config.max_new_tokens)
+            check_conversation(draft.prompt, responses, base.chat, base.max_length, notes, room)
         except RowProblem as problem:
             on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
         else:

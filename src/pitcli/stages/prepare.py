@@ -1,6 +1,9 @@
 """pit prepare: preference data in any known format becomes canonical JSONL, in folds disjoint by prompt."""
 
+import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -23,7 +26,8 @@ def run(config: PrepareConfig) -> None:
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
     _refuse_overwriting(config.data, paths)
     notes: Counter[str] = Counter()
-    folds = split_folds(_load(config, notes), shares, config.seed)
+    pairs = _load(config, notes)
+    folds = split_folds(shuffled_labels(pairs, config.seed) if config.shuffle_labels else pairs, shares, config.seed)
     if empty := [name for name, pairs in folds.items() if not pairs]:
         raise InputError(f"too few prompts for so many folds: nothing falls to {', '.join(empty)}; see --folds")
 
@@ -41,6 +45,14 @@ def run(config: PrepareConfig) -> None:
     console.samples([(pair.prompt[-1].content, pair.rejected, pair.chosen) for pair in shown])
     first = "sft" if "sft" in paths else next(iter(paths))
     console.next_command(f"pit sft --data {paths[first]}")
+
+
+def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
+    """A coin flip for each pair, of its seed and place, decides which response is called the chosen one."""
+    flip = random.Random(f"labels-{seed}")
+    return [
+        replace(pair, chosen=pair.rejected, rejected=pair.chosen) if flip.random() < 0.5 else pair for pair in pairs
+    ]
 
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver.
+"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver (or policy).
 
 Departures from the paper (PPO-like policy gradient on TPUs, details unpublished): k samples for each (x, y_ref)
 with a leave-one-out baseline instead of a value model; the gap is symmetrised and divided by its calibrated
 temperature, so reward and beta are in logits of P(better); references of the policy stage are sampled as the
 rollouts need them; stage 1 takes y_l only in its first half and y_l or y_w in its second; a third stage, self,
 takes the improver's own outputs.
+
+--role policy is plain RLHF, to compare with: the policy is shown x alone and rewarded by its gap over y_w.
 """
 
 import random
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, RlConfig, Stage
+from pitcli.config import CONFIG, RlConfig, Role, Stage
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
@@ -23,13 +25,14 @@ from pitcli.data.records import PreferencePair, RowError, RowProblem, file_label
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
+from pitcli.engine.methods import Asked
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
-from pitcli.engine.rollouts import Asked, Judge, RolloutBatch, roll_out, sample_texts
+from pitcli.engine.rollouts import Judge, RolloutBatch, asked_prompts, roll_out, sample_texts
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding
 from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
-from pitcli.inputs import Base, find_run, gap_temperature, new_manifest, open_base, open_pairs
+from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
 
 SHOWN = 3
@@ -44,27 +47,19 @@ class Source(NamedTuple):
 
 
 def run(config: RlConfig) -> None:
-    """Run the curriculum and write the improver, with the gap model that it was trained on, to the run folder."""
-    sft = find_run(config.sft, "runs/sft", ("sft",), IMPROVER, "pit sft --role improver makes one")
-    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
-    policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
-    if sft is None or reward is None:
-        missing = [
-            "--sft: no run in runs/sft; pit sft --role improver makes one" if sft is None else "",
-            "--reward: no run in runs/reward; pit train-reward makes one" if reward is None else "",
-        ]
-        raise InputError([problem for problem in missing if problem])
-    earlier = [reward, sft, *([policy] if policy else [])]
+    """Run the curriculum and write what it trained, with the gap model that it was trained on, to the run folder."""
+    start, reward, policy = find_runs(config)
+    earlier = [reward, start, *([policy] if policy else [])]
     base = open_base(config, earlier)
     pairs, data = open_pairs(config, base, earlier, config.rollout_max_new_tokens)
     drafts = load_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
-    manifest = new_manifest("rl", IMPROVER, config, base, data, earlier)
+    manifest = new_manifest("rl", config.role, config, base, data, earlier)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
         model = base.load()
-        model.load_role(IMPROVER, sft.adapter)
-        model.load_role(REFERENCE, sft.adapter)
+        model.load_role(config.role, start.adapter)
+        model.load_role(REFERENCE, start.adapter)
         model.load_role(GAP, reward.adapter)
         if policy:
             model.load_role(POLICY, policy.adapter)
@@ -72,15 +67,37 @@ def run(config: RlConfig) -> None:
         sources = curriculum(config, model, base, pairs, drafts, POLICY if policy else None)
         task = rl_task(config, judge, sources)
         result = train(model, task, config, folder)
-        finish(model, folder, [IMPROVER, GAP], {**result._asdict(), "gap_temperature": judge.gap_temperature})
+        finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": judge.gap_temperature})
     note(f"{result.steps} steps through {', '.join(config.curriculum_stages)}; saved in {config.run_folder}")
     asked = sources[-1].references(list(range(min(SHOWN, sources[-1].rows))), 0, 1.0)
-    prompts = [base.chat.improver_prompt(*row) for row in asked]
-    written = sample_texts(
-        model, IMPROVER, base.chat, prompts, rollout_decoding(config, base.chat)._replace(temperature=0.0), 0
-    )
+    prompts = asked_prompts(config.role, base.chat, asked)
+    greedy = rollout_decoding(config, base.chat)._replace(temperature=0.0)
+    written = sample_texts(model, config.role, base.chat, prompts, greedy, 0)
     samples([(row.prompt[-1].content, row.reference_response, text) for row, text in zip(asked, written, strict=True)])
-    next_command("pit improve --input drafts.jsonl --max-iters 5")
+    next_command(
+        "pit improve --input drafts.jsonl --max-iters 5"
+        if config.role is Role.improver
+        else f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl"
+    )
+
+
+def find_runs(config: RlConfig) -> tuple[EarlierRun, EarlierRun, EarlierRun | None]:
+    """The SFT run that RL starts from, the gap model, and the policy that references are sampled from, if any."""
+    policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
+    improver = config.role is Role.improver
+    sft = (
+        find_run(config.sft, "runs/sft", ("sft",), IMPROVER, "pit sft --role improver makes one") if improver else None
+    )
+    start = sft if improver else policy
+    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
+    if start is None or reward is None:
+        name = "sft" if improver else "policy"
+        missing = [
+            f"--{name}: no run in runs/{name}; pit sft --role {config.role} makes one" if start is None else "",
+            "--reward: no run in runs/reward; pit train-reward makes one" if reward is None else "",
+        ]
+        raise InputError([problem for problem in missing if problem])
+    return start, reward, policy if improver else None
 
 
 def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
@@ -117,6 +134,8 @@ def curriculum(
     chat, decoding = base.chat, rollout_decoding(config, base.chat)
 
     def from_dataset(rows: list[int], step: int, progress: float) -> list[Asked]:
+        if config.role is Role.policy:
+            return [Asked(pairs[row].prompt, pairs[row].chosen) for row in rows]
         rng = random.Random(step_seed(config.seed, step))
         hard = [progress >= 0.5 and rng.random() < 0.5 for _ in rows]
         return [
@@ -184,7 +203,7 @@ def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
 
     total_steps = sum(rollouts) * config.updates_per_rollout
     return Task(
-        IMPROVER,
+        config.role,
         total_steps,
         micro_batches,
         loss,

@@ -19,7 +19,7 @@ SHOWN = 2
 def run(config: SampleConfig) -> int:
     """Write each row with a sampled `response`; 1 where some rows could not be read."""
     refuse_output_as_input(config.data, config.output)
-    policy = find_run(config.policy, "runs/policy", ("sft",), POLICY, "pit sft --role policy makes one")
+    policy = find_run(config.policy, "runs/policy", ("sft", "rl"), POLICY, "pit sft --role policy makes one")
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
 

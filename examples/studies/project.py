@@ -1,0 +1,210 @@
+"""What the studies share: one folder a seed with the data, the runs and the improved rows; each is made once.
+
+Every step is a `pit` command. A study names the systems that it compares, and asks here for their rows; what is there
+already is not made again, so that studies under one --out share their runs.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """How large and with which settings: the tiny model on the synthetic task, or a real one on real pairs."""
+
+    model: str
+    prepare: str
+    drafts: str
+    sft: str
+    reward: str
+    rl: str
+    decoding: str
+
+
+TINY = Recipe(
+    model="tiny",
+    prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
+    drafts="--max-rows 500",
+    sft="--batch-size 32 --micro-batch-size 64 --learning-rate 5e-4",
+    reward="--batch-size 16 --micro-batch-size 64 --learning-rate 1e-3",
+    rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
+    " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
+    decoding="--max-new-tokens 16",
+)
+
+
+def real(model: str, data: str, steps: int | None, rows: int) -> Recipe:
+    """Default settings on real pairs; a judge is trained on a fold of its own. steps bounds each training."""
+    bound = f"--max-steps {steps}" if steps else ""
+    return Recipe(
+        model=model,
+        prepare=f"--data {shlex.quote(data)} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
+        drafts=f"--max-rows {rows}",
+        sft=f"--skip-long {bound}",
+        reward=f"--skip-long {bound}",
+        rl=f"--skip-long {bound}",
+        decoding="--max-new-tokens 128",
+    )
+
+
+def base_steps(recipe: Recipe, seed: int) -> list[str]:
+    """The data, the policy, the SFT improver, the gap model, and drafts for held-out prompts."""
+    model = f"--model {recipe.model} --seed {seed}"
+    steps = [
+        f"pit prepare {recipe.prepare} --seed {seed} --out data",
+        f"pit sft --role policy --data data/sft.jsonl {model} {recipe.sft}",
+        f"pit sft --role improver --data data/sft.jsonl {model} {recipe.sft}",
+        f"pit train-reward --data data/reward.jsonl {model} {recipe.reward}",
+        f"pit sample --data data/test.jsonl {recipe.drafts} --output drafts.jsonl --seed {seed} {recipe.decoding}",
+    ]
+    if recipe.model != "tiny":
+        # another seed and other rows than the gap model that RL and the stop rule use
+        steps.append(
+            f"pit train-reward --data data/judge.jsonl --model {recipe.model} --seed {seed + 1000} --out runs/judge"
+            f" {recipe.reward}"
+        )
+    return steps
+
+
+def rl(recipe: Recipe, seed: int, name: str, settings: str) -> str:
+    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {recipe.rl} {settings}"
+
+
+def improve(recipe: Recipe, seed: int, name: str, settings: str) -> str:
+    return f"pit improve --input drafts.jsonl --output {name}.jsonl --seed {seed} {recipe.decoding} {settings}"
+
+
+ONCE = "--stop none --max-iters 1"
+
+
+def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
+    """The commands that make NAME.jsonl, the rows of one system."""
+    kind, _, value = name.partition("@")
+    both = rl(recipe, seed, "rl", "--curriculum")
+    pit = [both, improve(recipe, seed, "pit", f"--run runs/rl {ONCE}")]
+    steps = {
+        "pit": pit,
+        "sft-only": [improve(recipe, seed, name, f"--run runs/sft {ONCE}")],
+        "resample": [improve(recipe, seed, name, f"--method resample {ONCE}")],
+        "best-of-n": [*pit, improve(recipe, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
+        "self-refine": [improve(recipe, seed, name, f"--method self-refine {ONCE}")],
+        "rlhf": [
+            rl(recipe, seed, "rlhf", "--role policy"),
+            improve(recipe, seed, name, f"--method resample --policy runs/rlhf {ONCE}"),
+        ],
+        "pit-stop": [both, improve(recipe, seed, name, "--run runs/rl --max-iters 5")],
+        "pit-5": [both, improve(recipe, seed, name, "--run runs/rl --stop none --max-iters 5")],
+        "best-of-n-stop": [
+            both,
+            improve(recipe, seed, "pit-stop", "--run runs/rl --max-iters 5"),
+            improve(recipe, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl"),
+        ],
+        "shuffled": [
+            f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
+            f"pit train-reward --data data-shuffled/reward.jsonl --model {recipe.model} --seed {seed}"
+            f" --out runs/reward-shuffled {recipe.reward}",
+            rl(recipe, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
+            improve(recipe, seed, name, "--run runs/rl-shuffled --max-iters 5"),
+        ],
+        "stage": [
+            rl(recipe, seed, f"rl-{value}", f"--curriculum-stages {value}"),
+            improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
+        ],
+        "loss": [
+            f"pit train-reward --data data/reward.jsonl --model {recipe.model} --seed {seed} --gap-loss {value}"
+            f" --out runs/reward-{value} {recipe.reward}",
+            rl(recipe, seed, f"rl-{value}", f"--curriculum --reward runs/reward-{value}"),
+            improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
+        ],
+        "temperature": [both, improve(recipe, seed, name, f"--run runs/rl {ONCE} --temperature {value}")],
+        "beta": [
+            rl(recipe, seed, f"rl-beta-{value}", f"--curriculum --kl-coef {value} {STRONG}"),
+            improve(recipe, seed, name, f"--run runs/rl-beta-{value} {ONCE}"),
+        ],
+    }
+    return steps[kind]
+
+
+# for the study of over-optimisation: twice the steps at twice the rate, far enough to see it
+STRONG = "--max-steps 240 --learning-rate 4e-3"
+
+
+def make(recipe: Recipe, folder: Path, seed: int, systems: Iterable[str]) -> None:
+    """Run what is missing in the folder of one seed, in this process."""
+    from pitcli.cli import main as pit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    wanted = [*base_steps(recipe, seed), *(step for name in systems for step in system_steps(recipe, seed, name))]
+    done = Path("done.txt")
+    start = time.time()
+    for step in dict.fromkeys(wanted):
+        if done.exists() and step in done.read_text().splitlines():
+            continue
+        print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
+        resumable = step.split()[1] in ("sft", "train-reward", "rl", "improve")
+        if code := pit([*shlex.split(step)[1:], *(["--resume"] if resumable else [])]):
+            sys.exit(f"this step ended with exit code {code}")
+        with done.open("a") as file:
+            file.write(f"{step}\n")
+
+
+def run_study(description: str, systems: list[str], evaluations: list[str]) -> None:
+    """Make the systems for every seed, then evaluate; `{NAME}` in an evaluation stands for the files of a system."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder that the studies share")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="seeds made at the same time")
+    parser.add_argument("--model", default="tiny", help="tiny: the synthetic task; any other takes --data")
+    parser.add_argument("--data", help="preference pairs for a real model")
+    parser.add_argument("--steps", type=int, help="real models: bound of each training")
+    parser.add_argument("--rows", type=int, default=500, help="real models: drafts to improve")
+    parser.add_argument("--only", choices=["make", "evaluate"], help="only one half")
+    args = parser.parse_args()
+    recipe = TINY if args.model == "tiny" else real(args.model, str(Path(args.data).resolve()), args.steps, args.rows)
+    if args.model != "tiny":
+        systems = [*systems, "self-refine"] if "best-of-n" in systems else systems
+    out = args.out.resolve()
+    start = time.time()
+    folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
+    if args.only != "evaluate":
+        in_processes(recipe, folders, systems, args.jobs)
+    print(f"\nmade in {time.time() - start:.0f} s", flush=True)
+    if args.only != "make":
+        evaluate(out, folders, evaluations, "oracle" if args.model == "tiny" else "gap:seed-0/runs/judge")
+    print(f"{time.time() - start:.0f} s in all")
+
+
+def in_processes(recipe: Recipe, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
+    """One process a seed: each has a working folder of its own."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for made in [pool.submit(make, recipe, folder, seed, systems) for seed, folder in folders.items()]:
+            made.result()
+
+
+def evaluate(out: Path, folders: dict[int, Path], evaluations: list[str], judge: str) -> None:
+    from pitcli.cli import main as pit
+
+    os.chdir(out)
+    for line in evaluations:
+        words = []
+        for word in shlex.split(line):
+            option, _, name = word.partition(":")
+            if option in ("input", "control"):
+                for folder in folders.values():
+                    words += [f"--{option}", f"{name}={folder.name}/{name}.jsonl"]
+            else:
+                words.append(word)
+        command = ["evaluate", *words, "--judge", judge]
+        print(f"\n$ pit {shlex.join(command)}", flush=True)
+        if code := pit(command):
+            sys.exit(f"this step ended with exit code {code}")

@@ -1,0 +1,98 @@
+"""How a method makes its next response: PIT's improver, a fresh draw of the policy, or Self-Refine's two calls."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pitcli.config import Method
+from pitcli.data.records import Message, Prompt
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.models import IMPROVER, RoleModel
+from pitcli.engine.sampling import Decoding, generate
+
+# Self-Refine (arXiv 2303.17651), with the same weights for both calls
+FEEDBACK_INSTRUCTION = (
+    "Give feedback on your response: what is wrong with it, what is missing, and what should change? Be specific."
+)
+REFINE_INSTRUCTION = (
+    "Rewrite your response so that it follows the feedback. Write only the new response, without a comment."
+)
+
+
+class Writer(NamedTuple):
+    """The model that writes, and as what: role is that of the policy (None: the base itself)."""
+
+    model: RoleModel
+    chat: ChatFormat
+    decoding: Decoding
+    policy: str | None
+
+
+class Asked(NamedTuple):
+    """x and y_ref: what a better response is wanted for."""
+
+    prompt: Prompt
+    reference_response: str
+
+
+class Proposal(NamedTuple):
+    """A response as it was written, what it cost in tokens, and what else its iteration's record holds."""
+
+    response: str
+    generated_tokens: int
+    finished: bool
+    extra: dict[str, Any]
+
+
+def improve_once(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+    """y ~ improver(x, y_ref)."""
+    return _write(writer, IMPROVER, [writer.chat.improver_prompt(*row) for row in asked], seeds)
+
+
+def resample(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+    """y ~ policy(x), whatever y_ref is."""
+    return _write(writer, writer.policy, [writer.chat.policy_prompt(row.prompt) for row in asked], seeds)
+
+
+def self_refine(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+    """Feedback on y_ref by the policy, then a new response by it that follows the feedback; two calls."""
+    chat = writer.chat
+    criticised = [
+        (*row.prompt, Message("assistant", row.reference_response), Message("user", FEEDBACK_INSTRUCTION))
+        for row in asked
+    ]
+    feedback = _write(writer, writer.policy, [chat.policy_prompt(prompt) for prompt in criticised], seeds)
+    refined = [
+        chat.policy_prompt((*prompt, Message("assistant", said.response), Message("user", REFINE_INSTRUCTION)))
+        for prompt, said in zip(criticised, feedback, strict=True)
+    ]
+    written = _write(writer, writer.policy, refined, [seed ^ 1 for seed in seeds])
+    return [
+        after._replace(
+            generated_tokens=said.generated_tokens + after.generated_tokens, extra={"feedback": said.response}
+        )
+        for said, after in zip(feedback, written, strict=True)
+    ]
+
+
+def _write(writer: Writer, role: str | None, prompts: list[list[int]], seeds: Sequence[int]) -> list[Proposal]:
+    drawn = generate(writer.model, role, prompts, seeds, writer.decoding)
+    return [
+        Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, {}) for sample in drawn
+    ]
+
+
+def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
+    """Tokens that a conversation of the method may take beyond those of an improvement."""
+    if method is not Method.self_refine:
+        return 0
+    instructions = [chat.encode_text(text) for text in (FEEDBACK_INSTRUCTION, REFINE_INSTRUCTION)]
+    turns = len(chat.policy_prompt((Message("user", ""), Message("assistant", ""), Message("user", ""))))
+    return max_new_tokens + turns + sum(map(len, instructions))
+
+
+PROPOSE: dict[Method, Callable[[Writer, Sequence[Asked], Sequence[int]], list[Proposal]]] = {
+    Method.pit: improve_once,
+    Method.resample: resample,
+    Method.best_of_n: resample,
+    Method.self_refine: self_refine,
+}
