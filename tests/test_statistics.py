@@ -1,11 +1,26 @@
-"""Paired comparisons on constructed cases whose answer is known."""
+"""Every statistic on constructed cases whose answer is known."""
 
 import math
 import random
 
+import numpy as np
 import pytest
+import statsmodels.api as sm
 
-from pitcli.evaluation.statistics import compare, mean_interval
+from pitcli.evaluation.statistics import (
+    Bootstrap,
+    bradley_terry,
+    compare,
+    elo,
+    holm,
+    length_controlled,
+    length_is_identified,
+    length_terms,
+    mean_interval,
+    mean_of,
+    p_value,
+    rows_needed,
+)
 
 
 def test_counts_and_delta() -> None:
@@ -48,3 +63,149 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = mean_interval([rng.gauss(0.5, 1) for _ in range(60)], draws=500, seed=trial)
         covered += low <= 0.5 <= high
     assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_two_copies_of_every_row_add_nothing_where_they_share_a_prompt() -> None:
+    values = np.random.default_rng(1).normal(size=200)
+    once = Bootstrap(range(200)).interval(mean_of(values))
+    twice = Bootstrap([*range(200), *range(200)]).interval(mean_of([*values, *values]))
+    as_others = Bootstrap(range(400)).interval(mean_of([*values, *values]))
+    assert twice == pytest.approx(once)
+    assert as_others[1] - as_others[0] == pytest.approx((once[1] - once[0]) / math.sqrt(2), rel=0.05)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(2).normal(0.3, 2.0, size=1000)
+    low, high = Bootstrap(range(1000)).interval(mean_of(values))
+    reach = 1.96 * values.std() / math.sqrt(1000)
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.01)
+
+
+def test_the_interval_covers_the_truth_in_95_of_100() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        prompts = rng.normal(size=80)
+        values = np.concatenate([prompts + 0.5, prompts * 0.8 + 0.5])  # two rows a prompt, alike
+        low, high = Bootstrap([*range(80), *range(80)], draws=1000).interval(mean_of(values))
+        covered += low <= 0.5 <= high
+    assert 0.92 <= covered / 400 <= 0.975
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(4)
+    effects = np.repeat([-0.5, 0.0, 0.5], 200)
+    values = effects + rng.normal(size=600)
+    prompts, seeds = [*range(200)] * 3, np.repeat([0, 1, 2], 200)
+    alone = Bootstrap(prompts).interval(mean_of(values))
+    with_seeds = Bootstrap(prompts, seeds).interval(mean_of(values))
+    # the three effects' mean has a standard error of 0.41 / sqrt(3) = 0.24
+    assert alone[1] - alone[0] < 0.25
+    assert 0.8 < with_seeds[1] - with_seeds[0] < 1.1
+
+
+def test_the_p_value_is_that_of_a_z_test() -> None:
+    values = np.random.default_rng(5).normal(0.2, 1, 400)
+    draws = Bootstrap(range(400)).sample(mean_of(values))
+    z = values.mean() / (values.std() / math.sqrt(400))
+    assert p_value(draws) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.4)
+    assert p_value(-draws) == p_value(draws)
+    assert p_value(np.zeros(100)) == 1.0
+    assert p_value(np.random.default_rng(6).normal(size=10_000)) > 0.9
+
+
+def padded(rows: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(signs, lengths, baseline lengths) of an improver that only pads, before a judge that loves length.
+
+    P(win) = sigmoid(2.5 * tanh(difference / spread) - 0.4): at equal lengths it is worse.
+    """
+    rng = np.random.default_rng(6)
+    baseline = rng.integers(20, 60, rows)
+    lengths = baseline + rng.integers(0, 60, rows)
+    terms = length_terms(lengths, baseline)
+    return np.where(rng.random(rows) < 1 / (1 + np.exp(0.4 - 2.5 * terms)), 1, -1), lengths, baseline
+
+
+def test_padding_wins_before_a_judge_that_loves_length_and_loses_under_length_control() -> None:
+    signs, lengths, baseline = padded()
+    assert length_is_identified(lengths, baseline)
+    bootstrap = Bootstrap(range(len(signs)), draws=2000)
+    raw = bootstrap.interval(mean_of(100 * signs))
+    statistic = length_controlled(signs, length_terms(lengths, baseline))
+    controlled = bootstrap.interval(statistic)
+    assert raw[0] > 50
+    assert controlled[1] < 0
+    truth = 200 / (1 + math.exp(0.4)) - 100
+    assert controlled[0] < truth < controlled[1]
+
+
+def test_the_length_controlled_fit_is_that_of_statsmodels() -> None:
+    signs, lengths, baseline = padded(500)
+    terms = length_terms(lengths, baseline)
+    weights = np.random.default_rng(7).integers(0, 4, 500).astype(float)
+    fit = sm.GLM((signs + 1) / 2, sm.add_constant(terms), family=sm.families.Binomial(), freq_weights=weights).fit(
+        tol=1e-12
+    )
+    found = length_controlled(signs, terms)(weights[None])
+    assert found[0] == pytest.approx(200 / (1 + math.exp(-fit.params[0])) - 100, abs=0.01)
+
+
+def test_length_control_changes_nothing_where_lengths_say_nothing() -> None:
+    rng = np.random.default_rng(8)
+    signs = np.where(rng.random(3000) < 0.6, 1, -1)
+    lengths = rng.integers(10, 50, (2, 3000))
+    found = length_controlled(signs, length_terms(*lengths))(np.ones((1, 3000)))
+    assert found[0] == pytest.approx(100 * signs.mean(), abs=1.0)
+
+
+def test_separated_wins_stay_finite() -> None:
+    terms = length_terms(range(10, 60), [10] * 50)
+    found = length_controlled(np.ones(50), terms)(np.ones((3, 50)))
+    assert np.isfinite(found).all()
+
+
+def test_a_length_never_seen_at_zero_is_not_read_there() -> None:
+    assert not length_is_identified([40] * 100, [20] * 100)
+    assert length_is_identified([40] * 95 + [21] * 5, [20] * 100)
+    assert length_is_identified([40] * 50 + [10] * 50, [20] * 100)
+
+
+def test_holm_is_the_textbook_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_the_rows_needed_give_that_power() -> None:
+    rng = np.random.default_rng(9)
+    draws = np.full(10_000, 0.1) + rng.normal(0, 1 / math.sqrt(100), 10_000)  # a mean of 0.1, sd 1, 100 rows
+    needed = rows_needed(draws, 100)
+    assert needed == pytest.approx((2.8016 / 0.1) ** 2, rel=0.1)
+    significant = np.abs(rng.normal(0.1, 1 / math.sqrt(785), 20_000)) > 1.96 / math.sqrt(785)
+    assert significant.mean() == pytest.approx(0.8, abs=0.02)
+    assert rows_needed(np.zeros(10), 100) is None
+
+
+def test_bradley_terry_finds_the_strengths_that_made_the_games() -> None:
+    strengths = np.array([0.0, 0.7, 1.1, 0.2])
+    expected = 1 / (1 + np.exp(strengths[None, :] - strengths[:, None])) * 1000
+    np.fill_diagonal(expected, 0)
+    found = bradley_terry(np.stack([expected, expected * 2]))
+    assert found[0] == pytest.approx(strengths, abs=1e-3)
+    assert found[1] == pytest.approx(strengths, abs=1e-3)
+
+
+def test_bradley_terry_of_two_items_is_the_log_odds() -> None:
+    assert bradley_terry(np.array([[[0.0, 20.0], [60.0, 0.0]]]))[0, 1] == pytest.approx(math.log(3), abs=1e-3)
+
+
+def test_an_item_that_never_lost_has_a_finite_strength() -> None:
+    found = bradley_terry(np.array([[[0.0, 0.0], [50.0, 0.0]]]))
+    assert 5 < found[0, 1] < 12
+
+
+def test_elo_ranks_as_the_games_do_and_keeps_its_mean() -> None:
+    games = [(0, 1, 0.0), (1, 2, 0.0), (0, 2, 0.0)] * 100
+    ratings = elo(games, 3)
+    assert ratings[0] < ratings[1] < ratings[2]
+    assert sum(ratings) == pytest.approx(3000)
+    assert elo(games, 3, seed=1) != ratings

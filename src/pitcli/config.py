@@ -302,6 +302,43 @@ class PrepareConfig(Settings):
         return self
 
 
+class EvaluateConfig(ModelSettings):
+    """pit evaluate: is a system better than the originals, and than other systems? Tables, JSON and a report."""
+
+    input: Files = Field(
+        ...,
+        min_length=1,
+        description="Rows of pit improve, as FILE or NAME=FILE, with commas between; the first system is the one that "
+        "the others are compared with; a name that stands again is another training seed of it",
+    )
+    judge: Files = Field(
+        ...,
+        min_length=1,
+        description="oracle (the synthetic task), gap:RUN, hf:MODEL, openai:MODEL; several with commas",
+    )
+    out: Path = Field(Path("runs/evaluation"), description="Folder for evaluation.json, report.html, verdicts.jsonl")
+    control: Files = Field(
+        (),
+        description="Systems that must show no gain over the originals, or NAME/SYSTEM=FILE over another system",
+    )
+    validate_on: Files = Field(
+        (), description="Pairs that people labelled: a judge that does not beat longest and shortest there is not used"
+    )
+    by: str | None = Field(None, description="Compare by the values of this field too, e.g. subset")
+    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of each file")
+    rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank them")
+    harm_cap: float = Field(0.05, ge=0, le=1, description="Greatest share of rows made worse that may be called better")
+    allow_reward_as_judge: bool = Field(
+        False, description="Accept a judge that has seen the rows of the gap model used in RL or stopping"
+    )
+    base_url: str | None = Field(None, description="openai: the endpoint, e.g. http://localhost:8000/v1")
+    concurrency: int = Field(8, ge=1, description="openai: requests at the same time")
+    micro_batch_size: int = Field(32, ge=1, description="gap, hf: sequences for each pass")
+    draws: int = Field(10_000, ge=100, description="Bootstrap draws")
+    shown: int = Field(12, ge=0, description="Rows shown in the report")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap and of the rows shown")
+
+
 class AnnotateConfig(Settings):
     """pit annotate: ask a person which of two responses is better, blind."""
 

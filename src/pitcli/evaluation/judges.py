@@ -1,28 +1,140 @@
 """Judges: is a response better than another as an answer to a prompt?"""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pitcli.config import EvaluateConfig
 from pitcli.data.records import Comparison, Prompt
+from pitcli.data.synthetic import quality
+from pitcli.engine.bases import reading, resolve_base
+from pitcli.engine.batches import length_sorted_chunks
+from pitcli.engine.equations import symmetrised_gap
+from pitcli.engine.loading import compute_dtype, pick_device
+from pitcli.engine.models import GAP
+from pitcli.engine.pair_tree import swapped_tree
+from pitcli.engine.run_folder import DataIdentity
+from pitcli.errors import InputError, RunError, SettingsError
+from pitcli.evaluation.openai_judge import openai_judge
+from pitcli.evaluation.verdicts import Judge, Verdict
+from pitcli.inputs import find_run, gap_temperature, open_base
 
 
-class Verdict(NamedTuple):
-    """What a judge says of a comparison.
+class Seated(NamedTuple):
+    """A judge with what it is (for evaluation.json), and the rows that it was trained on where that is known."""
 
-    p_better: P(response is better than reference_response); 0.5 is a tie, None where no verdict could be had.
-    consistent: whether both orders of the two named the same winner; None where the judge has no order.
-    """
-
-    p_better: float | None
-    consistent: bool | None = None
+    judge: Judge
+    identity: dict[str, Any]
+    trained_on: DataIdentity | None = None
 
 
-class Judge(NamedTuple):
-    """One judge: its name as on the command line, what it says of comparisons, and what it is.
+def seat(name: str, config: EvaluateConfig) -> Seated:
+    """The judge of a --judge: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
+    kind, _, rest = name.partition(":")
+    if name == "oracle":
+        return Seated(oracle_judge(), {"kind": "the synthetic task's quality function"})
+    if kind == "gap" and rest:
+        return gap_judge(name, Path(rest), config)
+    if kind == "hf" and rest:
+        return Seated(sequence_classifier_judge(name, rest, config), {"kind": "sequence classifier", "model": rest})
+    if kind == "openai" and rest:
+        judge = openai_judge(rest, config.base_url, config.out / "openai-cache.sqlite", config.concurrency)
+        return Seated(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
+    raise SettingsError(f"--judge: {name}: oracle, gap:RUN, hf:MODEL or openai:MODEL is wanted")
 
-    grades: the quality of each (prompt, response) by itself, where the judge has such a thing.
-    """
 
-    name: str
-    verdicts: Callable[[Sequence[Comparison]], list[Verdict]]
-    grades: Callable[[Sequence[tuple[Prompt, str]]], list[float]] | None = None
+def by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
+    """A judge that grades single responses: P(better) = sigmoid(difference * scale), a tie where they are equal."""
+
+    def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
+        ours = grade([(c.prompt, c.response) for c in comparisons])
+        theirs = grade([(c.prompt, c.reference_response) for c in comparisons])
+        return [
+            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (b - a) * scale)))))
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+
+    return Judge(name, verdicts, grade)
+
+
+def oracle_judge() -> Judge:
+    """The synthetic task's own quality function."""
+
+    def grade(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
+        try:
+            return [quality(prompt[-1].content, response) for prompt, response in rows]
+        except ValueError as error:
+            raise InputError(f"--judge oracle: {error}; it can judge the synthetic task only") from None
+
+    return by_grades("oracle", grade, 1e6)
+
+
+def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:
+    """A gap model of ours: sigmoid of its symmetrised, calibrated gap; consistent where both raw orders agree."""
+    run = find_run(folder, str(folder), ("reward",), GAP, "pit train-reward makes one")
+    if run is None:
+        raise RunError(f"--judge: {name}: no such run")
+    base = open_base(config, [run])
+    temperature = gap_temperature(run.manifest)
+    model = base.load()
+    model.load_role(GAP, run.adapter)
+
+    def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
+        trees = [swapped_tree(c.prompt, c.response, c.reference_response, base.chat) for c in comparisons]
+        scores_B2 = model.score_trees(trees, config.micro_batch_size)
+        p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
+        consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
+        return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]
+
+    identity = {"kind": "gap model", "run": str(folder), "data": run.manifest.data.path, "base": run.manifest.base.name}
+    return Seated(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
+
+
+def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
+    """A Hugging Face reward model with one output: r(x, y) of the conversation; safetensors only, no remote code."""
+    folder, device = resolve_base(model_name), pick_device(config.device)
+    with reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=compute_dtype(device), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise RunError(f"--judge: {name}: no reward model, its {sorted(report['missing_keys'])[0]} is not there")
+    if model.config.num_labels != 1:
+        raise RunError(f"--judge: {name}: has {model.config.num_labels} outputs; a reward model has one")
+    model.to(device).eval()
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # the model finds the last token of a row by its config's pad id, so padding must use that one
+    model.config.get_text_config().pad_token_id = pad_id
+    limit = config.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def encode(prompt: Prompt, response: str) -> list[int]:
+        turns = [*(message._asdict() for message in prompt), {"role": "assistant", "content": response}]
+        if tokenizer.chat_template:
+                rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            ids: list[int] = rendered
+        else:  # encoders of a pair of texts, as DeBERTa reward models are
+            ids = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]
+        if limit and len(ids) > limit:
+            raise InputError(f"--judge {name}: a conversation takes {len(ids)} tokens and {limit} fit")
+        return ids
+
+    @torch.no_grad()
+    def grade(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
+        encoded = [encode(*row) for row in rows]
+        grades = [0.0] * len(rows)
+        for chunk in length_sorted_chunks([len(ids) for ids in encoded], config.micro_batch_size):
+            longest = max(len(encoded[row]) for row in chunk)
+            ids_BT = torch.tensor([encoded[row] + [pad_id] * (longest - len(encoded[row])) for row in chunk])
+            mask_BT = torch.tensor([[1] * len(encoded[row]) + [0] * (longest - len(encoded[row])) for row in chunk])
+            rewards = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits[:, 0]
+            for row, reward in zip(chunk, rewards.float().tolist(), strict=True):
+                grades[row] = reward
+        return grades
+
+    return by_grades(name, grade, 1.0)

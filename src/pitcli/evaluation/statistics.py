@@ -1,9 +1,21 @@
-"""Paired comparisons with bootstrap intervals."""
+"""Paired comparisons: clustered bootstrap, length control, Bradley-Terry, power, Holm."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
+from scipy.stats import norm
+from statsmodels.stats.multitest import multipletests
+
+DRAWS = 10_000
+BLOCK = 4_000_000  # weights held at a time
+SIMILAR_LENGTH = 0.1
+
+Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray], np.ndarray]
+Places = Sequence[str] | Sequence[int] | np.ndarray
 
 
 class PairedComparison(NamedTuple):
@@ -13,14 +25,72 @@ class PairedComparison(NamedTuple):
     ties: int
     losses: int
     delta: float
-    delta_ci: tuple[float, float]
+    delta_ci: Interval
+
+
+class Bootstrap:
+    """95% percentile intervals that resample prompts and, where there are several, training seeds.
+
+    Rows share a cluster where they share a prompt. A row's weight in a draw is how often its prompt was drawn times
+    how often its seed was (the pigeonhole bootstrap, Owen 2007: prompts and seeds may be crossed or nested). A
+    statistic maps weights of shape (B, N) to B values; the draws are the same for every statistic.
+    """
+
+    def __init__(self, clusters: Places, seeds: Places | None = None, draws: int = DRAWS, seed: int = 0) -> None:
+        self.cluster_N = np.unique(np.asarray(clusters), return_inverse=True)[1]
+        self.seed_N = np.unique(np.asarray(seeds), return_inverse=True)[1] if seeds is not None else None
+        self.draws, self.seed = draws, seed
+
+    def weights(self) -> Iterator[np.ndarray]:
+        """How often each row is in each draw, in blocks of shape (B, N)."""
+        rng = np.random.default_rng(self.seed)
+        block = max(1, BLOCK // len(self.cluster_N))
+        for start in range(0, self.draws, block):
+            size = min(block, self.draws - start)
+            weights_BN = _drawn(rng, self.cluster_N, size)
+            yield weights_BN if self.seed_N is None else weights_BN * _drawn(rng, self.seed_N, size)
+
+    def sample(self, statistic: Statistic) -> np.ndarray:
+        """The statistic in every draw, shape (draws,) or (draws, ...)."""
+        return np.concatenate([statistic(weights_BN) for weights_BN in self.weights()])
+
+    def interval(self, statistic: Statistic) -> Interval:
+        return percentile_interval(self.sample(statistic))
+
+
+def _drawn(rng: np.random.Generator, group_N: np.ndarray, size: int) -> np.ndarray:
+    groups = int(group_N.max()) + 1
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)[:, group_N]
+
+
+def percentile_interval(values_D: np.ndarray) -> Interval:
+    """The middle 95% of bootstrapped values."""
+    low, high = np.quantile(values_D, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def p_value(values_D: np.ndarray) -> float:
+    """Two-sided, of no difference: twice the smaller share of the draws at or beyond zero."""
+    beyond = min(int((values_D <= 0).sum()), int((values_D >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(values_D) + 1))
+
+
+def mean_of(values: Sequence[float] | np.ndarray) -> Statistic:
+    """The weighted mean of one value a row, as a statistic."""
+    values_N = np.asarray(values, dtype=float)
+
+    def statistic(weights_BN: np.ndarray) -> np.ndarray:
+        # a draw may hold no row: all its prompts are of other seeds than those that it drew
+        return (weights_BN @ values_N) / np.maximum(weights_BN.sum(1), 1e-9)
+
+    return statistic
 
 
 def compare(
     system: Sequence[float],
     baseline: Sequence[float],
     clusters: Sequence[str],
-    draws: int = 10_000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> PairedComparison:
     """Compare grades of the same rows; the 95% percentile interval resamples clusters (prompts), not rows.
@@ -29,27 +99,106 @@ def compare(
     percentage points.
     """
     signs_N = np.sign(np.asarray(system) - np.asarray(baseline))
-    _, cluster_N = np.unique(np.asarray(clusters), return_inverse=True)
-    sums_C = np.bincount(cluster_N, weights=signs_N)
-    sizes_C = np.bincount(cluster_N)
-    low, high = _interval(sums_C, sizes_C, draws, seed)
-    return PairedComparison(
-        int((signs_N > 0).sum()),
-        int((signs_N == 0).sum()),
-        int((signs_N < 0).sum()),
-        float(100 * signs_N.mean()),
-        (float(100 * low), float(100 * high)),
-    )
+    low, high = Bootstrap(clusters, None, draws, seed).interval(mean_of(signs_N))
+    wins, ties, losses = counts(signs_N)
+    return PairedComparison(wins, ties, losses, float(100 * signs_N.mean()), (100 * low, 100 * high))
 
 
-def mean_interval(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def counts(signs_N: np.ndarray) -> tuple[int, int, int]:
+    """Wins, ties and losses."""
+    return int((signs_N > 0).sum()), int((signs_N == 0).sum()), int((signs_N < 0).sum())
+
+
+def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
     """95% percentile bootstrap interval of the mean of independent values, e.g. differences of paired grades."""
-    return _interval(np.asarray(values, dtype=float), np.ones(len(values)), draws, seed)
+    return Bootstrap(range(len(values)), None, draws, seed).interval(mean_of(values))
 
 
-def _interval(sums_C: np.ndarray, sizes_C: np.ndarray, draws: int, seed: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    picked_DC = rng.multinomial(len(sums_C), np.full(len(sums_C), 1 / len(sums_C)), size=draws)
-    means_D = (picked_DC @ sums_C) / (picked_DC @ sizes_C)
-    low, high = np.quantile(means_D, [0.025, 0.975])
-    return float(low), float(high)
+def length_terms(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> np.ndarray:
+    """tanh of the length difference over its standard deviation, shape (N,); 0 where the lengths are the same."""
+    difference_N = np.asarray(lengths, dtype=float) - np.asarray(baseline_lengths, dtype=float)
+    spread = float(difference_N.std())
+    return np.tanh(difference_N / spread) if spread else np.zeros(len(difference_N))
+
+
+def length_is_identified(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> bool:
+    """Whether a length difference of zero is within what was seen: by similar rows, or by rows on both sides."""
+    ours_N, theirs_N = np.asarray(lengths, dtype=float), np.asarray(baseline_lengths, dtype=float)
+    near = float((np.abs(ours_N - theirs_N) <= SIMILAR_LENGTH * theirs_N).mean())
+    return near >= 0.02 or min((ours_N > theirs_N).mean(), (ours_N < theirs_N).mean()) >= 0.02
+
+
+def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
+    """Delta in points at equal lengths: P(win) = sigmoid(a + b * term), ties as half a win, read at term 0.
+
+    By Newton's method for all draws at once. The ridge of 1e-3 matters only where wins and losses are separated.
+    """
+    wins_N = (signs_N + 1) / 2
+    ridge = 1e-3
+
+    def statistic(weights_BN: np.ndarray) -> np.ndarray:
+        a_B, b_B = np.zeros(len(weights_BN)), np.zeros(len(weights_BN))
+        for _ in range(50):
+            p_BN = expit(a_B[:, None] + b_B[:, None] * terms_N)
+            slope_BN = weights_BN * p_BN * (1 - p_BN)
+            error_BN = weights_BN * (wins_N - p_BN)
+            grad_a, grad_b = error_BN.sum(1) - ridge * a_B, error_BN @ terms_N - ridge * b_B
+            h_aa, h_ab, h_bb = slope_BN.sum(1) + ridge, slope_BN @ terms_N, slope_BN @ terms_N**2 + ridge
+            determinant = h_aa * h_bb - h_ab**2
+            # steps of at most 2: far from the optimum Newton's are too long
+            step_a = np.clip((h_bb * grad_a - h_ab * grad_b) / determinant, -2, 2)
+            step_b = np.clip((h_aa * grad_b - h_ab * grad_a) / determinant, -2, 2)
+            a_B, b_B = a_B + step_a, b_B + step_b
+            if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-6:
+                break
+        return 200 * expit(a_B) - 100
+
+    return statistic
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given."""
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+
+
+def rows_needed(values_D: np.ndarray, rows: int, power: float = 0.8) -> int | None:
+    """How many rows would show the mean of these bootstrapped values at 5% with that power; None where it is zero.
+
+    The standard error of the draws shrinks with the square root of the rows, whatever the clusters.
+    """
+    effect, error = float(values_D.mean()), float(values_D.std())
+    if abs(effect) < 1e-9:
+        return None
+    return math.ceil(rows * ((norm.ppf(0.975) + norm.ppf(power)) * error / effect) ** 2)
+
+
+def bradley_terry(wins_DKK: np.ndarray, rounds: int = 200) -> np.ndarray:
+    """Strengths in logits relative to item 0, shape (D, K): P(i beats j) = sigmoid(s_i - s_j).
+
+    wins_DKK[d, i, j]: how often i beat j in draw d, a tie as half a win for each. Hunter's (2004) minorise-maximise
+    steps; 0.01 of a tie for every pair keeps an item that never lost finite.
+    """
+    items = wins_DKK.shape[-1]
+    wins_DKK = wins_DKK + 0.005 * (1 - np.eye(items))
+    games_DKK = wins_DKK + wins_DKK.swapaxes(-1, -2)
+    won_DK = wins_DKK.sum(-1)
+    strengths_DK = np.ones(won_DK.shape)
+    for _ in range(rounds):
+        before_DK = strengths_DK
+        shares_DKK = games_DKK / (strengths_DK[..., :, None] + strengths_DK[..., None, :])
+        strengths_DK = won_DK / shares_DKK.sum(-1)
+        strengths_DK = strengths_DK / strengths_DK[..., :1]
+        if np.abs(np.log(strengths_DK / before_DK)).max() < 1e-6:
+            break
+    return np.log(strengths_DK)
+
+
+def elo(games: Sequence[tuple[int, int, float]], items: int, step: float = 16.0, seed: int = 0) -> list[float]:
+    """ELO from 1000 over the games (i, j, score of i) in one random order: it depends on that order."""
+    ratings = np.full(items, 1000.0)
+    for place in np.random.default_rng(seed).permutation(len(games)):
+        i, j, score = games[place]
+        gain = step * (score - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / 400)))
+        ratings[i] += gain
+        ratings[j] -= gain
+    return ratings.tolist()

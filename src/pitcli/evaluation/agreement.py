@@ -1,0 +1,218 @@
+"""Labels by people: how far annotators agree with one another, and judges with them."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple, TypeVar
+
+import krippendorff
+import numpy as np
+
+from pitcli.data.formats import parse_draft
+from pitcli.data.records import Prompt, RowError, RowProblem, describe, file_label, read_rows
+from pitcli.errors import InputError
+from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval
+
+RESPONSE, ORIGINAL, TIE = "response", "original_response", "tie"
+PREFERENCES = (RESPONSE, ORIGINAL, TIE)
+MAX_LISTED = 20
+
+Interval = tuple[float, float]
+Row = TypeVar("Row")
+
+
+class Item(NamedTuple):
+    """Two responses to one prompt, of which one may be better."""
+
+    prompt: Prompt
+    original_response: str
+    response: str
+
+    @property
+    def key(self) -> str:
+        """What the item is known by, in whatever file it stands: its texts alone."""
+        return hashlib.sha256(json.dumps(self).encode("utf-8")).hexdigest()[:16]
+
+
+class Label(NamedTuple):
+    """One decision of a person; chose_first: whether it was for the response that was shown first, None for a tie."""
+
+    annotator: str
+    item: Item
+    preferred: str
+    chose_first: bool | None
+
+
+class Call(NamedTuple):
+    """What a judge says of an item; None where it could not say anything."""
+
+    judge: str
+    item: Item
+    preferred: str | None
+
+
+class Share(NamedTuple):
+    """A share of n things with its 95% interval; None where there is none."""
+
+    n: int
+    share: float | None
+    ci: Interval | None
+
+
+class Alpha(NamedTuple):
+    """Krippendorff's alpha for nominal data with its 95% interval."""
+
+    value: float
+    ci: Interval
+
+
+class Annotator(NamedTuple):
+    """How one annotator labelled; chose_first is about one half where the place of a response does not matter."""
+
+    annotator: str
+    labels: int
+    ties: int
+    chose_first: Share
+
+
+class JudgeAgreement(NamedTuple):
+    """A judge against the majority of the annotators; without_ties: where neither of the two calls a tie."""
+
+    judge: str
+    failed: int
+    agreement: Share
+    without_ties: Share
+    alpha: Alpha | None
+
+
+def parse_item(row: dict[str, Any], file: str, line: int) -> Item:
+    draft = parse_draft(row, file, line)
+    original = _field(row, "original_response", str)
+    return Item(draft.prompt, original, draft.response)
+
+
+def parse_label(row: dict[str, Any], file: str, line: int) -> Label:
+    preferred = _one_of(row, "preferred", PREFERENCES)
+    shown_first = _one_of(row, "shown_first", (RESPONSE, ORIGINAL))
+    chose_first = None if preferred == TIE else preferred == shown_first
+    return Label(_field(row, "annotator", str), parse_item(row, file, line), preferred, chose_first)
+
+
+def parse_call(row: dict[str, Any], file: str, line: int) -> Call:
+    judge, item = _field(row, "judge", str), parse_item(row, file, line)
+    if row.get("p_better", 0) is None:
+        return Call(judge, item, None)
+    p_better = _field(row, "p_better", int | float)
+    if not 0 <= p_better <= 1:
+        raise RowProblem("p_better", "must lie between 0 and 1")
+    return Call(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
+
+
+def load(path: str, parse: Callable[[dict[str, Any], str, int], Row]) -> list[Row]:
+    """Every row of a file, or one InputError that lists what is wrong with it."""
+    errors: list[RowError] = []
+    rows = []
+    for line, row in read_rows(path, errors.append):
+        try:
+            rows.append(parse(row, file_label(path), line))
+        except RowProblem as problem:
+            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+    if errors:
+        more = [f"and {len(errors) - MAX_LISTED} more"] if len(errors) > MAX_LISTED else []
+        raise InputError([*map(str, errors[:MAX_LISTED]), *more])
+    return rows
+
+
+def majority(preferences: Iterable[str]) -> str:
+    """What most say; a tie where two are said equally often."""
+    ranked = Counter(preferences).most_common(2)
+    return TIE if len(ranked) == 2 and ranked[0][1] == ranked[1][1] else ranked[0][0]
+
+
+def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) -> Alpha | None:
+    """Over what was said of each item; the interval resamples items that have two labels or more.
+
+    None where nothing tells agreement from chance: no such item, or one label for all of them.
+    """
+    pairable = [unit for unit in units if len(unit) >= 2]
+    domain = sorted({value for unit in pairable for value in unit})
+    if len(domain) < 2:
+        return None
+    counts_NV = np.array([[list(unit).count(value) for value in domain] for unit in pairable])
+    value = krippendorff.alpha(value_counts=counts_NV, level_of_measurement="nominal")
+    items = len(pairable)
+    picked_DN = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=draws)
+    low, high = np.nanquantile(resampled_alphas(counts_NV, picked_DN), [0.025, 0.975])
+    return Alpha(float(value), (float(low), float(high)))
+
+
+def resampled_alphas(counts_NV: np.ndarray, picked_DN: np.ndarray) -> np.ndarray:
+    """The package's nominal alpha for many resamples at once; NaN where a resample holds one value only.
+
+    counts_NV: how often each of N items was given each of V values; picked_DN: how often each draw has each item.
+    """
+    labels_N = counts_NV.sum(axis=1)
+    disagreeing_N = (labels_N**2 - (counts_NV**2).sum(axis=1)) / (labels_N - 1)
+    values_DV = picked_DN @ counts_NV
+    total_D = values_DV.sum(axis=1)
+    by_chance_D = total_D**2 - (values_DV**2).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return 1 - (total_D - 1) * (picked_DN @ disagreeing_N) / by_chance_D
+
+
+def share(hits: Sequence[float]) -> Share:
+    if not hits:
+        return Share(0, None, None)
+    return Share(len(hits), sum(hits) / len(hits), mean_interval(hits))
+
+
+def pairwise_agreement(units: Iterable[Sequence[str]]) -> Share:
+    """For an item with two labels or more: the share of its pairs of labels that are the same."""
+    pairs = [list(combinations(unit, 2)) for unit in units if len(unit) >= 2]
+    return share([sum(a == b for a, b in unit) / len(unit) for unit in pairs])
+
+
+def describe_annotator(annotator: str, labels: Sequence[Label]) -> Annotator:
+    firsts = [label.chose_first for label in labels if label.chose_first is not None]
+    return Annotator(annotator, len(labels), len(labels) - len(firsts), share(firsts))
+
+
+def wins(majorities: dict[Item, str]) -> PairedComparison:
+    """Responses against originals by the majority, an interval over prompts."""
+    sign = {RESPONSE: 1.0, ORIGINAL: -1.0, TIE: 0.0}
+    signs = [sign[preferred] for preferred in majorities.values()]
+    return compare(signs, [0.0] * len(signs), [json.dumps(item.prompt) for item in majorities])
+
+
+def judge_agreement(judge: str, calls: dict[Item, str | None], majorities: dict[Item, str]) -> JudgeAgreement:
+    """Over the items that annotators labelled and of which the judge says something."""
+    labelled = [item for item in calls if item in majorities]
+    pairs = [(called, majorities[item]) for item in labelled if (called := calls[item]) is not None]
+    decided = [pair for pair in pairs if TIE not in pair]
+    return JudgeAgreement(
+        judge,
+        len(labelled) - len(pairs),
+        share([called == people for called, people in pairs]),
+        share([called == people for called, people in decided]),
+        alpha(pairs),
+    )
+
+
+def _field(row: dict[str, Any], field: str, kind: Any) -> Any:
+    if field not in row:
+        raise RowProblem(field, "missing")
+    value = row[field]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RowProblem(field, f"{describe(value)} where {'text' if kind is str else 'a number'} is wanted")
+    if kind is str and not value.strip():
+        raise RowProblem(field, "empty")
+    return value
+
+
+def _one_of(row: dict[str, Any], field: str, choices: Sequence[str]) -> str:
+    value: str = _field(row, field, str)
+    if value not in choices:
+        raise RowProblem(field, f"must be one of {', '.join(choices)}")
+    return value
