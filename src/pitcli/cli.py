@@ -16,6 +16,7 @@ from pitcli import __version__, console
 from pitcli.config import (
     AgreeConfig,
     AnnotateConfig,
+    EvaluateConfig,
     ImproveConfig,
     PrepareConfig,
     RewardConfig,
@@ -95,6 +96,12 @@ COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ..
         ImproveConfig,
         partial(_run_stage, "improve"),
         "pit improve --input drafts.jsonl --max-iters 5",
+    ),
+    (
+        "evaluate",
+        EvaluateConfig,
+        partial(_run_stage, "evaluate"),
+        "pit evaluate --input improved.jsonl --judge gap:runs/judge",
     ),
     (
         "annotate",

@@ -116,7 +116,7 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
     def encode(prompt: Prompt, response: str) -> list[int]:
         turns = [*(message._asdict() for message in prompt), {"role": "assistant", "content": response}]
         if tokenizer.chat_template:
-                rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
             ids: list[int] = rendered
         else:  # encoders of a pair of texts, as DeBERTa reward models are
             ids = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]

@@ -1,0 +1,176 @@
+"""pit annotate: a person says which of two responses is better, without knowing which is which."""
+
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from pitcli.config import AnnotateConfig
+from pitcli.console import error, next_command, note, visible
+from pitcli.data.records import RowError, RowProblem, file_label, read_rows, refuse_output_as_input, write_row
+from pitcli.data.streams import open_growing
+from pitcli.errors import InputError, SettingsError
+from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load, parse_item, parse_label
+
+QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
+SKIP, QUIT = "s", "q"
+ANSWERS = ("1", "2", "t", SKIP, QUIT)
+INDENT = (0, 0, 0, 4)  # on every line, folded ones too: no text of a row can pass for a heading
+
+
+class Pair(NamedTuple):
+    """An item to be labelled, with the row that it is from."""
+
+    item: Item
+    row: dict[str, Any]
+
+
+def run(config: AnnotateConfig) -> int:
+    """Ask about every pair that this annotator has not labelled; 1 where some rows could not be read."""
+    if "-" in (config.input, config.output):
+        raise SettingsError("--input and --output: name files; stdin is for the answers")
+    refuse_output_as_input(config.input, config.output)
+    refuse_other_rows(config.output)
+    errors: list[RowError] = []
+    notes: Counter[str] = Counter()
+    pairs = drawn_pairs(config, read_pairs(config.input, errors, notes))
+    for problem in errors:
+        error(str(problem))
+    for what, count in notes.items():
+        note(f"{file_label(config.input)}: {count} {what}")
+    if not pairs:
+        raise InputError(f"{file_label(config.input)}: no pair to ask about")
+    with open_growing(config.output, resume=True, overwrite=False) as stream:
+        done = labelled(config.output, config.annotator)
+        ask_all(config, [pair for pair in pairs if pair.item not in done], stream)
+    next_command(f"pit agree --labels {config.output}")
+    return 1 if errors else 0
+
+
+def refuse_other_rows(output: str) -> None:
+    """InputError where --output holds anything but labels: a cut last line is taken off later, and not from that."""
+    if not Path(output).is_file() or not Path(output).stat().st_size:
+        return
+    problems: list[RowError] = []
+    first = next(read_rows(output, problems.append), None)
+    try:
+        if problems or first is None:
+            raise RowProblem("", "not a label")
+        parse_label(first[1], output, first[0])
+    except RowProblem as problem:
+        raise InputError(f"--output: {output} does not hold labels ({problem}); name another file") from None
+
+
+def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[Pair]:
+    """Every pair of different texts, once."""
+    pairs: dict[Item, Pair] = {}
+    for line, row in read_rows(path, errors.append, notes):
+        try:
+            item = parse_item(row, file_label(path), line)
+        except RowProblem as problem:
+            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+            continue
+        if item.response == item.original_response:
+            notes["pairs of identical texts skipped"] += 1
+        elif item in pairs:
+            notes["duplicate rows"] += 1
+        else:
+            pairs[item] = Pair(item, row)
+    return list(pairs.values())
+
+
+def drawn_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:
+    """In this annotator's order; of --max-rows, the pairs are those that every annotator gets."""
+    shared = sorted(pairs, key=lambda pair: random_number(config.seed, pair.item.key))[: config.max_rows]
+    return sorted(shared, key=lambda pair: random_number(config.seed, config.annotator, pair.item.key))
+
+
+def shown_order(config: AnnotateConfig, item: Item) -> tuple[str, str]:
+    """Which of the two responses stands first and which second."""
+    swap = random_number(config.seed, config.annotator, item.key, "side") % 2
+    return (ORIGINAL, RESPONSE) if swap else (RESPONSE, ORIGINAL)
+
+
+def random_number(*parts: int | str) -> int:
+    """From what it is for alone, so that neither the order of the rows nor a pause changes it."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def labelled(output: str, annotator: str) -> set[Item]:
+    if not Path(output).is_file():
+        return set()
+    return {label.item for label in load(output, parse_label) if label.annotator == annotator}
+
+
+def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> None:
+    """Until the annotator quits; each label is in the file before the next question."""
+    console = Console(stderr=True, highlight=False)
+    counts = Counter({"labels": 0})
+    answers = typed_lines()
+    try:
+        for number, pair in enumerate(pairs, start=1):
+            order = shown_order(config, pair.item)
+            start = time.monotonic()
+            console.print(f"\npair {number} of {len(pairs)}", style="bold")
+            show(console, pair.item, order)
+            answer = ask(console, answers)
+            if answer == QUIT:
+                break
+            counts["skipped" if answer == SKIP else "labels"] += 1
+            if answer != SKIP:
+                write_row(label_row(config, pair, order, answer, time.monotonic() - start), stream)
+                stream.flush()
+    finally:
+        console.print()
+        left = len(pairs) - counts["labels"]
+        note(f"{counts['labels']} labels by {config.annotator}, {counts['skipped']} skipped, {left} pairs left")
+
+
+def typed_lines() -> Iterator[str]:
+    """What is typed or piped in; bytes that are no UTF-8 are a typo like any other."""
+    while sys.stdin is not None and (line := sys.stdin.buffer.readline()):
+        yield line.decode("utf-8", "replace").strip().lower()
+
+
+def ask(console: Console, answers: Iterator[str]) -> str:
+    """One of ANSWERS; the end of the input is quit."""
+    console.print(QUESTION, end="")
+    for answer in answers:
+        if answer in ANSWERS:
+            return answer
+        console.print(f"please answer {', '.join(ANSWERS)}\n{QUESTION}", end="")
+    return QUIT
+
+
+def show(console: Console, item: Item, order: tuple[str, str]) -> None:
+    turns = [("prompt" if len(item.prompt) == 1 else f"prompt, {turn.role}", turn.content) for turn in item.prompt]
+    responses = [(f"response {number}", getattr(item, name)) for number, name in enumerate(order, start=1)]
+    for heading, text in [*turns, *responses]:
+        console.print(heading, style="bold")
+        console.print(Padding(Text(visible(text)), INDENT))
+
+
+def label_row(
+    config: AnnotateConfig, pair: Pair, order: tuple[str, str], choice: str, seconds: float
+) -> dict[str, Any]:
+    return {
+        "key": pair.item.key,
+        "annotator": config.annotator,
+        "shown_first": order[0],
+        "choice": choice,
+        "preferred": TIE if choice == "t" else order[int(choice) - 1],
+        "prompt": pair.row["prompt"],
+        "original_response": pair.item.original_response,
+        "response": pair.item.response,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+    }
