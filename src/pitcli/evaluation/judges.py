@@ -20,7 +20,7 @@ from pitcli.engine.pair_tree import swapped_tree
 from pitcli.engine.run_folder import DataIdentity
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.evaluation.verdicts import Judge, Verdict
+from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict
 from pitcli.inputs import find_run, gap_temperature, open_base
 
 
@@ -35,7 +35,7 @@ class Seated(NamedTuple):
 def seat(name: str, config: EvaluateConfig) -> Seated:
     """The judge of a --judge: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
     kind, _, rest = name.partition(":")
-    if name == "oracle":
+    if name == ORACLE:
         return Seated(oracle_judge(), {"kind": "the synthetic task's quality function"})
     if kind == "gap" and rest:
         return gap_judge(name, Path(rest), config)
@@ -70,7 +70,7 @@ def oracle_judge() -> Judge:
         except ValueError as error:
             raise InputError(f"--judge oracle: {error}; it can judge the synthetic task only") from None
 
-    return by_grades("oracle", grade, 1e6)
+    return by_grades(ORACLE, grade, 1e6)
 
 
 def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:

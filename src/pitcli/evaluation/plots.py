@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from markupsafe import Markup, escape
 
-from pitcli.console import visible
 from pitcli.evaluation.results import Comparison, Interval, Iterations, System
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ def _forest(place: str, comparisons: Sequence[Comparison]) -> Plot:
     for at, (_, one) in enumerate(rows):
         if one:
             _estimate(axes, one.delta, one.delta_ci, at - 0.14, 0)
-            _estimate(axes, one.length_controlled_delta, one.length_controlled_ci, at + 0.14, 1)
+            if one.length_controlled_delta is not None and one.length_controlled_ci:
+                _estimate(axes, one.length_controlled_delta, one.length_controlled_ci, at + 0.14, 1)
     axes.axvline(0, color=_GREY, linewidth=1.2)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     for text, (_, one) in zip(axes.get_yticklabels(), rows, strict=True):
@@ -273,7 +273,7 @@ def _mark(number: int, label: str) -> Mark:
 
 
 def _label(name: str) -> str:
-    name = visible(" ".join(name.split()))
+    name = " ".join(name.split())
     return name if len(name) <= LABEL_CHARACTERS else f"{name[: LABEL_CHARACTERS - 1]}…"
 
 
@@ -297,4 +297,4 @@ def _svg(figure: "Figure", title: str) -> Markup:
     _, _, drawn = file.getvalue().partition("<defs>")
     drawn = re.sub(r'<g id="[a-z._A-Z]+_\d+">', "<g>", drawn)
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return Markup(f'<svg role="img" aria-label="{escape(visible(title))}" {size}><defs>{drawn}')
+    return Markup(f'<svg role="img" aria-label="{escape(title)}" {size}><defs>{drawn}')

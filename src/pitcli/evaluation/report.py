@@ -62,7 +62,7 @@ def render(evaluation: Evaluation) -> str:
         samples=[_row(sample) for sample in evaluation.samples],
     )
     # Rows are untrusted, and a page full of bidirectional overrides does not say what it seems to say.
-    return visible(page)
+    return visible(page.lstrip())
 
 
 def differences(before: str, after: str) -> tuple[Markup, Markup]:
@@ -195,7 +195,9 @@ def _points(value: float | None) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def _between(interval: Interval, kind: str = "points", *digits: int) -> str:
+def _between(interval: Interval | None, kind: str = "points", *digits: int) -> str:
+    if interval is None:
+        return ""
     written = {"points": _points, "share": _share, "number": _number}[kind]
     low, high = (written(end, *digits) for end in interval)
     return f"[{low}, {high}]"

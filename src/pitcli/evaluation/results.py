@@ -16,6 +16,7 @@ class Comparison(_Result):
 
     dataset: the value of --by, else "all". seed: the place of a training seed's file, None for all of them together.
     Lengths are in words, edit_size is the share of the words that changed, generated_tokens are means a row.
+    length_controlled_delta: None where no row is near an equal length, so that nothing can be read there.
     grades: mean quality of the system and of the baseline, where the judge grades single responses.
     harm_by_decile: share of rows made worse, by decile of the baseline's grade, the worst baselines first.
     rows_needed: how many would show a delta of this size with 80% power, where none is shown.
@@ -34,8 +35,8 @@ class Comparison(_Result):
     delta_ci: Interval
     p_value: float
     p_holm: float
-    length_controlled_delta: float
-    length_controlled_ci: Interval
+    length_controlled_delta: float | None
+    length_controlled_ci: Interval | None
     delta_similar_length: float | None
     rows_similar_length: int
     delta_shorter: float | None
@@ -87,7 +88,8 @@ class JudgeResult(_Result):
 class Iteration(_Result):
     """The responses after so many iterations, against the originals; harm_rate: share that is worse than before it.
 
-    reached: the share of rows that went so far; the others stand with what they had.
+    reached: the share of rows that went so far; the others stand with what they had. strength, elo: None where the
+    iterations were not judged against one another.
     """
 
     iteration: int
@@ -98,9 +100,9 @@ class Iteration(_Result):
     harm_rate: float
     copy_rate: float
     generated_tokens: float
-    strength: float
-    strength_ci: Interval
-    elo: float
+    strength: float | None
+    strength_ci: Interval | None
+    elo: float | None
 
 
 class Bin(_Result):

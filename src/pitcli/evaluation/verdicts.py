@@ -6,6 +6,9 @@ from typing import NamedTuple
 from pitcli.data.records import Comparison, Prompt
 
 
+ORACLE = "oracle"
+
+
 class Verdict(NamedTuple):
     """What a judge says of a comparison.
 
