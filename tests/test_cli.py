@@ -25,6 +25,9 @@ MODULES = {
     "rl": "rl",
     "improve": "improve",
     "verify": "verify",
+    "evaluate": "evaluate",
+    "annotate": "annotate",
+    "agree": "agree",
 }
 
 Runs = list[tuple[str, Any]]

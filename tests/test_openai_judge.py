@@ -20,8 +20,8 @@ import pytest
 from pitcli.data.records import Comparison, Message
 from pitcli.errors import PitError, RunError, SettingsError
 from pitcli.evaluation import openai_judge as module
-from pitcli.evaluation.verdicts import Verdict
 from pitcli.evaluation.openai_judge import openai_judge
+from pitcli.evaluation.verdicts import Verdict
 
 KEY = "sk-test-3c1a8f52"
 QUESTION = (Message("user", "Why is the sky blue?"),)

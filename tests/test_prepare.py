@@ -146,6 +146,8 @@ def test_shuffled_labels_keep_the_pairs_and_lose_the_preference(tmp_path: Path) 
     assert cli.main([*line, "--shuffle-labels"]) == 0
     after = [json.loads(line) for line in (tmp_path / "shuffled" / "all.jsonl").open()]
     same = [b["chosen"] == a["chosen"] and b["rejected"] == a["rejected"] for b, a in zip(before, after, strict=True)]
-    swapped = [b["chosen"] == a["rejected"] and b["rejected"] == a["chosen"] for b, a in zip(before, after, strict=True)]
+    swapped = [
+        b["chosen"] == a["rejected"] and b["rejected"] == a["chosen"] for b, a in zip(before, after, strict=True)
+    ]
     assert all(one != other for one, other in zip(same, swapped, strict=True))
     assert 160 < sum(swapped) < 240

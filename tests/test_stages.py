@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pitcli.config import ImproveConfig, RewardConfig, RlConfig, Role, SampleConfig, SftConfig, StopRule
+from pitcli.config import ImproveConfig, Method, RewardConfig, RlConfig, Role, SampleConfig, SftConfig, StopRule
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine import training
 from pitcli.engine.models import RoleModel
@@ -384,3 +384,79 @@ def test_eval_data_that_was_trained_on_is_refused() -> None:
     with pytest.raises(InputError, match=r"overlapping.jsonl: 1 prompts are in --data too, the first on line 13"):
         reward.run(RewardConfig(data="pairs.jsonl", eval_data="overlapping.jsonl", out=Path("never"), **SMALL))
     assert not Path("never").exists()
+
+
+def test_rl_of_a_policy_sees_no_reference_and_moves_the_policy(tmp_path: Path) -> None:
+    rl.run(RlConfig(role=Role.policy, max_steps=2, out=tmp_path / "rlhf", **RL_SMALL))
+    assert files_of(tmp_path / "rlhf") >= run_files("policy", "gap")
+    first = read_rows(tmp_path / "rlhf" / "metrics.jsonl")[0]
+    assert abs(first["kl"]) < 1e-4
+    assert first["clip_ratio"] == 0
+    before, after = (
+        load_file(folder / "policy" / "adapter_model.safetensors")
+        for folder in (Path("runs/policy"), tmp_path / "rlhf")
+    )
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    sample.run(
+        SampleConfig(
+            data="pairs.jsonl", max_rows=2, max_new_tokens=8, policy=tmp_path / "rlhf", output=str(tmp_path / "d.jsonl")
+        )
+    )
+    assert len(read_rows(tmp_path / "d.jsonl")) == 2
+
+
+@pytest.mark.parametrize("change", [{"curriculum": True}, {"sft": Path("runs/sft")}, {"drafts": "drafts.jsonl"}])
+def test_rl_of_a_policy_takes_no_references(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--role policy has no references"):
+        RlConfig(role=Role.policy, **change)
+
+
+def improved(tmp_path: Path, name: str, **settings: Any) -> list[dict[str, Any]]:
+    output = tmp_path / f"{name}.jsonl"
+    improve.run(ImproveConfig(input="drafts.jsonl", output=str(output), max_new_tokens=10, overwrite=True, **settings))
+    return read_rows(output)
+
+
+def test_best_of_n_takes_the_response_with_the_greatest_gap_over_the_draft(tmp_path: Path) -> None:
+    for row in improved(tmp_path, "n", method=Method.best_of_n, max_iters=4):
+        assert len(row["iterations"]) == 4
+        best = max(row["iterations"], key=lambda iteration: iteration["gap"])
+        wanted = best["response"] if best["gap"] > 0 else row["original_response"]
+        assert row["response"] == wanted
+        assert row["generated_tokens"] == sum(iteration["generated_tokens"] for iteration in row["iterations"])
+
+
+def test_best_of_n_spends_at_least_the_tokens_of_another_method_and_less_than_a_draw_more(tmp_path: Path) -> None:
+    pit = improved(tmp_path, "pit", stop=StopRule.none, max_iters=2)
+    rows = improved(tmp_path, "n", method=Method.best_of_n, equal_tokens=str(tmp_path / "pit.jsonl"))
+    for theirs, ours in zip(pit, rows, strict=True):
+        last = ours["iterations"][-1]["generated_tokens"]
+        assert theirs["generated_tokens"] <= ours["generated_tokens"] < theirs["generated_tokens"] + last
+
+
+def test_resampling_does_not_look_at_the_draft(tmp_path: Path) -> None:
+    once = {"method": Method.resample, "stop": StopRule.none, "max_iters": 1, "temperature": 0.0}
+    rows = improved(tmp_path, "resample", **once)
+    others = [{**row, "response": "cat dog"} for row in read_rows(Path("drafts.jsonl"))]
+    write_rows(tmp_path / "others.jsonl", others)
+    improve.run(
+        ImproveConfig(input=str(tmp_path / "others.jsonl"), output=str(tmp_path / "o.jsonl"), max_new_tokens=10, **once)
+    )
+    assert [row["response"] for row in read_rows(tmp_path / "o.jsonl")] == [row["response"] for row in rows]
+
+
+def test_self_refine_writes_feedback_first_and_pays_for_it(tmp_path: Path) -> None:
+    rows = improved(tmp_path, "refine", method=Method.self_refine, stop=StopRule.none, max_iters=1)
+    for row in rows:
+        (only,) = row["iterations"]
+        assert only["feedback"]
+        assert only["generated_tokens"] >= 4  # two calls, each with a word and an end at least
+
+
+def test_the_record_says_what_the_gap_models_were_trained_on_and_how_rl_ended(tmp_path: Path) -> None:
+    improved(tmp_path, "pit", max_iters=1)
+    origin = json.loads((tmp_path / "pit.jsonl.manifest.json").read_text())["origin"]
+    (data,) = origin["gap_data"]
+    assert data["path"] == "pairs.jsonl"
+    assert len(data["prompts"]) == len({row["prompt"] for row in read_rows(Path("pairs.jsonl"))})
+    assert {"kl", "gap", "reward"} <= origin["training"].keys()

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +82,7 @@ def improve(recipe: Recipe, seed: int, name: str, settings: str) -> str:
 
 
 ONCE = "--stop none --max-iters 1"
+BEST_OF_4 = "--method best-of-n --max-iters 4 --temperature 1.0"
 
 
 def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
@@ -89,6 +90,11 @@ def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
     kind, _, value = name.partition("@")
     both = rl(recipe, seed, "rl", "--curriculum")
     pit = [both, improve(recipe, seed, "pit", f"--run runs/rl {ONCE}")]
+    shuffled = [
+        f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
+        f"pit train-reward --data data-shuffled/reward.jsonl --model {recipe.model} --seed {seed}"
+        f" --out runs/reward-shuffled {recipe.reward}",
+    ]
     steps = {
         "pit": pit,
         "sft-only": [improve(recipe, seed, name, f"--run runs/sft {ONCE}")],
@@ -107,12 +113,16 @@ def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
             improve(recipe, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl"),
         ],
         "shuffled": [
-            f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
-            f"pit train-reward --data data-shuffled/reward.jsonl --model {recipe.model} --seed {seed}"
-            f" --out runs/reward-shuffled {recipe.reward}",
+            *shuffled,
             rl(recipe, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
-            improve(recipe, seed, name, "--run runs/rl-shuffled --max-iters 5"),
+            improve(recipe, seed, name, f"--run runs/rl-shuffled {ONCE}"),
         ],
+        # drafts and draws at one temperature: whatever is gained is the gap model's
+        "shuffled-best-of-n": [
+            *shuffled,
+            improve(recipe, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
+        ],
+        "best-of-4": [improve(recipe, seed, name, BEST_OF_4)],
         "stage": [
             rl(recipe, seed, f"rl-{value}", f"--curriculum-stages {value}"),
             improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
@@ -136,6 +146,10 @@ def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
 STRONG = "--max-steps 240 --learning-rate 4e-3"
 
 
+# a gap model on shuffled labels: RL on it may not add to the SFT improver, nor its choice among draws to the drafts
+CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
+
+
 def make(recipe: Recipe, folder: Path, seed: int, systems: Iterable[str]) -> None:
     """Run what is missing in the folder of one seed, in this process."""
     from pitcli.cli import main as pit
@@ -156,8 +170,16 @@ def make(recipe: Recipe, folder: Path, seed: int, systems: Iterable[str]) -> Non
             file.write(f"{step}\n")
 
 
-def run_study(description: str, systems: list[str], evaluations: list[str]) -> None:
-    """Make the systems for every seed, then evaluate; `{NAME}` in an evaluation stands for the files of a system."""
+def run_study(
+    description: str,
+    systems: list[str],
+    evaluations: list[str],
+    report: Callable[[Path, list[int]], None] | None = None,
+) -> None:
+    """Make the systems for every seed, then run the evaluations, whose --input and --control name systems.
+
+    report: what is printed besides, from the folder and the seeds; on the synthetic task only, whose oracle it asks.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder that the studies share")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -179,6 +201,8 @@ def run_study(description: str, systems: list[str], evaluations: list[str]) -> N
     print(f"\nmade in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         evaluate(out, folders, evaluations, "oracle" if args.model == "tiny" else "gap:seed-0/runs/judge")
+        if report and args.model == "tiny":
+            report(out, args.seeds)
     print(f"{time.time() - start:.0f} s in all")
 
 
@@ -191,20 +215,25 @@ def in_processes(recipe: Recipe, folders: dict[int, Path], systems: list[str], j
             made.result()
 
 
+def with_files(word: str, folders: dict[int, Path]) -> str:
+    """`--input=pit,sft-only` with the files of every seed: `--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl,...`."""
+    option, _, names = word.partition("=")
+    if option not in ("--input", "--control"):
+        return word
+    files = [
+        f"{name}={folder.name}/{name.partition('/')[0]}.jsonl"
+        for name in names.split(",")
+        for folder in folders.values()
+    ]
+    return f"{option}={','.join(files)}"
+
+
 def evaluate(out: Path, folders: dict[int, Path], evaluations: list[str], judge: str) -> None:
     from pitcli.cli import main as pit
 
     os.chdir(out)
     for line in evaluations:
-        words = []
-        for word in shlex.split(line):
-            option, _, name = word.partition(":")
-            if option in ("input", "control"):
-                for folder in folders.values():
-                    words += [f"--{option}", f"{name}={folder.name}/{name}.jsonl"]
-            else:
-                words.append(word)
-        command = ["evaluate", *words, "--judge", judge]
+        command = ["evaluate", *(with_files(word, folders) for word in shlex.split(line)), "--judge", judge]
         print(f"\n$ pit {shlex.join(command)}", flush=True)
         if code := pit(command):
             sys.exit(f"this step ended with exit code {code}")

@@ -264,6 +264,7 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     )
     stop: StopRule = Field(StopRule.gap, description="gap: keep an improvement only if it is better; none: fixed K")
     threshold: float = Field(0.5, ge=0, le=1, description="P(better) that an improvement must exceed")
+    patience: int = Field(1, ge=1, description="--stop gap: improvements refused in a row that end a draft's turn")
     temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy")
     sample_batch_size: int = Field(16, ge=1, description="Drafts improved together")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed; every row draws from its own, whatever the order")
@@ -303,7 +304,7 @@ class PrepareConfig(Settings):
 
 
 class EvaluateConfig(ModelSettings):
-    """pit evaluate: is a system better than the originals, and than other systems? Tables, JSON and a report."""
+    """pit evaluate: hold improved rows against the originals and against other systems."""
 
     input: Files = Field(
         ...,

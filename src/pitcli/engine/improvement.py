@@ -118,7 +118,10 @@ def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None, config: I
 
 
 def chain(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
-    """The stop rule: go on from an improvement only while P(better than the best so far) clears the threshold."""
+    """The stop rule: an improvement is taken only if P(better than the best so far) clears the threshold.
+
+    One that is refused ends the draft's turn, or with --patience the last of so many in a row.
+    """
     text = proposal.response
     finite = gap is None or math.isfinite(gap)
     probability = p_better(gap, 1.0) if gap is not None and finite else None
@@ -129,8 +132,12 @@ def chain(attempt: Attempt, proposal: Proposal, gap: float | None, config: Impro
         reason = NON_FINITE
     elif config.stop is StopRule.gap:
         reason = _refusal(attempt, text, probability, config.threshold)
-    best = text if reason is None else attempt.best
-    return Attempt(attempt.draft, best, [*attempt.iterations, _record(attempt, proposal, gap, reason is None)], reason)
+    iterations = [*attempt.iterations, _record(attempt, proposal, gap, reason is None)]
+    if reason is None:
+        return Attempt(attempt.draft, text, iterations, None)
+    last = [iteration["accepted"] for iteration in iterations[-config.patience :]]
+    patient = finite and config.stop is StopRule.gap and (any(last) or len(last) < config.patience)
+    return Attempt(attempt.draft, attempt.best, iterations, None if patient else reason)
 
 
 def _record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bool) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from pitcli.data.records import Comparison, Prompt
 
-
 ORACLE = "oracle"
 
 

@@ -1,0 +1,10 @@
+"""The negative controls: a gap model on shuffled labels, a rewriter that only pads, a constant answer."""
+
+from project import CONTROLS, run_study
+
+if __name__ == "__main__":
+    run_study(
+        __doc__,
+        ["pit", "sft-only", "best-of-4", "shuffled", "shuffled-best-of-n"],
+        [f"--input=pit,sft-only,best-of-4 {CONTROLS} --out=controls"],
+    )

@@ -1,0 +1,24 @@
+"""The main comparison: PIT, the originals, SFT alone, best-of-n at equal tokens, a fresh draw, plain RLHF."""
+
+from project import CONTROLS, run_study
+
+if __name__ == "__main__":
+    run_study(
+        __doc__,
+        [
+            "pit",
+            "pit-stop",
+            "sft-only",
+            "best-of-n",
+            "best-of-n-stop",
+            "resample",
+            "rlhf",
+            "shuffled",
+            "shuffled-best-of-n",
+            "best-of-4",
+        ],
+        [
+            f"--input=pit,best-of-n,sft-only,resample,rlhf {CONTROLS} --out=main-one-iteration",
+            f"--input=pit-stop,best-of-n-stop,resample {CONTROLS} --out=main-learned-stop",
+        ],
+    )
