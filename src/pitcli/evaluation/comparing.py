@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,8 +122,13 @@ def comparison_result(
 
 def bootstrap_of(rows: Sequence[Row], how: Draws) -> Bootstrap:
     """Clusters are prompts; where there are several training seeds, these are drawn too."""
-    seeds = [row.seed for row in rows]
-    return Bootstrap([repr(row.prompt) for row in rows], seeds if len(set(seeds)) > 1 else None, how.draws, how.seed)
+    prompts, seeds = tuple(repr(row.prompt) for row in rows), tuple(row.seed for row in rows)
+    return _bootstrap(prompts, seeds if len(set(seeds)) > 1 else None, how)
+
+
+@lru_cache(maxsize=4)  # most comparisons are of the same rows
+def _bootstrap(prompts: tuple[str, ...], seeds: tuple[int, ...] | None, how: Draws) -> Bootstrap:
+    return Bootstrap(prompts, seeds, how.draws, how.seed)
 
 
 def verdict(delta_ci: results.Interval, p: float) -> str:

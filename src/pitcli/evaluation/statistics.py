@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 DRAWS = 10_000
-BLOCK = 4_000_000  # weights held at a time
+BLOCK = 4_000_000  # weights computed with at a time
+KEPT = 60_000_000  # weights of two bytes that are kept to be used again
 SIMILAR_LENGTH = 0.1
 
 Interval = tuple[float, float]
@@ -50,9 +52,17 @@ class Bootstrap:
             weights_BN = _drawn(rng, self.cluster_N, size)
             yield weights_BN if self.seed_N is None else weights_BN * _drawn(rng, self.seed_N, size)
 
+    @cached_property
+    def kept(self) -> list[np.ndarray] | None:
+        """All the weights, where they are few enough to be kept: drawing them takes longer than using them."""
+        if self.draws * len(self.cluster_N) > KEPT:
+            return None
+        return list(self.weights())
+
     def sample(self, statistic: Statistic) -> np.ndarray:
         """The statistic in every draw, shape (draws,) or (draws, ...)."""
-        return np.concatenate([statistic(weights_BN) for weights_BN in self.weights()])
+        blocks = self.weights() if self.kept is None else self.kept
+        return np.concatenate([statistic(weights_BN.astype(np.float64)) for weights_BN in blocks])
 
     def interval(self, statistic: Statistic) -> Interval:
         return percentile_interval(self.sample(statistic))
@@ -60,7 +70,8 @@ class Bootstrap:
 
 def _drawn(rng: np.random.Generator, group_N: np.ndarray, size: int) -> np.ndarray:
     groups = int(group_N.max()) + 1
-    return rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)[:, group_N]
+    # of a uniform draw of so many a group holds a few; 65,535 of them would take as many groups
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.uint16)[:, group_N]
 
 
 def percentile_interval(values_D: np.ndarray) -> Interval:
@@ -133,27 +144,28 @@ def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
 
     By Newton's method for all draws at once. The ridge of 1e-3 matters only where wins and losses are separated.
     """
-    wins_N = (signs_N + 1) / 2
+    wins_N, squares_N = (signs_N + 1) / 2, terms_N**2
     ridge = 1e-3
 
-    def statistic(weights_BN: np.ndarray) -> np.ndarray:
-        a_B, b_B = np.zeros(len(weights_BN)), np.zeros(len(weights_BN))
+    def fitted(weights_BN: np.ndarray, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
+        a_B, b_B = np.full(len(weights_BN), a), np.full(len(weights_BN), b)
         for _ in range(50):
             p_BN = expit(a_B[:, None] + b_B[:, None] * terms_N)
             slope_BN = weights_BN * p_BN * (1 - p_BN)
             error_BN = weights_BN * (wins_N - p_BN)
             grad_a, grad_b = error_BN.sum(1) - ridge * a_B, error_BN @ terms_N - ridge * b_B
-            h_aa, h_ab, h_bb = slope_BN.sum(1) + ridge, slope_BN @ terms_N, slope_BN @ terms_N**2 + ridge
+            h_aa, h_ab, h_bb = slope_BN.sum(1) + ridge, slope_BN @ terms_N, slope_BN @ squares_N + ridge
             determinant = h_aa * h_bb - h_ab**2
             # steps of at most 2: far from the optimum Newton's are too long
             step_a = np.clip((h_bb * grad_a - h_ab * grad_b) / determinant, -2, 2)
             step_b = np.clip((h_aa * grad_b - h_ab * grad_a) / determinant, -2, 2)
             a_B, b_B = a_B + step_a, b_B + step_b
-            if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-6:
+            if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-4:  # 0.005 points
                 break
-        return 200 * expit(a_B) - 100
+        return a_B, b_B
 
-    return statistic
+    start = fitted(np.ones((1, len(signs_N))), 0.0, 0.0)
+    return lambda weights_BN: 200 * expit(fitted(weights_BN, float(start[0][0]), float(start[1][0]))[0]) - 100
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver (or policy).
+"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver.
 
 Departures from the paper (PPO-like policy gradient on TPUs, details unpublished): k samples for each (x, y_ref)
 with a leave-one-out baseline instead of a value model; the gap is symmetrised and divided by its calibrated
