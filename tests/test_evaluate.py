@@ -398,9 +398,22 @@ def test_win_rates_of_a_judge_that_does_not_beat_length_are_not_printed(
     assert not found["claims"][0]["improves"]
 
 
+def test_judges_can_be_held_against_labels_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(folder)
+    code, found = evaluate(folder, "--judge=oracle", "--validate-on=pairs.jsonl")
+    assert code == 0
+    (validation,) = found["judges"][0]["validation"]
+    assert validation["rows"] == 30
+    assert 0.5 < validation["agreement"] <= 1
+    assert (found["comparisons"], found["claims"]) == ([], [])
+    assert "Judges on human labels" in capfd.readouterr().err
+    assert "Judges" in (folder / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--judge=oracle"], "give --input (rows to evaluate), --validate-on"),
         (["--input=better-0.jsonl", "--judge=nobody"], "--judge: nobody: oracle, gap:RUN, hf:MODEL or openai:MODEL"),
         (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no finished run there"),
         (["--input=better-0.jsonl,copy-1.jsonl", "--judge=oracle"], "no row in common"),

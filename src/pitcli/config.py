@@ -307,8 +307,7 @@ class EvaluateConfig(ModelSettings):
     """pit evaluate: hold improved rows against the originals and against other systems."""
 
     input: Files = Field(
-        ...,
-        min_length=1,
+        (),
         description="Rows of pit improve, as FILE or NAME=FILE, with commas between; the first system is the one that "
         "the others are compared with; a name that stands again is another training seed of it",
     )
@@ -338,6 +337,16 @@ class EvaluateConfig(ModelSettings):
     draws: int = Field(10_000, ge=100, description="Bootstrap draws")
     shown: int = Field(12, ge=0, description="Rows shown in the report")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap and of the rows shown")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not (self.input or self.validate_on):
+            raise ValueError(
+                "give --input (rows to evaluate), --validate-on (pairs to hold the judges against), or both"
+            )
+        if self.control and not self.input:
+            raise ValueError("--control needs --input")
+        return self
 
 
 class AnnotateConfig(Settings):

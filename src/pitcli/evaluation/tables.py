@@ -39,7 +39,8 @@ def print_evaluation(evaluation: results.Evaluation) -> None:
                 for name, one in validations
             ],
         )
-    print_comparisons([one for one in evaluation.comparisons if one.judge not in refused])
+    if shown_comparisons := [one for one in evaluation.comparisons if one.judge not in refused]:
+        print_comparisons(shown_comparisons)
     print_iterations([one for one in evaluation.iterations if one.judge not in refused])
     if evaluation.controls:
         table(

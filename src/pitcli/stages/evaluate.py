@@ -33,6 +33,8 @@ class Field(NamedTuple):
 
     def versus(self) -> list[Versus]:
         """Each system against the originals, and the first against each other one."""
+        if not self.systems:
+            return []
         first, *others = self.systems
         mine = self.rows(first)
         return [against_originals(system.name, self.rows(system)) for system in self.systems] + [
@@ -94,7 +96,9 @@ def run(config: EvaluateConfig) -> None:
         comparisons=comparisons,
         iterations=iterations,
         controls=controls,
-        claims=[claim(field.systems[0], field.systems, judges, comparisons, controls, config.harm_cap)],
+        claims=[
+            claim(system, field.systems, judges, comparisons, controls, config.harm_cap) for system in field.systems[:1]
+        ],
         samples=samples_of(field, verdicts, config),
     )
     write(evaluation, verdicts, config)
@@ -104,6 +108,8 @@ def run(config: EvaluateConfig) -> None:
 
 def load(config: EvaluateConfig) -> Field:
     """All rows, checked before a judge is loaded."""
+    if not config.input:
+        return Field([], [], [])
     systems = load_systems(config.input, "--input", config.by, config.max_rows)
     given = load_systems(config.control, "--control", None, config.max_rows)
     names = [system.name for system in (*systems, *given)]
@@ -168,6 +174,8 @@ def system_result(system: System, field: Field) -> results.System:
 
 def samples_of(field: Field, verdicts: Sequence[Judged], config: EvaluateConfig) -> list[results.Sample]:
     """Rows of the first system drawn at random, with what its gap model and the first judge said."""
+    if not field.systems:
+        return []
     first = field.systems[0]
     drawn = random.Random(config.seed).sample(field.keys, min(config.shown, len(field.keys)))
     return [
