@@ -2,10 +2,10 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,10 +92,13 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
+    """In processor time: other tests run at the same time."""
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*PIT, "--help"], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
 

@@ -1,10 +1,10 @@
-"""The curriculum ablation: RL on references of the data alone, of the policy alone, on both, on neither."""
+"""The curriculum ablation: references of the data alone, of the policy alone, both, neither, and a third stage."""
 
 from project import run_study
 
 if __name__ == "__main__":
     run_study(
         __doc__,
-        ["pit", "stage@dataset", "stage@policy", "sft-only"],
-        ["--input=pit,stage@dataset,stage@policy,sft-only --out=curriculum"],
+        ["pit", "stage@dataset", "stage@policy", "stage@dataset+policy+self", "sft-only"],
+        ["--input=pit,stage@dataset,stage@policy,stage@dataset+policy+self,sft-only --out=curriculum"],
     )

@@ -33,7 +33,7 @@ TINY = Recipe(
     prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
     drafts="--max-rows 500",
     sft="--batch-size 32 --micro-batch-size 64 --learning-rate 5e-4",
-    reward="--batch-size 16 --micro-batch-size 64 --learning-rate 1e-3",
+    reward="--batch-size 64 --micro-batch-size 64 --learning-rate 2e-3 --epochs 3",
     rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
     " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
     decoding="--max-new-tokens 16",
@@ -124,7 +124,7 @@ def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
         ],
         "best-of-4": [improve(recipe, seed, name, BEST_OF_4)],
         "stage": [
-            rl(recipe, seed, f"rl-{value}", f"--curriculum-stages {value}"),
+            rl(recipe, seed, f"rl-{value}", f"--curriculum-stages {value.replace('+', ',')}"),
             improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
         ],
         "loss": [

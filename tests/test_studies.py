@@ -1,0 +1,70 @@
+"""The studies' commands are commands of pit, and what an evaluation compares is made before it."""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitcli import cli
+
+STUDIES = Path(__file__).parents[1] / "examples" / "studies"
+sys.path.insert(0, str(STUDIES))
+import project  # noqa: E402
+
+NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "project")
+
+
+def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """The systems and the evaluations of a study."""
+    given: list[Any] = []
+    monkeypatch.setattr(project, "run_study", lambda *arguments: given.extend(arguments[1:3]))
+    runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
+    return given[0], given[1]
+
+
+def settings(command: str) -> Any:
+    """The validated settings of a command line, without running it."""
+    from pitcli.options import settings_of
+
+    stage, *words = shlex.split(command)
+    config_class = next(config for name, config, *_ in cli.COMMANDS if name == stage)
+    flags: dict[str, object] = {}
+    while words:
+        name, equals, value = words.pop(0).removeprefix("--").partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "yes"
+        flags[name.replace("-", "_")] = value
+    return settings_of(config_class, flags)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems, evaluations = study(name, monkeypatch)
+    recipe = project.TINY
+    made = set()
+    for step in [*project.base_steps(recipe, 3), *(s for one in systems for s in project.system_steps(recipe, 3, one))]:
+        config = settings(step.removeprefix("pit "))
+        made.add(str(getattr(config, "output", "")))
+    folders = {3: Path("seed-3")}
+    for line in evaluations:
+        words = [project.with_files(word, folders) for word in shlex.split(line)]
+        config = settings(shlex.join(["evaluate", *words, "--judge", "oracle"]))
+        for file in (*config.input, *config.control):
+            assert Path(file.partition("=")[2]).name in made
+
+
+def test_a_real_recipe_judges_by_a_model_of_a_fold_of_its_own() -> None:
+    steps = project.base_steps(project.real("smollm2", "hh.jsonl", 10, 5), 3)
+    assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in steps) == 1
+    for step in steps:
+        settings(step.removeprefix("pit "))
+
+
+def test_files_of_all_seeds_follow_a_name() -> None:
+    folders = {0: Path("a/seed-0"), 1: Path("a/seed-1")}
+    assert project.with_files("--input=pit", folders) == "--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl"
+    assert project.with_files("--control=x/y", folders) == "--control=x/y=seed-0/x.jsonl,x/y=seed-1/x.jsonl"
+    assert project.with_files("--out=z", folders) == "--out=z"
