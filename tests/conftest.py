@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from pitcli.config import LoraSettings
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import resolve_base
 from pitcli.engine.loading import load_tokenizer, lora_config
 from pitcli.engine.models import RoleModel
+from pitcli.sections import LoraSettings
 
 WithRoles = Callable[..., RoleModel]
 

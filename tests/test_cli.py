@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from pitcli import cli, console
-from pitcli.config import ImproveConfig, Role, SftConfig, StopRule
+from pitcli.config import ImproveConfig, SftConfig
 from pitcli.errors import InputError, NothingToDo, RunError
+from pitcli.sections import Role, StopRule
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
 MODULES = {

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitcli.config import GapLoss
 from pitcli.engine.equations import (
     ORDERINGS,
     bradley_terry_gap_loss,
@@ -23,6 +22,7 @@ from pitcli.engine.equations import (
     symmetric_gap_loss,
     symmetrised_gap,
 )
+from pitcli.sections import GapLoss
 
 
 def softplus(z: float) -> float:

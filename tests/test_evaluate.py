@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pitcli import cli
-from pitcli.config import Device, RewardConfig
+from pitcli.config import RewardConfig
 from pitcli.data.records import Comparison, Message
 from pitcli.data.synthetic import preference_rows, quality
 from pitcli.errors import InputError, SettingsError
@@ -22,6 +22,7 @@ from pitcli.evaluation.iterations import iteration_comparisons, iterations_resul
 from pitcli.evaluation.judging import ask, validate
 from pitcli.evaluation.systems import Row, Step, System, load_systems, pad
 from pitcli.evaluation.verdicts import Judge, Verdict
+from pitcli.sections import Device
 from pitcli.stages import reward
 
 HOW = Draws(500, 0)

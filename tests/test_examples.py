@@ -4,11 +4,12 @@ from collections import Counter
 
 import pytest
 
-from pitcli.config import DataSettings, Role
 from pitcli.data.examples import check_conversation, cut_to_fit, fitting_pairs, sft_examples
-from pitcli.data.records import Message, PreferencePair, RowProblem
+from pitcli.data.records import Message, PreferencePair
+from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.errors import InputError
+from pitcli.sections import DataSettings, Role
 
 PROMPT = (Message("user", "Write 3 animals."),)
 SYSTEM_PROMPT = (Message("system", "Be brief."), *PROMPT)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, parse_draft, parse_pair
-from pitcli.data.records import Message, RowError, RowProblem, read_rows
+from pitcli.data.records import Message, RowError, read_rows
+from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

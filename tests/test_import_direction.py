@@ -17,7 +17,7 @@ LAYERS = (
     {"inputs"},
     {"engine"},
     {"data"},
-    {"config", "options", "errors", "console"},
+    {"config", "sections", "options", "errors", "console"},
 )
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
@@ -70,7 +70,11 @@ def test_stages_do_not_import_one_another() -> None:
 
 
 def test_the_command_line_and_the_data_load_without_torch() -> None:
-    light = [name for name, _ in modules() if part(name) in {"cli", "data", "config", "options", "errors", "console"}]
+    light = [
+        name
+        for name, _ in modules()
+        if part(name) in {"cli", "data", "config", "sections", "options", "errors", "console"}
+    ]
     imports = "; ".join(f"import pitcli.{name.removesuffix('.__init__')}" for name in light)
     heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes'}"
     code = f"import sys; {imports}; print(sorted({heavy} & sys.modules.keys()))"

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pitcli.config import Device, LoraSettings, SftConfig
+from pitcli.config import SftConfig
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine import models
 from pitcli.engine.bases import base_digest
@@ -29,6 +29,7 @@ from pitcli.engine.pair_tree import Tree
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
+from pitcli.sections import Device, LoraSettings
 from tests.conftest import WithRoles
 
 CPU = torch.device("cpu")

@@ -5,19 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.config import (
-    GapLoss,
-    ImproveConfig,
-    PrepareConfig,
-    RewardConfig,
-    RlConfig,
-    SampleConfig,
-    Settings,
-    SftConfig,
-    Stage,
-)
+from pitcli.config import ImproveConfig, PrepareConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.errors import SettingsError
 from pitcli.options import command_of, save_config, settings_of
+from pitcli.sections import GapLoss, Settings, Stage
 
 UNUSUAL: dict[type[Settings], dict[str, object]] = {
     SftConfig: {"role": "policy", "data": "été: #1.jsonl", "out": "a b/c", "learning_rate": 1e-7, "seed": 7},
@@ -60,7 +51,7 @@ def test_one_flag_a_field(config_class: type[Settings]) -> None:
 
 def test_the_commands_own_settings_come_first() -> None:
     names = list(inspect.signature(command_of(RlConfig, lambda config: None)).parameters)
-    assert names[:4] == ["config", "sft", "reward", "policy"]
+    assert names[:5] == ["config", "role", "sft", "reward", "policy"]
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

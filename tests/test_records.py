@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.data import records
+from pitcli.data import records, strict_json
 from pitcli.data.formats import parse_draft, parse_pair
-from pitcli.data.records import RowError, RowProblem, read_rows, write_row
+from pitcli.data.records import RowError, read_rows, write_row
+from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem
 from pitcli.errors import InputError
 
 GOOD = b'{"a": 1}'
@@ -152,7 +153,7 @@ ARRAYS = {
     "pretty": b'[\n  {"a": 1},\n  {"a": 2}\n]\n',
     "a row a line": b'[{"a": 1},\n{"a": 2}]\n',
     "after a BOM and a blank line": b'\xef\xbb\xbf\n  [ {"a": 1}]',
-    "longer than a line may be": b'[{"a": "' + b"x" * records.MAX_LINE_BYTES + b'"}]',
+    "longer than a line may be": b'[{"a": "' + b"x" * MAX_LINE_BYTES + b'"}]',
 }
 
 
@@ -196,7 +197,8 @@ def test_a_100_megabyte_line_is_an_error_and_memory_is_bounded(tmp_path):
 @pytest.mark.parametrize(("extra", "read_whole"), [(0, True), (1, False)])
 @pytest.mark.parametrize("end", [b"\n", b""], ids=["newline", "end of file"])
 def test_the_line_limit_is_exact(tmp_path, monkeypatch, extra, read_whole, end):
-    monkeypatch.setattr(records, "MAX_LINE_BYTES", 32)
+    for module in (records, strict_json):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 32)
     line = b'{"a": "' + b"x" * (32 - 9 + extra) + b'"}'
     rows, errors, _ = read(write(tmp_path, line + end))
     assert (len(rows), len(errors)) == ((1, 0) if read_whole else (0, 1))

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pitcli.config import ImproveConfig, Method, RewardConfig, RlConfig, Role, SampleConfig, SftConfig, StopRule
+from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine import training
 from pitcli.engine.models import RoleModel
 from pitcli.errors import InputError, PitError, RunError, SettingsError
 from pitcli.inputs import Base
+from pitcli.sections import Method, Role, StopRule
 from pitcli.stages import improve, reward, rl, sample, sft
 
 SMALL = {"model": "tiny", "lora_rank": 4, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3}

@@ -21,9 +21,7 @@ from pitcli.config import (
     PrepareConfig,
     RewardConfig,
     RlConfig,
-    Role,
     SampleConfig,
-    Settings,
     SftConfig,
     TrainingConfig,
     VerifyConfig,
@@ -31,6 +29,7 @@ from pitcli.config import (
 from pitcli.engine.run_folder import is_finished, refuse_busy
 from pitcli.errors import PitError, RunError, is_out_of_memory
 from pitcli.options import command_of, smaller_command
+from pitcli.sections import Role, Settings
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3

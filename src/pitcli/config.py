@@ -4,119 +4,27 @@ A command's settings are one flat pydantic model put together from sections, so 
 `--learning-rate` on the command line is `learning_rate:` in a YAML file.
 """
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Role(StrEnum):
-    policy = "policy"
-    improver = "improver"
-
-
-class GapLoss(StrEnum):
-    five_term = "five-term"
-    bradley_terry = "bradley-terry"
-    symmetric = "symmetric"
-
-
-class Stage(StrEnum):
-    dataset = "dataset"
-    policy = "policy"
-    self_ = "self"
-
-
-class StopRule(StrEnum):
-    gap = "gap"
-    none = "none"
-
-
-class Method(StrEnum):
-    pit = "pit"
-    self_refine = "self-refine"
-    best_of_n = "best-of-n"
-    resample = "resample"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-def _split_commas(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
-Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are frozen once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
-
-
-class ModelSettings(Settings):
-    model: str | None = Field(
-        None,
-        description="Base model: a folder, a hub name, a .gguf file, or the short names smollm2 and tiny "
-        "[default: the model of the runs given, else smollm2]",
-    )
-    load_in_4bit: bool | None = Field(
-        None, description="Hold the base in 4-bit NF4 [default: as the runs given, else on]"
-    )
-    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
-    max_length: int | None = Field(
-        None, ge=16, description="Longest conversation in tokens [default: the model's context]"
-    )
-
-
-class LoraSettings(Settings):
-    lora_rank: int = Field(16, ge=1, description="LoRA rank, on all linear layers")
-    lora_alpha: int = Field(32, ge=1, description="LoRA alpha (the update is scaled by alpha / rank)")
-
-
-class OptimSettings(Settings):
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
-    batch_size: int = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
-    micro_batch_size: int = Field(8, ge=1, description="Sequences for each forward and backward pass")
-    epochs: int = Field(1, ge=1, description="Passes over the data")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
-    max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
-    save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
-    resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out")
-    overwrite: bool = Field(False, description="Replace the run in --out")
-
-
-class DataSettings(Settings):
-    data: str | None = Field(
-        None, description="Preference pairs: .jsonl or .jsonl.gz, - for stdin [default: as the earlier runs]"
-    )
-    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
-    skip_long: bool = Field(
-        False, description="Leave out rows longer than --max-length (counted) instead of refusing them"
-    )
-    truncate: bool = Field(
-        False, description="Cut completions that are too long for --max-length (counted) instead of refusing them"
-    )
-
-    @model_validator(mode="after")
-    def _one_way_with_long_rows(self) -> Self:
-        if self.skip_long and self.truncate:
-            raise ValueError("give only one of --skip-long and --truncate")
-        return self
-
-
-class SamplingSettings(Settings):
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set holding this probability")
-    max_new_tokens: int = Field(256, ge=1, description="Longest response in tokens")
+from pitcli.sections import (
+    DataSettings,
+    Device,
+    Files,
+    GapLoss,
+    LoraSettings,
+    Method,
+    ModelSettings,
+    OptimSettings,
+    Role,
+    SamplingSettings,
+    Settings,
+    Stage,
+    Stages,
+    StopRule,
+)
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):

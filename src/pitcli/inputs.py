@@ -11,18 +11,20 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pitcli.config import EXECUTION_ONLY, DataSettings, Kind, ModelSettings, RewardConfig, Settings
+from pitcli.config import EXECUTION_ONLY, Kind, RewardConfig
 from pitcli.console import note, warn
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import load_pairs
-from pitcli.data.records import PreferencePair, RowProblem
+from pitcli.data.records import PreferencePair
 from pitcli.data.splits import prompt_key, prompt_sketch
+from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
 from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_device
 from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import InputError, RunError, SettingsError
+from pitcli.sections import DataSettings, ModelSettings, Settings
 
 DEFAULT_MODEL = "smollm2"
 

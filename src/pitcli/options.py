@@ -14,8 +14,9 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pitcli.config import CONFIG, RewardConfig, Settings, TrainingConfig
+from pitcli.config import CONFIG, RewardConfig, TrainingConfig
 from pitcli.errors import SettingsError
+from pitcli.sections import Settings
 
 S = TypeVar("S", bound=Settings)
 

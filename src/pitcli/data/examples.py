@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pitcli.config import DataSettings, Role
-from pitcli.data.records import PreferencePair, Prompt, RowError, RowProblem, file_label
+from pitcli.data.records import PreferencePair, Prompt, RowError, file_label
+from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.errors import InputError
+from pitcli.sections import DataSettings, Role
 
 MAX_LISTED = 20
 

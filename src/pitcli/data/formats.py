@@ -9,17 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pitcli.data.records import (
-    Draft,
-    Message,
-    PreferencePair,
-    Prompt,
-    RowError,
-    RowProblem,
-    describe,
-    file_label,
-    read_rows,
-)
+from pitcli.data.records import Draft, Message, PreferencePair, Prompt, RowError, file_label, read_rows
+from pitcli.data.strict_json import RowProblem, describe
 from pitcli.errors import InputError
 
 MAX_LISTED_ERRORS = 20

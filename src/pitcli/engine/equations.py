@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pitcli.config import GapLoss
+from pitcli.sections import GapLoss
 
 # (y1, y2) of r_gap(x, y1, y2): w is the chosen response, l the rejected one
 ORDERINGS = (("w", "l"), ("w", "w"), ("l", "l"), ("l", "w"))

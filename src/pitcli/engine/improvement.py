@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from pitcli.config import ImproveConfig, Method, StopRule
+from pitcli.config import ImproveConfig
 from pitcli.console import warn
 from pitcli.data.records import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
@@ -13,6 +13,7 @@ from pitcli.engine.equations import p_better
 from pitcli.engine.methods import PROPOSE, Asked, Proposal, Writer
 from pitcli.engine.scoring import calibrated_gaps
 from pitcli.errors import is_out_of_memory
+from pitcli.sections import Method, StopRule
 
 NON_FINITE = "non_finite_gap"
 OUT_OF_MEMORY = "out_of_memory"

@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pitcli.config import Device, LoraSettings
-from pitcli.data.records import RowProblem
+from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.engine.bases import check_entries, read_json, reading
 from pitcli.engine.durable import DIGESTS
 from pitcli.errors import RunError
+from pitcli.sections import Device, LoraSettings
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pitcli.config import Method
 from pitcli.data.records import Message, Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models import IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, generate
+from pitcli.sections import Method
 
 # Self-Refine (arXiv 2303.17651), with the same weights for both calls
 FEEDBACK_INSTRUCTION = (

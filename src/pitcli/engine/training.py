@@ -13,13 +13,13 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pitcli.config import OptimSettings
 from pitcli.console import note, progress, warn
 from pitcli.engine.equations import learning_rate_factor
 from pitcli.engine.loading import compute_dtype
 from pitcli.engine.models import RoleModel, fingerprint, write_tensors
 from pitcli.engine.run_folder import RunFolder
 from pitcli.errors import RunError
+from pitcli.sections import OptimSettings
 
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"

@@ -11,7 +11,8 @@ import krippendorff
 import numpy as np
 
 from pitcli.data.formats import parse_draft
-from pitcli.data.records import Prompt, RowError, RowProblem, describe, file_label, read_rows
+from pitcli.data.records import Prompt, RowError, file_label, read_rows
+from pitcli.data.strict_json import RowProblem, describe
 from pitcli.errors import InputError
 from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pitcli.console import note, warn
 from pitcli.data.formats import parse_draft
-from pitcli.data.records import Comparison, Prompt, RowError, RowProblem, read_rows
+from pitcli.data.records import Comparison, Prompt, RowError, read_rows
+from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
 MAX_LISTED = 20

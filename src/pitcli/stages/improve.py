@@ -6,20 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.config import ImproveConfig, Method, StopRule
+from pitcli.config import ImproveConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
-from pitcli.data.records import (
-    Draft,
-    RowError,
-    RowProblem,
-    file_label,
-    read_rows,
-    refuse_output_as_input,
-    write_row,
-)
+from pitcli.data.records import Draft, RowError, file_label, read_rows, refuse_output_as_input, write_row
 from pitcli.data.streams import open_growing, ramped, row_key
+from pitcli.data.strict_json import RowProblem
 from pitcli.engine.durable import file_digest, write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
 from pitcli.engine.loading import WEIGHTS
@@ -29,6 +22,7 @@ from pitcli.engine.run_folder import last_metrics
 from pitcli.engine.sampling import Decoding
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
+from pitcli.sections import Method, StopRule
 
 SHOWN = 3
 MAX_LISTED = 20

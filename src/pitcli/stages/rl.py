@@ -17,11 +17,12 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, RlConfig, Role, Stage
+from pitcli.config import CONFIG, RlConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
-from pitcli.data.records import PreferencePair, RowError, RowProblem, file_label
+from pitcli.data.records import PreferencePair, RowError, file_label
+from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
@@ -34,6 +35,7 @@ from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
+from pitcli.sections import Role, Stage
 
 SHOWN = 3
 

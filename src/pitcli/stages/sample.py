@@ -7,8 +7,9 @@ from itertools import islice
 from pitcli.config import SampleConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
-from pitcli.data.records import Draft, RowError, RowProblem, file_label, refuse_output_as_input, write_row
+from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
 from pitcli.data.streams import open_output, ramped, row_seed
+from pitcli.data.strict_json import RowProblem
 from pitcli.engine.models import POLICY
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.inputs import Base, find_run, open_base

@@ -3,7 +3,7 @@
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, Role, SftConfig
+from pitcli.config import CONFIG, SftConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
@@ -22,6 +22,7 @@ from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
+from pitcli.sections import Role
 
 SHOWN = 2
 SHOWN_TOKENS = 96

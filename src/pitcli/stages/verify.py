@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from pitcli.config import ModelSettings, VerifyConfig
+from pitcli.config import VerifyConfig
 from pitcli.console import note, table
 from pitcli.engine.durable import verify_dir
 from pitcli.engine.models import TREE_TOLERANCE
 from pitcli.engine.run_folder import CHECKPOINTS, AdapterRole, Manifest, load_manifest
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
+from pitcli.sections import ModelSettings
 
 
 def run(config: VerifyConfig) -> None:
