@@ -121,7 +121,7 @@ def test_iterations_are_ranked_as_the_judge_ranks_them() -> None:
         return float(draw.random() < 1 / (1 + math.exp(-difference)))
 
     rows = [row(place, "o", "i3", steps("o", "i1", "i2", "i3")) for place in range(600)]
-    system = System("system", (), {}, {})
+    system = System("system", (), {}, ())
     judged = ask(judge_of(noisy), iteration_comparisons(rows, True))
     found = iterations_result(system, rows, judged, True, HOW)
     strengths = [step.strength for step in found.by_iteration]
@@ -151,7 +151,7 @@ def test_calibration_finds_a_gap_model_that_is_too_sure() -> None:
     said_of = {one.response: one.steps[0].p_better or 0 for one in rows}
     half_as_sure = judge_of(lambda c: float(draw.random() < 0.5 + (said_of[c.response] - 0.5) / 2))
     judged = ask(half_as_sure, iteration_comparisons(rows, False))
-    bins = iterations_result(System("s", (), {}, {}), rows, judged, False, HOW).calibration
+    bins = iterations_result(System("s", (), {}, ()), rows, judged, False, HOW).calibration
     assert len(bins) == 10
     assert bins[0].p_better == pytest.approx(0.05, abs=0.01)
     assert bins[0].judged_better == pytest.approx(0.275, abs=0.08)
@@ -213,8 +213,8 @@ def good(**fields: Any) -> results.Comparison:
 
 
 def reasons_of(*comparisons: results.Comparison, **fields: Any) -> list[str]:
-    rival = System("rival", (), {}, {"settings": {"method": "best-of-n"}})
-    system = System("system", (), {}, {})
+    rival = System("rival", (), {}, ({"settings": {"method": "best-of-n"}},))
+    system = System("system", (), {}, ())
     over = good(baseline="rival", baseline_generated_tokens=10.0)
     settings = {"judges": [judge_result()], "comparisons": [*comparisons, over], "controls": [], **fields}
     found = claim(system, [system, rival], harm_cap=0.05, **settings)
@@ -254,9 +254,9 @@ def test_each_thing_that_does_not_hold_is_a_reason(
 
 
 def test_a_best_of_n_that_spent_less_does_not_count() -> None:
-    rival = System("rival", (), {}, {"settings": {"method": "best-of-n"}})
+    rival = System("rival", (), {}, ({"settings": {"method": "best-of-n"}},))
     cheap = good(baseline="rival", baseline_generated_tokens=5.0)
-    found = claim(System("system", (), {}, {}), [rival], [judge_result()], [good(), cheap], [], 0.05)
+    found = claim(System("system", (), {}, ()), [rival], [judge_result()], [good(), cheap], [], 0.05)
     assert found.reasons == ["best-of-n at equal tokens was not compared"]
 
 

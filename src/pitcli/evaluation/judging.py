@@ -1,12 +1,11 @@
 """Asking a judge: each comparison once, in either order, and whether the judge may be asked at all."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pitcli.console import progress
+from pitcli.console import note, progress
 from pitcli.data.formats import load_pairs
 from pitcli.data.records import Comparison, PreferencePair, Prompt
 from pitcli.data.splits import prompt_key
@@ -61,6 +60,7 @@ def ask(judge: Judge, comparisons: Iterable[Comparison]) -> Judged:
     verdicts: dict[Comparison, Verdict] = {}
     # long ones together: a batch then holds little padding
     ordered = sorted(wanted, key=lambda c: -len(c.response) - len(c.reference_response))
+    note(f"{judge.name}: {len(ordered)} comparisons to judge")
     with progress(f"asking {judge.name}", len(ordered)) as advance:
         for start in range(0, len(ordered), AT_ONCE):
             chunk = ordered[start : start + AT_ONCE]
@@ -121,11 +121,12 @@ def shared_rows(trained_on: Any, systems: Sequence[System]) -> list[str]:
         for system in systems
         if any(
             data["digest"] == trained_on.digest or prompts & set(data["prompts"])
-            for data in system.record.get("origin", {}).get("gap_data", [])
+            for origin in system.origins()
+            for data in origin.get("gap_data", [])
         )
     ]
 
 
 def unknown_origin(systems: Sequence[System]) -> list[str]:
     """The systems of which nothing says what their gap models were trained on."""
-    return [system.name for system in systems if "origin" not in system.record and Path(*system.files[:1]).name]
+    return [system.name for system in systems if {} in system.origins()]

@@ -54,19 +54,27 @@ Key = tuple[int, Prompt, str, int]
 
 
 class System(NamedTuple):
-    """A named system: its rows by key, where they are from, and the record that stands beside its files."""
+    """A named system: its rows by key, where they are from, and the records that stand beside its files."""
 
     name: str
     files: tuple[str, ...]
     rows: dict[Key, Row]
-    record: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
     baseline: str = ORIGINAL
 
     def at(self, keys: Iterable[Key]) -> list[Row]:
         return [self.rows[key] for key in keys]
 
+    def record(self) -> dict[str, Any]:
+        """Of the first file; those of other training seeds differ from it by the seed."""
+        return self.records[0] if self.records else {}
+
     def method(self) -> str:
-        return str(self.record.get("settings", {}).get("method", ""))
+        return str(self.record().get("settings", {}).get("method", ""))
+
+    def origins(self) -> list[dict[str, Any]]:
+        """What each file's record says of its gap models' data and of RL; empty where nothing is known."""
+        return [record.get("origin", {}) for record in self.records]
 
 
 def named_files(values: Sequence[str], option: str) -> dict[str, list[str]]:
@@ -89,7 +97,7 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
         for seed, file in enumerate(files):
             rows |= _read(file, seed, by, max_rows)
         label, _, baseline = name.partition("/")
-        systems.append(System(label, tuple(files), rows, _record(files[0]), baseline or ORIGINAL))
+        systems.append(System(label, tuple(files), rows, tuple(map(_record, files)), baseline or ORIGINAL))
     return systems
 
 
@@ -183,7 +191,7 @@ def made_controls(system: System, seed: int) -> list[System]:
             key: row._replace(response=text, steps=(), generated_tokens=None)
             for (key, row), text in zip(system.rows.items(), texts, strict=True)
         }
-        return System(name, (), rows, {})
+        return System(name, (), rows, ())
 
     return [
         rewritten("padded", [pad(text, draw.random()) for text in originals]),

@@ -165,8 +165,8 @@ def judge_result(
 
 
 def system_result(system: System, field: Field) -> results.System:
-    training = system.record.get("origin", {}).get("training", {})
-    record = {name: part for name, part in system.record.items() if name != "origin"}
+    training = system.record().get("origin", {}).get("training", {})
+    record = {name: part for name, part in system.record().items() if name != "origin"}
     return results.System(
         name=system.name, files=list(system.files), rows=len(field.keys), record=record, training=training
     )
