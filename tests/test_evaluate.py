@@ -381,6 +381,11 @@ def test_the_judge_is_never_the_reward(folder: Path, monkeypatch: pytest.MonkeyP
     assert code == 0
     assert found["judges"][0]["independence"] == "trained on prompts that no gap model here was trained on"
     assert 0 <= found["judges"][0]["consistency"] <= 1
+    record_beside(folder, "better-1.jsonl", [seen[0]])  # the rows of another training seed
+    assert evaluate(folder, "--input=b=better-0.jsonl,b=better-1.jsonl", "--judge=gap:judge")[0] == 2
+    (folder / "better-1.jsonl.manifest.json").unlink()
+    code, found = evaluate(folder, "--input=b=better-0.jsonl,b=better-1.jsonl", "--judge=gap:judge")
+    assert found["judges"][0]["independence"].startswith("not known")
     (folder / "better-0.jsonl.manifest.json").unlink()
 
 
