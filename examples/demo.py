@@ -1,6 +1,6 @@
 """`make demo`: the whole method on the embedded model, judged by the oracle on held-out prompts.
 
-Every step is a `pit` command, printed before it runs; the figures at the end are computed from its output rows.
+Every step is a `pit` command, printed before it runs; the last one judges what the others wrote.
 """
 
 import argparse
@@ -12,13 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pitcli.cli import main as pit
-from pitcli.console import samples, table
-from pitcli.data.synthetic import quality
-from pitcli.evaluation.statistics import compare, mean_interval
 
 ROWS = 8000
 FOLDS = "sft=1,reward=2,rl=1,test=0.4"
@@ -40,6 +36,8 @@ STEPS = [
     f"pit improve --run runs/sft --input drafts.jsonl --output sft_only.jsonl --stop none --max-iters 1 {TINY}",
     f"pit improve --input drafts.jsonl --output improved.jsonl --stop none --max-iters 1 {TINY}",
     f"pit improve --input drafts.jsonl --output stopped.jsonl --max-iters 5 {TINY}",
+    "pit evaluate --input pit=improved.jsonl,sft-only=sft_only.jsonl,learned-stop=stopped.jsonl --judge oracle"
+    " --out evaluation",
 ]
 
 
@@ -50,9 +48,15 @@ def main() -> None:
     start = time.time()
     shutil.rmtree(out, ignore_errors=True)
     run_in(out, STEPS)
-    summary = judge(out, time.time() - start)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{summary['seconds']:.0f} s; figures in {out / 'summary.json'}, runs in {out / 'runs'}")
+    figures = summary(out, time.time() - start)
+    (out / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
+    low, high = figures["improver_less_sft_only_ci"]
+    print(
+        f"PIT after RL less SFT-only, mean quality: {figures['improver_less_sft_only']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
+    print(
+        f"{figures['seconds']:.0f} s; figures in {out / 'summary.json'}, a report in {out / 'evaluation/report.html'}"
+    )
 
 
 def run_in(folder: Path, commands: Sequence[str]) -> None:
@@ -66,61 +70,21 @@ def run_in(folder: Path, commands: Sequence[str]) -> None:
             sys.exit(f"this step ended with exit code {code}")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def grades(rows: Sequence[dict[str, Any]], field: str = "response") -> list[float]:
-    return [quality(row["prompt"], row[field]) for row in rows]
-
-
-def judge(out: Path, seconds: float) -> dict[str, Any]:
-    """The table and the figures of summary.json, from the rows that the commands wrote."""
-    systems = {
-        "SFT-only improver": read(out / "sft_only.jsonl"),
-        "PIT, one iteration": read(out / "improved.jsonl"),
-        "PIT, learned stop": read(out / "stopped.jsonl"),
-    }
-    rows = systems["PIT, one iteration"]
-    prompts = [row["prompt"] for row in rows]
-    originals = grades(rows, "original_response")
-    lines: list[list[Any]] = [["originals", fmean(originals), "", "", ""]]
-    compared = {}
-    for name, improved in systems.items():
-        compared[name] = result = compare(grades(improved), originals, prompts)
-        interval = f"{result.delta:+.1f} [{result.delta_ci[0]:+.1f}, {result.delta_ci[1]:+.1f}]"
-        outcome = f"{result.wins}/{result.ties}/{result.losses}"
-        lines.append([name, fmean(grades(improved)), outcome, interval, calls(improved)])
-    table(
-        f"Judged by the oracle on {len(rows)} held-out prompts",
-        ["system", "mean quality", "W/T/L against the originals", "delta, points [95%]", "calls a draft"],
-        lines,
-    )
-    gains = [after - before for after, before in zip(grades(rows), grades(systems["SFT-only improver"]), strict=True)]
-    low, high = mean_interval(gains)
-    print(f"PIT after RL less SFT-only, mean quality: {fmean(gains):+.4f} [{low:+.4f}, {high:+.4f}]\n", flush=True)
-    changed = [row for row in rows if row["response"] != row["original_response"]]
-    samples([(row["prompt"], row["original_response"], row["response"]) for row in changed[:4]])
-    pit = compared["PIT, one iteration"]
+def summary(out: Path, seconds: float) -> dict[str, Any]:
+    """The figures of summary.json, from what `pit evaluate` found."""
+    found = json.loads((out / "evaluation" / "evaluation.json").read_text())["comparisons"]
+    lines = {(one["system"], one["baseline"]): one for one in found}
+    over_originals, over_sft = lines["pit", "original"], lines["pit", "sft-only"]
     return {
-        "originals": fmean(originals),
-        "sft_only": fmean(grades(systems["SFT-only improver"])),
-        "improver": fmean(grades(rows)),
-        "wins": pit.wins,
-        "ties": pit.ties,
-        "losses": pit.losses,
-        "delta": pit.delta,
-        "delta_ci": list(pit.delta_ci),
-        "rows": len(rows),
+        "originals": over_originals["grades"][1],
+        "sft_only": lines["sft-only", "original"]["grades"][0],
+        "improver": over_originals["grades"][0],
+        **{name: over_originals[name] for name in ("wins", "ties", "losses", "delta", "delta_ci", "rows")},
         "seconds": round(seconds, 1),
-        "improver_less_sft_only": fmean(gains),
-        "improver_less_sft_only_ci": [low, high],
-        "learned_stop": fmean(grades(systems["PIT, learned stop"])),
+        "improver_less_sft_only": over_sft["grades"][0] - over_sft["grades"][1],
+        "improver_less_sft_only_ci": over_sft["grade_difference_ci"],
+        "learned_stop": lines["learned-stop", "original"]["grades"][0],
     }
-
-
-def calls(rows: Sequence[dict[str, Any]]) -> float:
-    return fmean(len(row["iterations"]) for row in rows)
 
 
 if __name__ == "__main__":
