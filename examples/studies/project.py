@@ -40,17 +40,19 @@ TINY = Recipe(
 )
 
 
-def real(model: str, data: str, steps: int | None, rows: int) -> Recipe:
-    """Default settings on real pairs; a judge is trained on a fold of its own. steps bounds each training."""
-    bound = f"--max-steps {steps}" if steps else ""
+def real(args: argparse.Namespace) -> Recipe:
+    """Default settings on real pairs; a judge is trained on a fold of its own."""
+    bounds = f"--skip-long {f'--max-steps {args.steps}' if args.steps else ''}"
+    if args.max_length:
+        bounds += f" --max-length {args.max_length}"
     return Recipe(
-        model=model,
-        prepare=f"--data {shlex.quote(data)} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
-        drafts=f"--max-rows {rows}",
-        sft=f"--skip-long {bound}",
-        reward=f"--skip-long {bound}",
-        rl=f"--skip-long {bound}",
-        decoding="--max-new-tokens 128",
+        model=args.model,
+        prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
+        drafts=f"--max-rows {args.rows}",
+        sft=bounds,
+        reward=bounds,
+        rl=f"{bounds} --rollout-max-new-tokens {args.max_new_tokens}",
+        decoding=f"--max-new-tokens {args.max_new_tokens}",
     )
 
 
@@ -182,16 +184,10 @@ def run_study(
     report: what is printed besides, from the folder and the seeds; on the synthetic task only, whose oracle it asks.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder that the studies share")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="seeds made at the same time")
-    parser.add_argument("--model", default="tiny", help="tiny: the synthetic task; any other takes --data")
-    parser.add_argument("--data", help="preference pairs for a real model")
-    parser.add_argument("--steps", type=int, help="real models: bound of each training")
-    parser.add_argument("--rows", type=int, default=500, help="real models: drafts to improve")
-    parser.add_argument("--only", choices=["make", "evaluate"], help="only one half")
-    args = parser.parse_args()
-    recipe = TINY if args.model == "tiny" else real(args.model, str(Path(args.data).resolve()), args.steps, args.rows)
+    args = study_parser(description).parse_args()
+    if (args.model == "tiny") != (args.data is None):
+        sys.exit("--model tiny makes its own data; any other takes --data")
+    recipe = TINY if args.model == "tiny" else real(args)
     if args.model != "tiny":
         systems = [*systems, "self-refine"] if "best-of-n" in systems else systems
     out = args.out.resolve()
@@ -201,10 +197,27 @@ def run_study(
         in_processes(recipe, folders, systems, args.jobs)
     print(f"\nmade in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
-        evaluate(out, folders, evaluations, "oracle" if args.model == "tiny" else "gap:seed-0/runs/judge")
+        independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
+        evaluate(out, folders, evaluations, "--judge=oracle" if args.model == "tiny" else independent)
         if report and args.model == "tiny":
             report(out, args.seeds)
     print(f"{time.time() - start:.0f} s in all")
+
+
+def study_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder that the studies share")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="seeds made at the same time")
+    parser.add_argument("--only", choices=["make", "evaluate"], help="only one half")
+    parser.add_argument("--model", default="tiny", help="tiny: the synthetic task; any other takes --data")
+    real_text = parser.add_argument_group("real text")
+    real_text.add_argument("--data", help="preference pairs")
+    real_text.add_argument("--steps", type=int, help="bound of each training")
+    real_text.add_argument("--max-length", type=int, help="longest conversation in tokens")
+    real_text.add_argument("--max-new-tokens", type=int, default=128, help="longest response in tokens")
+    real_text.add_argument("--rows", type=int, default=500, help="drafts to improve")
+    return parser
 
 
 def in_processes(recipe: Recipe, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
@@ -234,7 +247,7 @@ def evaluate(out: Path, folders: dict[int, Path], evaluations: list[str], judge:
 
     os.chdir(out)
     for line in evaluations:
-        command = ["evaluate", *(with_files(word, folders) for word in shlex.split(line)), "--judge", judge]
+        command = ["evaluate", *(with_files(word, folders) for word in shlex.split(f"{line} {judge}"))]
         print(f"\n$ pit {shlex.join(command)}", flush=True)
         if code := pit(command):
             sys.exit(f"this step ended with exit code {code}")
