@@ -183,7 +183,6 @@ def run_study(
 
     report: what is printed besides, from the folder and the seeds; on the synthetic task only, whose oracle it asks.
     """
-    parser = argparse.ArgumentParser(description=description)
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
         sys.exit("--model tiny makes its own data; any other takes --data")
