@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "proje
 def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """The systems and the evaluations of a study."""
     given: list[Any] = []
-    monkeypatch.setattr(project, "run_study", lambda *arguments: given.extend(arguments[1:3]))
+    monkeypatch.setattr(project, "run_study", lambda *arguments, **settings: given.extend(arguments[1:3]))
     runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
     return given[0], given[1]
 

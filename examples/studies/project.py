@@ -7,6 +7,7 @@ already is not made again, so that studies under one --out share their runs.
 import argparse
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 import time
@@ -178,17 +179,22 @@ def run_study(
     systems: list[str],
     evaluations: list[str],
     report: Callable[[Path, list[int]], None] | None = None,
+    real_only: tuple[str, ...] = (),
 ) -> None:
     """Make the systems for every seed, then run the evaluations, whose --input and --control name systems.
 
     report: what is printed besides, from the folder and the seeds; on the synthetic task only, whose oracle it asks.
+    real_only: systems that the tiny model cannot be, because it does not follow instructions.
     """
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
         sys.exit("--model tiny makes its own data; any other takes --data")
     recipe = TINY if args.model == "tiny" else real(args)
     if args.model != "tiny":
-        systems = [*systems, "self-refine"] if "best-of-n" in systems else systems
+        systems = [*systems, *real_only]
+        evaluations = [
+            re.sub(r"--input=\S+", lambda found: ",".join((found[0], *real_only)), one) for one in evaluations
+        ]
     out = args.out.resolve()
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
