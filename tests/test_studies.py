@@ -52,6 +52,8 @@ def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.M
     for line in evaluations:
         words = [project.with_files(word, folders) for word in shlex.split(line)]
         config = settings(shlex.join(["evaluate", *words, "--judge", "oracle"]))
+        named = {file.partition("=")[0] for file in config.input} | {"original"}
+        assert {file.partition("=")[0].partition("/")[2] or "original" for file in config.control} <= named
         for file in (*config.input, *config.control):
             assert Path(file.partition("=")[2]).name in made
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
         ],
         [
             f"--input=pit,best-of-n,sft-only,resample,rlhf {CONTROLS} --out=main-one-iteration",
-            f"--input=pit-stop,best-of-n-stop,resample {CONTROLS} --out=main-learned-stop",
+            f"--input=pit-stop,best-of-n-stop,sft-only,resample {CONTROLS} --out=main-learned-stop",
         ],
         real_only=("self-refine",),
     )
