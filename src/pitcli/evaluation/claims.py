@@ -82,9 +82,12 @@ def claim(
             reasons.append(f"{where}: length-controlled delta {shown_controlled(one)}")
         if one.seed is None and one.harm_rate > harm_cap:
             reasons.append(f"{where}: harm rate {one.harm_rate:.1%}, over {harm_cap:.0%}")
-    reasons += _over_best_of_n(system, systems, [one for one in mine if one.seed is None])
+    if usable:
+        reasons += _over_best_of_n(system, systems, [one for one in mine if one.seed is None])
     reasons += [
-        f"control {one.name} failed ({one.judge}: {one.seen}; {one.wanted})" for one in controls if not one.passed
+        f"control {one.name} failed ({one.judge}: {one.seen}; {one.wanted})"
+        for one in controls
+        if one.judge in usable and not one.passed
     ]
     return results.Claim(system=system.name, improves=not reasons, reasons=reasons)
 

@@ -46,7 +46,16 @@ def print_evaluation(evaluation: results.Evaluation) -> None:
         table(
             "Controls",
             ["control", "judge", "wanted", "seen", ""],
-            [[c.name, c.judge, c.wanted, c.seen, "passed" if c.passed else "FAILED"] for c in evaluation.controls],
+            [
+                [
+                    c.name,
+                    c.judge,
+                    c.wanted,
+                    "not shown" if c.judge in refused else c.seen,
+                    "passed" if c.passed else "FAILED",
+                ]
+                for c in evaluation.controls
+            ],
         )
     for one in evaluation.claims:
         note(f"{one.system}: " + ("improves" if one.improves else "not shown to improve: " + "; ".join(one.reasons)))
