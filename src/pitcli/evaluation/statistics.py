@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 DRAWS = 10_000
 BLOCK = 4_000_000  # weights computed with at a time
 KEPT = 60_000_000  # weights of two bytes that are kept to be used again
+WITHIN_DRAWS = 400  # draws by which the variance within a seed is estimated
 SIMILAR_LENGTH = 0.1
 
 Interval = tuple[float, float]
@@ -31,47 +32,64 @@ class PairedComparison(NamedTuple):
 
 
 class Bootstrap:
-    """95% percentile intervals that resample prompts and, where there are several, training seeds.
+    """95% percentile intervals that resample prompts and, as far as they differ, training seeds.
 
-    Rows share a cluster where they share a prompt. A row's weight in a draw is how often its prompt was drawn times
-    how often its seed was (the pigeonhole bootstrap, Owen 2007: prompts and seeds may be crossed or nested). A
-    statistic maps weights of shape (B, N) to B values; the draws are the same for every statistic.
+    A row's weight in a draw is how often its prompt was drawn. Where there are several seeds it is multiplied by
+    1 + c (k - 1), k being how often its seed was drawn; c makes the variance between seeds what it is estimated to be:
+    that of the seeds' own values less what prompts alone put between them (variance components, as in the reflated
+    residual bootstrap of Carpenter, Goldstein and Rasbash 2003). Drawing seeds and prompts both in full (c = 1) would
+    count the prompts' noise up to three times. A statistic maps weights of shape (B, N) to B values or vectors; the
+    draws are the same for every statistic.
     """
 
     def __init__(self, clusters: Places, seeds: Places | None = None, draws: int = DRAWS, seed: int = 0) -> None:
         self.cluster_N = np.unique(np.asarray(clusters), return_inverse=True)[1]
-        self.seed_N = np.unique(np.asarray(seeds), return_inverse=True)[1] if seeds is not None else None
+        self.seed_N = np.zeros(len(self.cluster_N), int) if seeds is None else np.unique(seeds, return_inverse=True)[1]
+        self.seeds = int(self.seed_N.max()) + 1
         self.draws, self.seed = draws, seed
 
-    def weights(self) -> Iterator[np.ndarray]:
-        """How often each row is in each draw, in blocks of shape (B, N)."""
+    def prompt_weights(self) -> Iterator[np.ndarray]:
+        """How often each row's prompt is in each draw, in blocks of shape (B, N)."""
         rng = np.random.default_rng(self.seed)
+        prompts = int(self.cluster_N.max()) + 1
         block = max(1, BLOCK // len(self.cluster_N))
         for start in range(0, self.draws, block):
-            size = min(block, self.draws - start)
-            weights_BN = _drawn(rng, self.cluster_N, size)
-            yield weights_BN if self.seed_N is None else weights_BN * _drawn(rng, self.seed_N, size)
+            # two bytes: a draw that holds one prompt 65,536 times will not be seen
+            yield _counts(rng, prompts, min(block, self.draws - start)).astype(np.uint16)[:, self.cluster_N]
 
     @cached_property
     def kept(self) -> list[np.ndarray] | None:
-        """All the weights, where they are few enough to be kept: drawing them takes longer than using them."""
-        if self.draws * len(self.cluster_N) > KEPT:
-            return None
-        return list(self.weights())
+        """All of them, where they are few enough to be kept: drawing them takes longer than using them."""
+        return list(self.prompt_weights()) if self.draws * len(self.cluster_N) <= KEPT else None
 
     def sample(self, statistic: Statistic) -> np.ndarray:
         """The statistic in every draw, shape (draws,) or (draws, ...)."""
-        blocks = self.weights() if self.kept is None else self.kept
-        return np.concatenate([statistic(weights_BN.astype(np.float64)) for weights_BN in blocks])
+        spread = self.seed_spread(statistic)
+        rng = np.random.default_rng(self.seed + 1)
+        values = []
+        for weights_BN in self.kept or self.prompt_weights():
+            times_BS = 1 + spread * (_counts(rng, self.seeds, len(weights_BN)) - 1)
+            values.append(statistic(weights_BN * times_BS[:, self.seed_N]))
+        return np.concatenate(values)
+
+    def seed_spread(self, statistic: Statistic) -> float:
+        """c: 0 where the seeds differ no more than their prompts make them, 1 where prompts explain nothing of it."""
+        if self.seeds == 1:
+            return 0.0
+        weights_BN = next(iter(self.kept or self.prompt_weights()))[:WITHIN_DRAWS].astype(float)
+        masks_SN = self.seed_N == np.arange(self.seeds)[:, None]
+        between = np.var(statistic(masks_SN.astype(float)), axis=0, ddof=1)
+        within = np.mean([np.var(statistic(weights_BN * mask_N), axis=0) for mask_N in masks_SN], axis=0)
+        share = (between - within) / np.maximum(between, 1e-12) * self.seeds / (self.seeds - 1)
+        return float(np.sqrt(np.clip(share, 0, 1)).max())
 
     def interval(self, statistic: Statistic) -> Interval:
         return percentile_interval(self.sample(statistic))
 
 
-def _drawn(rng: np.random.Generator, group_N: np.ndarray, size: int) -> np.ndarray:
-    groups = int(group_N.max()) + 1
-    # of a uniform draw of so many a group holds a few; 65,535 of them would take as many groups
-    return rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.uint16)[:, group_N]
+def _counts(rng: np.random.Generator, groups: int, draws: int) -> np.ndarray:
+    """How often each group is drawn when as many are drawn as there are, shape (draws, groups)."""
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
 def percentile_interval(values_D: np.ndarray) -> Interval:
