@@ -55,7 +55,9 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
             name = str(entry["loc"][0]) if entry["loc"] else None
             what = _what(entry, list(config_class.model_fields))
             where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
-            problems.append(f"{name}: must be given" if entry["type"] == "missing" else where + what)
+            problems.append(
+                f"{_as_given(config_class, name)}: must be given" if entry["type"] == "missing" else where + what
+            )
         raise SettingsError(problems) from None
     if problems:
         raise SettingsError(problems)
@@ -117,6 +119,12 @@ def _default_text(field: FieldInfo) -> str:
     if isinstance(default, bool):
         default = "yes" if default else "no"
     return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
+
+
+def _as_given(config_class: type[Settings], name: str | None) -> str:
+    """A setting as it stands on the command line: an argument by its name, anything else as a flag."""
+    extra = config_class.model_fields[name or ""].json_schema_extra
+    return str(name) if isinstance(extra, dict) and extra.get("argument") else _flag(str(name))
 
 
 def _flag(name: str) -> str:

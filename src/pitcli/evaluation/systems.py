@@ -175,7 +175,7 @@ def align(systems: Sequence[System]) -> list[Key]:
     for system in systems:
         if left_out := len(system.rows) - len(keys):
             warn(f"{system.name}: {left_out} rows that the other systems do not have are left out")
-    note(f"{len(keys)} rows, {len(systems)} systems")
+    note(f"{len(keys)} rows of {', '.join(system.name for system in systems)}")
     return keys
 
 
