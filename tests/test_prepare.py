@@ -151,3 +151,74 @@ def test_shuffled_labels_keep_the_pairs_and_lose_the_preference(tmp_path: Path) 
     ]
     assert all(one != other for one, other in zip(same, swapped, strict=True))
     assert 160 < sum(swapped) < 240
+
+
+RATED = [
+    {"prompt": "Name a fish", "response": f"fish {rating}", "helpfulness": rating, "verbosity": 4 - rating}
+    for rating in (1, 4, 3)
+]
+
+
+def test_ratings_become_pairs_of_the_field_and_margin_asked_for(tmp_path: Path) -> None:
+    data = write(tmp_path / "in.jsonl", RATED)
+
+    def made(*flags: str) -> list[tuple[object, object]]:
+        assert cli.main(["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", "--folds=all=1", *flags]) == 0
+        return [(row["chosen"], row["rejected"]) for row in rows_of(tmp_path / "out" / "all.jsonl")]
+
+    assert made() == [("fish 4", "fish 1"), ("fish 4", "fish 3")]
+    assert made("--rating-margin=2") == [("fish 4", "fish 1")]
+    assert made("--rating-field=verbosity") == [("fish 1", "fish 4"), ("fish 1", "fish 3")]
+    made()
+    assert load_pairs(data) == load_pairs(tmp_path / "out" / "all.jsonl")
+
+
+def test_a_dry_run_shows_the_data_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*pairs_about(3), pairs_about(1)[0], HH_ROW, {"prompt": "\x1b[2J", "chosen": "a " * 8, "rejected": "b"}]
+    data = write(tmp_path / "in.jsonl", rows[::-1])
+    assert cli.main(["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", "--folds=a=1", "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\x1b" not in err
+    assert "prompt[0] user: \\x1b[2J\n" in err
+    cells = [line.split() for line in err.splitlines()]
+    assert ["canonical", "/", "TRL", "preference", "5"] in cells
+    assert ["HH", "transcripts", "/", "TRL,", "implicit", "prompt", "1"] in cells
+    # the words of the prompts: 1, 2, 2, 2 and (Hi, Hello, Name a fish) 5
+    assert ["prompt", "1", "2.4", "2", "4.4", "5"] in cells
+    assert ["1", "█" * 8, "1", "█" * 8, "1", "█" * 24, "5"] in cells
+    assert "duplicate rows: 1\n" in err
+    assert ["a", "5"] in cells
+
+
+def test_a_dry_run_counts_tokens_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "in.jsonl", [{"prompt": "cats", "chosen": "dog", "rejected": "dog dog"}])
+    line = ["prepare", f"--data={data}", "--folds=a=1", f"--out={tmp_path / 'out'}"]
+    assert cli.main([*line, "--dry-run", "--model=tiny"]) == 0
+    assert "Lengths in tokens" in capsys.readouterr().err
+    assert cli.main([*line, "--model=tiny"]) == 2
+    assert capsys.readouterr().err == "error: --model is for --dry-run\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags"),
+    [
+        ([{"prompt": "p", "chosen": "", "rejected": "x"}, *pairs_about(2)], ["--folds=all=1"]),
+        ([{"p": 1}], ["--folds=all=1"]),
+        (pairs_about(1), []),
+        (pairs_about(9), ["--folds=all=1", "--out={file}"]),
+        (RATED, ["--folds=all=1", "--rating-margin=9"]),
+    ],
+    ids=["bad row", "unknown row", "empty fold", "out is a file", "no pairs"],
+)
+def test_a_dry_run_fails_where_the_command_would(
+    rows: list[dict[str, object]], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "in.jsonl", rows)
+    line = ["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", *(flag.format(file=data) for flag in flags)]
+    assert cli.main(line) == 2
+    real = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert cli.main([*line, "--dry-run"]) == 2
+    assert [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")] == real != []
+    assert not (tmp_path / "out").exists()

@@ -194,8 +194,19 @@ class VerifyConfig(Settings):
 class PrepareConfig(Settings):
     """pit prepare: preference data to canonical JSONL, in disjoint folds."""
 
-    data: str | None = Field(None, description="Preference pairs in any known format, - for stdin")
+    data: str | None = Field(
+        None,
+        description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, - for stdin",
+    )
     synthetic: int | None = Field(None, ge=1, description="Make so many rows of the synthetic task instead")
+    dry_run: bool = Field(False, description="Write nothing; show what the data is, and fail where the command would")
+    model: str | None = Field(None, description="--dry-run: count the tokens of this base model instead of words")
+    rating_field: str | None = Field(
+        None, description="Rated responses: the field of the rating that makes pairs [default: helpfulness]"
+    )
+    rating_margin: float = Field(
+        0, ge=0, description="Rated responses: least difference from the best; equal ratings never make a pair"
+    )
     out: Path = Field(Path("data"), description="Folder for the folds")
     folds: str = Field("sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
@@ -210,9 +221,15 @@ class PrepareConfig(Settings):
             raise ValueError("give either --data or --synthetic")
         return self
 
+    @model_validator(mode="after")
+    def _model_of_dry_run(self) -> "PrepareConfig":
+        if self.model and not self.dry_run:
+            raise ValueError("--model is for --dry-run")
+        return self
+
 
 class EvaluateConfig(ModelSettings):
-    """pit evaluate: hold improved rows against the originals and against other systems."""
+    """pit evaluate: hold improved rows against originals and other systems."""
 
     input: Files = Field(
         (),

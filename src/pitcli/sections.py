@@ -91,7 +91,9 @@ class OptimSettings(Settings):
 
 class DataSettings(Settings):
     data: str | None = Field(
-        None, description="Preference pairs: .jsonl or .jsonl.gz, - for stdin [default: as the earlier runs]"
+        None,
+        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, - for stdin "
+        "[default: as the earlier runs]",
     )
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
     skip_long: bool = Field(

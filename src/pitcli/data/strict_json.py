@@ -43,7 +43,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise RowProblem("", f"a number of more than {sys.get_int_max_str_digits()} digits") from None
     if not isinstance(row, dict):
         raise RowProblem("", f"{describe(row)} where an object is wanted")
-    _check_values(row)
+    check_values(row)
     return row
 
 
@@ -77,7 +77,8 @@ def _explain(error: json.JSONDecodeError) -> str:
     return f"not JSON: {error.msg} {column}"
 
 
-def _check_values(row: dict[str, Any]) -> None:
+def check_values(row: dict[str, Any]) -> None:
+    """RowProblem where a value could not stand in a line of strict JSON, or only half of a character."""
     # An explicit stack: the depth that json accepts differs between Python versions, ours does not.
     waiting: list[tuple[Any, str, int]] = [(row, "", 1)]
     while waiting:

@@ -11,7 +11,10 @@ from typing import Any
 
 from pitcli import console
 from pitcli.config import PrepareConfig
-from pitcli.data.formats import TRANSCRIPTS, load_pairs, parse_pair
+from pitcli.data.conversations import TRANSCRIPTS
+from pitcli.data.formats import Reading, read_pairs
+from pitcli.data.pair_formats import RATING_FIELD, parse_pair
+from pitcli.data.preview import Ruler, preview
 from pitcli.data.records import PreferencePair, write_row
 from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
@@ -25,11 +28,21 @@ def run(config: PrepareConfig) -> None:
     shares = _shares(config.folds)
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
     _refuse_overwriting(config.data, paths)
+    if config.out.exists() and not config.out.is_dir():
+        raise SettingsError(f"--out: {config.out} is no folder")
     notes: Counter[str] = Counter()
-    pairs = _load(config, notes)
+    pairs, errors, formats = _load(config, notes)
+    if config.dry_run:
+        preview(pairs, formats, notes, *_ruler(config.model))
+    if errors:
+        raise InputError(errors)
     folds = split_folds(shuffled_labels(pairs, config.seed) if config.shuffle_labels else pairs, shares, config.seed)
     if empty := [name for name, pairs in folds.items() if not pairs]:
         raise InputError(f"too few prompts for so many folds: nothing falls to {', '.join(empty)}; see --folds")
+    if config.dry_run:
+        console.table("Folds", ["fold", "rows"], [[name, len(pairs)] for name, pairs in folds.items()])
+        console.note("dry run: nothing was written")
+        return
 
     config.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in folds.items():
@@ -56,7 +69,7 @@ def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[Preferen
 
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
-    """What `load_pairs` reads back to the same pair."""
+    """What is read back to the same pair."""
     prompt: str | list[dict[str, str]] = [message._asdict() for message in pair.prompt]
     only = pair.prompt[0]
     # One user message is plain text, unless it looks like a transcript and would be read as one.
@@ -79,12 +92,26 @@ def _refuse_overwriting(data: str | None, paths: dict[str, Path]) -> None:
             raise SettingsError(f"--out: fold {name} would overwrite --data {data}; choose another folder")
 
 
-def _load(config: PrepareConfig, notes: Counter[str]) -> list[PreferencePair]:
+def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
     if config.synthetic is None:
         assert config.data is not None, "PrepareConfig asks for exactly one of the two"
-        return load_pairs(config.data, config.max_rows, notes)
+        field = config.rating_field or RATING_FIELD
+        return read_pairs(config.data, config.max_rows, notes, field, config.rating_margin)
     rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
-    return [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
+    pairs = [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
+    return Reading(pairs, [], Counter({"synthetic": len(pairs)}))
+
+
+def _ruler(model: str | None) -> tuple[Ruler, str]:
+    """How the dry run measures texts, and in what."""
+    if model is None:
+        return lambda text: len(text.split()), "words"
+    # here, not above: torch takes seconds to import
+    from pitcli.engine.bases import resolve_base
+    from pitcli.engine.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(resolve_base(model))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)), "tokens"
 
 
 def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None:

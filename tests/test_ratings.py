@@ -1,0 +1,62 @@
+"""Rated responses become pairs of the best against each worse one."""
+
+from collections import Counter
+
+import pytest
+
+from pitcli.data.ratings import Rated, pairs_of_ratings, parse_rated
+from pitcli.data.records import Message
+from pitcli.data.strict_json import RowProblem
+
+P, Q = (Message("user", "p"),), (Message("user", "q"),)
+
+
+def made(rated: list[Rated], margin: float = 0) -> tuple[list[tuple[str, str, str, int]], Counter[str]]:
+    notes: Counter[str] = Counter()
+    pairs = pairs_of_ratings(rated, margin, notes)
+    return [(pair.prompt[0].content, pair.chosen, pair.rejected, pair.line) for pair in pairs], notes
+
+
+def test_the_best_stands_against_each_worse_response_of_its_prompt() -> None:
+    rated = [
+        Rated(P, "ok", 2, 1),
+        Rated(Q, "x", 0, 2),
+        Rated(P, "best", 4, 3),
+        Rated(P, "bad", 0, 4),
+        Rated(Q, "y", 1, 5),
+    ]
+    pairs, notes = made(rated)
+    assert pairs == [("p", "best", "ok", 3), ("p", "best", "bad", 3), ("q", "y", "x", 5)]
+    assert not notes
+
+
+def test_what_makes_no_pair_is_counted() -> None:
+    rated = [Rated(P, "a", 4, 1), Rated(P, "b", 4, 2), Rated(P, "c", 3, 3), Rated(P, "a", 1, 4), Rated(Q, "x", 4, 5)]
+    pairs, notes = made(rated, 2)
+    assert pairs == []
+    assert notes == {
+        "rated responses left out: rated too near the best": 2,
+        "rated responses left out: the same text as the best": 1,
+        "rated responses left out: the only one to their prompt": 1,
+    }
+    assert made(rated, 1)[0] == [("p", "a", "c", 1)]
+
+
+def test_the_ratings_are_kept_under_the_names_of_ultrafeedback() -> None:
+    [pair] = pairs_of_ratings([Rated(P, "a", 4, 1), Rated(P, "b", 1.5, 2)], 0, Counter())
+    assert pair.extra == {"score_chosen": 4, "score_rejected": 1.5}
+
+
+def test_turns_of_helpsteer_and_numbers_in_text() -> None:
+    prompt = "c#\n<extra_id_1>Assistant\nWhat about it?\n<extra_id_1>User\nWrite a loop\n<extra_id_1>Assistant\n"
+    rated = parse_rated({"prompt": prompt, "response": " for ", "quality": " 3.5"}, "quality", 7)
+    turns = (Message("user", "c#"), Message("assistant", "What about it?"), Message("user", "Write a loop"))
+    assert rated == Rated(turns, "for", 3.5, 7)
+
+
+@pytest.mark.parametrize("rating", [None, "good", True, "nan", [1]])
+def test_a_rating_is_a_number(rating: object) -> None:
+    with pytest.raises(RowProblem) as caught:
+        parse_rated({"prompt": "p", "response": "r", "helpfulness": rating}, "helpfulness", 1)
+    assert caught.value.field == "helpfulness"
+    assert caught.value.reason.endswith("where a number is wanted")
