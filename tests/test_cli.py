@@ -29,6 +29,7 @@ MODULES = {
     "evaluate": "evaluate",
     "annotate": "annotate",
     "agree": "agree",
+    "doctor": "doctor",
 }
 
 Runs = list[tuple[str, Any]]

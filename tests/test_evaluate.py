@@ -14,7 +14,7 @@ from pitcli import cli
 from pitcli.config import RewardConfig
 from pitcli.data.records import Comparison, Message
 from pitcli.data.synthetic import preference_rows, quality
-from pitcli.errors import InputError, SettingsError
+from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation import results
 from pitcli.evaluation.claims import claim, corrected
 from pitcli.evaluation.comparing import Draws, against_originals, comparison_result, edit_size
@@ -48,17 +48,13 @@ def compared(rows: list[Row], judge: Judge) -> results.Comparison:
     return found
 
 
-def words(text: str) -> int:
-    return len(text.split())
-
-
 def test_an_improver_that_only_pads_wins_before_a_judge_that_loves_length_and_loses_under_length_control() -> None:
     draw = random.Random(0)
     originals = [" ".join(["word"] * draw.randint(10, 40)) for _ in range(1500)]
     rows = [row(place, text, pad(text, draw.random())) for place, text in enumerate(originals)]
 
     def loves_length(comparison: Comparison) -> float:
-        longer = words(comparison.response) - words(comparison.reference_response)
+        longer = (len(comparison.response) - len(comparison.reference_response)) / 5
         # padding by itself is worse; each word more makes it look better
         return float(draw.random() < 1 / (1 + math.exp(0.5 - 0.25 * longer)))
 
@@ -83,6 +79,41 @@ def test_rows_without_a_verdict_are_left_out() -> None:
     rows = [row(0, "a", "b"), row(1, "a", "c")]
     found = compared(rows, judge_of(lambda c: None if c.response == "c" else 1.0))
     assert (found.rows, found.wins) == (1, 1)
+
+
+def test_a_few_rows_show_nothing_however_they_fall() -> None:
+    few = compared([row(place, "a", f"b{place}") for place in range(19)], judge_of(lambda c: 1.0))
+    assert (few.delta_ci, few.p_value, few.verdict) == ((100, 100), 1.0, "no difference shown")
+    enough = compared([row(place, "a", f"b{place}") for place in range(20)], judge_of(lambda c: 1.0))
+    assert enough.verdict == "better"
+
+
+def test_a_judge_that_says_nothing_of_the_labelled_pairs_ends_in_one_line(tmp_path: Path) -> None:
+    file = pairs_file(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(RunError, match="constructed: no verdict on any pair of"):
+        validate(judge_of(lambda c: None), file, None, 100, 0)
+
+
+def test_iterations_without_gaps_and_without_ranks_are_judged_against_the_one_before() -> None:
+    plain = [Step("o", "i1", None, "i1", 3), Step("i1", "i2", None, "i2", 3)]
+    rows = [row(place, "o", "i2", plain) for place in range(3)]
+    judged = ask(
+        judge_of(lambda c: None if c.prompt[0].content == "prompt 0" else 1.0), iteration_comparisons(rows, False)
+    )
+    found = iterations_result(System("s", (), {}, ()), rows, judged, False, HOW)
+    assert [step.delta for step in found.by_iteration] == [0, 100, 100]  # the row without verdicts is left out
+    assert found.by_iteration[2].strength is None
+
+
+def test_text_without_spaces_has_a_length() -> None:
+    draw = random.Random(3)
+    originals = ["字" * draw.randint(10, 40) for _ in range(300)]
+    rows = [row(place, text, pad(text, draw.random())) for place, text in enumerate(originals)]
+    found = compared(rows, judge_of(lambda c: 0.5 + 0.5 * np.sign(len(c.response) - len(c.reference_response))))
+    assert found.delta > 90
+    assert found.length_controlled_delta is not None
+    assert found.length_controlled_delta < found.delta
+    assert found.mean_length > found.baseline_mean_length
 
 
 def test_copies_are_not_asked_and_the_other_way_round_is_the_same_question() -> None:
@@ -131,7 +162,7 @@ def test_iterations_are_ranked_as_the_judge_ranks_them() -> None:
     assert best.strength_ci[0] > 1.5
     elos = [step.elo for step in found.by_iteration]
     assert max(range(4), key=lambda k: elos[k] or 0) == 2
-    assert found.by_iteration[3].harm_rate == pytest.approx(1 / (1 + math.exp(-2)), abs=0.05)
+    assert found.by_iteration[3].worse_than_before == pytest.approx(1 / (1 + math.exp(-2)), abs=0.05)
     assert [step.generated_tokens for step in found.by_iteration] == [0, 3, 6, 9]
 
 
@@ -170,7 +201,7 @@ def test_a_judge_that_only_counts_words_does_not_beat_length(tmp_path: Path) -> 
     ]
     rows = [one for one in rows if one["chosen"].strip() != one["rejected"].strip()]
     file = pairs_file(tmp_path / "pairs.jsonl", rows)
-    longer = judge_of(lambda c: 0.5 + 0.5 * np.sign(words(c.response) - words(c.reference_response)))
+    longer = judge_of(lambda c: 0.5 + 0.5 * np.sign(len(c.response) - len(c.reference_response)))
     found = validate(longer, file, "subset", 500, 0)
     assert [one.dataset for one in found] == ["all", "x", "y"]
     assert found[0].agreement == found[0].longest
@@ -194,9 +225,14 @@ def test_holm_takes_data_sets_and_judges_of_one_comparison_together() -> None:
 
 
 def judge_result(name: str = "oracle", **fields: Any) -> results.JudgeResult:
-    return results.JudgeResult(
-        name=name, identity={}, independence="", **{"validation": [], "consistency": None, "failed": 0, **fields}
-    )
+    usual: dict[str, Any] = {
+        "validation": [],
+        "consistency": None,
+        "failed": 0,
+        "independence": "",
+        "independent": True,
+    }
+    return results.JudgeResult(name=name, identity={}, **{**usual, **fields})
 
 
 def good(**fields: Any) -> results.Comparison:
@@ -207,16 +243,20 @@ def good(**fields: Any) -> results.Comparison:
             "length_controlled_ci": (5.0, 20.0),
             "delta_ci": (5.0, 20.0),
             "harm_rate": 0.01,
+            "verdict": "better",
             **fields,
         },
     )
+
+
+SHUFFLED = results.Control(name="shuffled", judge="oracle", wanted="no gain", seen="", passed=True)
 
 
 def reasons_of(*comparisons: results.Comparison, **fields: Any) -> list[str]:
     rival = System("rival", (), {}, ({"settings": {"method": "best-of-n"}},))
     system = System("system", (), {}, ())
     over = good(baseline="rival", baseline_generated_tokens=10.0)
-    settings = {"judges": [judge_result()], "comparisons": [*comparisons, over], "controls": [], **fields}
+    settings = {"judges": [judge_result()], "comparisons": [*comparisons, over], "controls": [SHUFFLED], **fields}
     found = claim(system, [system, rival], harm_cap=0.05, **settings)
     assert found.improves == (not found.reasons)
     return found.reasons
@@ -237,13 +277,16 @@ def test_a_system_that_does_all_of_it_improves() -> None:
             "oracle, seed 1: length-controlled",
         ),
         ([good(harm_rate=0.06)], {}, "harm rate 6.0%, over 5%"),
-        ([good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)], {}, "over rival"),
+        ([good(), good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)], {}, "over rival"),
         ([good()], {"judges": [judge_result(), judge_result("gap:j")]}, "gap:j: not held against human labels"),
         (
             [good()],
-            {"controls": [results.Control(name="padded", judge="oracle", wanted="w", seen="s", passed=False)]},
+            {"controls": [SHUFFLED, SHUFFLED.model_copy(update={"name": "padded", "passed": False})]},
             "control padded failed",
         ),
+        ([good()], {"controls": []}, "no control of a gap model on shuffled labels"),
+        ([good()], {"judges": [judge_result(independent=False, independence="not known: x")]}, "not known: x"),
+        ([good(verdict="no difference shown")], {}, "oracle: no difference shown in 2 rows"),
     ],
 )
 def test_each_thing_that_does_not_hold_is_a_reason(
@@ -256,7 +299,7 @@ def test_each_thing_that_does_not_hold_is_a_reason(
 def test_a_best_of_n_that_spent_less_does_not_count() -> None:
     rival = System("rival", (), {}, ({"settings": {"method": "best-of-n"}},))
     cheap = good(baseline="rival", baseline_generated_tokens=5.0)
-    found = claim(System("system", (), {}, ()), [rival], [judge_result()], [good(), cheap], [], 0.05)
+    found = claim(System("system", (), {}, ()), [rival], [judge_result()], [good(), cheap], [SHUFFLED], 0.05)
     assert found.reasons == ["best-of-n at equal tokens was not compared"]
 
 
@@ -300,6 +343,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pairs_file(folder / f"better-{seed}.jsonl", answered(rows, True))
         pairs_file(folder / f"copy-{seed}.jsonl", answered(rows, False))
     pairs_file(folder / "pairs.jsonl", list(preference_rows(30, seed=5)))
+    pairs_file(folder / "fresh.jsonl", list(preference_rows(30, seed=6)))
     reward.run(
         RewardConfig(
             data=str(folder / "pairs.jsonl"),
@@ -338,7 +382,10 @@ def test_the_oracle_sees_what_is_better(folder: Path, monkeypatch: pytest.Monkey
     assert controls["padded"]["passed"]
     assert controls["constant"]["passed"]
     (claimed,) = found["claims"]
-    assert claimed["reasons"] == ["best-of-n at equal tokens was not compared"]
+    assert claimed["reasons"] == [
+        "no control of a gap model on shuffled labels (--control)",
+        "best-of-n at equal tokens was not compared",
+    ]
     out, err = capfd.readouterr()
     assert out == ""
     assert "Comparisons" in err
@@ -379,7 +426,9 @@ def test_the_judge_is_never_the_reward(folder: Path, monkeypatch: pytest.MonkeyP
     record_beside(folder, "better-0.jsonl", ["0" * 16])
     code, found = evaluate(folder, *line)
     assert code == 0
-    assert found["judges"][0]["independence"] == "trained on prompts that no gap model here was trained on"
+    assert found["judges"][0]["independence"] == (
+        "no prompt that a gap model here was trained on is known to be among its own"
+    )
     assert 0 <= found["judges"][0]["consistency"] <= 1
     record_beside(folder, "better-1.jsonl", [seen[0]])  # the rows of another training seed
     assert evaluate(folder, "--input=b=better-0.jsonl,b=better-1.jsonl", "--judge=gap:judge")[0] == 2
@@ -394,7 +443,7 @@ def test_win_rates_of_a_judge_that_does_not_beat_length_are_not_printed(
 ) -> None:
     monkeypatch.chdir(folder)
     code, found = evaluate(
-        folder, "--input=better-0.jsonl", "--judge=gap:judge", "--validate-on=pairs.jsonl", "--max-rows=20"
+        folder, "--input=better-0.jsonl", "--judge=gap:judge", "--validate-on=fresh.jsonl", "--max-rows=20"
     )
     assert code == 0
     assert not found["judges"][0]["validation"][0]["beats_length"]
@@ -426,6 +475,12 @@ def test_judges_can_be_held_against_labels_alone(folder: Path, monkeypatch: pyte
         (["--input=a=better-0.jsonl", "--control=a=copy-0.jsonl", "--judge=oracle"], "the name a is taken"),
         (["--input=better-0.jsonl", "--control=c/x=copy-0.jsonl", "--judge=oracle"], "no system x in --input"),
         (["--input=nowhere.jsonl", "--judge=oracle"], "nowhere.jsonl: no such file"),
+        (["--input=better-0.jsonl", "--judge=oracle,oracle"], "--judge: one is named twice"),
+        (
+            ["--input=better-0.jsonl,x/better-0.jsonl", "--judge=oracle"],
+            "two files are called better-0; give NAME=FILE",
+        ),
+        (["--judge=gap:judge", "--validate-on=pairs.jsonl"], "gap:judge was trained on prompts of pairs.jsonl"),
         (["--input=hh.jsonl", "--judge=oracle"], "it can judge the synthetic task only"),
     ],
 )

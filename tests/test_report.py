@@ -111,7 +111,7 @@ def comparison(system: str = "pit", baseline: str = "original", judge: str = "or
     return Comparison(system=system, baseline=baseline, judge=judge, **{**values, **other})
 
 
-def validation(beats_length: bool, dataset: str = "hh_test") -> Validation:
+def validation(beats_length: bool, dataset: str = "all") -> Validation:
     return Validation(
         file="labels.jsonl",
         dataset=dataset,
@@ -131,6 +131,7 @@ def judge(name: str = "oracle", *validations: Validation) -> JudgeResult:
         name=name,
         identity={"kind": "gap", "digest": "3fa9"},
         independence="shares no rows with the reward",
+        independent=True,
         validation=list(validations),
         consistency=0.91,
         failed=2,
@@ -146,6 +147,7 @@ def iterations(system: str = "pit", judge: str = "oracle", calibrated: bool = Tr
             delta_ci=(30 * (1 - 0.5**number) - 8, 30 * (1 - 0.5**number) + 8),
             grade=0.611 + 0.03 * number,
             harm_rate=0.02 * number,
+            worse_than_before=0.02 * number,
             copy_rate=0.1,
             generated_tokens=400.0 * number,
             strength=0.4 * number,
@@ -234,7 +236,7 @@ def test_a_full_evaluation_has_every_section_and_can_be_read(full_html: str) -> 
     assert "−12.3 [−15.5, 0.0]" in said
     assert "4.2% [2.1%, 6.6%]" in said
     assert "about 1,840 rows would show this Δ" in said
-    assert "oracle shares no rows with the reward 91.0% 2 not validated" in said
+    assert "oracle shares no rows with the reward 91.0% 2 needs none: it is the truth" in said
     assert "70.1% [67.0%, 73.0%] 55.1% [+11.2, +18.8]" in said
     assert "pit, 2 against original" in said
 
@@ -282,14 +284,14 @@ def test_what_could_not_be_estimated_is_a_dash() -> None:
     )
     said = words(page)
     assert "+30.0 [+21.5, +38.2] – 121.4 vs 110.4" in said
-    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 2,000 – –" in said
+    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 10.0% 2,000 – –" in said
     assert page.tags.count("svg") == 1 + 1 + 1 + 1
     assert "would show" not in said  # there are more rows than that
 
 
 @pytest.mark.parametrize("others", [[], [True]])
 def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]) -> None:
-    biased = judge("ruler", *(validation(beats) for beats in others), validation(False, "mtbench_human"))
+    biased = judge("ruler", *(validation(beats) for beats in others), validation(False))
     compared = comparison(judge="ruler", wins=317, delta=58.5, delta_ci=(51.5, 64.5), harm_by_decile=[0.1] * 10)
     seen = Control(name="pads", judge="ruler", wanted="no gain", seen="+77.7", passed=False)
     sample = Sample(system="pit", prompt="p", original_response="a", response="b", p_better=0.6, judged=0.93)
@@ -305,7 +307,7 @@ def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]
     assert page.sections == ["summary", "over-optimisation", "samples", "made"]
     assert page.tags.count("svg") == 1  # the gap in training, which no judge has a part in
     said = words(page)
-    assert "The win rates of ruler are not shown. On mtbench_human (1,200 pairs) it agrees with people in 55.4%" in said
+    assert "The win rates of ruler are not shown. On all (1,200 pairs) it agrees with people in 55.4%" in said
     assert not {"317", "58.5", "77.7", "93.0%"} & set(re.findall(r"[\d.]+%?", said))
     assert "pads ruler no gain not shown failed" in said
 

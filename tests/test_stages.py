@@ -435,6 +435,18 @@ def test_best_of_n_spends_at_least_the_tokens_of_another_method_and_less_than_a_
         assert theirs["generated_tokens"] <= ours["generated_tokens"] < theirs["generated_tokens"] + last
 
 
+def test_equal_tokens_wants_the_rows_of_the_same_drafts(tmp_path: Path, capfd: Any) -> None:
+    write_rows(tmp_path / "plain.jsonl", [{"prompt": "Write 3 foods.", "response": "pie"}])
+    settings = {"input": "drafts.jsonl", "output": str(tmp_path / "n.jsonl"), "method": Method.best_of_n}
+    with pytest.raises(InputError, match=r"plain.jsonl:1:original_response: missing"):
+        improve.run(ImproveConfig(equal_tokens=str(tmp_path / "plain.jsonl"), **settings))
+    other = {"prompt": "Write 3 foods.", "original_response": "pie", "response": "jam", "generated_tokens": 4}
+    write_rows(tmp_path / "other.jsonl", [other])
+    assert improve.run(ImproveConfig(equal_tokens=str(tmp_path / "other.jsonl"), overwrite=True, **settings)) == 1
+    assert f"drafts.jsonl:1: not among the rows of --equal-tokens {tmp_path / 'other.jsonl'}" in capfd.readouterr().err
+    assert read_rows(tmp_path / "n.jsonl") == []
+
+
 def test_resampling_does_not_look_at_the_draft(tmp_path: Path) -> None:
     once = {"method": Method.resample, "stop": StopRule.none, "max_iters": 1, "temperature": 0.0}
     rows = improved(tmp_path, "resample", **once)

@@ -16,6 +16,7 @@ from pitcli import __version__, console
 from pitcli.config import (
     AgreeConfig,
     AnnotateConfig,
+    DoctorConfig,
     EvaluateConfig,
     ImproveConfig,
     PrepareConfig,
@@ -110,6 +111,7 @@ COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ..
     ),
     ("agree", AgreeConfig, partial(_run_stage, "agree"), "pit agree --labels labels.jsonl"),
     ("verify", VerifyConfig, partial(_run_stage, "verify"), "pit verify runs/rl"),
+    ("doctor", DoctorConfig, partial(_run_stage, "doctor"), "pit doctor --model smollm2"),
 )
 
 

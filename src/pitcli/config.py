@@ -184,6 +184,12 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         return self
 
 
+class DoctorConfig(Settings):
+    """pit doctor: check this machine, and say what mends it."""
+
+    model: str = Field("smollm2", description="Base model to look for: as --model of the other commands")
+
+
 class VerifyConfig(Settings):
     """pit verify: check that a run is what was saved, down to its scores."""
 

@@ -80,8 +80,7 @@ def _goes_on(tools: Tools, attempt: Attempt) -> bool:
         return False
     if tools.budgets is None:
         return len(attempt.iterations) < tools.config.max_iters
-    # a draft that cost nothing there costs nothing here
-    return attempt.tokens() < tools.budgets.get(row_key(attempt.draft), 0)
+    return attempt.tokens() < tools.budgets[row_key(attempt.draft)]
 
 
 def _iterate(tools: Tools, attempts: Sequence[Attempt], iteration: int) -> list[Attempt]:

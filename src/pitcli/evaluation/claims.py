@@ -2,14 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from pitcli.evaluation import results
 from pitcli.evaluation.comparing import verdict
 from pitcli.evaluation.statistics import holm
-from pitcli.evaluation.systems import ORIGINAL, System
+from pitcli.evaluation.systems import MADE, ORIGINAL, System
 from pitcli.evaluation.verdicts import ORACLE
 
-EQUAL_TOKENS = (0.95, 1.25)  # of the system's tokens, what a best-of-n at equal tokens has spent
+EQUAL_TOKENS = (0.95, 2.0)  # of the system's tokens, what a best-of-n has spent: its last draw may be long
+WIDEST = 40.0  # points: a control whose interval is wider says nothing
 
 
 def corrected(comparisons: Sequence[results.Comparison]) -> list[results.Comparison]:
@@ -54,6 +56,8 @@ def control_result(name: str, baseline: str, one: results.Comparison) -> results
         wanted, passed, seen = "must lose", one.delta_ci[1] < 0, shown(one)
     else:
         wanted, passed, seen = f"no gain over {baseline}", one.delta_ci[0] <= 0, shown(one)
+    if one.delta_ci[1] - one.delta_ci[0] > WIDEST:
+        passed, seen = False, f"{seen}: too few rows to tell"
     return results.Control(name=name, judge=one.judge, wanted=wanted, seen=seen, passed=passed)
 
 
@@ -66,13 +70,14 @@ def claim(
     harm_cap: float,
 ) -> results.Claim:
     """May it be said? Only where everything holds; else each thing that does not."""
-    usable = [judge.name for judge in judges if all(one.beats_length for one in judge.validation)]
+    usable = [judge.name for judge in judges if judge.usable]
     reasons = [f"{judge.name} does not beat length on human labels" for judge in judges if judge.name not in usable]
     reasons += [
         f"{judge.name}: not held against human labels"
         for judge in judges
         if not (judge.validation or judge.name == ORACLE)
     ]
+    reasons += [f"{judge.name}: {judge.independence}" for judge in judges if not judge.independent]
     mine = [one for one in comparisons if one.system == system.name and one.dataset == "all" and one.judge in usable]
     over_originals = [one for one in mine if one.baseline == ORIGINAL]
     several = any(one.seed is not None for one in over_originals)
@@ -80,8 +85,14 @@ def claim(
         where = f"{one.judge}, seed {one.seed}" if one.seed is not None else one.judge
         if (one.seed is not None or not several) and not gains_under_length_control(one):
             reasons.append(f"{where}: length-controlled delta {shown_controlled(one)}")
+        if one.seed is None and one.verdict != "better":
+            reasons.append(f"{where}: {one.verdict} in {one.rows} rows")
         if one.seed is None and one.harm_rate > harm_cap:
             reasons.append(f"{where}: harm rate {one.harm_rate:.1%}, over {harm_cap:.0%}")
+    if usable and not over_originals:
+        reasons.append("no judge gave a verdict")
+    if all(one.name in MADE for one in controls):
+        reasons.append("no control of a gap model on shuffled labels (--control)")
     if usable:
         reasons += _over_best_of_n(system, systems, [one for one in mine if one.seed is None])
     reasons += [
@@ -93,8 +104,14 @@ def claim(
 
 
 def _over_best_of_n(system: System, systems: Sequence[System], comparisons: Sequence[results.Comparison]) -> list[str]:
-    rivals = {other.name for other in systems if other.method() == "best-of-n"}
-    against = [one for one in comparisons if one.baseline in rivals and _equal_tokens(one)]
+    # by the record where --equal-tokens named this system's rows, else by what was spent
+    rivals = {other.name: other for other in systems if other.method() == "best-of-n"}
+    mine = {Path(file).name for file in system.files}
+    against = [
+        one
+        for one in comparisons
+        if one.baseline in rivals and (_equal_tokens(one) or rivals[one.baseline].equal_tokens() in mine)
+    ]
     if not against:
         return ["best-of-n at equal tokens was not compared"]
     return [f"{one.judge}: over {one.baseline} {shown(one)}" for one in against if one.delta_ci[0] <= 0]

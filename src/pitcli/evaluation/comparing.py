@@ -25,6 +25,7 @@ from pitcli.evaluation.statistics import (
 from pitcli.evaluation.systems import ORIGINAL, Row
 
 DECILES = 10
+FEWEST_PROMPTS = 20
 
 
 class Draws(NamedTuple):
@@ -88,7 +89,9 @@ def comparison_result(
     signs_N, rows, asked = all_signs[kept], [versus.rows[place] for place in kept], [asked[place] for place in kept]
     bootstrap = bootstrap_of(rows, how)
     delta_D = bootstrap.sample(mean_of(100 * signs_N))
-    delta_ci, p = percentile_interval(delta_D), p_value(delta_D)
+    delta_ci = percentile_interval(delta_D)
+    # so few prompts may all agree by chance, and a bootstrap of them knows no doubt
+    p = p_value(delta_D) if len({row.prompt for row in rows}) >= FEWEST_PROMPTS else 1.0
     grades, difference_ci, deciles = _graded(asked, signs_N, judged, bootstrap)
     wins, ties, losses = counts(signs_N)
     return results.Comparison(
@@ -139,8 +142,8 @@ def verdict(delta_ci: results.Interval, p: float) -> str:
 
 
 def length_figures(signs_N: np.ndarray, asked: Sequence[Comparison], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Lengths in words, and delta at equal lengths, within 10% of them, and where the response is shorter."""
-    ours_N, theirs_N = np.array([(len(c.response.split()), len(c.reference_response.split())) for c in asked]).T
+    """Lengths in characters (not every script parts words); delta at equal ones, within 10%, and where shorter."""
+    ours_N, theirs_N = np.array([(len(c.response), len(c.reference_response)) for c in asked]).T
     similar_N, shorter_N = np.abs(ours_N - theirs_N) <= SIMILAR_LENGTH * theirs_N, ours_N < theirs_N
     controlled, interval = None, None
     if length_is_identified(ours_N, theirs_N):

@@ -18,7 +18,8 @@ BINS = 10
 def iteration_comparisons(rows: Sequence[Row], every_pair: bool) -> list[Comparison]:
     """What iterations_result needs to have asked: each iteration against the originals, or every pair of them."""
     last = most_steps(rows)
-    pairs = combinations(range(last + 1), 2) if every_pair else ((0, k) for k in range(1, last + 1))
+    steps = {(j, k) for k in range(1, last + 1) for j in (0, k - 1)}
+    pairs = combinations(range(last + 1), 2) if every_pair else sorted(steps)
     standing = [Comparison(row.prompt, row.standing(j), row.standing(i)) for i, j in pairs for row in rows]
     written = [Comparison(row.prompt, step.written, step.before) for row in rows for step in said(row)]
     return standing + written
@@ -42,20 +43,21 @@ def iterations_result(
     strengths, intervals, ratings = ranked(rows, judged, last, bootstrap) if every_pair else ([], [], [])
     by_iteration = []
     for k in range(last + 1):
-        signs_N = np.nan_to_num([judged.sign(Comparison(row.prompt, row.standing(k), row.original)) for row in rows])
-        before = (
-            [judged.sign(Comparison(row.prompt, row.standing(k), row.standing(k - 1))) for row in rows] if k else [0]
-        )
+        all_N = np.array([judged.sign(Comparison(row.prompt, row.standing(k), row.original)) for row in rows])
+        kept = np.isfinite(all_N)
+        signs_N, of_kept = all_N[kept], bootstrap_of([row for row, keep in zip(rows, kept, strict=True) if keep], how)
+        before_N = [judged.sign(Comparison(row.prompt, row.standing(k), row.standing(max(0, k - 1)))) for row in rows]
         by_iteration.append(
             results.Iteration(
                 iteration=k,
                 reached=float(np.mean([len(row.steps) >= k for row in rows])),
                 delta=float(100 * signs_N.mean()),
-                delta_ci=bootstrap.interval(mean_of(100 * signs_N)),
+                delta_ci=of_kept.interval(mean_of(100 * signs_N)),
                 grade=float(np.mean([judged.grades[row.prompt, row.standing(k)] for row in rows]))
                 if judged.grades
                 else None,
-                harm_rate=float((np.array(before) < 0).mean()),
+                harm_rate=float((signs_N < 0).mean()),
+                worse_than_before=float(np.mean([sign < 0 for sign in before_N if np.isfinite(sign)])),
                 copy_rate=float(np.mean([row.standing(k) == row.standing(k - 1) for row in rows])) if k else 1.0,
                 generated_tokens=float(np.mean([row.tokens_until(k) for row in rows])),
                 strength=strengths[k] if strengths else None,

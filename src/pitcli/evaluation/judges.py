@@ -34,31 +34,44 @@ class Seated(NamedTuple):
 
 def seat(name: str, config: EvaluateConfig) -> Seated:
     """The judge of a --judge: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
+    check_name(name)
     kind, _, rest = name.partition(":")
     if name == ORACLE:
         return Seated(oracle_judge(), {"kind": "the synthetic task's quality function"})
-    if kind == "gap" and rest:
+    if kind == "gap":
         return gap_judge(name, Path(rest), config)
-    if kind == "hf" and rest:
+    if kind == "hf":
         return Seated(sequence_classifier_judge(name, rest, config), {"kind": "sequence classifier", "model": rest})
-    if kind == "openai" and rest:
-        judge = openai_judge(rest, config.base_url, config.out / "openai-cache.sqlite", config.concurrency)
-        return Seated(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
-    raise SettingsError(f"--judge: {name}: oracle, gap:RUN, hf:MODEL or openai:MODEL is wanted")
+    judge = openai_judge(rest, config.base_url, config.out / "openai-cache.sqlite", config.concurrency)
+    return Seated(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
+
+
+def check_name(name: str) -> None:
+    """SettingsError where --judge names no judge."""
+    kind, _, rest = name.partition(":")
+    if name != ORACLE and not (kind in ("gap", "hf", "openai") and rest):
+        raise SettingsError(f"--judge: {name}: oracle, gap:RUN, hf:MODEL or openai:MODEL is wanted")
 
 
 def by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
-    """A judge that grades single responses: P(better) = sigmoid(difference * scale), a tie where they are equal."""
+    """A judge that grades each response once: P(better) = sigmoid(difference * scale), a tie where they are equal."""
+
+    known: dict[tuple[Prompt, str], float] = {}
+
+    def grades(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
+        new = [row for row in dict.fromkeys(rows) if row not in known]
+        known.update(zip(new, grade(new) if new else [], strict=True))
+        return [known[row] for row in rows]
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        ours = grade([(c.prompt, c.response) for c in comparisons])
-        theirs = grade([(c.prompt, c.reference_response) for c in comparisons])
+        ours = grades([(c.prompt, c.response) for c in comparisons])
+        theirs = grades([(c.prompt, c.reference_response) for c in comparisons])
         return [
             Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (b - a) * scale)))))
             for a, b in zip(ours, theirs, strict=True)
         ]
 
-    return Judge(name, verdicts, grade)
+    return Judge(name, verdicts, grades)
 
 
 def oracle_judge() -> Judge:

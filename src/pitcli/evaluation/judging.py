@@ -8,7 +8,8 @@ import numpy as np
 from pitcli.console import note, progress
 from pitcli.data.formats import load_pairs
 from pitcli.data.records import Comparison, PreferencePair, Prompt
-from pitcli.data.splits import prompt_key
+from pitcli.data.splits import prompt_key, prompt_sketch
+from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.results import Validation
 from pitcli.evaluation.statistics import Bootstrap, mean_of
 from pitcli.evaluation.systems import System
@@ -77,24 +78,38 @@ def with_grades(judged: Judged, responses: Iterable[tuple[Prompt, str]]) -> Judg
     return judged._replace(grades=dict(zip(wanted, judged.judge.grades(wanted), strict=True)))
 
 
-def validate(judge: Judge, file: str, by: str | None, draws: int, seed: int) -> list[Validation]:
-    """A judge on labelled pairs: does it agree with the labels more than "longest" and "shortest" do?"""
+def validate(
+    judge: Judge, file: str, by: str | None, draws: int, seed: int, trained_on: Sequence[str] = ()
+) -> list[Validation]:
+    """A judge on labelled pairs: does it agree with the labels more than "longest" and "shortest" do?
+
+    trained_on: hashes of prompts that it was trained on, none of which may be in the file.
+    """
     pairs = load_pairs(file)
+    if set(prompt_sketch(pairs)) & set(trained_on):
+        raise SettingsError(
+            f"--validate-on: {judge.name} was trained on prompts of {file}; give pairs that are new to it"
+        )
     judged = ask(judge, (Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs))
     groups = {"all": pairs}
     if by is not None:
         for pair in pairs:
             groups.setdefault(str(pair.extra.get(by, "")), []).append(pair)
-    return [_validation(judged, file, name, group, draws, seed) for name, group in groups.items()]
+    found = [_validation(judged, file, name, group, draws, seed) for name, group in groups.items()]
+    if found[0] is None:
+        raise RunError(f"{judge.name}: no verdict on any pair of {file}")
+    return [one for one in found if one]
 
 
 def _validation(
     judged: Judged, file: str, dataset: str, pairs: Sequence[PreferencePair], draws: int, seed: int
-) -> Validation:
+) -> Validation | None:
     signs = np.array([judged.sign(Comparison(pair.prompt, pair.chosen, pair.rejected)) for pair in pairs])
     kept = np.isfinite(signs)
+    if not kept.any():
+        return None
     agreement_N = (signs[kept] + 1) / 2
-    longer = np.sign([len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs])[kept]
+    longer = np.sign([len(pair.chosen) - len(pair.rejected) for pair in pairs])[kept]
     longest_N, shortest_N = (longer + 1) / 2, (1 - longer) / 2
     bootstrap = Bootstrap([prompt_key(pair) for pair, keep in zip(pairs, kept, strict=True) if keep], None, draws, seed)
     over_longest = bootstrap.interval(mean_of(agreement_N - longest_N))

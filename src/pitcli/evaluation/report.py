@@ -96,7 +96,7 @@ def _shortened(text: str) -> str:
 
 
 def _failing(judge: JudgeResult) -> list[Validation]:
-    return [validation for validation in judge.validation if not validation.beats_length]
+    return [] if judge.usable else [one for one in judge.validation if not one.beats_length]
 
 
 def _place(judge: str, dataset: str = "all") -> str:

@@ -15,11 +15,13 @@ class Comparison(_Result):
     """One system against one baseline by one judge. Deltas are win% - lose%, in points, with 95% intervals.
 
     dataset: the value of --by, else "all". seed: the place of a training seed's file, None for all of them together.
-    Lengths are in words, edit_size is the share of the words that changed, generated_tokens are means a row.
+    Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means a row.
     length_controlled_delta: None where no row is near an equal length, so that nothing can be read there.
     grades: mean quality of the system and of the baseline, where the judge grades single responses.
     harm_by_decile: share of rows made worse, by decile of the baseline's grade, the worst baselines first.
-    rows_needed: how many would show a delta of this size with 80% power, where none is shown.
+    p_value: 1 where there are fewer than 20 prompts.
+    rows_needed: how many would show a delta of this size with 80% power, where none is shown; of several seeds too few,
+    because more rows do not bring the seeds together.
     """
 
     system: str
@@ -75,21 +77,30 @@ class Validation(_Result):
 
 
 class JudgeResult(_Result):
-    """A judge: what it is, how it did on human labels, how often its two orders agreed, and how often it failed."""
+    """A judge: what it is, how it did on human labels, how often its two orders agreed, and how often it failed.
+
+    independent: False where it has seen what the reward has seen, or where that is not known.
+    """
 
     name: str
     identity: dict[str, Any]
     independence: str
+    independent: bool
     validation: list[Validation]
     consistency: float | None
     failed: int
 
+    @property
+    def usable(self) -> bool:
+        """Whether its win rates may be shown: on human labels it beats length, or it was not held against any."""
+        return all(one.beats_length for one in self.validation if one.dataset == "all")
+
 
 class Iteration(_Result):
-    """The responses after so many iterations, against the originals; harm_rate: share that is worse than before it.
+    """The responses after so many iterations, against the originals.
 
-    reached: the share of rows that went so far; the others stand with what they had. strength, elo: None where the
-    iterations were not judged against one another.
+    worse_than_before: the share that is worse than after the iteration before. reached: the share of rows that went so
+    far; the others stand with what they had. strength, elo: None where no iterations were judged against one another.
     """
 
     iteration: int
@@ -98,6 +109,7 @@ class Iteration(_Result):
     delta_ci: Interval
     grade: float | None
     harm_rate: float
+    worse_than_before: float
     copy_rate: float
     generated_tokens: float
     strength: float | None

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median_low
+from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
 from pitcli.console import note, warn
@@ -16,6 +16,7 @@ from pitcli.errors import InputError, SettingsError
 
 MAX_LISTED = 20
 ORIGINAL = "original"
+MADE = ("padded", "constant")  # controls that are made here
 
 
 class Step(NamedTuple):
@@ -72,6 +73,15 @@ class System(NamedTuple):
     def method(self) -> str:
         return str(self.record().get("settings", {}).get("method", ""))
 
+    def equal_tokens(self) -> str:
+        """The name of the file whose tokens a best-of-n was to spend."""
+        return Path(self.record().get("settings", {}).get("equal_tokens") or "").name
+
+    def training(self) -> dict[str, float]:
+        """How RL ended, the mean over the training seeds."""
+        runs = [origin["training"] for origin in self.origins() if origin.get("training")]
+        return {name: fmean(run[name] for run in runs) for name in runs[0]} if runs else {}
+
     def origins(self) -> list[dict[str, Any]]:
         """What each file's record says of its gap models' data and of RL; empty where nothing is known."""
         return [record.get("origin", {}) for record in self.records]
@@ -84,7 +94,12 @@ def named_files(values: Sequence[str], option: str) -> dict[str, list[str]]:
         name, equals, path = value.partition("=")
         if equals and not (name and path):
             raise SettingsError(f"{option}: {value}: FILE or NAME=FILE is wanted")
-        name, path = (name, path) if equals else (Path(value).name.split(".")[0], value)
+        if not equals:
+            name, path = Path(value).name.split(".")[0], value
+            if name in files:
+                raise SettingsError(
+                    f"{option}: two files are called {name}; give NAME=FILE (one name twice: two seeds)"
+                )
         files.setdefault(name, []).append(path)
     return files
 
@@ -96,7 +111,7 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
         rows: dict[Key, Row] = {}
         for seed, file in enumerate(files):
             rows |= _read(file, seed, by, max_rows)
-        label, _, baseline = name.partition("/")
+        label, _, baseline = name.partition("/") if option == "--control" else (name, "", "")
         systems.append(System(label, tuple(files), rows, tuple(map(_record, files)), baseline or ORIGINAL))
     return systems
 
@@ -194,12 +209,11 @@ def made_controls(system: System, seed: int) -> list[System]:
         return System(name, (), rows, ())
 
     return [
-        rewritten("padded", [pad(text, draw.random()) for text in originals]),
-        rewritten("constant", [constant] * len(originals)),
+        rewritten(MADE[0], [pad(text, draw.random()) for text in originals]),
+        rewritten(MADE[1], [constant] * len(originals)),
     ]
 
 
 def pad(text: str, share: float) -> str:
-    """The text with that share of its words once more at its end."""
-    words = text.split()
-    return " ".join([text, *words[: round(share * len(words))]])
+    """The text with that share of it once more at its end."""
+    return f"{text} {text[: round(share * len(text))]}".rstrip()

@@ -16,7 +16,7 @@ def print_evaluation(evaluation: results.Evaluation) -> None:
         note(f"judge {judge.name}: {judge.independence}{consistent}")
         if not (judge.validation or judge.name == ORACLE):
             warn(f"{judge.name} is not held against human labels (--validate-on)")
-        if not all(one.beats_length for one in judge.validation):
+        if not judge.usable:
             refused.add(judge.name)
             warn(
                 f"{judge.name} does not beat the longest and the shortest on human labels: its win rates are not shown"
@@ -84,18 +84,18 @@ def print_comparisons(comparisons: Sequence[results.Comparison]) -> None:
     table(
         "Comparisons (delta = win% - lose%, in points)",
         [
-            *(
-                "system",
-                "against",
-                "judge",
-                "W/T/L",
-                "delta [95%]",
-                "at equal lengths [95%]",
-                "words",
-                "harm",
-                "copies",
-            ),
-            *("tokens", "grade", ""),
+            "system",
+            "against",
+            "judge",
+            "W/T/L",
+            "delta [95%]",
+            "at equal lengths [95%]",
+            "characters",
+            "harm",
+            "copies",
+            "tokens",
+            "grade",
+            "",
         ],
         lines,
     )
@@ -105,7 +105,17 @@ def print_iterations(iterations: Sequence[results.Iterations]) -> None:
     for one in iterations:
         table(
             f"{one.system} by iteration, {one.judge}",
-            ["iteration", "reached", "delta [95%]", "grade", "harm", "tokens", "Bradley-Terry [95%]", "ELO"],
+            [
+                "iteration",
+                "reached",
+                "delta [95%]",
+                "grade",
+                "harm",
+                "worse than before",
+                "tokens",
+                "Bradley-Terry [95%]",
+                "ELO",
+            ],
             [
                 [
                     step.iteration,
@@ -113,6 +123,7 @@ def print_iterations(iterations: Sequence[results.Iterations]) -> None:
                     f"{step.delta:+.1f} [{step.delta_ci[0]:+.1f}, {step.delta_ci[1]:+.1f}]",
                     _number(step.grade, "{:.3f}"),
                     f"{step.harm_rate:.1%}",
+                    f"{step.worse_than_before:.1%}",
                     f"{step.generated_tokens:.1f}",
                     ""
                     if step.strength is None or step.strength_ci is None

@@ -14,11 +14,12 @@ from pitcli.evaluation import results
 from pitcli.evaluation.claims import claim, control_result, corrected
 from pitcli.evaluation.comparing import Draws, Versus, against, against_originals, comparison_result, parts
 from pitcli.evaluation.iterations import iteration_comparisons, iterations_result, most_steps
-from pitcli.evaluation.judges import Seated, seat
+from pitcli.evaluation.judges import Seated, check_name, seat
 from pitcli.evaluation.judging import Judged, ask, shared_rows, unknown_origin, validate, with_grades
 from pitcli.evaluation.report import render
-from pitcli.evaluation.systems import ORIGINAL, Key, Row, System, align, load_systems, made_controls
+from pitcli.evaluation.systems import MADE, ORIGINAL, Key, Row, System, align, load_systems, made_controls
 from pitcli.evaluation.tables import print_evaluation
+from pitcli.evaluation.verdicts import ORACLE
 
 
 class Field(NamedTuple):
@@ -64,14 +65,15 @@ def run(config: EvaluateConfig) -> None:
     verdicts: list[Judged] = []
     for name in config.judge:
         seated = seat(name, config)
-        independence = check_independence(seated, field, config)
+        independence, independent = check_independence(seated, field, config)
+        seen = seated.trained_on.prompts if seated.trained_on else []
         validation = [
             one
             for file in config.validate_on
-            for one in validate(seated.judge, file, config.by, config.draws, config.seed)
+            for one in validate(seated.judge, file, config.by, config.draws, config.seed, seen)
         ]
         judged = ask_all(seated, field, config)
-        judges.append(judge_result(seated, judged, independence, validation))
+        judges.append(judge_result(seated, judged, independence, independent, validation))
         found = [
             comparison_result(part, judged, dataset, seed, how)
             for versus in field.versus()
@@ -84,7 +86,7 @@ def run(config: EvaluateConfig) -> None:
         iterations += [
             iterations_result(system, rows, judged, config.rank_iterations, how)
             for system in field.systems
-            if most_steps(rows := field.rows(system)) > 1
+            if iterates(system, rows := field.rows(system))
         ]
         verdicts.append(judged)
     comparisons = corrected(comparisons)
@@ -107,13 +109,17 @@ def run(config: EvaluateConfig) -> None:
 
 
 def load(config: EvaluateConfig) -> Field:
-    """All rows, checked before a judge is loaded."""
+    """All rows, and the names of the judges, checked before one is loaded."""
+    for name in config.judge:
+        check_name(name)
+    if len(set(config.judge)) < len(config.judge):
+        raise SettingsError("--judge: one is named twice")
     if not config.input:
         return Field([], [], [])
     systems = load_systems(config.input, "--input", config.by, config.max_rows)
     given = load_systems(config.control, "--control", None, config.max_rows)
     names = [system.name for system in (*systems, *given)]
-    if taken := {name for name in names if names.count(name) > 1} | ({ORIGINAL, "padded", "constant"} & set(names)):
+    if taken := {name for name in names if names.count(name) > 1} | ({ORIGINAL, *MADE} & set(names)):
         raise SettingsError(f"--input: the name {', '.join(sorted(taken))} is taken; give NAME=FILE")
     for control in given:
         if control.baseline not in {ORIGINAL, *(system.name for system in systems)}:
@@ -122,27 +128,32 @@ def load(config: EvaluateConfig) -> Field:
     return Field(systems, [*given, *made_controls(systems[0], config.seed)], keys)
 
 
-def check_independence(seated: Seated, field: Field, config: EvaluateConfig) -> str:
-    """A judge that has seen what a gap model here was trained on is no judge; what is said of that in the report."""
+def check_independence(seated: Seated, field: Field, config: EvaluateConfig) -> tuple[str, bool]:
+    """A judge that has seen what a gap model here was trained on is no judge: what is said of that, and whether not."""
     name = seated.judge.name
     if seated.trained_on is None:
-        return "not trained by pit"
+        return ("the task's truth; it says nothing about language" if name == ORACLE else "not trained by pit"), True
     if seen := shared_rows(seated.trained_on, [*field.systems, *field.controls]):
         text = f"{name} was trained on rows of the gap model that {', '.join(seen)} used in RL or to stop"
         if not config.allow_reward_as_judge:
             raise SettingsError(f"--judge: {text}; train one on a fold of its own, or --allow-reward-as-judge")
         warn(text)
-        return f"NOT INDEPENDENT: {text}"
+        return f"NOT INDEPENDENT: {text}", False
     if unknown := unknown_origin(field.systems):
-        return f"not known: nothing beside the rows of {', '.join(unknown)} says what their gap models were trained on"
-    return "trained on prompts that no gap model here was trained on"
+        return f"not known: nothing beside the rows of {', '.join(unknown)} says what their gap models have seen", False
+    return "no prompt that a gap model here was trained on is known to be among its own", True
+
+
+def iterates(system: System, rows: Sequence[Row]) -> bool:
+    """Whether its steps build on one another; the draws of best-of-n do not."""
+    return most_steps(rows) > 1 and system.method() != "best-of-n"
 
 
 def ask_all(seated: Seated, field: Field, config: EvaluateConfig) -> Judged:
     """Every comparison that any result needs, in one go."""
     wanted = [c for versus in (*field.versus(), *field.controlled()) for c in versus.comparisons()]
     for system in field.systems:
-        if most_steps(rows := field.rows(system)) > 1:
+        if iterates(system, rows := field.rows(system)):
             wanted += iteration_comparisons(rows, config.rank_iterations)
     judged = ask(seated.judge, wanted)
     if failed := judged.failed():
@@ -152,12 +163,13 @@ def ask_all(seated: Seated, field: Field, config: EvaluateConfig) -> Judged:
 
 
 def judge_result(
-    seated: Seated, judged: Judged, independence: str, validation: list[results.Validation]
+    seated: Seated, judged: Judged, independence: str, independent: bool, validation: list[results.Validation]
 ) -> results.JudgeResult:
     return results.JudgeResult(
         name=seated.judge.name,
         identity=seated.identity,
         independence=independence,
+        independent=independent,
         validation=validation,
         consistency=judged.consistency(),
         failed=judged.failed(),
@@ -165,11 +177,16 @@ def judge_result(
 
 
 def system_result(system: System, field: Field) -> results.System:
-    training = system.record().get("origin", {}).get("training", {})
     record = {name: part for name, part in system.record().items() if name != "origin"}
     return results.System(
-        name=system.name, files=list(system.files), rows=len(field.keys), record=record, training=training
+        name=system.name, files=list(system.files), rows=len(field.keys), record=record, training=system.training()
     )
+
+
+def p_of_response(row: Row) -> float | None:
+    """What the gap model said of the response over the original: known where one improvement made it."""
+    taken = [step for step in row.steps if step.standing != step.before]
+    return taken[0].p_better if len(taken) == 1 else None
 
 
 def samples_of(field: Field, verdicts: Sequence[Judged], config: EvaluateConfig) -> list[results.Sample]:
@@ -184,7 +201,7 @@ def samples_of(field: Field, verdicts: Sequence[Judged], config: EvaluateConfig)
             prompt="\n\n".join(message.content for message in row.prompt),
             original_response=row.original,
             response=row.response,
-            p_better=row.steps[-1].p_better if row.steps else None,
+            p_better=p_of_response(row),
             judged=verdicts[0].p_better(row.against_original()),
         )
         for row in first.at(drawn)

@@ -101,7 +101,9 @@ def run(config: ImproveConfig) -> int:
         done = begin_output(config, base, models)
         tools = load_tools(config, base, models, budgets)
         with progress("improving", None, stream) as advance:
-            for batch in ramped(fitting(drafts, base, config, tally.on_error, notes), config.sample_batch_size):
+            for batch in ramped(
+                fitting(drafts, base, config, tally.on_error, notes, budgets), config.sample_batch_size
+            ):
                 wanted = [not _take(done, draft) for draft in batch]
                 # a batch that was written in part is improved as a whole, so that nothing of it comes out otherwise
                 attempts = improve_within_memory(tools, batch) if any(wanted) else []
@@ -125,7 +127,10 @@ def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[i
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
         "gap_temperature": models.gap_temperature(),
-        "origin": models.origin(),
+        "origin": {
+            **models.origin(),
+            "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
+        },
     }
     record = Path(f"{config.output}.manifest.json")
     if config.resume and Path(config.output).stat().st_size:
@@ -159,8 +164,10 @@ def done_rows(output: str) -> Counter[int]:
     problems: list[RowError] = []
     done: Counter[int] = Counter()
     for line, row in read_rows(output, problems.append):
-        draft = parse_draft({**row, "response": row.get("original_response")}, output, line)
-        done[row_key(draft)] += 1
+        try:
+            done[row_key(improved_draft(row, output, line))] += 1
+        except RowProblem as problem:
+            problems.append(RowError(output, line, problem.field, problem.reason))
     if problems:
         raise RunError([f"{problem}; the rows there cannot be gone on with" for problem in problems[:MAX_LISTED]])
     return done
@@ -182,15 +189,26 @@ def load_tools(config: ImproveConfig, base: Base, models: Models, budgets: Mappi
     return Tools(Writer(model, base.chat, decoding, policy), models.gap_temperature(), config, budgets)
 
 
+def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
+    """The draft that an improved row was made from."""
+    if "original_response" not in row:
+        raise RowProblem("original_response", "missing; rows of pit improve have it")
+    return parse_draft({**row, "response": row["original_response"]}, file, line)
+
+
 def read_budgets(path: str) -> dict[int, int]:
     """The tokens that each draft took, by its key, in rows of another pit improve."""
     problems: list[RowError] = []
     budgets: dict[int, int] = {}
     for line, row in read_rows(path, problems.append):
-        draft = parse_draft({**row, "response": row.get("original_response")}, path, line)
-        if not isinstance(tokens := row.get("generated_tokens"), int):
-            raise InputError(f"{path}:{line}:generated_tokens: a number is wanted; is it the output of pit improve?")
-        budgets[row_key(draft)] = tokens
+        try:
+            draft = improved_draft(row, path, line)
+            if not isinstance(tokens := row.get("generated_tokens"), int):
+                raise RowProblem("generated_tokens", "a number is wanted; is it the output of pit improve?")
+        except RowProblem as problem:
+            problems.append(RowError(path, line, problem.field, problem.reason))
+        else:
+            budgets[row_key(draft)] = tokens
     if problems:
         raise InputError([str(problem) for problem in problems[:MAX_LISTED]])
     return budgets
@@ -229,12 +247,15 @@ def fitting(
     config: ImproveConfig,
     on_error: Callable[[RowError], None],
     notes: Counter[str],
+    budgets: Mapping[int, int] | None = None,
 ) -> Iterator[Draft]:
     """The drafts whose improvement fits the context; the others are errors of their rows."""
     room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
     for line, draft in drafts:
         responses = {"response": draft.response}
         try:
+            if budgets is not None and row_key(draft) not in budgets:
+                raise RowProblem("", f"not among the rows of --equal-tokens {config.equal_tokens}")
             check_conversation(draft.prompt, responses, base.chat, base.max_length, notes, room)
         except RowProblem as problem:
             on_error(RowError(file_label(config.input), line, problem.field, problem.reason))

@@ -1,0 +1,263 @@
+"""pit doctor: does this machine have what pit needs, and if not, which command mends it?"""
+
+import codecs
+import fcntl
+import importlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+from pitcli import __version__
+from pitcli.config import DoctorConfig
+from pitcli.console import error, next_command, note, table, warn
+from pitcli.engine.durable import publish_dir, verify_dir, write_file
+from pitcli.engine.model_check import GIB, Result, Status, check_model, gib, nearest
+from pitcli.errors import PitError, RunError
+from pitcli.sections import Device
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+IMPORTED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "jinja2", "safetensors")
+# what a library that is broken, or does not fit the others or the driver, raises
+FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, PitError)
+LEAST_DISK, GOOD_DISK = 1 * GIB, 5 * GIB
+GOOD_MEMORY = 2 * GIB
+NF4_ERROR = 0.2  # relative; NF4 itself is off by about 0.09 on random weights
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+ELSEWHERE = "cd /a/folder/of/yours/on/a/local/disk"
+
+
+class Check(NamedTuple):
+    """needs: libraries without which it is not tried; fix: for what it raises."""
+
+    name: str
+    needs: tuple[str, ...]
+    fix: str
+    results: Callable[[], Iterator[Result]]
+
+
+def run(config: DoctorConfig) -> int:
+    """A table and the fixes on stderr, one JSON object on stdout; 3 where something that pit needs is broken."""
+    results: list[Result] = []
+    for check in checks(config.model):
+        results += tried(check, {result.check for result in results if result.status == "trouble"})
+    table(f"pit {__version__}", ["check", "", "found"], [result[:3] for result in results])
+    for result in results:
+        if result.status != "ok":
+            (error if result.status == "trouble" else warn)(f"{result.check}: {result.found}")
+            if result.fix:
+                next_command(result.fix)
+    troubles = sum(result.status == "trouble" for result in results)
+    note(f"{troubles} to mend" if troubles else "pit works here")
+    # ASCII: it must come through where the check of stdout failed
+    print(json.dumps({"pit": __version__, "ok": not troubles, "checks": [result._asdict() for result in results]}))
+    return RunError.exit_code if troubles else 0
+
+
+def checks(model: str) -> list[Check]:
+    reinstall = "pip install --force-reinstall"
+    return [
+        Check("python", (), "pip install .", check_python),
+        Check("libraries", (), "pip install .", check_libraries),
+        Check("device", ("torch", "accelerate"), f"{reinstall} torch", check_device),
+        Check("bf16", IMPORTED, f"{reinstall} torch", check_bf16),
+        Check("bitsandbytes", IMPORTED, f"{reinstall} bitsandbytes", check_bitsandbytes),
+        Check("tree attention", IMPORTED, f"{reinstall} transformers", check_trees),
+        Check("disk", ("safetensors",), ELSEWHERE, check_disk),
+        Check("files", (), ELSEWHERE, check_files),
+        Check("model", IMPORTED, "pit doctor --model smollm2", partial(check_model, model)),
+        Check("network", (), "", check_network),
+        Check("streams", (), "", check_streams),
+    ]
+
+
+def tried(check: Check, broken: set[str]) -> list[Result]:
+    """The results of a check; what it raises is a trouble."""
+    if missing := [name for name in check.needs if name in broken]:
+        return [Result(check.name, "warning", f"not checked: needs {missing[0]}")]
+    try:
+        return list(check.results())
+    except FAILURES as failure:
+        return [Result(check.name, "trouble", first_line(failure), check.fix)]
+
+
+def first_line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines() or [""]
+    return lines[0] if isinstance(failure, PitError) else f"{type(failure).__name__}: {lines[0]}"
+
+
+def check_python() -> Iterator[Result]:
+    from packaging.specifiers import SpecifierSet
+
+    needed = metadata("pitcli")["Requires-Python"]
+    found = platform.python_version()
+    if SpecifierSet(needed).contains(found, prereleases=True):
+        yield Result("python", "ok", found)
+    else:
+        least = needed.lstrip(">=")
+        fix = f"python{least} -m venv .venv && .venv/bin/pip install ."
+        yield Result("python", "trouble", f"{found}, and pit needs {needed}", fix)
+
+
+def check_libraries() -> Iterator[Result]:
+    """One line for all that are as pyproject.toml wants them, and one for each that is not."""
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(line) for line in requires("pitcli") or ()]
+    fine = []
+    for requirement in needed:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        trouble = library_trouble(requirement)
+        if trouble:
+            yield trouble
+        else:
+            fine.append(f"{requirement.name} {version(requirement.name)}")
+    yield Result("libraries", "ok", ", ".join(fine))
+
+
+def library_trouble(requirement: "Requirement") -> Result | None:
+    name, wanted = requirement.name, shlex.quote(str(requirement))
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Result(name, "trouble", f"not installed, and pit needs {requirement}", f"pip install {wanted}")
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Result(name, "trouble", f"{found}, and pit needs {requirement.specifier}", f"pip install -U {wanted}")
+    try:
+        if name in IMPORTED:
+            importlib.import_module(name)
+    except FAILURES as failure:
+        told = f"{found} does not import: {first_line(failure)}"
+        return Result(name, "trouble", told, f"pip install --force-reinstall {wanted}")
+    return None
+
+
+def check_device() -> Iterator[Result]:
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory()
+    host = f"{cores} CPU cores, {gib(memory.available)} of {gib(memory.total)} memory free"
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found = f"{torch.cuda.get_device_name()}, {gib(free)} of {gib(total)} free; {host}"
+    else:
+        free, found = memory.available, f"no CUDA; {host}"
+    if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").exists():
+        cause = "torch cannot use it; is the driver too old?" if torch.version.cuda else "this torch is for CPUs only"
+        fix = "nvidia-smi" if torch.version.cuda else "pip install --force-reinstall torch"
+        yield Result("device", "warning", f"there is an NVIDIA GPU, and {cause}; {host}", fix)
+    elif free < GOOD_MEMORY:
+        yield Result("device", "warning", f"{found}: little for training", "pit sft --micro-batch-size 1")
+    else:
+        yield Result("device", "ok", found)
+
+
+def check_bf16() -> Iterator[Result]:
+    """What pit computes in, and how bf16 does here; CPUs that emulate it are far slower in it."""
+    from pitcli.engine.loading import compute_dtype, pick_device
+    from pitcli.engine.self_test import bf16_slowdown
+
+    device = pick_device(Device.auto)
+    used = str(compute_dtype(device)).removeprefix("torch.")
+    ratio = bf16_slowdown(device)
+    speed = f"{ratio:.3g} times slower than" if ratio > 1.5 else f"{1 / ratio:.1f} times as fast as"
+    status: Status = "warning" if used == "bfloat16" and ratio > 1.5 else "ok"
+    yield Result("bf16", status, f"{speed} fp32 on this {device.type}; pit computes in {used}")
+
+
+def check_bitsandbytes() -> Iterator[Result]:
+    from pitcli.engine.loading import pick_device
+    from pitcli.engine.self_test import four_bit_error
+
+    device = pick_device(Device.auto)
+    off = four_bit_error(device)
+    if not off < NF4_ERROR:  # also where it is no number
+        raise RunError(f"4-bit results are off by {off:.2g} on {device.type}; --no-load-in-4bit does without")
+    yield Result("bitsandbytes", "ok", f"4-bit forward and backward work on {device.type}, off by {off:.2g}, as NF4 is")
+
+
+def check_trees() -> Iterator[Result]:
+    from pitcli.engine.loading import pick_device
+    from pitcli.engine.self_test import packs_trees
+
+    if packs_trees(pick_device(Device.auto)):
+        yield Result("tree attention", "ok", "packed pairs score as separate ones do")
+    else:
+        found = "packed pairs score otherwise than separate ones; pit reads them separately, which is slower"
+        yield Result("tree attention", "warning", found, "pip install -U torch transformers")
+
+
+def check_disk() -> Iterator[Result]:
+    from pitcli.engine.bases import cache_folder
+
+    for name, folder, fix in (
+        ("disk", Path.cwd(), ELSEWHERE),
+        ("cache", cache_folder(), "export PIT_CACHE=/a/folder/of/yours/with/space"),
+    ):
+        there = nearest(folder)
+        free = shutil.disk_usage(there).free
+        found = f"{gib(free)} free at {folder}"
+        if not os.access(there, os.W_OK):
+            yield Result(name, "trouble", f"{there} is not writable", fix)
+        elif free < GOOD_DISK:
+            yield Result(name, "trouble" if free < LEAST_DISK else "warning", found, fix)
+        else:
+            yield Result(name, "ok", found)
+
+
+def check_files() -> Iterator[Result]:
+    """In runs/: files and folders are replaced whole, and a lock keeps others out."""
+    place = nearest(Path("runs"))
+    with TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
+        folder = Path(scratch)
+        for text in ("old", "new"):
+            write_file(folder / "file", text)
+            publish_dir(folder / "run", lambda inside: write_file(inside / "file", (folder / "file").read_text()))
+        verify_dir(folder / "run")
+        if {(folder / "file").read_text(), (folder / "run" / "file").read_text()} != {"new"}:
+            yield Result("files", "trouble", f"files are not replaced in {place.resolve()}", ELSEWHERE)
+        elif not locks_out(folder / "lock"):
+            yield Result("files", "trouble", f"a lock in {place.resolve()} keeps nobody out", ELSEWHERE)
+        else:
+            yield Result("files", "ok", f"locks and atomic renames work in {place.resolve()}")
+
+
+def locks_out(path: Path) -> bool:
+    with path.open("w") as ours, path.open("w") as theirs:
+        fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def check_network() -> Iterator[Result]:
+    """Names of proxies only: their values may hold passwords."""
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    proxies = sorted(name for name in os.environ if name.lower() in PROXIES)
+    mode = f"HF_HUB_OFFLINE={offline}" if offline else "HF_HUB_OFFLINE is not set"
+    yield Result("network", "ok", f"{mode}; {'proxies: ' + ', '.join(proxies) if proxies else 'no proxies'}")
+
+
+def check_streams() -> Iterator[Result]:
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout}
+    encodings = {name: codecs.lookup(stream.encoding).name for name, stream in streams.items() if stream}
+    found = ", ".join(f"{name} is {encoding}" for name, encoding in encodings.items())
+    if set(encodings.values()) <= {"utf-8"}:
+        yield Result("streams", "ok", found or "closed")
+    else:
+        yield Result("streams", "trouble", f"{found}; rows are utf-8", "export PYTHONUTF8=1")
