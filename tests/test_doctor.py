@@ -337,7 +337,7 @@ def test_a_gguf_file_is_not_converted_to_find_out(
     monkeypatch.setenv("PIT_CACHE", str(tmp_path / "cache"))
     packaged = tmp_path / "small.Q4.gguf"
     packaged.write_bytes(b"GGUF")
-    monkeypatch.setattr(bases, "_packaged_smollm2", lambda: packaged)
+    monkeypatch.setattr(bases, "packaged_smollm2", lambda: packaged)
     for name in ("smollm2", "small.Q4.gguf"):
         assert diagnose("model", model=name) == (0, {"model": "ok"}, [])
     assert not (tmp_path / "cache").exists()
@@ -357,7 +357,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     answers: dict[str, Any] = {"cached": LocalEntryNotFoundError("not here"), "plan": []}
 
     def snapshot_download(name: str, **options: Any) -> Any:
-        assert options["allow_patterns"] == bases._HUB_FILES
+        assert options["allow_patterns"] == bases.HUB_FILES
         assert options.get("local_files_only") or options.get("dry_run"), "downloads"
         answer = answers["cached" if options.get("local_files_only") else "plan"]
         if isinstance(answer, Exception):
@@ -365,7 +365,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return answer
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(bases, "_packaged_smollm2", lambda: None)
+    monkeypatch.setattr(bases, "packaged_smollm2", lambda: None)
     return answers
 
 

