@@ -296,11 +296,17 @@ def test_each_thing_that_does_not_hold_is_a_reason(
     assert reason in found
 
 
-def test_a_best_of_n_that_spent_less_does_not_count() -> None:
-    rival = System("rival", (), {}, ({"settings": {"method": "best-of-n"}},))
-    cheap = good(baseline="rival", baseline_generated_tokens=5.0)
-    found = claim(System("system", (), {}, ()), [rival], [judge_result()], [good(), cheap], [SHUFFLED], 0.05)
-    assert found.reasons == ["best-of-n at equal tokens was not compared"]
+@pytest.mark.parametrize(
+    ("tokens", "named", "counts"),
+    [(5.0, "", False), (5.0, "s.jsonl", False), (10.0, "", True), (30.0, "", False), (30.0, "a/s.jsonl", True)],
+)
+def test_a_best_of_n_counts_where_it_spent_as_much(tokens: float, named: str, counts: bool) -> None:
+    """The system spent 10 a row; one whose last draws were long spent more, and its record says why."""
+    rival = System("rival", (), {}, ({"settings": {"method": "best-of-n", "equal_tokens": named}},))
+    over = good(baseline="rival", baseline_generated_tokens=tokens)
+    system = System("system", ("b/s.jsonl",), {}, ())
+    found = claim(system, [rival], [judge_result()], [good(), over], [SHUFFLED], 0.05)
+    assert found.reasons == ([] if counts else ["best-of-n at equal tokens was not compared"])
 
 
 def test_rows_are_checked(tmp_path: Path) -> None:

@@ -104,19 +104,21 @@ def claim(
 
 
 def _over_best_of_n(system: System, systems: Sequence[System], comparisons: Sequence[results.Comparison]) -> list[str]:
-    # by the record where --equal-tokens named this system's rows, else by what was spent
     rivals = {other.name: other for other in systems if other.method() == "best-of-n"}
     mine = {Path(file).name for file in system.files}
     against = [
         one
         for one in comparisons
-        if one.baseline in rivals and (_equal_tokens(one) or rivals[one.baseline].equal_tokens() in mine)
+        if (rival := rivals.get(one.baseline)) and _equal_tokens(one, rival.equal_tokens() in mine)
     ]
     if not against:
         return ["best-of-n at equal tokens was not compared"]
     return [f"{one.judge}: over {one.baseline} {shown(one)}" for one in against if one.delta_ci[0] <= 0]
 
 
-def _equal_tokens(one: results.Comparison) -> bool:
-    ours, theirs = one.generated_tokens, one.baseline_generated_tokens
-    return bool(ours) and theirs is not None and EQUAL_TOKENS[0] <= theirs / ours <= EQUAL_TOKENS[1]  # type: ignore[operator]
+def _equal_tokens(one: results.Comparison, named: bool) -> bool:
+    """Whether the rival spent what the system did; no matter how much more, if --equal-tokens named its rows."""
+    if not one.generated_tokens or one.baseline_generated_tokens is None:
+        return False
+    share = one.baseline_generated_tokens / one.generated_tokens
+    return share >= EQUAL_TOKENS[0] and (named or share <= EQUAL_TOKENS[1])
