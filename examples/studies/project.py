@@ -28,6 +28,7 @@ class Recipe(NamedTuple):
     rl: str
     far: str  # what RL takes besides for the study of over-optimisation: far enough to see it
     decoding: str
+    judge: str = ""  # real pairs only: as good as its fold makes it, whatever bounds the rest
 
 
 TINY = Recipe(
@@ -45,9 +46,8 @@ TINY = Recipe(
 
 def real(args: argparse.Namespace) -> Recipe:
     """Default settings on real pairs; a judge is trained on a fold of its own."""
-    bounds = f"--skip-long {f'--max-steps {args.steps}' if args.steps else ''}"
-    if args.max_length:
-        bounds += f" --max-length {args.max_length}"
+    judge = "--skip-long" + (f" --max-length {args.max_length}" if args.max_length else "")
+    bounds = judge + (f" --max-steps {args.steps}" if args.steps else "")
     return Recipe(
         model=args.model,
         prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
@@ -57,6 +57,7 @@ def real(args: argparse.Namespace) -> Recipe:
         rl=f"{bounds} --rollout-max-new-tokens {args.max_new_tokens}",
         far="",  # --steps says how far
         decoding=f"--max-new-tokens {args.max_new_tokens}",
+        judge=judge,
     )
 
 
@@ -75,7 +76,7 @@ def base_steps(recipe: Recipe, seed: int) -> list[str]:
         # another seed and other rows than the gap model that RL and the stop rule use
         steps.append(
             f"pit train-reward --data data/judge.jsonl --model {recipe.model} --seed {seed + 1000} --out runs/judge"
-            f" {recipe.reward}"
+            f" {recipe.judge}"
         )
     return steps
 
@@ -217,7 +218,7 @@ def study_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny", help="tiny: the synthetic task; any other takes --data")
     real_text = parser.add_argument_group("real text")
     real_text.add_argument("--data", help="preference pairs")
-    real_text.add_argument("--steps", type=int, help="bound of each training")
+    real_text.add_argument("--steps", type=int, help="bound of each training but the judge's")
     real_text.add_argument("--max-length", type=int, help="longest conversation in tokens")
     real_text.add_argument("--max-new-tokens", type=int, default=128, help="longest response in tokens")
     real_text.add_argument("--rows", type=int, default=500, help="drafts to improve")
