@@ -12,6 +12,7 @@ from pitcli.evaluation.results import (
     Claim,
     Comparison,
     Control,
+    Decile,
     Evaluation,
     Iteration,
     Iterations,
@@ -76,6 +77,10 @@ def words(page: Page) -> str:
     return " ".join(page.text.split())
 
 
+def deciles(*harm: float) -> list[Decile]:
+    return [Decile(harm_rate=share, copy_rate=0.1, edit_size=0.5) for share in harm]
+
+
 def comparison(system: str = "pit", baseline: str = "original", judge: str = "oracle", **other: Any) -> Comparison:
     values: dict[str, Any] = {
         "dataset": "all",
@@ -104,7 +109,7 @@ def comparison(system: str = "pit", baseline: str = "original", judge: str = "or
         "baseline_generated_tokens": None,
         "grades": (0.742, 0.611),
         "grade_difference_ci": (0.1, 0.16),
-        "harm_by_decile": [],
+        "deciles": [],
         "rows_needed": None,
         "verdict": "better",
     }
@@ -149,6 +154,7 @@ def iterations(system: str = "pit", judge: str = "oracle", calibrated: bool = Tr
             harm_rate=0.02 * number,
             worse_than_before=0.02 * number,
             copy_rate=0.1,
+            edit_size=0.3,
             generated_tokens=400.0 * number,
             strength=0.4 * number,
             strength_ci=(0.4 * number - 0.2, 0.4 * number + 0.2),
@@ -177,7 +183,7 @@ def evaluation(**parts: Any) -> Evaluation:
 def full() -> Evaluation:
     temperatures = [(f"pit-t{number}", number / 10) for number in (2, 4, 6, 8, 10)]
     kls = [("beta-0.2", 1.5, 0.6), ("beta-0.1", 4.0, 1.1), ("beta-0.05", 9.0, 1.9), ("beta-0", 31.0, 3.2)]
-    compared = [comparison(harm_by_decile=[0.01, 0.02, 0, 0.03, 0.02, 0.05, 0.04, 0.08, 0.09, 0.12])]
+    compared = [comparison(deciles=deciles(0.01, 0.02, 0, 0.03, 0.02, 0.05, 0.04, 0.08, 0.09, 0.12))]
     compared.append(comparison(baseline="best-of-4", delta=8.0, rows_needed=1840, verdict="no"))
     compared.append(comparison(system="pads", delta=14.0, mean_length=190.0))
     compared += [comparison(system=name, delta=40 - 30 * at) for name, at in temperatures]
@@ -284,7 +290,7 @@ def test_what_could_not_be_estimated_is_a_dash() -> None:
     )
     said = words(page)
     assert "+30.0 [+21.5, +38.2] – 121.4 vs 110.4" in said
-    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 10.0% 2,000 – –" in said
+    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 10.0% 30.0% 2,000 – –" in said
     assert page.tags.count("svg") == 1 + 1 + 1 + 1
     assert "would show" not in said  # there are more rows than that
 
@@ -292,7 +298,7 @@ def test_what_could_not_be_estimated_is_a_dash() -> None:
 @pytest.mark.parametrize("others", [[], [True]])
 def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]) -> None:
     biased = judge("ruler", *(validation(beats) for beats in others), validation(False))
-    compared = comparison(judge="ruler", wins=317, delta=58.5, delta_ci=(51.5, 64.5), harm_by_decile=[0.1] * 10)
+    compared = comparison(judge="ruler", wins=317, delta=58.5, delta_ci=(51.5, 64.5), deciles=deciles(*[0.1] * 10))
     seen = Control(name="pads", judge="ruler", wanted="no gain", seen="+77.7", passed=False)
     sample = Sample(system="pit", prompt="p", original_response="a", response="b", p_better=0.6, judged=0.93)
     withheld = evaluation(

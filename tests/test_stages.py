@@ -89,7 +89,8 @@ def test_metrics_have_a_line_a_step() -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["stage"] for row in rows] == [0, 0, 1, 1]
     wanted = (
-        "reward gap p_better kl entropy clip_ratio truncated_share length_ratio copy_rate zero_spread_share grad_norm"
+        "reward gap p_better kl entropy clip_ratio truncated_share length_ratio copy_rate repetition zero_spread_share"
+        " grad_norm"
     )
     assert set(wanted.split()) <= rows[0].keys()
 

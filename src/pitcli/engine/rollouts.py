@@ -113,12 +113,17 @@ def drawn_logprobs(batch: Batch, drawn: Sequence[Sample]) -> Tensor:
 
 
 def text_metrics(drawn: Sequence[Sample], comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Entropy (nats a token, estimated by the samples themselves), length against y_ref, copies."""
+    """Entropy (nats a token, estimated by the samples themselves), length against y_ref, copies, repetition.
+
+    repetition: the share of the words' triples that stood before in the same sample.
+    """
     tokens = sum(len(sample.logprobs) for sample in drawn)
     words = [(len(c.response.split()), len(c.reference_response.split())) for c in comparisons]
+    triples = [list(zip(text, text[1:], text[2:], strict=False)) for text in (c.response.split() for c in comparisons)]
     copies = sum(c.response == c.reference_response.strip() for c in comparisons)
     return {
         "entropy": -sum(sum(sample.logprobs) for sample in drawn) / tokens,
         "length_ratio": sum(ours for ours, _ in words) / max(1, sum(theirs for _, theirs in words)),
         "copy_rate": copies / len(comparisons),
+        "repetition": 1 - sum(len(set(of_one)) for of_one in triples) / max(1, sum(map(len, triples))),
     }

@@ -92,7 +92,9 @@ def comparison_result(
     delta_ci = percentile_interval(delta_D)
     # so few prompts may all agree by chance, and a bootstrap of them knows no doubt
     p = p_value(delta_D) if len({row.prompt for row in rows}) >= FEWEST_PROMPTS else 1.0
-    grades, difference_ci, deciles = _graded(asked, signs_N, judged, bootstrap)
+    copied_N = np.array([c.response.strip() == c.reference_response.strip() for c in asked])
+    edits_N = np.array([edit_size(c) for c in asked])
+    grades, difference_ci, by_grade = _graded(asked, judged, bootstrap)
     wins, ties, losses = counts(signs_N)
     return results.Comparison(
         system=versus.system,
@@ -109,15 +111,23 @@ def comparison_result(
         p_value=p,
         p_holm=p,
         **length_figures(signs_N, asked, bootstrap),
-        copy_rate=float(np.mean([c.response.strip() == c.reference_response.strip() for c in asked])),
-        edit_size=float(np.mean([edit_size(c) for c in asked])),
+        copy_rate=float(copied_N.mean()),
+        edit_size=float(edits_N.mean()),
         harm_rate=float((signs_N < 0).mean()),
         harm_rate_ci=bootstrap.interval(mean_of(signs_N < 0)),
         generated_tokens=_mean([row.generated_tokens for row in rows]),
         baseline_generated_tokens=_mean([versus.tokens[place] for place in kept]),
         grades=grades,
         grade_difference_ci=difference_ci,
-        harm_by_decile=deciles,
+        deciles=[
+            results.Decile(
+                harm_rate=float((signs_N[part] < 0).mean()),
+                copy_rate=float(copied_N[part].mean()),
+                edit_size=float(edits_N[part].mean()),
+            )
+            for part in np.array_split(by_grade, DECILES)
+            if len(part)
+        ],
         rows_needed=rows_needed(delta_D, len(rows)) if delta_ci[0] <= 0 <= delta_ci[1] else None,
         verdict=verdict(delta_ci, p),
     )
@@ -162,17 +172,15 @@ def length_figures(signs_N: np.ndarray, asked: Sequence[Comparison], bootstrap: 
 
 
 def _graded(
-    asked: Sequence[Comparison], signs_N: np.ndarray, judged: Judged, bootstrap: Bootstrap
-) -> tuple[tuple[float, float] | None, results.Interval | None, list[float]]:
-    """Mean grades, the interval of their difference, and harm by decile of the baseline's grade."""
+    asked: Sequence[Comparison], judged: Judged, bootstrap: Bootstrap
+) -> tuple[tuple[float, float] | None, results.Interval | None, np.ndarray]:
+    """Mean grades, the interval of their difference, and the rows from the lowest baseline's grade to the highest."""
     if not judged.grades:
-        return None, None, []
+        return None, None, np.array([], int)
     ours_N = np.array([judged.grades[c.prompt, c.response] for c in asked])
     theirs_N = np.array([judged.grades[c.prompt, c.reference_response] for c in asked])
-    order = np.argsort(theirs_N, kind="stable")
-    deciles = [float((signs_N[part] < 0).mean()) for part in np.array_split(order, DECILES) if len(part)]
     interval = bootstrap.interval(mean_of(ours_N - theirs_N))
-    return (float(ours_N.mean()), float(theirs_N.mean())), interval, deciles
+    return (float(ours_N.mean()), float(theirs_N.mean())), interval, np.argsort(theirs_N, kind="stable")
 
 
 def edit_size(comparison: Comparison) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pitcli.data.records import Comparison
 from pitcli.evaluation import results
-from pitcli.evaluation.comparing import Draws, bootstrap_of
+from pitcli.evaluation.comparing import Draws, bootstrap_of, edit_size
 from pitcli.evaluation.judging import Judged
 from pitcli.evaluation.statistics import Bootstrap, bradley_terry, elo, mean_of, percentile_interval
 from pitcli.evaluation.systems import Row, Step, System
@@ -46,7 +46,8 @@ def iterations_result(
         all_N = np.array([judged.sign(Comparison(row.prompt, row.standing(k), row.original)) for row in rows])
         kept = np.isfinite(all_N)
         signs_N, of_kept = all_N[kept], bootstrap_of([row for row, keep in zip(rows, kept, strict=True) if keep], how)
-        before_N = [judged.sign(Comparison(row.prompt, row.standing(k), row.standing(max(0, k - 1)))) for row in rows]
+        changes = [Comparison(row.prompt, row.standing(k), row.standing(max(0, k - 1))) for row in rows]
+        before_N = [judged.sign(change) for change in changes]
         by_iteration.append(
             results.Iteration(
                 iteration=k,
@@ -58,7 +59,8 @@ def iterations_result(
                 else None,
                 harm_rate=float((signs_N < 0).mean()),
                 worse_than_before=float(np.mean([sign < 0 for sign in before_N if np.isfinite(sign)])),
-                copy_rate=float(np.mean([row.standing(k) == row.standing(k - 1) for row in rows])) if k else 1.0,
+                copy_rate=float(np.mean([change.response == change.reference_response for change in changes])),
+                edit_size=float(np.mean([edit_size(change) for change in changes])),
                 generated_tokens=float(np.mean([row.tokens_until(k) for row in rows])),
                 strength=strengths[k] if strengths else None,
                 strength_ci=intervals[k] if intervals else None,

@@ -171,8 +171,10 @@ async def _ask(client: "AsyncOpenAI", model: str, question: str, tell: Callable[
         tell(f"{host} answered {error.status_code}")
     except APITimeoutError:
         tell(f"{host} did not answer within {TIMEOUT_S:g} s")
-    except APIConnectionError:
-        tell(f"no connection to {host}, or it broke")
+    except APIConnectionError as error:
+        if type(error.__cause__).__name__ == "ConnectError":  # of whichever HTTP library openai uses
+            raise RunError(f"--judge openai:{model}: {host} cannot be reached; replies so far are kept") from None
+        tell(f"the connection to {host} broke")
     else:
         if text := _reply_text(response.text):
             return text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from markupsafe import Markup, escape
 
-from pitcli.evaluation.results import Comparison, Interval, Iterations, System
+from pitcli.evaluation.results import Comparison, Decile, Interval, Iterations, System
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,22 +203,22 @@ def over_optimisation(systems: Sequence[System], originals: Places) -> list[Plot
     return [_curves("", series, ("KL from the start of RL", name)) for name, series in drawn if series]
 
 
-def harm_by_decile(places: Places) -> list[Plot]:
-    """Bars for each comparison whose baseline was graded, all to one scale."""
-    graded = [(place, one) for place, of_place in places.items() for one in of_place if one.harm_by_decile]
-    top = max((share for _, one in graded for share in one.harm_by_decile), default=0)
-    return [_bars(place, one, 100 * max(top, 0.01)) for place, one in graded]
+def by_decile(places: Places) -> list[Plot]:
+    """Harm, copies and edits of each comparison whose baseline was graded."""
+    return [
+        _deciles(f"{place}: {one.system} against {one.baseline}", one.deciles)
+        for place, of_place in places.items()
+        for one in of_place
+        if one.deciles
+    ]
 
 
-def _bars(place: str, one: Comparison, top: float) -> Plot:
-    figure, axes = _axes(300, 200)
-    deciles = range(1, len(one.harm_by_decile) + 1)
-    axes.bar(deciles, [100 * share for share in one.harm_by_decile], width=0.75, color=_COLORS[4])
-    axes.set(ylim=(0, 1.1 * top), xlabel="decile of the baseline's grade", ylabel="made worse, %")
-    axes.set_xticks(deciles)
-    axes.grid(visible=False, axis="x")
-    caption = f"{place}: {one.system} against {one.baseline}"
-    return Plot(_svg(figure, f"Harm by decile. {caption}"), caption, [])
+def _deciles(caption: str, deciles: Sequence[Decile]) -> Plot:
+    series = [
+        _Series(label, [_Point(place, 100 * getattr(one, name)) for place, one in enumerate(deciles, 1)])
+        for name, label in (("harm_rate", "made worse"), ("copy_rate", "copies"), ("edit_size", "words changed"))
+    ]
+    return _curves(caption, series, ("decile of the baseline's grade", "%"), _zero_line)
 
 
 def _curves(

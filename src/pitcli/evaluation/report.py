@@ -163,9 +163,10 @@ def _figures(shown: Evaluation) -> Iterator[_Figure]:
     )
     yield _Figure(
         "deciles",
-        "Harm by decile",
-        "The share of rows made worse, by decile of the baseline's grade, from the worst baselines to the best.",
-        plots.harm_by_decile(places),
+        "By the baseline's quality",
+        "Rows made worse, rows copied and the share of words changed, by decile of the baseline's grade, from the "
+        "worst baselines to the best.",
+        plots.by_decile(places),
     )
 
 

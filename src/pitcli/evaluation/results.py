@@ -11,6 +11,14 @@ class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Decile(_Result):
+    """A tenth of the rows, by the baseline's grade: the share made worse and copied, and the mean edit size."""
+
+    harm_rate: float
+    copy_rate: float
+    edit_size: float
+
+
 class Comparison(_Result):
     """One system against one baseline by one judge. Deltas are win% - lose%, in points, with 95% intervals.
 
@@ -18,7 +26,7 @@ class Comparison(_Result):
     Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means a row.
     length_controlled_delta: None where no row is near an equal length, so that nothing can be read there.
     grades: mean quality of the system and of the baseline, where the judge grades single responses.
-    harm_by_decile: share of rows made worse, by decile of the baseline's grade, the worst baselines first.
+    deciles: the rows by the baseline's grade, where there is one, the worst baselines first.
     p_value: 1 where there are fewer than 20 prompts.
     rows_needed: how many would show a delta of this size with 80% power, where none is shown; of several seeds too few,
     because more rows do not bring the seeds together.
@@ -53,7 +61,7 @@ class Comparison(_Result):
     baseline_generated_tokens: float | None
     grades: tuple[float, float] | None
     grade_difference_ci: Interval | None
-    harm_by_decile: list[float]
+    deciles: list[Decile]
     rows_needed: int | None
     verdict: str
 
@@ -100,7 +108,8 @@ class Iteration(_Result):
     """The responses after so many iterations, against the originals.
 
     worse_than_before: the share that is worse than after the iteration before. reached: the share of rows that went so
-    far; the others stand with what they had. strength, elo: None where no iterations were judged against one another.
+    far; the others stand with what they had. copy_rate, edit_size: against the iteration before. strength, elo: None
+    where no iterations were judged against one another.
     """
 
     iteration: int
@@ -111,6 +120,7 @@ class Iteration(_Result):
     harm_rate: float
     worse_than_before: float
     copy_rate: float
+    edit_size: float
     generated_tokens: float
     strength: float | None
     strength_ci: Interval | None
