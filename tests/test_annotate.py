@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from pitcli import cli
-from pitcli.config import AnnotateConfig
 from pitcli.data.records import Message
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, Item
 from pitcli.stages.annotate import show, shown_order
+from pitcli.tools_config import AnnotateConfig
 
 Row = dict[str, Any]
 Annotate = Callable[..., int]

@@ -21,9 +21,9 @@ import pytest
 import torch
 from huggingface_hub.errors import DryRunError, GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from pitcli.config import DoctorConfig
 from pitcli.engine import bases, loading, model_check, self_test
 from pitcli.stages import doctor
+from pitcli.tools_config import DoctorConfig
 
 Diagnose = Callable[..., tuple[int, dict[str, str], list[str]]]
 

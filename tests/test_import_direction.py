@@ -17,7 +17,7 @@ LAYERS = (
     {"inputs"},
     {"engine"},
     {"data"},
-    {"config", "sections", "options", "errors", "console"},
+    {"config", "tools_config", "sections", "options", "errors", "console"},
 )
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.config import ImproveConfig, PrepareConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.errors import SettingsError
 from pitcli.options import command_of, save_config, settings_of
 from pitcli.sections import GapLoss, Settings, Stage
+from pitcli.tools_config import PrepareConfig
 
 UNUSUAL: dict[type[Settings], dict[str, object]] = {
     SftConfig: {"role": "policy", "data": "été: #1.jsonl", "out": "a b/c", "learning_rate": 1e-7, "seed": 7},

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from pitcli.config import PrepareConfig
 from pitcli.data.formats import iter_questions, load_pairs
 from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, recognise
 from pitcli.data.records import Message
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 from pitcli.stages import prepare
+from pitcli.tools_config import PrepareConfig
 
 SYSTEM, USER, ASSISTANT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))
 ASKED = "How long should I boil an egg?"

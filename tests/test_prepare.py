@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pitcli import cli
-from pitcli.config import PrepareConfig
 from pitcli.data.formats import load_pairs
 from pitcli.data.splits import prompt_key
 from pitcli.errors import InputError, SettingsError
 from pitcli.stages import prepare
+from pitcli.tools_config import PrepareConfig
 
 HH_ROW = {
     "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Name a fish\n\nAssistant: cod",

@@ -13,24 +13,12 @@ import typer
 from typer.exceptions import TyperException
 
 from pitcli import __version__, console
-from pitcli.config import (
-    AgreeConfig,
-    AnnotateConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ImproveConfig,
-    PrepareConfig,
-    RewardConfig,
-    RlConfig,
-    SampleConfig,
-    SftConfig,
-    TrainingConfig,
-    VerifyConfig,
-)
+from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 from pitcli.engine.run_folder import is_finished, refuse_busy
 from pitcli.errors import PitError, RunError, is_out_of_memory
 from pitcli.options import command_of, smaller_command
 from pitcli.sections import Role, Settings
+from pitcli.tools_config import AgreeConfig, AnnotateConfig, DoctorConfig, EvaluateConfig, PrepareConfig, VerifyConfig
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pitcli.config import EvaluateConfig
 from pitcli.data.records import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.bases import reading, resolve_base
@@ -22,6 +21,7 @@ from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict
 from pitcli.inputs import find_run, gap_temperature, open_base
+from pitcli.tools_config import EvaluateConfig
 
 
 class Seated(NamedTuple):

@@ -5,7 +5,6 @@ from collections import defaultdict
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from pitcli.config import AgreeConfig
 from pitcli.console import note, table
 from pitcli.data.records import file_label, write_row
 from pitcli.errors import InputError
@@ -27,6 +26,7 @@ from pitcli.evaluation.agreement import (
     wins,
 )
 from pitcli.evaluation.statistics import PairedComparison
+from pitcli.tools_config import AgreeConfig
 
 
 class Agreement(NamedTuple):

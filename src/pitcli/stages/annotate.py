@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from pitcli.config import AnnotateConfig
 from pitcli.console import error, next_command, note, visible
 from pitcli.data.records import RowError, file_label, read_rows, refuse_output_as_input, write_row
 from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load, parse_item, parse_label
+from pitcli.tools_config import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
 SKIP, QUIT = "s", "q"

@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from pitcli import __version__
-from pitcli.config import DoctorConfig
 from pitcli.console import error, next_command, note, table, warn
 from pitcli.engine.durable import publish_dir, verify_dir, write_file
 from pitcli.engine.model_check import GIB, Result, Status, check_model, gib, nearest
 from pitcli.errors import PitError, RunError
 from pitcli.sections import Device
+from pitcli.tools_config import DoctorConfig
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pitcli import __version__
-from pitcli.config import EvaluateConfig
 from pitcli.console import note, warn
 from pitcli.engine.durable import write_file
 from pitcli.errors import SettingsError
@@ -20,6 +19,7 @@ from pitcli.evaluation.report import render
 from pitcli.evaluation.systems import MADE, ORIGINAL, Key, Row, System, align, load_systems, made_controls
 from pitcli.evaluation.tables import print_evaluation
 from pitcli.evaluation.verdicts import ORACLE
+from pitcli.tools_config import EvaluateConfig
 
 
 class Field(NamedTuple):

@@ -10,7 +10,6 @@ from statistics import mean
 from typing import Any
 
 from pitcli import console
-from pitcli.config import PrepareConfig
 from pitcli.data.conversations import TRANSCRIPTS
 from pitcli.data.formats import Reading, read_pairs
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
@@ -20,6 +19,7 @@ from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
+from pitcli.tools_config import PrepareConfig
 
 SHOWN = 2
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from pitcli.config import VerifyConfig
 from pitcli.console import note, table
 from pitcli.engine.durable import verify_dir
 from pitcli.engine.models import TREE_TOLERANCE
@@ -10,6 +9,7 @@ from pitcli.engine.run_folder import CHECKPOINTS, AdapterRole, Manifest, load_ma
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
 from pitcli.sections import ModelSettings
+from pitcli.tools_config import VerifyConfig
 
 
 def run(config: VerifyConfig) -> None:
