@@ -26,10 +26,13 @@ MODULES = {
     "rl": "rl",
     "improve": "improve",
     "verify": "verify",
+    "report": "report",
+    "export": "export",
     "evaluate": "evaluate",
     "annotate": "annotate",
     "agree": "agree",
     "doctor": "doctor",
+    "run": "pipeline",
 }
 
 Runs = list[tuple[str, Any]]
@@ -66,7 +69,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     ran: Runs = []
 
     def noting(name: str) -> Callable[[Any], None]:
-        return lambda config: ran.append((name, config))
+        return lambda config, *commands: ran.append((name, config))
 
     for name in ("prepare", *MODULES.values()):
         monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", SimpleNamespace(run=noting(name)))

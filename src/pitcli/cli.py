@@ -15,10 +15,21 @@ from typer.exceptions import TyperException
 from pitcli import __version__, console
 from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 from pitcli.engine.run_folder import is_finished, refuse_busy
+from pitcli.engine.tracking import refuse_missing
 from pitcli.errors import PitError, RunError, is_out_of_memory
 from pitcli.options import command_of, smaller_command
 from pitcli.sections import Role, Settings
-from pitcli.tools_config import AgreeConfig, AnnotateConfig, DoctorConfig, EvaluateConfig, PrepareConfig, VerifyConfig
+from pitcli.tools_config import (
+    AgreeConfig,
+    AnnotateConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PipelineConfig,
+    PrepareConfig,
+    ReportConfig,
+    VerifyConfig,
+)
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
@@ -26,7 +37,7 @@ OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-t
 
 SHARED_WITH_SFT = (
     *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
-    *("seed", "max_steps", "micro_batch_size", "save_every"),
+    *("seed", "max_steps", "micro_batch_size", "save_every", "dry_run", "track"),
 )
 
 app = typer.Typer(
@@ -46,6 +57,7 @@ def _run_stage(module: str, config: Settings) -> int | None:
 
 def _train(module: str, config: TrainingConfig) -> int | None:
     """A training stage, on a run folder that no other process has, with a way out where memory runs out."""
+    refuse_missing(config.track)
     refuse_busy(config.run_folder)
     try:
         return _run_stage(module, config)
@@ -65,7 +77,15 @@ def _train_rl(config: RlConfig) -> int | None:
             console.note("no --sft and no finished runs/sft: training the improver by SFT first, then RL")
             if code := _train("sft", sft.model_copy(update={"resume": sft.run_folder.exists()})):
                 return code
+            if config.dry_run:
+                console.note("that was the SFT; what RL itself takes is told once runs/sft is there")
+                return None
     return _train("rl", config)
+
+
+def _run_recipe(config: PipelineConfig) -> int | None:
+    commands = {name: (config_class, run) for name, config_class, run, _ in COMMANDS}
+    return importlib.import_module("pitcli.stages.pipeline").run(config, commands)
 
 
 COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ...] = (
@@ -98,7 +118,10 @@ COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ..
         "pit annotate --input improved.jsonl --output labels.jsonl --annotator ada",
     ),
     ("agree", AgreeConfig, partial(_run_stage, "agree"), "pit agree --labels labels.jsonl"),
+    ("run", PipelineConfig, _run_recipe, "pit run examples/recipes/quickstart.yaml"),
     ("verify", VerifyConfig, partial(_run_stage, "verify"), "pit verify runs/rl"),
+    ("report", ReportConfig, partial(_run_stage, "report"), "pit report runs/rl"),
+    ("export", ExportConfig, partial(_run_stage, "export"), "pit export runs/rl --out improver"),
     ("doctor", DoctorConfig, partial(_run_stage, "doctor"), "pit doctor --model smollm2"),
 )
 

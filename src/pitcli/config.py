@@ -28,6 +28,10 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
     """What the training commands share."""
 
     out: Path | None = Field(None, description="Run folder [default: in runs/, by the name of what is trained]")
+    dry_run: bool = Field(
+        False,
+        description="Train nothing; show the settings, the first row, memory and time, and fail where training would",
+    )
 
     trained: ClassVar[str]
 
@@ -182,7 +186,7 @@ class ImproveConfig(ModelSettings, SamplingSettings):
 
 
 # settings that say how a run is carried out, not what it is: they may differ when it is resumed
-EXECUTION_ONLY = {"resume", "overwrite", "save_every", "out", "micro_batch_size"}
+EXECUTION_ONLY = {"resume", "overwrite", "dry_run", "save_every", "out", "micro_batch_size", "track"}
 
 CONFIG = "config.yaml"  # where a run folder keeps its settings
 

@@ -1,15 +1,26 @@
-"""What people read, on stderr: notes, warnings, progress bars, tables and samples."""
+"""What people read, on stderr: notes, warnings, progress bars, tables, samples, and training as it goes."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, TextIO
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.panel import Panel
+    from rich.progress import Progress
 
 SAMPLE_CHARACTERS = 300
+BLOCKS = "▁▂▃▄▅▆▇█"
+PANEL_COLUMNS = 88
+COURSE_COLUMNS = 48
+COURSE_STEPS = 2000  # a sparkline goes back so far
+SPEED_STEPS = 20
+SPEED_SECONDS = 600  # the time left is estimated over so long
 
 # Controls (but not tab and newline), bidirectional overrides and lone surrogates: rows are untrusted text,
 # and a terminal obeys what it is sent.
@@ -86,6 +97,96 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
         yield advance
 
 
+class Course(NamedTuple):
+    """The values of a metric, drawn as a sparkline as wide as there is room for."""
+
+    values: Sequence[float]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        # A terminal without UTF-8 has no blocks.
+        if not options.ascii_only:
+            yield sparkline(self.values, min(options.max_width, COURSE_COLUMNS))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """At most `width` blocks, each the mean of an equal part of the values, between the least mean and the greatest."""
+    count = min(width, len(values))
+    means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    top = len(BLOCKS) - 1
+    return "".join(BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
+
+
+@contextmanager
+def training_panel(
+    title: str, total: int, names: Sequence[str], rows: Sequence[Mapping[str, float]], per_step: int
+) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Training as it goes, on stderr if that is a terminal; yields show(metrics), to be called after each step.
+
+    A bar with the time left, and of each metric that has a name in `names` its latest value and its course. rows: the
+    metrics of the steps that a resumed run has behind it. per_step: rows of data in a step, for the speed of tasks
+    that have no metric `tokens`.
+    """
+    if not (_console().is_interactive and _console().file.isatty()):
+        yield lambda metrics: None
+        return
+    from rich import progress as bars
+    from rich.live import Live
+
+    columns = [bars.BarColumn(bar_width=None), bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
+    bar = bars.Progress(*columns, speed_estimate_period=SPEED_SECONDS, expand=True)
+    task = bar.add_task("", total=total, completed=len(rows))
+    courses: dict[str, deque[float]] = {}
+    done: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)], maxlen=SPEED_STEPS)
+
+    def add(metrics: Mapping[str, float]) -> None:
+        for name in names:
+            if name in metrics:
+                courses.setdefault(name, deque(maxlen=COURSE_STEPS)).append(metrics[name])
+
+    def show(metrics: Mapping[str, float]) -> None:
+        add(metrics)
+        done.append((time.monotonic(), metrics.get("tokens", per_step)))
+        bar.advance(task)
+        unit = "tokens/s" if "tokens" in metrics else "rows/s"
+        live.update(_panel(title, bar, courses, (unit, _speed(done))))
+
+    for row in rows:
+        add(row)
+    # redirect_stdout would send what is on stdout to stderr.
+    with Live(
+        _panel(title, bar, courses, None), console=_console(), redirect_stdout=False, refresh_per_second=4
+    ) as live:
+        yield show
+
+
+def _speed(done: Sequence[tuple[float, float]]) -> float:
+    """Of steps that ended at a time and did so much, the first of which only says when the others began."""
+    (began, _), (ended, _) = done[0], done[-1]
+    return sum(amount for _, amount in list(done)[1:]) / max(ended - began, 1e-9)
+
+
+def _panel(
+    title: str, bar: "Progress", courses: Mapping[str, Sequence[float]], speed: tuple[str, float] | None
+) -> "Panel":
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, justify="right", min_width=9)
+    grid.add_column(no_wrap=True, ratio=1, style="cyan")
+    for name, values in courses.items():
+        grid.add_row(Text(visible(name)), Text(_cell(float(values[-1]))), Course(list(values)))
+    if speed:
+        unit, number = speed
+        grid.add_row(Text(unit), Text(f"{number:,.0f}" if number >= 10 else f"{number:.2g}"))
+    width = min(_console().width, PANEL_COLUMNS)
+    return Panel(Group(bar, grid), title=Text(visible(title)), title_align="left", border_style="dim", width=width)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; columns that hold only numbers stand to the right, nothing is cut off."""
     from rich import box
@@ -117,6 +218,18 @@ def samples(pairs: Sequence[tuple[str, str, str]]) -> None:
             indented = visible(_shortened(text)).replace("\n", "\n" + " " * 8)
             _console().print(Text.assemble((f"{label:<8}", "bold"), indented), soft_wrap=True)
         _console().print()
+
+
+def marked(parts: Sequence[tuple[str, bool]]) -> None:
+    """One text in parts, those that are marked in bold green, or between ⟦ and ⟧ where there are no colours."""
+    from rich.text import Text
+
+    plain = _console().color_system is None
+    text = Text()
+    for part, is_marked in parts:
+        shown = visible(part)
+        text.append(f"⟦{shown}⟧" if plain and is_marked else shown, "bold green" if is_marked else "")
+    _console().print(text, soft_wrap=True)
 
 
 def _shortened(text: str) -> str:

@@ -24,9 +24,7 @@ from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_devic
 from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import InputError, RunError, SettingsError
-from pitcli.sections import DataSettings, ModelSettings, Settings
-
-DEFAULT_MODEL = "smollm2"
+from pitcli.sections import DEFAULT_MODEL, DataSettings, ModelSettings, Settings
 
 
 class EarlierRun(NamedTuple):

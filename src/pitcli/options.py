@@ -3,7 +3,7 @@
 import inspect
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +21,7 @@ from pitcli.sections import Settings
 S = TypeVar("S", bound=Settings)
 
 CONFIG_HELP = "YAML file of these settings (learning_rate: 1e-4); flags override it"
-NOT_SAVED = {"resume", "overwrite"}  # they say how one start went, not what the run is
+NOT_SAVED = {"resume", "overwrite", "dry_run"}  # they say how one start went, not what the run is
 
 
 def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callable[..., int | None]:
@@ -45,7 +45,7 @@ def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callabl
 
 def settings_of(config_class: type[S], flags: dict[str, object], file: str | None = None) -> S:
     """The file's values with the flags over them; SettingsError names every problem at once."""
-    from_file = _read_yaml(file) if file is not None else {}
+    from_file = read_yaml(file) if file is not None else {}
     # An empty flag is nearly always an unset shell variable, and Path("") would mean the current folder.
     problems = [f"{_flag(name)}: must not be empty" for name, value in flags.items() if value == ""]
     try:
@@ -53,7 +53,7 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
     except ValidationError as error:
         for entry in error.errors(include_url=False):
             name = str(entry["loc"][0]) if entry["loc"] else None
-            what = _what(entry, list(config_class.model_fields))
+            what = what_is_wrong(entry, list(config_class.model_fields))
             where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
             problems.append(
                 f"{_as_given(config_class, name)}: must be given" if entry["type"] == "missing" else where + what
@@ -64,12 +64,29 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
     return settings
 
 
-def save_config(config: Settings, path: Path) -> None:
-    """Write what `--config` reads back to the same settings."""
+def settings_yaml(config: Settings) -> str:
+    """What `--config` reads back to the same settings."""
     import yaml
 
     values = config.model_dump(mode="json", exclude_none=True, exclude=NOT_SAVED)
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: Settings, path: Path) -> None:
+    """Write the settings to a file for `--config`."""
+    path.write_text(settings_yaml(config), encoding="utf-8")
+
+
+def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
+    """The line that gives the settings of these names."""
+    words = ["pit", command]
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool):
+            words.append(_flag(name) if value else _flag(f"no-{name}"))
+        elif value is not None:
+            words += [_flag(name), shlex.quote(",".join(value) if isinstance(value, tuple) else str(value))]
+    return " ".join(words)
 
 
 def smaller_command(config: TrainingConfig) -> str:
@@ -91,8 +108,11 @@ def _own_fields_first(config_class: type[Settings]) -> list[str]:
 def _flag_annotation(field: FieldInfo) -> Any:
     kind = _bare_type(field.annotation)
     text = f"{field.description}{_default_text(field)}"
-    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    if extra.get("argument"):
         return Annotated[str | None, typer.Argument(help=text, show_default=False)]
+    if extra.get("repeated"):
+        return Annotated[list[str] | None, typer.Option(help=text, metavar="<text>", show_default=False)]
     if kind is bool:
         return Annotated[bool | None, typer.Option(help=text, show_default=False)]
     choices = [str(choice) for choice in kind] if issubclass(kind, StrEnum) else []
@@ -114,7 +134,7 @@ def _bare_type(annotation: Any) -> type:
 
 def _default_text(field: FieldInfo) -> str:
     default = field.default
-    if field.is_required() or default is None or "[default:" in (field.description or ""):
+    if field.is_required() or default in (None, ()) or "[default:" in (field.description or ""):
         return ""
     if isinstance(default, bool):
         default = "yes" if default else "no"
@@ -131,8 +151,10 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _what(entry: Any, names: list[str]) -> str:
+def what_is_wrong(entry: Any, names: list[str]) -> str:
     """Pydantic's error in our words."""
+    if entry["type"] == "missing":
+        return "must be given"
     if entry["type"] == "value_error":
         return str(entry["ctx"]["error"])
     if entry["type"] == "extra_forbidden":
@@ -150,7 +172,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _read_yaml(file: str) -> dict[str, object]:
+def read_yaml(file: str, option: str = "--config: ") -> dict[str, object]:
+    """A mapping from a file; SettingsError where it is none, or gives a key twice, however deep."""
     import yaml
 
     try:
@@ -158,7 +181,7 @@ def _read_yaml(file: str) -> dict[str, object]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
-        raise SettingsError(f"--config: {file}: {error.strerror}") from None
+        raise SettingsError(f"{option}{file}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise SettingsError(f"{file}{line}: not YAML: {error.problem}") from None
@@ -169,10 +192,23 @@ def _read_yaml(file: str) -> dict[str, object]:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: must hold `setting: value` lines, not {_shown(values)}")
-    first_line: dict[str, int] = {}
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if key.value in first_line:
-            raise SettingsError(f"{file}:{line}: {key.value} is already given in line {first_line[key.value]}")
-        first_line[key.value] = line
+    if twice := list(_given_twice(node)):
+        raise SettingsError([f"{file}:{line}: {key} is already given in line {first}" for key, line, first in twice])
     return {str(name): value for name, value in values.items()}
+
+
+def _given_twice(root: Any) -> Iterator[tuple[str, int, int]]:
+    """(key, its line, the line of its first) for each key that a mapping of YAML has twice."""
+    nodes, seen = [root], {id(root)}  # seen: an alias may stand for what it is in
+    for node in nodes:
+        first_line: dict[str, int] = {}
+        for entry in node.value if isinstance(node.value, list) else []:
+            key, value = entry if isinstance(entry, tuple) else (None, entry)
+            if key is not None:
+                line = key.start_mark.line + 1
+                if key.value in first_line:
+                    yield key.value, line, first_line[key.value]
+                first_line.setdefault(key.value, line)
+            if id(value) not in seen:
+                seen.add(id(value))
+                nodes.append(value)

@@ -5,6 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+DEFAULT_MODEL = "smollm2"
+
 
 class Role(StrEnum):
     policy = "policy"
@@ -41,11 +43,18 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Tracker(StrEnum):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
 def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
+Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_split_commas)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -87,6 +96,9 @@ class OptimSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
     resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out")
     overwrite: bool = Field(False, description="Replace the run in --out")
+    track: Trackers = Field(
+        (), description="Log to these too, beside metrics.jsonl: tensorboard, wandb, trackio, with commas between"
+    )
 
 
 class DataSettings(Settings):

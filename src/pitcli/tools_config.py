@@ -1,5 +1,7 @@
 """Settings of the commands around them: data, checks, evaluation."""
 
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -14,11 +16,102 @@ class DoctorConfig(Settings):
     model: str = Field("smollm2", description="Base model to look for: as --model of the other commands")
 
 
+class PipelineConfig(Settings):
+    """pit run: run the stages of a recipe, skipping what is done."""
+
+    recipe: Path = Field(..., description="YAML file with the stages", json_schema_extra={"argument": True})
+    out: Path | None = Field(
+        None, description="Folder in which the stages run [default: as the recipe says, else runs/ and its name]"
+    )
+    set: tuple[str, ...] = Field(
+        (),
+        description="KEY=VALUE in place of what the recipe shares, STAGE.KEY=VALUE of one stage; may be repeated",
+        json_schema_extra={"repeated": True},
+    )
+    dry_run: bool = Field(False, description="Run nothing; say of each stage whether it would run, and why")
+
+
 class VerifyConfig(Settings):
     """pit verify: check that a run is what was saved, down to its scores."""
 
     run: Path = Field(..., description="Run folder", json_schema_extra={"argument": True})
     device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+
+
+class ReportConfig(Settings):
+    """pit report: a training run as one page: curves, results, what looks wrong."""
+
+    runs: Files = Field(
+        ...,
+        min_length=1,
+        description="Run folder, finished or not; several with commas, to see them together",
+        json_schema_extra={"argument": True},
+    )
+    out: Path | None = Field(None, description="The page [default: report.html in the run folder]")
+
+
+class ExportRole(StrEnum):
+    policy = "policy"
+    improver = "improver"
+    gap = "gap"
+
+
+class Dtype(StrEnum):
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class ExportConfig(Settings):
+    """pit export: what a run trained as a model that others load, with its card."""
+
+    run: Path = Field(..., description="Run folder", json_schema_extra={"argument": True})
+    out: Path = Field(..., description="Folder to write")
+    role: ExportRole | None = Field(
+        None, description="Which model of the run; an RL run holds its gap model too [default: what the run trained]"
+    )
+    merge: bool = Field(
+        False,
+        description="Write one whole model, the adapter folded into the base; a 4-bit base goes in as its 4 bits hold "
+        "it, which is what was trained on. Takes host memory for the base as it is loaded and the model in --dtype "
+        "(7B: 4 + 14 GiB), on a CPU then for the model in fp32; this is the default",
+    )
+    adapter: bool = Field(False, description="Write the adapter alone, as peft and vLLM load it")
+    dtype: Dtype = Field(Dtype.bf16, description="--merge: type of the weights")
+    base_name: str | None = Field(
+        None, description="OWNER/NAME of the base on the hub [default: as the run says, where that is a hub name]"
+    )
+    evaluation: Path | None = Field(
+        None, description="evaluation.json of pit evaluate, whose figures for this model go on the card"
+    )
+    license: str | None = Field(None, description="Licence of the model, as the hub spells it, e.g. apache-2.0")
+    push_to_hub: str | None = Field(
+        None, description="Upload to OWNER/NAME, private; the token comes from hf auth login or HF_TOKEN"
+    )
+    public: bool = Field(False, description="--push-to-hub: for all to see")
+    overwrite: bool = Field(False, description="Replace the export in --out")
+    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.merge and self.adapter:
+            raise ValueError("give only one of --merge and --adapter")
+        if self.adapter and "dtype" in self.model_fields_set:
+            raise ValueError("--dtype is for --merge: an adapter is written as it was trained")
+        if self.public and not self.push_to_hub:
+            raise ValueError("--public is for --push-to-hub")
+        return self
+
+    @model_validator(mode="after")
+    def _hub_names(self) -> Self:
+        for flag, name in (("--base-name", self.base_name), ("--push-to-hub", self.push_to_hub)):
+            if name is not None and not is_hub_name(name):
+                raise ValueError(f"{flag}: must be OWNER/NAME, got {name}")
+        return self
+
+
+def is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
 class PrepareConfig(Settings):

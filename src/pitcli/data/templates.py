@@ -110,6 +110,10 @@ class ChatFormat:
         """A sampled response to text, without its stop token and outer whitespace."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
 
+    def written(self, token_ids: list[int]) -> str:
+        """Token ids as the text that they stand for, control tokens included."""
+        return self.tokenizer.decode(token_ids)
+
     def policy_prompt(self, prompt: Prompt) -> list[int]:
         """x up to where the assistant begins to write."""
         texts = self._control(tuple(message.role for message in prompt))

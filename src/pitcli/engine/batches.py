@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pitcli.data.templates import Example
+from pitcli.sections import OptimSettings
 
 
 class Batch(NamedTuple):
@@ -55,12 +56,27 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
+def planned_steps(rows: int, config: OptimSettings) -> int:
+    """The steps of all epochs, or --max-steps where that is less."""
+    steps = steps_per_epoch(rows, config.batch_size) * config.epochs
+    return min(config.max_steps or steps, steps)
+
+
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     """Which rows a step trains on: each epoch is its own shuffle, a function of the seed and the epoch alone."""
     epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
     order = list(range(rows))
     random.Random(f"{seed}-{epoch}").shuffle(order)
     return order[place * batch_size : (place + 1) * batch_size]
+
+
+def micro_batch_rows(
+    step: int, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int
+) -> list[list[int]]:
+    """The rows of a step in its micro-batches, those of like length together."""
+    rows = rows_of_step(step, len(lengths), batch_size, seed)
+    chunks = length_sorted_chunks([lengths[row] for row in rows], micro_batch_size)
+    return [[rows[place] for place in chunk] for chunk in chunks]
 
 
 def length_sorted_chunks(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ REFERENCE = "reference"
 _SCORE_KEY = "base_model.model.score.weight"
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 PROBE_TOKENS = 16
-_LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
+LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -141,8 +141,8 @@ class RoleModel(nn.Module):
             picked_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
             return picked_C - torch.logsumexp(logits_CV, -1)
 
-        chunks = zip(hidden_ND.split(_LOGIT_ROWS), targets_N.split(_LOGIT_ROWS), strict=True)
-        if torch.is_grad_enabled() and len(hidden_ND) > _LOGIT_ROWS:
+        chunks = zip(hidden_ND.split(LOGIT_ROWS), targets_N.split(LOGIT_ROWS), strict=True)
+        if torch.is_grad_enabled() and len(hidden_ND) > LOGIT_ROWS:
             return torch.cat([checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
 

@@ -18,12 +18,14 @@ from pitcli import __version__
 from pitcli.config import CONFIG, Kind
 from pitcli.console import warn
 from pitcli.engine.durable import file_digest, folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
+from pitcli.engine.metrics import METRICS, read_metrics
 from pitcli.errors import NothingToDo, RunError, SettingsError
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+TRACKERS = "trackers"
+REPORT = "report.html"
 KEPT_CHECKPOINTS = 2
 
 AdapterRole = Literal["policy", "improver", "gap"]
@@ -76,7 +78,7 @@ def library_versions() -> dict[str, str]:
 
 def load_manifest(folder: Path, remedy: str) -> Manifest:
     """The manifest of a finished run, its files verified; RunError says what to do where there is none."""
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest is None:
         raise RunError(f"{folder}: no finished run there; {remedy}")
     if not manifest.complete:
@@ -92,7 +94,8 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
     return manifest
 
 
-def _read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a run, finished or not, its files not verified; None where there is none."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -118,8 +121,7 @@ def _seal(manifest: Manifest) -> str:
 
 def last_metrics(folder: Path, steps: int = 10) -> dict[str, float]:
     """The means of what a run logged in its last steps."""
-    path = folder / METRICS
-    rows = [json.loads(line) for line in path.read_text().splitlines()[-steps:]] if path.is_file() else []
+    rows = read_metrics(folder)[-steps:]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]} if rows else {}
 
 
@@ -199,7 +201,7 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
         lock.flush()
         sweep(path)
         sweep(path / CHECKPOINTS)
-        started = _read_manifest(path) if resume else None
+        started = read_manifest(path) if resume else None
         if started:
             _refuse_changes(path, started, manifest)
             if started.complete:
@@ -210,6 +212,16 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
         yield RunFolder(path, manifest)
 
 
+def check_out(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
+    """What open_run would refuse, without writing anything."""
+    refuse_busy(path)
+    started = read_manifest(path) if resume else None
+    if started:
+        _refuse_changes(path, started, manifest)
+    elif path.is_dir():
+        _to_clear(path, overwrite)
+
+
 def refuse_busy(path: Path) -> None:
     """RunError where another process has the run folder; open_run makes sure of it, this says so at once."""
     if (path / LOCK).exists():
@@ -217,9 +229,21 @@ def refuse_busy(path: Path) -> None:
             _take(lock, path)
 
 
+def is_busy(path: Path) -> bool:
+    """Whether a process has the run folder; asked without taking it."""
+    if not (path / LOCK).is_file():
+        return False
+    with (path / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def is_finished(path: Path) -> bool:
     """Whether a complete run is in a folder."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     return manifest is not None and manifest.complete
 
 
@@ -232,16 +256,21 @@ def _take(lock: TextIO, path: Path) -> None:
 
 
 def _clear(path: Path, overwrite: bool) -> None:
+    for entry in _to_clear(path, overwrite):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _to_clear(path: Path, overwrite: bool) -> list[Path]:
+    """What --overwrite deletes; SettingsError where it was not given, or would delete what is not of a run."""
     present = [entry for entry in path.iterdir() if entry.name != LOCK]
     if present and not overwrite:
         raise SettingsError(
             f"--out: {path} is not empty; --resume goes on with it, --overwrite replaces it, or name another"
         )
-    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, "policy", "improver", "gap"}
+    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, "policy", "improver", "gap"}
     if foreign := [entry.name for entry in present if entry.name not in ours and not entry.name.startswith(".")]:
         raise SettingsError(f"--overwrite: {path} holds files that are not of a run: {', '.join(sorted(foreign))}")
-    for entry in present:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return present
 
 
 def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:

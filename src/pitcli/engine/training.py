@@ -13,17 +13,24 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pitcli.console import note, progress, warn
+from pitcli.console import note, training_panel, warn
 from pitcli.engine.equations import learning_rate_factor
 from pitcli.engine.loading import compute_dtype
+from pitcli.engine.metrics import last_step, read_metrics
 from pitcli.engine.models import RoleModel, fingerprint, write_tensors
-from pitcli.engine.run_folder import RunFolder
+from pitcli.engine.run_folder import TRACKERS, RunFolder
+from pitcli.engine.tracking import tracking
 from pitcli.errors import RunError
-from pitcli.sections import OptimSettings
+from pitcli.sections import OptimSettings, Tracker
 
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+# what a person watches, where the task has it
+WATCHED = (
+    *("loss", "accuracy", "reward", "gap", "p_better", "kl", "entropy", "truncated_share", "copy_rate"),
+    *("zero_spread_share", "length_ratio", "grad_norm"),
+)
 
 
 class Task(NamedTuple):
@@ -80,24 +87,30 @@ def step_seed(seed: int, step: int, purpose: int = 0) -> int:
     return (seed * 1_000_003 + 4 * step + purpose) % 2**32
 
 
-def make_accelerator(model: RoleModel) -> Accelerator:
+def make_accelerator(model: RoleModel, trackers: Sequence[Tracker], folder: Path) -> Accelerator:
     mixed = "bf16" if compute_dtype(model.device) is torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=mixed, cpu=model.device.type == "cpu")
+    log_with = [tracker.value for tracker in trackers] or None
+    on_cpu = model.device.type == "cpu"
+    return Accelerator(mixed_precision=mixed, cpu=on_cpu, log_with=log_with, project_dir=folder)
 
 
 def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -> TrainResult:
     """Optimise one role's parameters with AdamW from where the run folder stands to the last step."""
-    accelerator = make_accelerator(model)
+    accelerator = make_accelerator(model, config.track, run.path / TRACKERS)
     model.use(task.role, train=True)
     parameters = model.role_parameters(task.role)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+    sent = last_step(run.path)
     started = position = _restore(run, parameters, optimizer, config.resume)
     base_before, role_before = fingerprint(model.base_tensors()), fingerprint(parameters.values())
     snapshot: _Snapshot | None = None
     stopped: str | None = None
+    rows = read_metrics(run.path)
     try:
-        with progress(f"training {task.role}", task.total_steps) as advance:
-            advance(position.step)
+        with (
+            tracking(accelerator, run, rows, sent) as track,
+            training_panel(f"training {task.role}", task.total_steps, WATCHED, rows, config.batch_size) as show,
+        ):
             while position.step < task.total_steps and stopped is None:
                 set_seed(step_seed(config.seed, position.step))
                 factor = learning_rate_factor(position.step, task.total_steps, config.warmup_share)
@@ -107,8 +120,10 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
                 if position.step == started.step:
                     _check_what_moved(metrics, model, parameters, base_before, role_before)
                 position = _advance(position, metrics, task)
-                run.log(position.step, {**metrics, "learning_rate": config.learning_rate * factor})
-                advance(loss=metrics["loss"], **_shown(metrics))
+                values = {**metrics, "learning_rate": config.learning_rate * factor}
+                run.log(position.step, values)
+                track(position.step, values)
+                show(values)
                 stopped = task.runaway(metrics) if position.beyond >= task.patience else None
                 if position.step % task.checkpoint_multiple == 0:
                     snapshot = _snapshot(position, parameters, optimizer)
@@ -177,10 +192,6 @@ def _one_step(
     optimizer.step()
     optimizer.zero_grad()
     return metrics
-
-
-def _shown(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: metrics[name] for name in ("reward", "kl", "accuracy") if name in metrics}
 
 
 def _advance(position: _Position, metrics: dict[str, float], task: Task) -> _Position:

@@ -1,63 +1,21 @@
-"""The report's plots: matplotlib figures as SVG for the page, in colours that serve light and dark alike."""
+"""The plots of an evaluation: what was compared, against iterations, temperature, length, calibration and KL."""
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from markupsafe import Markup, escape
-
+from pitcli.evaluation.figures import GREY, Plot, blank_axes, mark, style_of, svg_of
 from pitcli.evaluation.results import Comparison, Decile, Interval, Iterations, System
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CURVE_POINTS = 3  # fewer settings than this are no curve
 LABEL_CHARACTERS = 34
 _DELTA = "Δ against the originals, points"
-_GREY = "#8a8a8a"
-_COLORS = ("#3b82c4", "#d9772b", "#2f9e6e", "#9065c9", "#d1495b", "#8c7a4f", "#1f9aa8", "#c264a4")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_GLYPHS = "●■▲◆▼✚✖★"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it takes the page's font and colour, and can be searched
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 12,
-    "axes.edgecolor": _GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GREY,
-    "grid.alpha": 0.25,
-    "xtick.color": _GREY,
-    "xtick.labelcolor": "black",
-    "ytick.color": _GREY,
-    "ytick.labelcolor": "black",
-}
-
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 # by what a caption says of the judge and the data set
 Places = Mapping[str, Sequence[Comparison]]
-
-
-class Mark(NamedTuple):
-    """One line of a legend; the page writes it, so that long names wrap."""
-
-    color: str
-    glyph: str
-    label: str
-
-
-class Plot(NamedTuple):
-    svg: Markup
-    caption: str
-    legend: list[Mark]
 
 
 class _Point(NamedTuple):
@@ -79,18 +37,6 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return groups
 
 
-@contextmanager
-def plotting() -> Iterator[None]:
-    """Our style whatever the user's matplotlibrc says, and no word about letters that only the browser can draw."""
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
 def forest(places: Places) -> list[Plot]:
     """Delta and length-controlled delta of every comparison, with intervals, by baseline."""
     return [_forest(place, of_place) for place, of_place in places.items()]
@@ -103,13 +49,13 @@ def _forest(place: str, comparisons: Sequence[Comparison]) -> Plot:
         rows += [(_label(one.system), one) for one in of_baseline]
     # Pixels that are enough for the labels in most fonts.
     left = 24 + max(sum(7 if character.isascii() else 12 for character in label) for label, _ in rows)
-    figure, axes = _axes(720, 30 * len(rows) + 56, left=left, top=6)
+    figure, axes = blank_axes(720, 30 * len(rows) + 56, left=left, top=6)
     for at, (_, one) in enumerate(rows):
         if one:
             _estimate(axes, one.delta, one.delta_ci, at - 0.14, 0)
             if one.length_controlled_delta is not None and one.length_controlled_ci:
                 _estimate(axes, one.length_controlled_delta, one.length_controlled_ci, at + 0.14, 1)
-    axes.axvline(0, color=_GREY, linewidth=1.2)
+    axes.axvline(0, color=GREY, linewidth=1.2)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     for text, (_, one) in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontstyle("normal" if one else "italic")
@@ -117,11 +63,11 @@ def _forest(place: str, comparisons: Sequence[Comparison]) -> Plot:
     axes.tick_params(axis="y", length=0, pad=8)
     axes.spines["left"].set_visible(False)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points, with 95% intervals")
-    return Plot(_svg(figure, f"Forest plot. {place}"), place, [_mark(0, "Δ"), _mark(1, "Δ, length-controlled")])
+    return Plot(svg_of(figure, f"Forest plot. {place}"), place, [mark(0, "Δ"), mark(1, "Δ, length-controlled")])
 
 
 def _estimate(axes: "Axes", x: float, ends: Interval, y: float, number: int) -> None:
-    color, marker, _ = _style(number)
+    color, marker, _ = style_of(number)
     axes.plot(ends, (y, y), color=color, linewidth=2, solid_capstyle="butt")
     axes.plot(x, y, color=color, marker=marker, markersize=6)
 
@@ -229,9 +175,9 @@ def _curves(
     ticks: Sequence[float] = (),
 ) -> Plot:
     """Lines through points with intervals. Where x is only one of `ticks`, the series stand a little apart."""
-    figure, axes = _axes(460, 300)
+    figure, axes = blank_axes(460, 300)
     for number, one in enumerate(series):
-        color, marker, _ = _style(number)
+        color, marker, _ = style_of(number)
         shift = 0.05 * (number - (len(series) - 1) / 2) if ticks else 0.0
         points = [point._replace(x=point.x + shift) for point in sorted(one.points, key=lambda point: point.x)]
         for x, _, interval in points:
@@ -244,57 +190,24 @@ def _curves(
         axes.set_xticks(ticks)
     if finish:
         finish(axes)
-    legend = [_mark(number, one.label) for number, one in enumerate(series)]
-    return Plot(_svg(figure, f"{labels[1]} over {labels[0]}. {caption}"), caption, legend)
+    legend = [mark(number, one.label) for number, one in enumerate(series)]
+    return Plot(svg_of(figure, f"{labels[1]} over {labels[0]}. {caption}"), caption, legend)
 
 
 def _zero_line(axes: "Axes") -> None:
-    axes.axhline(0, color=_GREY, linewidth=1.2)
+    axes.axhline(0, color=GREY, linewidth=1.2)
 
 
 def _origin(axes: "Axes") -> None:
     _zero_line(axes)
-    axes.axvline(0, color=_GREY, linewidth=1.2)
+    axes.axvline(0, color=GREY, linewidth=1.2)
 
 
 def _diagonal(axes: "Axes") -> None:
-    axes.plot((0, 100), (0, 100), color=_GREY, linewidth=1.2, linestyle="--")
+    axes.plot((0, 100), (0, 100), color=GREY, linewidth=1.2, linestyle="--")
     axes.set(xlim=(0, 100), ylim=(0, 100))
-
-
-def _style(number: int) -> tuple[str, str, str]:
-    """Color, marker and the marker's character; no two alike among the first 64."""
-    shape = (number + number // len(_COLORS)) % len(_MARKERS)
-    return _COLORS[number % len(_COLORS)], _MARKERS[shape], _GLYPHS[shape]
-
-
-def _mark(number: int, label: str) -> Mark:
-    return Mark(*_style(number)[::2], label)
 
 
 def _label(name: str) -> str:
     name = " ".join(name.split())
     return name if len(name) <= LABEL_CHARACTERS else f"{name[: LABEL_CHARACTERS - 1]}…"
-
-
-def _axes(width: int, height: int, left: int = 62, bottom: int = 48, top: int = 12) -> tuple["Figure", "Axes"]:
-    """A figure of so many CSS pixels with one plot in it. Set by hand: to measure labels would take their fonts."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    box = (left / width, bottom / height, (width - left - 14) / width, (height - bottom - top) / height)
-    return figure, figure.add_axes(box)
-
-
-def _svg(figure: "Figure", title: str) -> Markup:
-    import matplotlib
-
-    file = io.StringIO()
-    # Another salt for each figure: they share a page, and with it the ids of their clip paths.
-    matplotlib.rcParams["svg.hashsalt"] = title
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    _, _, drawn = file.getvalue().partition("<defs>")
-    drawn = re.sub(r'<g id="[a-z._A-Z]+_\d+">', "<g>", drawn)
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return Markup(f'<svg role="img" aria-label="{escape(title)}" {size}><defs>{drawn}')

@@ -1,19 +1,18 @@
 """report.html: an evaluation as one page that a person reads, with its plots in it and nothing to fetch."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pitcli.console import visible
 from pitcli.evaluation import plots
-from pitcli.evaluation.plots import Plot, grouped
-from pitcli.evaluation.results import Comparison, Evaluation, Interval, JudgeResult, Sample, System, Validation
+from pitcli.evaluation.figures import Plot, plotting
+from pitcli.evaluation.page import template
+from pitcli.evaluation.plots import grouped
+from pitcli.evaluation.results import Comparison, Evaluation, JudgeResult, Sample, System, Validation
 from pitcli.evaluation.systems import ORIGINAL
 
 SAMPLE_CHARACTERS = 4000
@@ -52,9 +51,9 @@ def render(evaluation: Evaluation) -> str:
     comparisons = [one for one in evaluation.comparisons if one.judge not in withheld]
     iterations = [one for one in evaluation.iterations if one.judge not in withheld]
     shown = evaluation.model_copy(update={"comparisons": comparisons, "iterations": iterations})
-    with plots.plotting():
+    with plotting():
         figures = {figure.anchor: figure for figure in _figures(shown) if figure.plots}
-    page = _template().render(
+    page = template("report.html.jinja").render(
         evaluation=shown,
         withheld=withheld,
         tables=_tables(comparisons),
@@ -179,38 +178,3 @@ def _temperatures(systems: Sequence[System]) -> dict[str, dict[str, float]]:
         if isinstance(temperature, int | float):
             found.setdefault(str(settings.get("method", DEFAULT_METHOD)), {})[system.name] = temperature
     return found
-
-
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    formats = {"points": _points, "between": _between, "share": _share, "number": _number, "json": _json}
-    environment.filters.update(formats)
-    return environment.from_string(files("pitcli").joinpath("assets/report.html.jinja").read_text(encoding="utf-8"))
-
-
-def _points(value: float | None) -> str:
-    """One decimal and a sign, with a real minus; zero has none."""
-    if value is None:
-        return "–"
-    text = f"{value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def _between(interval: Interval | None, kind: str = "points", *digits: int) -> str:
-    if interval is None:
-        return ""
-    written = {"points": _points, "share": _share, "number": _number}[kind]
-    low, high = (written(end, *digits) for end in interval)
-    return f"[{low}, {high}]"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1, default=str)

@@ -12,8 +12,8 @@ from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.batches import length_sorted_chunks, rows_of_step, steps_per_epoch
-from pitcli.engine.equations import fit_temperature, gap_loss, p_better, symmetrised_gap
+from pitcli.engine.batches import micro_batch_rows, planned_steps
+from pitcli.engine.equations import ORDERINGS, fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.engine.loading import lora_config
 from pitcli.engine.models import GAP, RoleModel
 from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
@@ -21,6 +21,7 @@ from pitcli.engine.run_folder import open_run
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
 from pitcli.options import save_config
+from pitcli.rehearsal import Work, known_ids, rehearse
 
 SHOWN = 2
 
@@ -32,12 +33,14 @@ def run(config: RewardConfig) -> None:
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
     manifest = new_manifest("reward", GAP, config, base, data)
+    trees = [ordered_tree(pair, base.chat) for pair in training]
+    if config.dry_run:
+        return rehearse(config, manifest, config, base, gap_work(trees, base.chat, config))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
         model = base.load()
         model.add_role(GAP, lora_config(config))
-        trees = [ordered_tree(pair, base.chat) for pair in training]
         result = train(model, gap_task(model, trees, config), config, folder)
         scores_N4 = score_pairs(model, base.chat, held_out, config)
         temperature = fit_temperature(pair_gaps(scores_N4).tolist())
@@ -62,12 +65,12 @@ def run(config: RewardConfig) -> None:
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
     """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
     lengths = [tree.tokens() for tree in trees]
-    pairs_at_once = max(1, config.micro_batch_size // 4)
+    pairs_at_once = max(1, config.micro_batch_size // len(ORDERINGS))
 
     def micro_batches(step: int) -> list[tuple[TreeBatch, int]]:
-        rows = rows_of_step(step, len(trees), config.batch_size, config.seed)
-        chunks = length_sorted_chunks([lengths[row] for row in rows], pairs_at_once)
-        return [(model.tree_batch([trees[rows[place]] for place in chunk]), len(rows)) for chunk in chunks]
+        chunks = micro_batch_rows(step, lengths, config.batch_size, pairs_at_once, config.seed)
+        pairs = sum(map(len, chunks))
+        return [(model.tree_batch([trees[row] for row in chunk]), pairs) for chunk in chunks]
 
     def loss(micro_batch: tuple[TreeBatch, int]) -> tuple[Tensor, dict[str, float]]:
         batch, pairs = micro_batch
@@ -76,9 +79,27 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
         correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / pairs
         return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
 
-    per_epoch = steps_per_epoch(len(trees), config.batch_size)
-    total = min(config.max_steps or per_epoch * config.epochs, per_epoch * config.epochs)
-    return Task(GAP, total, micro_batches, loss)
+    return Task(GAP, planned_steps(len(trees), config), micro_batches, loss)
+
+
+def gap_work(trees: Sequence[Tree], chat: ChatFormat, config: RewardConfig) -> Work:
+    """What is rehearsed."""
+
+    def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
+        batch = model.tree_batch([trees[row] for row in rows])
+        return model.scores(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+
+    first = trees[0].conversations()[0]
+    return Work(
+        GAP,
+        lengths=[tree.tokens() for tree in trees],
+        at_once=max(1, config.micro_batch_size // len(ORDERINGS)),
+        steps=planned_steps(len(trees), config),
+        roles=1,
+        logit_rows=lambda rows: 0,
+        run=run,
+        first=[(chat.written(first[:-1]), False), (chat.written(first[-1:]), True)],
+    )
 
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:

@@ -23,8 +23,8 @@ from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
 from pitcli.data.records import PreferencePair, RowError, file_label
 from pitcli.data.strict_json import RowProblem
-from pitcli.data.templates import ChatFormat
-from pitcli.engine.batches import rows_of_step, steps_per_epoch
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.batches import completion_batch, rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
 from pitcli.engine.methods import Asked
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
@@ -35,9 +35,12 @@ from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
-from pitcli.sections import Role, Stage
+from pitcli.rehearsal import Work, known_ids, rehearse
+from pitcli.sections import LoraSettings, Role, Stage
 
 SHOWN = 3
+PASSES = 3  # the two passes of training take about three times as long as one forward
+SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation
 
 
 class Source(NamedTuple):
@@ -56,6 +59,8 @@ def run(config: RlConfig) -> None:
     pairs, data = open_pairs(config, base, earlier, config.rollout_max_new_tokens)
     drafts = load_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
     manifest = new_manifest("rl", config.role, config, base, data, earlier)
+    if config.dry_run:
+        return rehearse(config, manifest, lora_of(start), base, rl_work(config, base.chat, pairs, drafts, bool(policy)))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
@@ -100,6 +105,11 @@ def find_runs(config: RlConfig) -> tuple[EarlierRun, EarlierRun, EarlierRun | No
         ]
         raise InputError([problem for problem in missing if problem])
     return start, reward, policy if improver else None
+
+
+def lora_of(start: EarlierRun) -> LoraSettings:
+    """The rank that the run was trained with."""
+    return LoraSettings(lora_rank=start.manifest.config["lora_rank"], lora_alpha=start.manifest.config["lora_alpha"])
 
 
 def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
@@ -169,7 +179,7 @@ def curriculum(
 
 def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
     """RLOO with PPO's clip on rollouts of the improver; each rollout serves updates_per_rollout steps."""
-    rollouts = rollouts_by_stage(config, sources)
+    rollouts = rollouts_by_stage(config, [source.rows for source in sources])
     model, decoding = judge.model, rollout_decoding(config, judge.chat)
     held: list[RolloutBatch] = []
 
@@ -216,13 +226,50 @@ def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
     )
 
 
-def rollouts_by_stage(config: RlConfig, sources: Sequence[Source]) -> list[int]:
-    """How many rollouts each stage gets: its epochs, or an equal part of --max-steps."""
-    full = [steps_per_epoch(source.rows, config.batch_size) * config.epochs for source in sources]
+def rl_work(
+    config: RlConfig, chat: ChatFormat, pairs: Sequence[PreferencePair], drafts: Sequence[Asked] | None, policy: bool
+) -> Work:
+    """What is rehearsed: rollouts that never end early, over the longer response of each pair or the drafts."""
+    k, new = config.samples_per_prompt, config.rollout_max_new_tokens
+    of_pairs = [Asked(pair.prompt, max(pair.chosen, pair.rejected, key=len)) for pair in pairs]
+    prompts = asked_prompts(config.role, chat, drafts if drafts is not None else of_pairs)
+    stage_rows = [len(pairs) if stage is Stage.dataset else len(prompts) for stage in config.curriculum_stages]
+    rollouts = sum(rollouts_by_stage(config, stage_rows))
+    copies = min(k, config.micro_batch_size)
+
+    def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
+        examples = [Example(prompts[row], [0] * new) for row in rows for _ in range(copies)]
+        batch = completion_batch(examples, model.pad_id).to(model.device)
+        return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+
+    def besides(seconds_per_token: float) -> float:
+        """Per rollout: new tokens, each as dear as a pass forward or a hundredth of a second, gaps, KL."""
+        forward = seconds_per_token / PASSES
+        mean = sum(map(len, prompts)) / len(prompts) + new
+        sampling = new * max(0.01, config.batch_size * k * forward)
+        return rollouts * (sampling + config.batch_size * k * mean * (SCORED_TOKENS + 1) * forward)
+
+    return Work(
+        config.role,
+        lengths=[k * (len(prompt) + new) for prompt in prompts],
+        at_once=max(1, config.micro_batch_size // k),
+        steps=rollouts * config.updates_per_rollout,
+        roles=4 if policy else 3,
+        logit_rows=lambda rows: len(rows) * copies * new,
+        run=run,
+        first=[(chat.written(prompts[0]), False), (f"(up to {new} sampled tokens)", True)],
+        share=copies / k,
+        besides=besides,
+    )
+
+
+def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
+    """How many rollouts each stage gets: its epochs, or an equal part of --max-steps. rows: of each stage's source."""
+    full = [steps_per_epoch(count, config.batch_size) * config.epochs for count in rows]
     if config.max_steps is None:
         return full
-    total = max(len(sources), config.max_steps // config.updates_per_rollout)
-    even = [total * (index + 1) // len(sources) - total * index // len(sources) for index in range(len(sources))]
+    total = max(len(rows), config.max_steps // config.updates_per_rollout)
+    even = [total * (index + 1) // len(rows) - total * index // len(rows) for index in range(len(rows))]
     return [min(most, share) for most, share in zip(full, even, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
 
+from collections.abc import Sequence
+
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -11,9 +13,8 @@ from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.batches import (
     Batch,
     completion_batch,
-    length_sorted_chunks,
-    rows_of_step,
-    steps_per_epoch,
+    micro_batch_rows,
+    planned_steps,
 )
 from pitcli.engine.loading import lora_config
 from pitcli.engine.models import RoleModel
@@ -22,6 +23,7 @@ from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
+from pitcli.rehearsal import Work, known_ids, rehearse
 from pitcli.sections import Role
 
 SHOWN = 2
@@ -38,6 +40,8 @@ def run(config: SftConfig) -> None:
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     manifest = new_manifest("sft", config.role, config, base, data)
+    if config.dry_run:
+        return rehearse(config, manifest, config, base, sft_work(examples, base.chat, config))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         save_config(config, folder.path / CONFIG)
         set_seed(config.seed)
@@ -57,19 +61,35 @@ def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Ta
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
 
     def micro_batches(step: int) -> list[tuple[Batch, int]]:
-        rows = rows_of_step(step, len(examples), config.batch_size, config.seed)
-        tokens = sum(len(examples[row].completion) for row in rows)
-        chunks = length_sorted_chunks([lengths[row] for row in rows], config.micro_batch_size)
-        batches = ([examples[rows[place]] for place in chunk] for chunk in chunks)
+        chunks = micro_batch_rows(step, lengths, config.batch_size, config.micro_batch_size, config.seed)
+        tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
+        batches = ([examples[row] for row in chunk] for chunk in chunks)
         return [(completion_batch(batch, model.pad_id).to(model.device), tokens) for batch in batches]
 
     def loss(micro_batch: tuple[Batch, int]) -> tuple[Tensor, dict[str, float]]:
         batch, tokens = micro_batch
         return -model.completion_logprobs(batch).sum() / tokens, {"tokens": float(batch.completion_mask_BT.sum())}
 
-    per_epoch = steps_per_epoch(len(examples), config.batch_size)
-    total = min(config.max_steps or per_epoch * config.epochs, per_epoch * config.epochs)
-    return Task(config.role, total, micro_batches, loss)
+    return Task(config.role, planned_steps(len(examples), config), micro_batches, loss)
+
+
+def sft_work(examples: Sequence[Example], chat: ChatFormat, config: SftConfig) -> Work:
+    """What is rehearsed."""
+
+    def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
+        batch = completion_batch([examples[row] for row in rows], model.pad_id).to(model.device)
+        return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+
+    return Work(
+        config.role,
+        lengths=[len(example.prompt) + len(example.completion) for example in examples],
+        at_once=config.micro_batch_size,
+        steps=planned_steps(len(examples), config),
+        roles=1,
+        logit_rows=lambda rows: sum(len(examples[row].completion) for row in rows),
+        run=run,
+        first=[(chat.written(examples[0].prompt), False), (chat.written(examples[0].completion), True)],
+    )
 
 
 def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:

@@ -1,0 +1,95 @@
+"""--dry-run of a training command: its settings, a row as the model reads it, what it takes in memory and time."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pitcli.config import TrainingConfig
+from pitcli.console import marked, note, table
+from pitcli.engine.footprint import footprint, heaviest, memory_there, token_counts
+from pitcli.engine.models import RoleModel
+from pitcli.engine.run_folder import Manifest, check_out
+from pitcli.errors import RunError
+from pitcli.inputs import Base
+from pitcli.options import settings_yaml
+from pitcli.sections import LoraSettings
+
+MARGIN = 1.15  # the truth may be so much above the estimate
+
+
+class Work(NamedTuple):
+    """What a training command is about to do.
+
+    lengths: tokens of each row of the data; at_once: how many rows a micro-batch takes; steps: optimiser steps;
+    roles: adapters that the model holds; logit_rows: how many tokens of a micro-batch have logits; run: from a model
+    and the rows of a micro-batch to what is differentiated; first: the first row in parts that the loss is taken over
+    (True) and parts that it is not; share: of a row that is in one micro-batch; besides: seconds that go to other
+    things than the passes over the micro-batches, from those of one token there and back.
+    """
+
+    role: str
+    lengths: Sequence[int]
+    at_once: int
+    steps: int
+    roles: int
+    logit_rows: Callable[[Sequence[int]], int]
+    run: Callable[[RoleModel, Sequence[int]], Tensor]
+    first: Sequence[tuple[str, bool]]
+    share: float = 1.0
+    besides: Callable[[float], float] = lambda seconds_per_token: 0.0
+
+
+def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, work: Work) -> None:
+    """Show what would happen on stderr, the settings on stdout; RunError where memory would not hold it."""
+    check_out(config.run_folder, manifest, config.resume, config.overwrite)
+    print(settings_yaml(config), end="", flush=True)
+    note("the first row, marked where the loss is taken:")
+    marked(work.first)
+    order = (work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
+    largest, (tokens, padded) = heaviest(*order), token_counts(*order)
+    need = footprint(
+        base.folder,
+        base.identity.load_in_4bit,
+        base.device,
+        lora,
+        work.role,
+        work.roles,
+        work.logit_rows(largest),
+        lambda model: work.run(model, largest),
+    )
+    longest = max(work.lengths[row] for row in largest)
+    per_token = need.seconds / (len(largest) * longest * work.share)
+    there, wanted = memory_there(base.device), need.peak()
+    lines = [
+        ("rows", f"{len(work.lengths):,}, {sum(work.lengths) / len(work.lengths):.0f} tokens each"),
+        ("steps", f"{work.steps:,}, {tokens:,} tokens and {1 - tokens / padded:.1%} padding"),
+        (
+            "largest micro-batch",
+            f"{len(largest)} rows, the longest of {longest:,} tokens",
+        ),
+        ("time", f"about {duration(padded * per_token + work.besides(per_token))}, by the speed of one layer just now"),
+        *((name, f"{size / 2**20:,.0f} MiB") for name, size in need.parts()),
+        ("memory at the peak", f"about {wanted / 2**30:.2f} GiB of {there / 2**30:.2f} GiB"),
+    ]
+    table("What it takes", ["", ""], lines)
+    if wanted > there:
+        raise RunError(
+            f"about {wanted / 2**30:.1f} GiB are wanted and {there / 2**30:.1f} GiB are there; "
+            "--micro-batch-size, --max-length and --lora-rank make it less"
+        )
+    if wanted * MARGIN > there:
+        note("that is close: an estimate may be 15% off")
+
+
+def known_ids(input_ids_BT: Tensor, model: RoleModel) -> Tensor:
+    """Token ids that a model of few words knows, in their place."""
+    return input_ids_BT % model.base.config.get_text_config().vocab_size
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,40 @@
+"""pit report: a training run, finished or not, as one page with its curves and what is worth a look."""
+
+from pathlib import Path
+
+from pitcli.console import note, warn
+from pitcli.engine.durable import write_file
+from pitcli.engine.run_folder import REPORT
+from pitcli.errors import InputError, SettingsError
+from pitcli.evaluation.run_report import render
+from pitcli.evaluation.trained_run import TrainedRun, concerns, read_run
+from pitcli.tools_config import ReportConfig
+
+
+def run(config: ReportConfig) -> None:
+    """Write the page, and the concerns to stderr."""
+    if len(config.runs) > 1 and config.out is None:
+        raise SettingsError("--out: name a file for the page of several runs")
+    runs = read_runs(config.runs)
+    out = config.out or Path(config.runs[0]) / REPORT
+    if out.is_dir():
+        raise SettingsError(f"--out: {out} is a folder; name a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, render(runs))
+    for one in runs:
+        for concern in concerns(one):
+            warn(f"{one.name}: {concern}")
+    note(f"{out}: open it in a browser")
+
+
+def read_runs(names: tuple[str, ...]) -> list[TrainedRun]:
+    """The runs; all that cannot be read are told at once."""
+    runs, problems = [], []
+    for name in names:
+        try:
+            runs.append(read_run(Path(name)))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return runs

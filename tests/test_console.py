@@ -1,0 +1,122 @@
+"""Training as it goes, in a real pseudo-terminal; nothing of it where there is none."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pitcli.console import sparkline
+
+TRAINING = """
+from pitcli.console import training_panel
+rows = [{"step": n, "loss": 9.0, "kl": 0.0} for n in range(3)]
+with training_panel("training [b]", 6, ("loss", "kl", "accuracy"), rows, 8) as show:
+    for number in range(2):
+        show({"step": 3, "loss": 1.25 - number, "kl": 2.5, "other": 7.0})
+    END
+"""
+
+
+def on_terminal(end: str = "pass", columns: int = 80, **environment: str) -> tuple[int, str]:
+    """Exit code of the training above and what the terminal was sent on stderr."""
+    ours, theirs = pty.openpty()
+    variables = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING.replace("END", end)],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=variables,
+    )
+    os.close(theirs)
+    sent = b""
+    while chunk := _read(ours):
+        sent += chunk
+    os.close(ours)
+    assert done.stdout == (b"row\n" if "print" in end else b"")
+    return done.returncode, sent.decode()
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux answers so where the other end is closed and all is read
+        return b""
+
+
+def last_frame(sent: str) -> list[str]:
+    """The lines of the panel as it stands at the end, without colours and movements."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sent).replace("\r", "")
+    return plain[plain.rindex("╭") :].splitlines()
+
+
+def test_the_panel_shows_values_courses_and_where_a_resumed_run_stands() -> None:
+    code, sent = on_terminal("print('row', flush=True)")
+    assert code == 0
+    frame = last_frame(sent)
+    assert "training [b]" in frame[0]
+    assert "5/6" in frame[1]
+    lines = {line.strip("│ ").split()[0]: line.strip("│ ").split()[1:] for line in frame[2:5]}
+    assert lines["loss"] == ["0.25", "███▂▁"]  # 9, 9, 9, 1.25, 0.25
+    assert lines["kl"] == ["2.5", "▁▁▁██"]
+    assert lines["rows/s"]
+    assert "other" not in sent
+    assert "accuracy" not in sent
+
+
+@pytest.mark.parametrize("columns", [20, 34, 60, 200])
+def test_the_panel_keeps_to_the_terminal(columns: int) -> None:
+    code, sent = on_terminal(columns=columns)
+    assert code == 0
+    assert {len(line) for line in last_frame(sent) if line} == {min(columns, 88)}
+
+
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "raise SystemExit(143)"])
+def test_an_interrupted_panel_leaves_the_terminal_as_it_was(end: str) -> None:
+    code, sent = on_terminal(end)
+    assert code in {-2, 130, 143}
+    assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") == 1, "the cursor is hidden, and shown again"
+
+
+def test_no_colours_where_they_are_not_wanted() -> None:
+    assert "\x1b[2m" in on_terminal()[1]
+    assert not re.findall(r"\x1b\[[0-9;]*3[0-9]m", on_terminal(NO_COLOR="1")[1])
+
+
+def test_a_terminal_without_utf_8_gets_no_blocks() -> None:
+    sent = on_terminal(PYTHONIOENCODING="ascii", PYTHONUTF8="0")[1]
+    assert "loss" in sent
+    assert "\\u" not in sent
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
+def test_a_terminal_that_cannot_move_gets_nothing(environment: dict[str, str]) -> None:
+    assert on_terminal(**environment) == (0, "")
+
+
+@pytest.mark.parametrize("force", ["", "1"])
+def test_a_pipe_gets_nothing(force: str) -> None:
+    environment = {**os.environ, **({"FORCE_COLOR": force} if force else {})}
+    code = TRAINING.replace("END", "pass")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "shown"),
+    [
+        ([], 5, ""),
+        ([1.0], 5, "▁"),
+        ([2.0, 2.0], 5, "▁▁"),
+        ([0.0, 7.0], 5, "▁█"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([0, 2, 6, 8], 2, "▁█"),  # means 1 and 7
+        ([0, 0, 1, 3, 7, 7, 7], 3, "▁▃█"),  # of 2, 2 and 3 values: 0, 2, 7
+        ([-1.0, -3.0], 0, ""),
+    ],
+)
+def test_a_sparkline_goes_from_the_least_to_the_greatest(values: list[float], width: int, shown: str) -> None:
+    assert sparkline(values, width) == shown

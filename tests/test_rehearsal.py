@@ -1,0 +1,153 @@
+"""--dry-run of the training commands: what it shows, that it writes nothing, that its estimate is near the truth."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pitcli.cli import main
+from pitcli.engine.bases import resolve_base
+from pitcli.engine.footprint import MAPPED, heaviest, shape_of, token_counts
+from pitcli.rehearsal import duration
+
+WORDS = {"prompt": "Write 4 words about sun.", "chosen": "sun is very hot", "rejected": "moon"}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{**WORDS, "prompt": f"{WORDS['prompt']} {'sun ' * number}"} for number in range(40)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["sft", "train-reward"])
+def test_nothing_is_written_and_the_settings_come_out(
+    command: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "3", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(path.name for path in data.iterdir()) == ["pairs.jsonl"]
+    settings = yaml.safe_load(out)
+    assert (settings["max_steps"], settings["learning_rate"]) == (3, 2e-4)
+    assert "dry_run" not in settings
+    assert "memory at the peak" in err
+    assert "⟦" in err
+
+
+def test_the_loss_is_marked_where_it_is_taken(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "--role", "policy", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    marked = err[err.index("⟦") + 1 : err.index("⟧")]
+    assert "sun is very hot" in marked
+    assert "Write 4 words" in err[: err.index("⟦")]
+    assert "Write 4 words" not in marked
+
+
+def test_a_folder_that_is_taken_fails_here_too(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/sft").mkdir(parents=True)
+    Path("runs/sft/notes.txt").write_text("mine")
+    assert main(["sft", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 2
+    assert "runs/sft is not empty" in capsys.readouterr().err
+
+
+def test_what_memory_does_not_hold_is_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pitcli.rehearsal.memory_there", lambda device: 50 * 2**20)
+    assert main(["train-reward", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 3
+    assert "are wanted and 0.0 GiB are there; --micro-batch-size" in capsys.readouterr().err
+
+
+def test_rl_tells_of_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
+    assert main(["sft", *small]) == 0
+    assert main(["train-reward", *small]) == 0
+    capsys.readouterr()
+    rl = ["rl", "--curriculum", "--max-steps", "6", "--rollout-max-new-tokens", "8", "--dry-run"]
+    assert main(rl) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["curriculum_stages"] == ["dataset", "policy"]
+    assert "⟦(up to 8 sampled tokens)⟧" in err
+    assert not Path("runs/rl").exists()
+
+
+def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
+    assert main(["train-reward", *small]) == 0
+    assert main(["rl", "--curriculum", "--dry-run"]) == 0
+    assert "that was the SFT" in capsys.readouterr().err
+    assert not Path("runs/sft").exists()
+
+
+def test_the_heaviest_micro_batch_counts_its_padding() -> None:
+    lengths = [5, 5, 5, 30, 2, 2, 2, 2]
+    assert heaviest(lengths, steps=1, batch_size=8, at_once=4, seed=0)[0] == 3
+    assert token_counts(lengths, steps=1, batch_size=8, at_once=4, seed=0) == (sum(lengths), 4 * 30 + 4 * 2)
+
+
+def test_the_shape_is_that_of_the_model() -> None:
+    from pitcli.engine.loading import load_base, lora_config
+    from pitcli.engine.models import IMPROVER, RoleModel
+    from pitcli.sections import LoraSettings
+
+    shape = shape_of(resolve_base("tiny"), rank=4)
+    model = RoleModel(load_base(resolve_base("tiny"), False, torch.device("cpu")), 0)
+    assert shape.linear + shape.other == sum(p.numel() for p in model.base.parameters())
+    model.add_role(IMPROVER, lora_config(LoraSettings(lora_rank=4)))
+    assert shape.adapter == sum(p.numel() for p in model.role_parameters(IMPROVER).values())
+
+
+def test_durations_as_people_say_them() -> None:
+    assert [duration(seconds) for seconds in (40.2, 700, 12_000)] == ["40 s", "12 min", "3 h 20 min"]
+
+
+PEAK = """
+import resource, sys
+from pitcli.cli import main
+code = main(sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def in_a_process(command: list[str]) -> tuple[int, int, str]:
+    """(exit code, peak in bytes, stderr)."""
+    ended = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True, check=True)
+    code, peak = ended.stdout.splitlines()[-1].split()
+    return int(code), int(peak), ended.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_the_estimate_is_within_15_percent_of_the_peak(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every block is mapped by itself, so that what is held is all that is taken."""
+    rows = [
+        {**WORDS, "chosen": "sun " * 60, "rejected": "moon " * 60, "prompt": f"{n} {WORDS['prompt']}"}
+        for n in range(300)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        "sft",
+        "--data",
+        "pairs.jsonl",
+        "--model",
+        "tiny",
+        "--max-steps",
+        "1",
+        "--batch-size",
+        "256",
+        "--micro-batch-size",
+        "256",
+    ]
+    monkeypatch.setenv(MAPPED, str(2**20))
+    code, _, shown = in_a_process([*command, "--dry-run"])
+    assert code == 0
+    found = re.search(r"memory at the peak +about ([\d.]+) GiB", shown)
+    assert found
+    code, peak, _ = in_a_process(command)
+    assert code == 0
+    assert float(found[1]) * 2**30 == pytest.approx(peak, rel=0.15)
