@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint check faults audit studies smollm2-hh clean
+.PHONY: install demo test lint check package faults audit studies smollm2-hh clean
 
 install: $(VENV)/.installed
 
@@ -29,7 +29,18 @@ lint: install
 	$(BIN)/ruff format --check src tests examples
 	$(BIN)/mypy
 
-check: lint test
+# what CI runs
+check: lint test demo
+
+# wheel and sdist, and the wheel in an environment of its own, where it has to run a whole recipe
+package: install
+	$(BIN)/python -m pip install --quiet build
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && clean/bin/pit run ../examples/recipes/quickstart.yaml --out ../build/quickstart
 
 # slow: every fault at the counts of the table that it prints, about an hour on 2 cores
 faults: install $(VENV)/.smollm2
