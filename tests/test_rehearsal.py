@@ -122,6 +122,7 @@ def in_a_process(command: list[str]) -> tuple[int, int, str]:
     return int(code), int(peak), ended.stderr
 
 
+@pytest.mark.study
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 def test_the_estimate_is_within_15_percent_of_the_peak(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every block is mapped by itself, so that what is held is all that is taken."""

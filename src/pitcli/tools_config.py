@@ -71,12 +71,12 @@ class ExportConfig(Settings):
         None, description="Which model of the run; an RL run holds its gap model too [default: what the run trained]"
     )
     merge: bool = Field(
-        False,
+        True,
         description="Write one whole model, the adapter folded into the base; a 4-bit base goes in as its 4 bits hold "
         "it, which is what was trained on. Takes host memory for the base as it is loaded and the model in --dtype "
-        "(7B: 4 + 14 GiB), on a CPU then for the model in fp32; this is the default",
+        "(7B: 4 + 14 GiB), on a CPU then for the model in fp32",
     )
-    adapter: bool = Field(False, description="Write the adapter alone, as peft and vLLM load it")
+    adapter: bool = Field(False, description="Write the adapter alone instead, as peft and vLLM load it")
     dtype: Dtype = Field(Dtype.bf16, description="--merge: type of the weights")
     base_name: str | None = Field(
         None, description="OWNER/NAME of the base on the hub [default: as the run says, where that is a hub name]"
@@ -94,8 +94,8 @@ class ExportConfig(Settings):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if self.merge and self.adapter:
-            raise ValueError("give only one of --merge and --adapter")
+        if self.adapter if "merge" in self.model_fields_set and self.merge else not (self.merge or self.adapter):
+            raise ValueError("give one of --merge and --adapter")
         if self.adapter and "dtype" in self.model_fields_set:
             raise ValueError("--dtype is for --merge: an adapter is written as it was trained")
         if self.public and not self.push_to_hub:

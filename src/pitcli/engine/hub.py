@@ -10,8 +10,7 @@ from pitcli.errors import RunError, SettingsError
 @contextmanager
 def _reaching(what: str, remedy: str) -> Iterator[None]:
     """The hub's errors by their names: their texts may hold what was sent."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is its HTTP library's, whichever that is
 
     try:
         yield

@@ -54,13 +54,13 @@ def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evalu
         raise InputError(f"--evaluation: {path}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({where}: {first['msg']})") from None
+        what = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({what})") from None
     systems = [one for one in whole.systems if _adapter(one.record, role) == adapter_digest]
     if not systems:
         raise InputError(
-            f"--evaluation: {path}: none of its systems is known to be made with this {role} "
-            f"({', '.join(one.name for one in whole.systems) or 'there are none'}); evaluate rows of pit improve --output"
+            f"--evaluation: {path}: none of its systems ({', '.join(one.name for one in whole.systems)}) is known to "
+            f"be made with this {role}; evaluate rows that pit improve --output wrote with it"
         )
     names = {one.name for one in systems}
     usable = {judge.name for judge in whole.judges if judge.usable}
@@ -95,14 +95,15 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= exported.rank), exported.rank),
         base_label=base,
         rendered=conversation(chat, exported.role),
-        stop_token=chat.tokenizer.convert_ids_to_tokens(chat.stop_id),
+        stop_token=json.dumps(_stop_token(chat), ensure_ascii=False),
         limits=list(_limits(exported)),
         sources=list(_sources(exported, base)),
-        settings=sorted(_settings(manifest)),
-        results=sorted(manifest.results.items()),
+        settings=sorted(_settings(exported)),
+        results=sorted(_results(exported)),
+        trained_elsewhere=_trained_elsewhere(exported),
         versions=", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     )
-    return visible(re.sub(r"\n{3,}", "\n\n", page))
+    return visible(re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
 
 
 def conversation(chat: ChatFormat, role: AdapterRole) -> str:
@@ -112,7 +113,11 @@ def conversation(chat: ChatFormat, role: AdapterRole) -> str:
         messages.append({"role": "assistant", "content": "{y2}" if role == GAP else "{y_ref}"})
         messages.append({"role": "user", "content": IMPROVE_INSTRUCTION})
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text + "{y1}" + chat.tokenizer.convert_ids_to_tokens(chat.stop_id) if role == GAP else text
+    return text + "{y1}" + _stop_token(chat) if role == GAP else text
+
+
+def _stop_token(chat: ChatFormat) -> str:
+    return str(chat.tokenizer.convert_ids_to_tokens(chat.stop_id))
 
 
 def front_matter(exported: Exported) -> dict[str, Any]:
@@ -147,16 +152,27 @@ def _data(what: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
     yield f"{what}, SHA-256 of its rows", data.digest
 
 
-def _settings(manifest: Manifest) -> Iterator[tuple[str, object]]:
-    for name, value in manifest.config.items():
-        if value is not None and name not in _UNTOLD:
+def _trained_elsewhere(exported: Exported) -> bool:
+    """Whether this is the gap model inside an RL run, which another run trained."""
+    return exported.role == GAP and exported.manifest.kind == "rl"
+
+
+def _results(exported: Exported) -> Iterator[tuple[str, object]]:
+    for name, value in exported.manifest.results.items():
+        if value is not None and (name == "gap_temperature" or not _trained_elsewhere(exported)):
+            yield name, value
+
+
+def _settings(exported: Exported) -> Iterator[tuple[str, object]]:
+    for name, value in exported.manifest.config.items():
+        if value is not None and name not in _UNTOLD and not _trained_elsewhere(exported):
             yield name, file_name(value) if isinstance(value, str) else value
 
 
 def _limits(exported: Exported) -> Iterator[str]:
     if exported.role == IMPROVER:
         yield "It makes some responses worse: keep the draft unless a gap model, or a person, finds the new one better."
-        yield "It is no better than the preferences that it learned from, and may have learned their biases (length, style)."
+        yield "It is no better than the preferences that it learned from, and may share their biases (length, style)."
     if exported.role == GAP:
         yield "It knows the preferences of its data. On other prompts, and against text made to please it, it may fail."
         yield "It compares answers to the same prompt; a score by itself means nothing."

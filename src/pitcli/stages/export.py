@@ -133,7 +133,8 @@ def refuse_taken(out: Path, overwrite: bool) -> None:
         listed = set(json.loads((out / DIGESTS).read_bytes())) if present else set()
     except (OSError, ValueError, TypeError):
         listed = set()
-    if foreign := sorted(present - listed - {DIGESTS}) or sorted({CARD} & (listed ^ present)):
+    foreign = sorted(present - listed - {DIGESTS}) if CARD in listed else sorted(present)
+    if foreign:
         raise SettingsError(f"--overwrite: {out} holds what is not of an export, the first {foreign[0]}")
 
 
@@ -181,8 +182,8 @@ def write_merged_export(
     refuse_absurd(drift, scale, gap)
     if ChatFormat(load_tokenizer(folder)).digest() != base.identity.template:
         raise RunError("the tokenizer that was written does not make the same tokens of a conversation")
-    told = "; ".join(f"{what}: {value:.3g}" for what, value in rows)
-    card = model_card(exported._replace(drift=f"On {len(PROBES)} fixed prompts: {told}."), base.chat)
+    told = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
+    card = model_card(exported._replace(drift=told), base.chat)
     (folder / CARD).write_text(card, encoding="utf-8")
     drifts.append(drift)
 
