@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint check package faults audit studies smollm2-hh clean
+.PHONY: install demo test lint check package docs faults audit studies smollm2-hh clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,15 @@ package: install
 	$(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && clean/bin/pit run ../examples/recipes/quickstart.yaml --out ../build/quickstart
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# the documentation in build/site; `mkdocs serve` shows it while it is written
+docs: $(VENV)/.docs
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # slow: every fault at the counts of the table that it prints, about an hour on 2 cores
 faults: install $(VENV)/.smollm2

@@ -174,7 +174,7 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
         return original(function, hidden_CD, targets_C, **options)
 
     monkeypatch.setattr(models, "checkpoint", counted)
-    monkeypatch.setattr(models, "_LOGIT_ROWS", 4)
+    monkeypatch.setattr(models, "LOGIT_ROWS", 4)
     chunked, chunked_gradients = value_and_gradients()
     assert chunks == [4, 4, 1]  # 3 + 5 + 1 completion tokens
     assert (chunked - whole).abs().max() < 1e-6
