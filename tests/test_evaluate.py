@@ -508,8 +508,8 @@ def test_a_sequence_classifier_judges(
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
-    from pitcli.config import EvaluateConfig
     from pitcli.evaluation.judges import sequence_classifier_judge
+    from pitcli.tools_config import EvaluateConfig
 
     monkeypatch.chdir(folder)
     torch.manual_seed(0)

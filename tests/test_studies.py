@@ -61,7 +61,8 @@ def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.M
 def test_a_real_recipe_judges_by_a_model_of_a_fold_of_its_own() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
     steps = project.base_steps(project.real(args), 3)
-    assert all("--max-steps 9 --max-length 99" in step for step in steps if "sft" in step.split()[1:2])
+    assert all("--max-length 99 --max-steps 9" in step for step in steps if "sft" in step.split()[1:2])
+    assert not any("--max-steps" in step for step in steps if "runs/judge" in step)  # as good as its fold makes it
     assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in steps) == 1
     for step in steps:
         settings(step.removeprefix("pit "))
