@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint check package docs faults audit studies smollm2-hh clean
+.PHONY: memory install demo test lint check package docs faults audit studies smollm2-hh clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,10 @@ docs: $(VENV)/.docs
 faults: install $(VENV)/.smollm2
 	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -m faults -s
 	$(BIN)/python examples/faults_side_by_side.py
+
+# slow: what --dry-run says of memory, against the peak that training comes to
+memory: install
+	$(BIN)/python -m pytest tests/test_rehearsal.py -m study
 
 # known vulnerabilities of the tested versions; asks a public database, and fails where that knows nothing of one
 audit: install

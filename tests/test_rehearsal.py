@@ -12,7 +12,8 @@ import yaml
 
 from pitcli.cli import main
 from pitcli.engine.bases import resolve_base
-from pitcli.engine.footprint import MAPPED, heaviest, shape_of, token_counts
+from pitcli.engine.batches import micro_batch_rows
+from pitcli.engine.footprint import MAPPED, all_micro_batches, padded, shape_of
 from pitcli.rehearsal import duration
 
 WORDS = {"prompt": "Write 4 words about sun.", "chosen": "sun is very hot", "rejected": "moon"}
@@ -85,10 +86,13 @@ def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.Capt
     assert not Path("runs/sft").exists()
 
 
-def test_the_heaviest_micro_batch_counts_its_padding() -> None:
+def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
     lengths = [5, 5, 5, 30, 2, 2, 2, 2]
-    assert heaviest(lengths, steps=1, batch_size=8, at_once=4, seed=0)[0] == 3
-    assert token_counts(lengths, steps=1, batch_size=8, at_once=4, seed=0) == (sum(lengths), 4 * 30 + 4 * 2)
+    chunks = all_micro_batches(lengths, steps=4, batch_size=4, at_once=2, seed=0)
+    trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, 4, 2, 0)]
+    assert chunks == trained_on
+    assert sorted(row for chunk in chunks for row in chunk) == sorted([*range(8)] * 2)
+    assert padded([3, 0], lengths) == 60
 
 
 def test_the_shape_is_that_of_the_model() -> None:

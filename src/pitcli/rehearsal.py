@@ -7,7 +7,9 @@ from torch import Tensor
 
 from pitcli.config import TrainingConfig
 from pitcli.console import marked, note, table
-from pitcli.engine.footprint import footprint, heaviest, memory_there, token_counts
+from pitcli.data.templates import Example
+from pitcli.engine.batches import completion_batch
+from pitcli.engine.footprint import all_micro_batches, footprint, memory_there, padded
 from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import Manifest, check_out
 from pitcli.errors import RunError
@@ -46,8 +48,10 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
     print(settings_yaml(config), end="", flush=True)
     note("the first row, marked where the loss is taken:")
     marked(work.first)
-    order = (work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
-    largest, (tokens, padded) = heaviest(*order), token_counts(*order)
+    chunks = all_micro_batches(work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
+    largest = max(chunks, key=lambda chunk: padded(chunk, work.lengths))
+    tokens = sum(work.lengths[row] for chunk in chunks for row in chunk)
+    with_padding = sum(padded(chunk, work.lengths) for chunk in chunks)
     need = footprint(
         base.folder,
         base.identity.load_in_4bit,
@@ -59,16 +63,14 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         lambda model: work.run(model, largest),
     )
     longest = max(work.lengths[row] for row in largest)
-    per_token = need.seconds / (len(largest) * longest * work.share)
+    per_token = need.seconds / (padded(largest, work.lengths) * work.share)
+    seconds = with_padding * per_token + work.besides(per_token)
     there, wanted = memory_there(base.device), need.peak()
     lines = [
         ("rows", f"{len(work.lengths):,}, of each {sum(work.lengths) / len(work.lengths):.0f} tokens in a step"),
-        ("steps", f"{work.steps:,}, {tokens:,} tokens and {1 - tokens / padded:.1%} padding"),
-        (
-            "largest micro-batch",
-            f"{len(largest)} rows, the longest of {longest:,} tokens",
-        ),
-        ("time", f"about {duration(padded * per_token + work.besides(per_token))}, by the speed of one layer just now"),
+        ("steps", f"{work.steps:,}, {tokens:,} tokens and {1 - tokens / with_padding:.1%} padding"),
+        ("largest micro-batch", f"{len(largest)} rows, the longest of {longest:,} tokens"),
+        ("time", f"about {duration(seconds)}, by the speed of one layer just now"),
         *((name, f"{size / 2**20:,.0f} MiB") for name, size in need.parts()),
         ("memory at the peak", f"about {wanted / 2**30:.2f} GiB of {there / 2**30:.2f} GiB"),
     ]
@@ -80,6 +82,12 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         )
     if wanted * MARGIN > there:
         note("that is close: an estimate may be 20% off")
+
+
+def completion_logprob(model: RoleModel, examples: Sequence[Example]) -> Tensor:
+    """What is differentiated where the loss is over completions; shape ()."""
+    batch = completion_batch(examples, model.pad_id).to(model.device)
+    return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
 
 
 def known_ids(input_ids_BT: Tensor, model: RoleModel) -> Tensor:

@@ -37,6 +37,18 @@ class Method(StrEnum):
     resample = "resample"
 
 
+class ExportRole(StrEnum):
+    policy = "policy"
+    improver = "improver"
+    gap = "gap"
+
+
+class Dtype(StrEnum):
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"

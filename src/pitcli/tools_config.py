@@ -1,13 +1,12 @@
 """Settings of the commands around them: data, checks, evaluation."""
 
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from pitcli.sections import Device, Files, ModelSettings, Settings
+from pitcli.sections import Device, Dtype, ExportRole, Files, ModelSettings, Settings
 
 
 class DoctorConfig(Settings):
@@ -48,18 +47,6 @@ class ReportConfig(Settings):
         json_schema_extra={"argument": True},
     )
     out: Path | None = Field(None, description="The page [default: report.html in the run folder]")
-
-
-class ExportRole(StrEnum):
-    policy = "policy"
-    improver = "improver"
-    gap = "gap"
-
-
-class Dtype(StrEnum):
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
 
 
 class ExportConfig(Settings):

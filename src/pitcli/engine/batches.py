@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -65,9 +66,14 @@ def planned_steps(rows: int, config: OptimSettings) -> int:
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     """Which rows a step trains on: each epoch is its own shuffle, a function of the seed and the epoch alone."""
     epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
+    return list(_order(epoch, rows, seed)[place * batch_size : (place + 1) * batch_size])
+
+
+@lru_cache(maxsize=2)  # every step of an epoch asks for it
+def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
     order = list(range(rows))
     random.Random(f"{seed}-{epoch}").shuffle(order)
-    return order[place * batch_size : (place + 1) * batch_size]
+    return tuple(order)
 
 
 def micro_batch_rows(

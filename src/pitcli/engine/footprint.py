@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -22,9 +22,7 @@ from pitcli.sections import LoraSettings
 VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
 LOGIT_COPIES = 4  # logits, their logsumexp's exponentials, and a gradient of each
-STATE_COPIES = (
-    7  # of a trained adapter, fp32: weights, gradient, two of AdamW's, and a snapshot of all but the gradient
-)
+STATE_COPIES = 7  # of a trained adapter, fp32: weights, gradient, two of AdamW, and a snapshot of all but the gradient
 # glibc keeps the aligned blocks that torch asks for apart by holes that the next ones do not fit into, so that what is
 # held takes about twice its size (measured with glibc 2.36); not where every block is mapped by itself
 GLIBC_HOLES = 1.9
@@ -37,12 +35,10 @@ class Shape(NamedTuple):
     """The size of a model: parameters in its linear layers and elsewhere, and what one adapter on it holds."""
 
     layers: int
-    hidden: int
     vocabulary: int
     linear: int
     other: int
     adapter: int
-    widest: int  # parameters of its largest linear layer
 
 
 class Footprint(NamedTuple):
@@ -69,26 +65,14 @@ class _Cost(NamedTuple):
     seconds: float
 
 
-def heaviest(lengths: Sequence[int], steps: int, batch_size: int, at_once: int, seed: int) -> list[int]:
-    """The rows of the micro-batch that holds the most tokens with its padding, of all that these steps see."""
-    return max(
-        _chunks(lengths, steps, batch_size, at_once, seed),
-        key=lambda chunk: len(chunk) * max(lengths[row] for row in chunk),
-    )
+def all_micro_batches(lengths: Sequence[int], steps: int, batch_size: int, at_once: int, seed: int) -> list[list[int]]:
+    """The rows of every micro-batch of these steps."""
+    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, batch_size, at_once, seed)]
 
 
-def token_counts(lengths: Sequence[int], steps: int, batch_size: int, at_once: int, seed: int) -> tuple[int, int]:
-    """(tokens, tokens with padding) of all micro-batches of these steps."""
-    tokens = padded = 0
-    for chunk in _chunks(lengths, steps, batch_size, at_once, seed):
-        tokens += sum(lengths[row] for row in chunk)
-        padded += len(chunk) * max(lengths[row] for row in chunk)
-    return tokens, padded
-
-
-def _chunks(lengths: Sequence[int], steps: int, batch_size: int, at_once: int, seed: int) -> Iterator[list[int]]:
-    for step in range(steps):
-        yield from micro_batch_rows(step, lengths, batch_size, at_once, seed)
+def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:
+    """Tokens of a micro-batch with its padding."""
+    return len(chunk) * max(lengths[row] for row in chunk)
 
 
 def shape_of(folder: Path, rank: int) -> Shape:
@@ -102,12 +86,10 @@ def shape_of(folder: Path, rank: int) -> Shape:
     text = config.get_text_config()
     return Shape(
         layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         linear=linear,
         other=sum(parameter.numel() for parameter in model.parameters()) - linear,
         adapter=rank * sum(layer.in_features + layer.out_features for layer in linears),
-        widest=max(layer.weight.numel() for layer in linears),
     )
 
 

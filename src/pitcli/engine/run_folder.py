@@ -201,12 +201,7 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
         lock.flush()
         sweep(path)
         sweep(path / CHECKPOINTS)
-        started = read_manifest(path) if resume else None
-        if started:
-            _refuse_changes(path, started, manifest)
-            if started.complete:
-                raise NothingToDo(f"the run in {path} is finished; --overwrite would start it anew")
-        else:
+        if not _goes_on(path, manifest, resume):
             _clear(path, overwrite)
             _write_manifest(path, manifest)
         yield RunFolder(path, manifest)
@@ -215,11 +210,18 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
 def check_out(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
     """What open_run would refuse, without writing anything."""
     refuse_busy(path)
+    if not _goes_on(path, manifest, resume) and path.is_dir():
+        _to_clear(path, overwrite)
+
+
+def _goes_on(path: Path, manifest: Manifest, resume: bool) -> bool:
+    """Whether there is a run to go on with; it must be the same one, and NothingToDo where it is finished."""
     started = read_manifest(path) if resume else None
     if started:
         _refuse_changes(path, started, manifest)
-    elif path.is_dir():
-        _to_clear(path, overwrite)
+        if started.complete:
+            raise NothingToDo(f"the run in {path} is finished; --overwrite would start it anew")
+    return started is not None
 
 
 def refuse_busy(path: Path) -> None:

@@ -36,8 +36,8 @@ from pitcli.engine.run_folder import AdapterRole, Manifest, load_manifest
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.model_card import Exported, model_card, read_evaluation
 from pitcli.inputs import Base, EarlierRun, open_base
-from pitcli.sections import ModelSettings
-from pitcli.tools_config import Dtype, ExportConfig
+from pitcli.sections import Dtype, ModelSettings
+from pitcli.tools_config import ExportConfig
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
 CARD = "README.md"

@@ -24,7 +24,7 @@ from pitcli.data.formats import iter_drafts
 from pitcli.data.records import PreferencePair, RowError, file_label
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import completion_batch, rows_of_step, steps_per_epoch
+from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
 from pitcli.engine.methods import Asked
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
@@ -35,7 +35,7 @@ from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
-from pitcli.rehearsal import Work, known_ids, rehearse
+from pitcli.rehearsal import Work, completion_logprob, rehearse
 from pitcli.sections import LoraSettings, Role, Stage
 
 SHOWN = 3
@@ -238,9 +238,7 @@ def rl_work(
     copies = min(k, config.micro_batch_size)
 
     def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
-        examples = [Example(prompts[row], [0] * new) for row in rows for _ in range(copies)]
-        batch = completion_batch(examples, model.pad_id).to(model.device)
-        return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+        return completion_logprob(model, [Example(prompts[row], [0] * new) for row in rows for _ in range(copies)])
 
     def besides(seconds_per_token: float) -> float:
         """Per rollout: new tokens, each as dear as a pass forward or a hundredth of a second, gaps, KL."""

@@ -23,7 +23,7 @@ from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
 from pitcli.options import save_config
-from pitcli.rehearsal import Work, known_ids, rehearse
+from pitcli.rehearsal import Work, completion_logprob, rehearse
 from pitcli.sections import Role
 
 SHOWN = 2
@@ -76,10 +76,6 @@ def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Ta
 def sft_work(examples: Sequence[Example], chat: ChatFormat, config: SftConfig) -> Work:
     """What is rehearsed."""
 
-    def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
-        batch = completion_batch([examples[row] for row in rows], model.pad_id).to(model.device)
-        return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
-
     return Work(
         config.role,
         lengths=[len(example.prompt) + len(example.completion) for example in examples],
@@ -87,7 +83,7 @@ def sft_work(examples: Sequence[Example], chat: ChatFormat, config: SftConfig) -
         steps=planned_steps(len(examples), config),
         roles=1,
         logit_rows=lambda rows: sum(len(examples[row].completion) for row in rows),
-        run=run,
+        run=lambda model, rows: completion_logprob(model, [examples[row] for row in rows]),
         first=[(chat.written(examples[0].prompt), False), (chat.written(examples[0].completion), True)],
     )
 
