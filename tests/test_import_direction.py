@@ -19,7 +19,7 @@ LAYERS = (
     {"inputs", "recipe"},
     {"engine"},
     {"data"},
-    {"config", "tools_config", "sections", "options", "errors", "console"},
+    {"config", "tools_config", "sections", "options", "errors", "console", "launch"},
 )
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
@@ -75,7 +75,7 @@ def test_the_command_line_and_the_data_load_without_torch() -> None:
     light = [
         name
         for name, _ in modules()
-        if part(name) in {"cli", "data", "config", "sections", "options", "errors", "console"}
+        if part(name) in {"cli", "data", "config", "sections", "options", "errors", "console", "launch"}
     ]
     imports = "; ".join(f"import pitcli.{name.removesuffix('.__init__')}" for name in light)
     heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes'}"

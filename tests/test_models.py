@@ -23,8 +23,8 @@ from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine import models
 from pitcli.engine.bases import base_digest
 from pitcli.engine.batches import Batch, completion_batch, pad_right
-from pitcli.engine.loading import load_base, lora_config, pick_device
-from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel
+from pitcli.engine.loading import keep_unpacked, load_base, lora_config, pick_device
+from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel, fingerprint
 from pitcli.engine.pair_tree import Tree
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
 from pitcli.errors import RunError
@@ -220,6 +220,7 @@ def test_plain_peft_loads_the_improver(
     base = AutoModelForCausalLM.from_pretrained(
         llama_folder, dtype=torch.float32, quantization_config=NF4 if load_in_4bit else None
     )
+    keep_unpacked(base)
     plain = PeftModel.from_pretrained(base, tmp_path).eval()
     model.use(IMPROVER)
     assert (logits(plain, batch) - logits(model.base, batch)).abs().max() < 1e-5
@@ -245,6 +246,7 @@ def test_plain_peft_loads_the_gap_model(
             quantization_config=NF4 if load_in_4bit else None,
             **options,
         )
+        keep_unpacked(base)
         plain = PeftModel.from_pretrained(base, tmp_path).eval()
         with torch.no_grad():
             return plain(input_ids=input_ids_BT, attention_mask=mask_BT).logits.squeeze(-1)
@@ -286,6 +288,17 @@ def test_four_bits_are_nf4_with_double_quantisation(tiny_folder: Path) -> None:
         assert layer.weight.numel() * 2 == layer.in_features * layer.out_features
     assert not isinstance(base.get_output_embeddings(), Linear4bit)
     assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_sampling_leaves_four_bit_weights_as_they_are_on_a_cpu_that_multiplies_bf16(
+    tiny_folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    base = load_base(tiny_folder, True, CPU)
+    before = fingerprint(base.parameters())
+    with torch.no_grad():
+        logits(base, batch)
+    assert fingerprint(base.parameters()) == before
 
 
 def test_without_four_bits_the_weights_are_whole(tiny_folder: Path) -> None:

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -16,7 +17,8 @@ from pitcli import __version__, console
 from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 from pitcli.engine.run_folder import is_finished, refuse_busy
 from pitcli.engine.tracking import refuse_missing
-from pitcli.errors import PitError, RunError, is_out_of_memory
+from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
+from pitcli.launch import is_first, process_count, process_index
 from pitcli.options import command_of, smaller_command
 from pitcli.sections import Role, Settings
 from pitcli.tools_config import (
@@ -34,6 +36,9 @@ from pitcli.tools_config import (
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
 OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
+
+SPREAD = ("sft", "train-reward", "rl", "improve")
+LINGER = 3.0  # seconds
 
 SHARED_WITH_SFT = (
     *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
@@ -58,7 +63,8 @@ def _run_stage(module: str, config: Settings) -> int | None:
 def _train(module: str, config: TrainingConfig) -> int | None:
     """A training stage, on a run folder that no other process has, with a way out where memory runs out."""
     refuse_missing(config.track)
-    refuse_busy(config.run_folder)
+    if is_first():
+        refuse_busy(config.run_folder)
     try:
         return _run_stage(module, config)
     except (MemoryError, RuntimeError) as error:
@@ -69,7 +75,8 @@ def _train(module: str, config: TrainingConfig) -> int | None:
 
 def _train_rl(config: RlConfig) -> int | None:
     """RL starts from an SFT improver; where there is none, train it from the same settings."""
-    refuse_busy(config.run_folder)
+    if is_first():
+        refuse_busy(config.run_folder)
     if config.sft is None and config.role is Role.improver:
         shared = {name: getattr(config, name) for name in SHARED_WITH_SFT}
         sft = SftConfig(role=Role.improver, **shared)
@@ -126,12 +133,19 @@ COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ..
 )
 
 
+def _alone(name: str, run: Callable[[Any], int | None], config: Settings) -> int | None:
+    """Refuse to do N times what one process does."""
+    if process_count() > 1 and name not in SPREAD:
+        raise SettingsError(f"pit {name} is one process; {', '.join(SPREAD)} can be more (torchrun, accelerate launch)")
+    return run(config)
+
+
 def _add_commands() -> None:
     for name, config_class, run, example in COMMANDS:
         _, _, summary = (config_class.__doc__ or "").partition(": ")
         summary = summary[:1].upper() + summary[1:]
         help_text = f"{summary}\n\nExample: {example}"
-        app.command(name, help=help_text, short_help=summary)(command_of(config_class, run))
+        app.command(name, help=help_text, short_help=summary)(command_of(config_class, partial(_alone, name, run)))
 
 
 _add_commands()
@@ -161,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
         if ending is None or os.environ.get("PIT_DEBUG"):
             raise
         code, lines = ending
+        if not is_first():
+            lines = _not_told_by_the_first(lines)
         for line in lines:
             console.error(line) if code else console.note(line)
     except SystemExit as ended:
@@ -172,6 +188,13 @@ def main(arguments: list[str] | None = None) -> int:
         console.note("interrupted")
     _leave_stdout_quiet(broken=code == BROKEN_PIPE)
     return code
+
+
+def _not_told_by_the_first(lines: list[str]) -> list[str]:
+    """What a process says of its own trouble. Where all have the same, the first says it, and the launcher ends us."""
+    time.sleep(LINGER)
+    console.speak()
+    return [f"process {process_index()}: {line}" for line in lines]
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

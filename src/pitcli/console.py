@@ -9,6 +9,8 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from pitcli.launch import is_first
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.panel import Panel
@@ -31,7 +33,12 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not is_first())  # one process speaks for all
+
+
+def speak() -> None:
+    """Have a process be heard that is not the first."""
+    _console().quiet = False
 
 
 def visible(text: str) -> str:
@@ -201,7 +208,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))
     # A log file has no width to keep to; 80 columns would fold the cells.
-    console = _console() if _console().is_terminal else Console(stderr=True, width=10_000)
+    console = _console() if _console().is_terminal else Console(stderr=True, width=10_000, quiet=not is_first())
     console.print(grid)
 
 

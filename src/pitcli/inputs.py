@@ -22,6 +22,7 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
 from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_device
 from pitcli.engine.models import RoleModel
+from pitcli.engine.processes import agreed, join
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.sections import DEFAULT_MODEL, DataSettings, ModelSettings, Settings
@@ -82,7 +83,8 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
     first = earlier[0].manifest.base if earlier else None
     name = settings.model or (first.name if first else DEFAULT_MODEL)
     device = pick_device(settings.device)
-    folder = resolve_base(name)
+    join(device)
+    folder = agreed(lambda: resolve_base(name))
     tokenizer = load_tokenizer(folder)
     chat = _chat_format(name, tokenizer)
     inherited = first.load_in_4bit if first else True

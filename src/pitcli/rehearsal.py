@@ -14,6 +14,7 @@ from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import Manifest, check_out
 from pitcli.errors import RunError
 from pitcli.inputs import Base
+from pitcli.launch import is_first, process_count
 from pitcli.options import settings_yaml
 from pitcli.sections import LoraSettings
 
@@ -45,7 +46,8 @@ class Work(NamedTuple):
 def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, work: Work) -> None:
     """Show what would happen on stderr, the settings on stdout; RunError where memory would not hold it."""
     check_out(config.run_folder, manifest, config.resume, config.overwrite)
-    print(settings_yaml(config), end="", flush=True)
+    if is_first():
+        print(settings_yaml(config), end="", flush=True)
     note("the first row, marked where the loss is taken:")
     marked(work.first)
     chunks = all_micro_batches(work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
@@ -64,7 +66,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
     )
     longest = max(work.lengths[row] for row in largest)
     per_token = need.seconds / (padded(largest, work.lengths) * work.share)
-    seconds = with_padding * per_token + work.besides(per_token)
+    seconds = (with_padding * per_token + work.besides(per_token)) / process_count()
     there, wanted = memory_there(base.device), need.peak()
     lines = [
         ("rows", f"{len(work.lengths):,}, of each {sum(work.lengths) / len(work.lengths):.0f} tokens in a step"),

@@ -6,9 +6,10 @@ The faults live here, none in the product. `python warm.py` reads one request a 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +59,48 @@ class Warm:
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
-    def start(self, folder: Path, *arguments: str, fault: Fault | None = None, stdin: str = os.devnull) -> Command:
-        request = {"start": arguments, "folder": str(folder), "fault": fault or {}, "stdin": stdin}
+    def start(
+        self,
+        folder: Path,
+        *arguments: str,
+        fault: Fault | None = None,
+        stdin: str = os.devnull,
+        environment: dict[str, str] | None = None,
+    ) -> Command:
+        request = {
+            "start": arguments,
+            "folder": str(folder),
+            "fault": fault or {},
+            "stdin": stdin,
+            "environment": environment or {},
+        }
         return Command(self, self.ask(request), folder)
 
     def run(self, folder: Path, *arguments: str, fault: Fault | None = None, stdin: str = os.devnull) -> Ended:
         return self.start(folder, *arguments, fault=fault, stdin=stdin).wait()
+
+    def together(
+        self, folder: Path, *arguments: str, faults: dict[int, Fault] | None = None, second: Sequence[str] = ()
+    ) -> list[Ended]:
+        """The command as two processes, as torchrun starts it; faults by the index of the process.
+
+        second: what the second has on its command line besides.
+        """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        commands = [
+            self.start(
+                folder,
+                *arguments,
+                *(second if rank else ()),
+                fault=(faults or {}).get(rank),
+                environment={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        return [command.wait() for command in commands]
 
     def close(self) -> None:
         assert self.server.stdin is not None
@@ -89,6 +126,7 @@ def serve() -> None:
 def become(main: Callable[[list[str]], int], request: dict[str, Any]) -> None:
     """In the fork: streams, folder, fault; then what `pit` does."""
     os.chdir(request["folder"])
+    os.environ.update(request["environment"])
     os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f".{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT), number)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pitcli.data.templates import Example
+from pitcli.launch import process_count
 from pitcli.sections import OptimSettings
 
 
@@ -81,8 +82,13 @@ def micro_batch_rows(
 ) -> list[list[int]]:
     """The rows of a step in its micro-batches, those of like length together."""
     rows = rows_of_step(step, len(lengths), batch_size, seed)
-    chunks = length_sorted_chunks([lengths[row] for row in rows], micro_batch_size)
+    chunks = length_sorted_chunks([lengths[row] for row in rows], one_for_each(len(rows), micro_batch_size))
     return [[rows[place] for place in chunk] for chunk in chunks]
+
+
+def one_for_each(rows: int, micro_batch_size: int) -> int:
+    """The micro-batch size, smaller where not every process would get a micro-batch of so many rows."""
+    return max(1, min(micro_batch_size, -(-rows // process_count())))
 
 
 def length_sorted_chunks(lengths: Sequence[int], size: int) -> list[list[int]]:

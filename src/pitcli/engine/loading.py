@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, TaskType
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,6 +23,7 @@ from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.engine.bases import check_entries, read_json, reading
 from pitcli.engine.durable import DIGESTS
 from pitcli.errors import RunError
+from pitcli.launch import local_index, process_count
 from pitcli.sections import Device, LoraSettings
 
 WEIGHTS = "adapter_model.safetensors"
@@ -37,7 +40,9 @@ def pick_device(device: Device) -> torch.device:
     if device is Device.cuda and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is visible to torch")
     if device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = Device.cuda if torch.cuda.is_available() else Device.cpu
+    if device is Device.cuda and process_count() > 1:
+        return torch.device("cuda", local_index())
     return torch.device(device.value)
 
 
@@ -92,7 +97,19 @@ def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrai
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(base.config, name, None) not in (None, 1.0):
             raise RunError(f"{folder}: models that rescale their logits ({name}) are not supported")
+    keep_unpacked(base)
     return base.requires_grad_(False).eval()
+
+
+def keep_unpacked(module: nn.Module) -> None:
+    """Have 4-bit layers compute on every CPU as they do in training.
+
+    Where a CPU multiplies bf16 by itself (AVX512-BF16), bitsandbytes packs the weights of such a layer anew, for good,
+    the first time that it samples: from then on it computes in bf16, and no gradient passes through it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:

@@ -1,7 +1,7 @@
 """Rollouts: sample the improver, judge the samples by the gap, and lay them out for the policy update."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -9,10 +9,11 @@ from torch import Tensor
 from pitcli.config import RlConfig
 from pitcli.data.records import Comparison
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
+from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks, one_for_each
 from pitcli.engine.equations import leave_one_out_advantages, rl_rewards, sequence_kl
 from pitcli.engine.methods import Asked
 from pitcli.engine.models import POLICY, REFERENCE, RoleModel
+from pitcli.engine.processes import spread
 from pitcli.engine.sampling import Decoding, Sample, generate
 from pitcli.engine.scoring import calibrated_gaps
 
@@ -24,6 +25,11 @@ class Judge(NamedTuple):
     chat: ChatFormat
     gap_temperature: float
     micro_batch_size: int
+
+    def gaps(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """In logits of P(response is preferred), of each comparison."""
+        gaps_B = calibrated_gaps(self.model, self.chat, comparisons, self.gap_temperature, self.micro_batch_size)
+        return cast(list[float], gaps_B.tolist())
 
 
 class RolloutBatch(NamedTuple):
@@ -45,8 +51,21 @@ def sample_texts(
     seed: int,
 ) -> list[str]:
     """One response for each prompt, as text."""
-    seeds = [seed + 7919 * row for row in range(len(prompts))]
-    return [chat.decode(sample.token_ids) for sample in generate(model, role, prompts, seeds, decoding)]
+    samples = spread_samples(model, role, prompts, decoding, seed, 1)
+    return [chat.decode(sample.token_ids) for sample in samples]
+
+
+def spread_samples(
+    model: RoleModel, role: str | None, prompts: Sequence[list[int]], decoding: Decoding, seed: int, k: int
+) -> list[Sample]:
+    """k responses for each prompt, the prompts spread over the processes; what is drawn depends on places alone."""
+
+    def draw(rows: Sequence[int]) -> list[list[Sample]]:
+        seeds = [seed + 7919 * (row * k + one) for row in rows for one in range(k)]
+        drawn = generate(model, role, [prompts[row] for row in rows], seeds, decoding, samples_per_prompt=k)
+        return [drawn[place * k : (place + 1) * k] for place in range(len(rows))]
+
+    return [sample for of_one in spread(range(len(prompts)), draw) for sample in of_one]
 
 
 def roll_out(
@@ -58,26 +77,32 @@ def roll_out(
     """
     model, chat, k = judge.model, judge.chat, config.samples_per_prompt
     prompts = asked_prompts(config.role, chat, asked)
-    seeds = [seed + 7919 * row for row in range(len(prompts) * k)]
-    drawn = generate(model, config.role, prompts, seeds, decoding, samples_per_prompt=k)
+    drawn = spread_samples(model, config.role, prompts, decoding, seed, k)
     examples = [Example(prompts[row // k], sample.token_ids) for row, sample in enumerate(drawn)]
     comparisons = [
         Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
         for row, sample in enumerate(drawn)
     ]
-    gaps_B = calibrated_gaps(model, chat, comparisons, judge.gap_temperature, judge.micro_batch_size)
-    chunks = length_sorted_chunks([len(e.prompt) + len(e.completion) for e in examples], config.micro_batch_size)
+    gaps_B = torch.tensor(spread(comparisons, judge.gaps))
+    lengths = [len(example.prompt) + len(example.completion) for example in examples]
+    chunks = length_sorted_chunks(lengths, one_for_each(len(lengths), config.micro_batch_size))
     batches = [completion_batch([examples[row] for row in chunk], model.pad_id).to(model.device) for chunk in chunks]
     old_logprobs = [
         drawn_logprobs(batch, [drawn[row] for row in chunk]) for batch, chunk in zip(batches, chunks, strict=True)
     ]
 
+    @torch.no_grad()
+    def kl_of(places: Sequence[int]) -> list[Tensor]:
+        model.use(REFERENCE)
+        references = [model.completion_logprobs(batches[place], decoding.temperature) for place in places]
+        return [
+            sequence_kl(old_logprobs[place], reference_BT, batches[place].completion_mask_BT).cpu()
+            for place, reference_BT in zip(places, references, strict=True)
+        ]
+
     kl_B = torch.zeros(len(drawn))
-    model.use(REFERENCE)
-    with torch.no_grad():
-        for batch, chunk, old_BT in zip(batches, chunks, old_logprobs, strict=True):
-            ref_logprobs_BT = model.completion_logprobs(batch, decoding.temperature)
-            kl_B[chunk] = sequence_kl(old_BT, ref_logprobs_BT, batch.completion_mask_BT).cpu()
+    for chunk, kl in zip(chunks, spread(range(len(chunks)), kl_of), strict=True):
+        kl_B[chunk] = kl
     finished_B = torch.tensor([sample.finished for sample in drawn])
     rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -19,7 +19,9 @@ from pitcli.config import CONFIG, Kind
 from pitcli.console import warn
 from pitcli.engine.durable import file_digest, folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
 from pitcli.engine.metrics import METRICS, read_metrics
+from pitcli.engine.processes import agreed
 from pitcli.errors import NothingToDo, RunError, SettingsError
+from pitcli.launch import is_first
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -186,13 +188,51 @@ class RunFolder:
         _write_manifest(self.path, self.manifest)
 
 
+class FollowedRun(RunFolder):
+    """The folder as all processes but the first have it: they read what that one writes."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def cut_metrics(self, last_step: int) -> None:
+        """Nothing."""
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int | None = None) -> None:
+        """Nothing."""
+
+    def prune(self, *keep: int | None) -> None:
+        """Nothing."""
+
+    def publish(self, role: str, write: Callable[[Path], None]) -> None:
+        """Nothing."""
+
+    def complete(self, results: dict[str, Any], roles: Sequence[str], probes: dict[str, list[float]]) -> None:
+        """Nothing."""
+
+
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
 @contextmanager
 def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
-    """Lock a run folder, check that it is free or is the run to go on with, and write what the run will be."""
+    """Lock a run folder, check that it is free or is the run to go on with, and write what the run will be.
+
+    Of several processes the first does that for all. RunError where one of them would train something else.
+    """
+    with ExitStack() as stack:
+
+        def own() -> Manifest:
+            stack.enter_context(_owned(path, manifest, resume, overwrite))
+            return manifest
+
+        if agreed(own) != manifest:
+            raise RunError(f"{path}: this process has other data or settings than the first; it must see the same")
+        yield RunFolder(path, manifest) if is_first() else FollowedRun(path, manifest)
+
+
+@contextmanager
+def _owned(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with (path / LOCK).open("a+") as lock:
         _take(lock, path)
@@ -204,7 +244,7 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
         if not _goes_on(path, manifest, resume):
             _clear(path, overwrite)
             _write_manifest(path, manifest)
-        yield RunFolder(path, manifest)
+        yield
 
 
 def check_out(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:

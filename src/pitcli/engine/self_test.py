@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from pitcli.engine.bases import resolve_base
-from pitcli.engine.loading import compute_dtype, load_base
+from pitcli.engine.loading import compute_dtype, keep_unpacked, load_base
 from pitcli.engine.models import RoleModel
 from pitcli.errors import RunError
 
@@ -38,6 +38,7 @@ def four_bit_error(device: torch.device) -> float:
     weight_OI, x_BI = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_WIDTH, 8))
     dtype = compute_dtype(device)
     layer: Any = Linear4bit(_WIDTH, _WIDTH, bias=False, compute_dtype=dtype, quant_type="nf4", compress_statistics=True)
+    keep_unpacked(layer)
     layer.load_state_dict({"weight": weight_OI})
     layer = layer.to(device).requires_grad_(False).eval()
     if getattr(layer.weight, "quant_state", None) is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pitcli.engine.durable import write_file
 from pitcli.engine.run_folder import TRACKERS, RunFolder
 from pitcli.errors import RunError, SettingsError
+from pitcli.launch import is_first
 from pitcli.sections import Tracker
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def tracking(
     rows: the steps that the run has behind it, for a tracker that does not know the run yet. sent: the last step that
     was logged before; a resumed run takes some of those again, and a tracker is not told twice.
     """
-    if not accelerator.log_with:
+    if not accelerator.log_with or not is_first():
         yield lambda step, values: None
         return
     folder = run.path / TRACKERS

@@ -18,9 +18,11 @@ from pitcli.engine.equations import learning_rate_factor
 from pitcli.engine.loading import compute_dtype
 from pitcli.engine.metrics import last_step, read_metrics
 from pitcli.engine.models import RoleModel, fingerprint, write_tensors
+from pitcli.engine.processes import OthersLost, sum_gradients, sum_metrics, wait
 from pitcli.engine.run_folder import TRACKERS, RunFolder
 from pitcli.engine.tracking import tracking
 from pitcli.errors import RunError
+from pitcli.launch import process_count, process_index
 from pitcli.sections import OptimSettings, Tracker
 
 PARAMETERS = "parameters.safetensors"
@@ -37,7 +39,8 @@ class Task(NamedTuple):
     """What to optimise.
 
     micro_batches(step): the micro-batches of a step, a function of the step, the seed and the weights alone, so
-    that a resumed run sees what an uninterrupted one does.
+    that a resumed run sees what an uninterrupted one does. They are the same in every process, each of which takes
+    every Nth of them.
     loss(micro_batch): (loss, metrics); both are already divided by the whole step's normaliser, so that they
     add up over its micro-batches.
     runaway(metrics): what is beyond its limit at this step, or None. After `patience` such steps in a row the run
@@ -129,7 +132,7 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
                     snapshot = _snapshot(position, parameters, optimizer)
                     if position.step % config.save_every < task.checkpoint_multiple and stopped is None:
                         position = _save(run, snapshot)
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM; a second one ends the save, without damage
+    except (KeyboardInterrupt, SystemExit, OthersLost):  # Ctrl-C, SIGTERM; a second one ends the save, without damage
         _save_interrupted(run, snapshot)
         raise
     if stopped:
@@ -156,11 +159,13 @@ def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict
     for role in roles:
         probes[role] = model.probe(role)
         run.publish(role, partial(model.save_role, role))
+        wait()
         model.clear_role(role)
         model.read_role(role, run.path / role)
         if model.probe(role) != probes[role]:
             raise RunError(f"{run.path / role}: the saved adapter does not score what it scored before it was saved")
     run.complete(results, roles, probes)
+    wait()
 
 
 def _one_step(
@@ -176,12 +181,14 @@ def _one_step(
     metrics: dict[str, float] = {}
     micro_batches = task.micro_batches(step)
     model.use(task.role, train=True)
-    for micro_batch in micro_batches:
+    for micro_batch in micro_batches[process_index() :: process_count()]:
         with accelerator.autocast():
             loss, values = task.loss(micro_batch)
         accelerator.backward(loss)
         for name, value in {"loss": float(loss.detach()), **values}.items():
             metrics[name] = metrics.get(name, 0.0) + value
+    sum_gradients(parameters.values())
+    metrics = sum_metrics(metrics)
     norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
     metrics["grad_norm"] = norm
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:

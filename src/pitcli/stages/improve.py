@@ -1,10 +1,13 @@
 """pit improve: drafts in, improved rows out in the same order; a stopped command can go on."""
 
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from pitcli.config import ImproveConfig
 from pitcli.console import error, next_command, note, progress, samples
@@ -18,10 +21,12 @@ from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, im
 from pitcli.engine.loading import WEIGHTS
 from pitcli.engine.methods import Writer, extra_room
 from pitcli.engine.models import GAP, IMPROVER, POLICY
+from pitcli.engine.processes import agreed, spread
 from pitcli.engine.run_folder import last_metrics
 from pitcli.engine.sampling import Decoding
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
+from pitcli.launch import is_first, process_count
 from pitcli.sections import Method, StopRule
 
 SHOWN = 3
@@ -97,25 +102,48 @@ def run(config: ImproveConfig) -> int:
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.runs())
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
-    with open_growing(config.output, config.resume, config.overwrite) as stream:
-        done = begin_output(config, base, models)
+    with open_rows(config, base, models) as (stream, done):
         tools = load_tools(config, base, models, budgets)
+        fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
+        batches = ramped(fits, config.sample_batch_size)
         with progress("improving", None, stream) as advance:
-            for batch in ramped(
-                fitting(drafts, base, config, tally.on_error, notes, budgets), config.sample_batch_size
-            ):
-                wanted = [not _take(done, draft) for draft in batch]
-                # a batch that was written in part is improved as a whole, so that nothing of it comes out otherwise
-                attempts = improve_within_memory(tools, batch) if any(wanted) else []
-                for attempt in (a for a, new in zip(attempts, wanted, strict=False) if new):
-                    write_row(finished_row(attempt), stream)
-                    tally.add(attempt)
-                stream.flush()
-                advance(len(batch), changed=tally.changed)
+            while group := list(islice(batches, process_count())):
+                for batch, attempts in zip(group, improve_new(tools, group, done), strict=True):
+                    for attempt in attempts:
+                        write_row(finished_row(attempt), stream)
+                        tally.add(attempt)
+                    stream.flush()
+                    advance(len(batch), changed=tally.changed)
     for what, count in notes.items():
         note(f"{file_label(config.input)}: {count} {what}")
     tally.report(config.output)
-    return 1 if tally.failed else 0
+    return 1 if tally.failed and is_first() else 0  # any other code would have a launcher end the first before its end
+
+
+@contextmanager
+def open_rows(config: ImproveConfig, base: Base, models: Models) -> Iterator[tuple[TextIO, Counter[int]]]:
+    """Where rows go, and how often each draft has its row there; of several processes only the first writes."""
+    with ExitStack() as stack:
+        streams = []
+
+        def begin() -> Counter[int]:
+            streams.append(stack.enter_context(open_growing(config.output, config.resume, config.overwrite)))
+            return begin_output(config, base, models)
+
+        done = agreed(begin)
+        yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
+
+
+def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[list[Attempt]]:
+    """Of each batch the attempts at the drafts that have no row yet, the batches spread over the processes.
+
+    A batch that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
+    """
+    new = [[not _take(done, draft) for draft in batch] for batch in group]
+    wanted = [batch if any(of_batch) else [] for batch, of_batch in zip(group, new, strict=True)]
+    attempts = spread(wanted, lambda mine: [improve_within_memory(tools, batch) if batch else [] for batch in mine])
+    for of_batch, is_new in zip(attempts, new, strict=True):
+        yield [attempt for attempt, one in zip(of_batch, is_new, strict=False) if one]
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:

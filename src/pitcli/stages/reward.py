@@ -17,6 +17,7 @@ from pitcli.engine.equations import ORDERINGS, fit_temperature, gap_loss, p_bett
 from pitcli.engine.loading import lora_config
 from pitcli.engine.models import GAP, RoleModel
 from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
+from pitcli.engine.processes import spread
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
@@ -104,7 +105,8 @@ def gap_work(trees: Sequence[Tree], chat: ChatFormat, config: RewardConfig) -> W
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
     """r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
-    return model.score_trees([ordered_tree(pair, chat) for pair in pairs], config.micro_batch_size)
+    trees = [ordered_tree(pair, chat) for pair in pairs]
+    return torch.stack([*spread(trees, lambda part: [*model.score_trees(part, config.micro_batch_size)])])
 
 
 def pair_gaps(scores_N4: Tensor) -> np.ndarray:
