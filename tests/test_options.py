@@ -7,7 +7,7 @@ import pytest
 
 from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.errors import SettingsError
-from pitcli.options import command_of, save_config, settings_of
+from pitcli.options import command_of, settings_of, settings_yaml
 from pitcli.sections import GapLoss, Settings, Stage
 from pitcli.tools_config import PrepareConfig
 
@@ -31,12 +31,12 @@ def problems_of(config_class: type[Settings], flags: dict[str, object], file: Pa
 def test_saved_settings_come_back_the_same(config_class: type[Settings], tmp_path: Path) -> None:
     for values in ({"synthetic": 1} if config_class is PrepareConfig else {}, UNUSUAL[config_class]):
         config = config_class.model_validate(values)
-        save_config(config, tmp_path / "saved.yaml")
+        (tmp_path / "saved.yaml").write_text(settings_yaml(config))
         assert settings_of(config_class, {}, str(tmp_path / "saved.yaml")) == config
 
 
 def test_how_it_was_started_is_not_saved_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    save_config(SftConfig(resume=True, overwrite=True, max_rows=3), tmp_path / "saved.yaml")
+    (tmp_path / "saved.yaml").write_text(settings_yaml(SftConfig(resume=True, overwrite=True, max_rows=3)))
     text = (tmp_path / "saved.yaml").read_text()
     assert "resume" not in text
     assert "overwrite" not in text

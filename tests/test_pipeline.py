@@ -18,6 +18,7 @@ import typer
 from pitcli import cli
 from pitcli.engine.bases import resolve_base
 from pitcli.engine.durable import file_digest
+from pitcli.launch import SPREAD
 from pitcli.options import command_of
 from pitcli.planning import FILES, RUNS, writes_of
 from pitcli.recipe import STAGES
@@ -333,6 +334,7 @@ def test_a_damaged_record(done: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 WRONG = """
+processes: 0
 out: o
 extra: 1
 shared: {sed: 1, seed: -1, data: nowhere.jsonl}
@@ -360,7 +362,8 @@ def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
     later = "which comes later; put that first, or give it another place"
     assert sorted(line.removeprefix("error: ").removeprefix("recipe.yaml: ") for line in err.splitlines()) == sorted(
         [
-            "extra: no such part of a recipe; out, shared, stages are",
+            "extra: no such part of a recipe; out, processes, shared, stages are",
+            "processes: a number of 1 or more is wanted",
             "shared: sed: no stage here has such a setting; did you mean seed?",
             "shared: seed: must be greater than or equal to 0, got -1",
             f"shared: data: nowhere.jsonl: {here}",
@@ -476,6 +479,44 @@ def test_the_printed_lines_do_the_same(noted: list[tuple[str, Any]], capsys: pyt
         app.command()(command_of(type(config), functions[name]))
         app(words, standalone_mode=False)
     assert noted == ran
+
+
+@pytest.mark.parametrize(("more", "processes"), [((), 3), (("--processes", "2"), 2), (("--processes", "1"), 1)])
+def test_stages_as_several_processes(
+    more: tuple[str, ...],
+    processes: int,
+    noted: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    functions = {name: (config_class, run) for name, config_class, run, _ in cli.COMMANDS}
+    launched: list[tuple[str, int]] = []
+
+    def launch(arguments: list[str], count: int) -> int:
+        """In this process, which is enough to see what the processes would be given."""
+        name, *words = arguments
+        launched.append((name, count))
+        app = typer.Typer()
+        app.command()(command_of(*functions[name]))
+        return int(app(words, standalone_mode=False) or 0)
+
+    monkeypatch.setattr("pitcli.stages.pipeline.launch", launch)
+    pit(capsys, recipe(SMALL), "--processes", "1", "--out", "alone", code=1)
+    alone = list(noted)
+    noted.clear()
+    pit(capsys, recipe(f"processes: 3{SMALL}"), *more, code=1)
+    spread = [] if processes == 1 else [name for name, _ in alone if name in SPREAD]
+    assert launched == [(name, processes) for name in spread]
+    assert noted == alone
+
+
+def test_the_exit_code_of_several_processes(folder: Path) -> None:
+    """The one that failed says why, once; what the launcher has to say is left out."""
+    start = "import sys; from pitcli.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
+    words = ["sft", "--model", "tiny", "--data", "none.jsonl"]
+    ended = subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: none.jsonl: no such file\n"
 
 
 def test_every_setting_that_names_a_place_is_known() -> None:

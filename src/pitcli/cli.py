@@ -18,7 +18,7 @@ from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, S
 from pitcli.engine.run_folder import is_finished, refuse_busy
 from pitcli.engine.tracking import refuse_missing
 from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
-from pitcli.launch import is_first, process_count, process_index
+from pitcli.launch import SPREAD, is_first, process_count, process_index
 from pitcli.options import command_of, smaller_command
 from pitcli.sections import Role, Settings
 from pitcli.tools_config import (
@@ -37,8 +37,7 @@ INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGIN
 ENVIRONMENT = 3
 OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
 
-SPREAD = ("sft", "train-reward", "rl", "improve")
-LINGER = 3.0  # seconds
+LINGER = 10.0  # seconds, in which the first of several processes can say what all of them have to say
 
 SHARED_WITH_SFT = (
     *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),

@@ -72,11 +72,6 @@ def settings_yaml(config: Settings) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def save_config(config: Settings, path: Path) -> None:
-    """Write the settings to a file for `--config`."""
-    path.write_text(settings_yaml(config), encoding="utf-8")
-
-
 def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
     """The line that gives the settings of these names."""
     words = ["pit", command]

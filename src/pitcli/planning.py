@@ -40,12 +40,13 @@ class PlannedStage(NamedTuple):
 class Plan(NamedTuple):
     out: Path
     stages: list[PlannedStage]
+    processes: int  # that each of the commands which can be several is
 
 
 def plan(config: PipelineConfig, commands: Commands) -> Plan:
     """The stages in their order; SettingsError lists all that is wrong with the recipe."""
     problems: list[str] = []
-    out, entries = read_recipe(config, commands, problems)
+    out, entries, processes = read_recipe(config, commands, problems)
     configs = [validated(entry, problems) for entry in entries]
     written = [
         tuple(_from(out, path) for path in _written(entry, one, problems))
@@ -65,7 +66,7 @@ def plan(config: PipelineConfig, commands: Commands) -> Plan:
         stages.append(stage)
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
-    return Plan(out, stages)
+    return Plan(out, stages, processes)
 
 
 def _written(entry: Entry, config: Settings, problems: list[str]) -> tuple[str, ...]:

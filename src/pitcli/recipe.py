@@ -15,7 +15,7 @@ from pitcli.tools_config import PipelineConfig, PrepareConfig
 Commands = Mapping[str, tuple[type[Settings], Callable[[Any], int | None]]]
 
 STAGES = ("prepare", "sft", "train-reward", "sample", "rl", "improve", "evaluate")
-KEYS = ("out", "shared", "stages")
+KEYS = ("out", "processes", "shared", "stages")
 DECIDED = {"resume", "overwrite", "dry_run"}  # by pit run
 
 
@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 class Recipe(NamedTuple):
     out: Path
     entries: list[Entry]
+    processes: int
 
 
 def read_recipe(config: PipelineConfig, commands: Commands, problems: list[str]) -> Recipe:
@@ -52,12 +53,16 @@ def read_recipe(config: PipelineConfig, commands: Commands, problems: list[str])
     if not isinstance(out, str | Path):
         problems.append(f"{file}: out: a folder is wanted")
         out = Path()
+    processes = content.get("processes", 1)
+    if not isinstance(processes, int) or processes < 1:
+        problems.append(f"{file}: processes: a number of 1 or more is wanted")
+        processes = 1
     shared = _mapping(content.get("shared"), f"{file}: shared", problems)
     entries = list(_entries(file, content.get("stages"), commands, problems))
     origins = dict.fromkeys(shared, f"{file}: shared")
     _set(config.set, entries, shared, origins, problems)
     _share(entries, shared, origins, problems)
-    return Recipe((config.out or Path(out)).resolve(), entries)
+    return Recipe((config.out or Path(out)).resolve(), entries, config.processes or processes)
 
 
 def _mapping(value: object, where: str, problems: list[str]) -> dict[str, object]:

@@ -27,6 +27,11 @@ class PipelineConfig(Settings):
         description="KEY=VALUE in place of what the recipe shares, STAGE.KEY=VALUE of one stage; may be repeated",
         json_schema_extra={"repeated": True},
     )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="Processes that sft, train-reward, rl and improve are, one a GPU [default: the recipe's, else 1]",
+    )
     dry_run: bool = Field(False, description="Run nothing; say of each stage whether it would run, and why")
 
 

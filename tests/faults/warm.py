@@ -113,6 +113,7 @@ def serve() -> None:
     from pitcli import cli
     from pitcli.stages import improve, reward, rl, sample, sft, verify  # noqa: F401
 
+    cli.LINGER = 0.0  # there is no launcher that would end a process meanwhile
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

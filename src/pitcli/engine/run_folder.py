@@ -134,6 +134,10 @@ class RunFolder:
         self.path = path
         self.manifest = manifest
 
+    def keep_settings(self, text: str) -> None:
+        """Write what --config reads back."""
+        write_file(self.path / CONFIG, text)
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append one line of metrics."""
         with (self.path / METRICS).open("a") as stream:
@@ -190,6 +194,9 @@ class RunFolder:
 
 class FollowedRun(RunFolder):
     """The folder as all processes but the first have it: they read what that one writes."""
+
+    def keep_settings(self, text: str) -> None:
+        """Nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Nothing."""

@@ -5,9 +5,11 @@ all of that is as it was, goes on where it was stopped, and else runs again and 
 """
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -16,6 +18,7 @@ from pitcli import __version__, console
 from pitcli.config import EXECUTION_ONLY
 from pitcli.errors import NothingToDo, PitError, RunError, SettingsError
 from pitcli.journal import Journal, Record, digest, locked, standing
+from pitcli.launch import SPREAD, launch
 from pitcli.options import command_line
 from pitcli.planning import PlannedStage, plan
 from pitcli.recipe import Commands
@@ -33,7 +36,7 @@ class Decision(NamedTuple):
 
 def run(config: PipelineConfig, commands: Commands) -> int:
     """Run what has to be run; 1 where rows failed on the way, else the code of the stage that ended it."""
-    out, stages = plan(config, commands)
+    out, stages, processes = plan(config, commands)
     if config.dry_run:
         with TemporaryDirectory() as empty, chdir(out if out.is_dir() else empty):
             show(stages, Journal())
@@ -41,7 +44,20 @@ def run(config: PipelineConfig, commands: Commands) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with chdir(out), locked(out):
         console.note(f"in {out}:")
-        return run_stages(stages, Journal(), commands)
+        return run_stages(stages, Journal(), commands if processes == 1 else spread_over(commands, processes))
+
+
+def spread_over(commands: Commands, processes: int) -> Commands:
+    """The commands, those that can be several processes started as so many."""
+
+    def several(name: str, settings: Settings) -> int:
+        line = command_line(name, settings, settings.model_fields_set)
+        return launch(shlex.split(line)[1:], processes)
+
+    return {
+        name: (config_class, partial(several, name) if name in SPREAD else run)
+        for name, (config_class, run) in commands.items()
+    }
 
 
 def refuse_foreign(stages: Sequence[PlannedStage], journal: Journal) -> None:
@@ -127,6 +143,7 @@ def run_one(stage: PlannedStage, decision: Decision, journal: Journal, commands:
         console.note(f"{stage.name} was stopped; the same command goes on from there")
         raise
     if code > SOME_ROWS_FAILED:
+        console.note(f"{stage.name} was stopped; the same command goes on from there")
         return code
     outputs = {path: digest(path) for path in stage.writes}
     if missing := [path for path, found in outputs.items() if found is None]:

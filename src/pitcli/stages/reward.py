@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, RewardConfig
+from pitcli.config import RewardConfig
 from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
@@ -21,7 +21,7 @@ from pitcli.engine.processes import spread
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
-from pitcli.options import save_config
+from pitcli.options import settings_yaml
 from pitcli.rehearsal import Work, known_ids, rehearse
 
 SHOWN = 2
@@ -38,7 +38,7 @@ def run(config: RewardConfig) -> None:
     if config.dry_run:
         return rehearse(config, manifest, config, base, gap_work(trees, base.chat, config))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
-        save_config(config, folder.path / CONFIG)
+        folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
         model.add_role(GAP, lora_config(config))

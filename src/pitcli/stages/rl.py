@@ -17,7 +17,7 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, RlConfig
+from pitcli.config import RlConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
@@ -34,7 +34,7 @@ from pitcli.engine.sampling import Decoding
 from pitcli.engine.training import Task, finish, step_seed, train
 from pitcli.errors import InputError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
-from pitcli.options import save_config
+from pitcli.options import settings_yaml
 from pitcli.rehearsal import Work, completion_logprob, rehearse
 from pitcli.sections import LoraSettings, Role, Stage
 
@@ -62,7 +62,7 @@ def run(config: RlConfig) -> None:
     if config.dry_run:
         return rehearse(config, manifest, lora_of(start), base, rl_work(config, base.chat, pairs, drafts, bool(policy)))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
-        save_config(config, folder.path / CONFIG)
+        folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
         model.load_role(config.role, start.adapter)

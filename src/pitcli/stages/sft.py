@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import CONFIG, SftConfig
+from pitcli.config import SftConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
@@ -22,7 +22,7 @@ from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
-from pitcli.options import save_config
+from pitcli.options import settings_yaml
 from pitcli.rehearsal import Work, completion_logprob, rehearse
 from pitcli.sections import Role
 
@@ -43,7 +43,7 @@ def run(config: SftConfig) -> None:
     if config.dry_run:
         return rehearse(config, manifest, config, base, sft_work(examples, base.chat, config))
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
-        save_config(config, folder.path / CONFIG)
+        folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
         model.add_role(config.role, lora_config(config))
