@@ -37,8 +37,9 @@ stages:
   - sample: {data: data/test.jsonl, output: rows/drafts.jsonl, max_rows: 4}
   - improve: {input: rows/drafts.jsonl, output: improved.jsonl, max_iters: 1}
   - evaluate: {input: pit=improved.jsonl, judge: oracle, out: evaluation, draws: 100}
+  - export: {run: runs/rl, out: exported, adapter: true, base_name: some/tiny, evaluation: evaluation/evaluation.json}
 """
-NAMES = ["prepare", "policy", "train-reward", "sft", "rl", "sample", "improve", "evaluate"]
+NAMES = ["prepare", "policy", "train-reward", "sft", "rl", "sample", "improve", "evaluate", "export"]
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,7 @@ def test_a_whole_recipe(whole: Path, done: Path, capsys: pytest.CaptureFixture[s
         ["sample", "rows/drafts.jsonl"],
         ["improve", "improved.jsonl"],
         ["evaluate", "evaluation"],
+        ["export", "exported"],
     ]
     assert outputs(done / "made") == before
     written = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
@@ -135,7 +137,7 @@ def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(done: Path) -> No
 def test_a_changed_setting_runs_its_stage_and_those_after_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe(SMALL.replace("role: policy, max_steps: 1", "role: policy, max_steps: 2, learning_rate: 0.1"))
     dry = pit(capsys, "recipe.yaml", "--dry-run")
-    changed = ["policy", "rl", "sample", "improve", "evaluate"]
+    changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
     assert ran(dry) == changed
     assert decisions(dry)["policy"][1] == "learning_rate was 0.0002, is 0.1, max_steps was 1, is 2"
     assert decisions(dry)["sample"][1] == "unless policy makes what it made before"
@@ -196,7 +198,7 @@ def test_a_changed_input_file_runs_what_reads_it(done: Path, capsys: pytest.Capt
     assert ran(pit(capsys, "recipe.yaml")) == []
     Path("pairs.jsonl").write_text("".join(pairs[:-1]))
     err = pit(capsys, "recipe.yaml", "--dry-run")
-    assert ran(err) == ["sft", "rl", "improve", "evaluate"]
+    assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
     assert decisions(err)["sft"][1] == f"changed: {done / 'pairs.jsonl'}"
 
 
@@ -299,7 +301,7 @@ sys.exit(cli.main(["run", "recipe.yaml"]))
     assert json.loads((done / "made/pipeline.json").read_text())["runs/sft"]["outputs"] is None
     err = pit(capsys, "recipe.yaml")
     assert decisions(err)["sft"] == ("run", "it was stopped")
-    assert ran(err) == ["sft", "rl", "improve", "evaluate"]
+    assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
     assert "learning_rate: 0.001" in (done / "made/runs/sft/config.yaml").read_text()
 
 
@@ -451,9 +453,11 @@ def test_shared_settings_and_set(noted: list[tuple[str, Any]], capsys: pytest.Ca
     changes = ["seed=7", "rl.seed=8", "evaluate.validate-on=mine.jsonl", "micro_batch_size=4"]
     pit(capsys, "recipe.yaml", *(word for change in changes for word in ("--set", change)), "--out", "there", code=1)
     configs = [config for _, config in noted]
-    assert [config.seed for config in configs] == [7, 7, 7, 7, 8, 7, 7, 7]
-    assert [getattr(config, "micro_batch_size", None) for config in configs] == [None, 4, 4, 2, 4, None, None, 4]
-    assert configs[-1].validate_on == (str(Path("mine.jsonl").resolve()),)
+    assert [getattr(config, "seed", None) for config in configs] == [7, 7, 7, 7, 8, 7, 7, 7, None]
+    assert [getattr(config, "micro_batch_size", None) for config in configs] == [
+        *(None, 4, 4, 2, 4, None, None, 4, None)
+    ]
+    assert configs[-2].validate_on == (str(Path("mine.jsonl").resolve()),)
     assert Path("there/improved.jsonl").is_file()
 
 
@@ -522,7 +526,7 @@ def test_the_exit_code_of_several_processes(folder: Path) -> None:
 def test_every_setting_that_names_a_place_is_known() -> None:
     """A new setting with a path must be put among what is read or written."""
     known = {*FILES, *RUNS, "judge", "model", "out", "output"}
-    other = {"folds", "by", "base_url", "rating_field", "track"}
+    other = {"folds", "by", "base_url", "rating_field", "track", "base_name", "license", "push_to_hub"}
     for name, config_class, *_ in cli.COMMANDS:
         if name in STAGES:
             for setting, field in config_class.model_fields.items():

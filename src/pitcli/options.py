@@ -77,7 +77,9 @@ def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
     words = ["pit", command]
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool):
+        if _extra(type(config).model_fields[name]).get("argument"):
+            words.insert(2, shlex.quote(str(value)))
+        elif isinstance(value, bool):
             words.append(_flag(name) if value else _flag(f"no-{name}"))
         elif value is not None:
             words += [_flag(name), shlex.quote(",".join(value) if isinstance(value, tuple) else str(value))]
@@ -103,7 +105,7 @@ def _own_fields_first(config_class: type[Settings]) -> list[str]:
 def _flag_annotation(field: FieldInfo) -> Any:
     kind = _bare_type(field.annotation)
     text = f"{field.description}{_default_text(field)}"
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    extra = _extra(field)
     if extra.get("argument"):
         return Annotated[str | None, typer.Argument(help=text, show_default=False)]
     if extra.get("repeated"):
@@ -138,8 +140,11 @@ def _default_text(field: FieldInfo) -> str:
 
 def _as_given(config_class: type[Settings], name: str | None) -> str:
     """A setting as it stands on the command line: an argument by its name, anything else as a flag."""
-    extra = config_class.model_fields[name or ""].json_schema_extra
-    return str(name) if isinstance(extra, dict) and extra.get("argument") else _flag(str(name))
+    return str(name) if _extra(config_class.model_fields[name or ""]).get("argument") else _flag(str(name))
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def _flag(name: str) -> str:

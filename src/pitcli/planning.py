@@ -12,9 +12,9 @@ from pitcli.engine.run_folder import load_manifest
 from pitcli.errors import PitError, SettingsError
 from pitcli.recipe import Commands, Entry, read_recipe, validated
 from pitcli.sections import DEFAULT_MODEL, Method, Role, Settings, StopRule
-from pitcli.tools_config import EvaluateConfig, PipelineConfig, PrepareConfig
+from pitcli.tools_config import EvaluateConfig, ExportConfig, PipelineConfig, PrepareConfig
 
-FILES = ("data", "eval_data", "drafts", "input", "control", "validate_on", "equal_tokens")
+FILES = ("data", "eval_data", "drafts", "input", "control", "validate_on", "equal_tokens", "evaluation")
 RUNS = ("sft", "reward", "policy", "run")
 NAMED = ("input", "control")  # where pit evaluate takes NAME=FILE
 BASES = ("tiny", DEFAULT_MODEL)
@@ -81,7 +81,7 @@ def _written(entry: Entry, config: Settings, problems: list[str]) -> tuple[str, 
 
 
 def writes_of(config: Settings) -> tuple[str, ...]:
-    """The files and the run folder that a command leaves."""
+    """The files, or the folder, that a command leaves."""
     match config:
         case PrepareConfig():
             return tuple(str(config.out / f"{fold}.jsonl") for fold in parse_shares(config.folds))
@@ -93,6 +93,8 @@ def writes_of(config: Settings) -> tuple[str, ...]:
             return (config.output, f"{config.output}.manifest.json")
         case EvaluateConfig():
             return tuple(str(config.out / name) for name in ("evaluation.json", "report.html", "verdicts.jsonl"))
+        case ExportConfig():
+            return (str(config.out),)
     raise TypeError(config)
 
 

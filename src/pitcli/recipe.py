@@ -14,7 +14,7 @@ from pitcli.tools_config import PipelineConfig, PrepareConfig
 
 Commands = Mapping[str, tuple[type[Settings], Callable[[Any], int | None]]]
 
-STAGES = ("prepare", "sft", "train-reward", "sample", "rl", "improve", "evaluate")
+STAGES = ("prepare", "sft", "train-reward", "sample", "rl", "improve", "evaluate", "export")
 KEYS = ("out", "processes", "shared", "stages")
 DECIDED = {"resume", "overwrite", "dry_run"}  # by pit run
 

@@ -6,9 +6,10 @@ all of that is as it was, goes on where it was stopped, and else runs again and 
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,7 +137,8 @@ def run_one(stage: PlannedStage, decision: Decision, journal: Journal, commands:
     journal.save(stage, record)
     Path(stage.writes[0]).parent.mkdir(parents=True, exist_ok=True)
     try:
-        code = commands[stage.command][1](settings) or 0
+        with redirect_stdout(sys.stderr):  # what a command says there is not what pit run has to say
+            code = commands[stage.command][1](settings) or 0
     except NothingToDo:  # it was stopped between its end and our record of it
         code = 0
     except (PitError, KeyboardInterrupt, SystemExit):
