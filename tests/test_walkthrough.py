@@ -19,7 +19,7 @@ from pitcli.data.synthetic import preference_rows
 from pitcli.engine import bases
 from tests.test_docs import DOCS, ROOT, commands, fenced
 
-PAIRS = 80
+PAIRS = 120
 
 
 class Line(NamedTuple):
