@@ -60,7 +60,7 @@ def test_this_machine_passes() -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONUTF8": "1"},
     )

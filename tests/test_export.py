@@ -29,7 +29,7 @@ from pitcli.data.records import Message
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
 from pitcli.engine import merging
-from pitcli.engine.loading import load_base, saved_lora
+from pitcli.engine.loading import keep_unpacked, load_base, saved_lora
 from pitcli.engine.models import GAP, IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.errors import RunError
@@ -157,6 +157,7 @@ def test_plain_peft_loads_the_adapter(
         **{"base": "ada/tiny", "drift": None},
     }
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32, quantization_config=NF4)
+    keep_unpacked(base)
     examples = export.probe_examples(tiny_chat, IMPROVER)
     without = merging.plain_logprobs(base, examples)
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -187,6 +188,7 @@ def test_the_gap_adapter_brings_its_head(
     base = AutoModelForSequenceClassification.from_pretrained(
         tiny_folder, num_labels=1, dtype=torch.float32, quantization_config=NF4
     )
+    keep_unpacked(base)
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     trees = export.probe_trees(tiny_chat)
     assert (merging.plain_scores(plain, trees) - role_of("rl", GAP).score_trees(trees, 8)).abs().max() < 1e-5
