@@ -41,7 +41,7 @@ LINGER = 10.0  # seconds, in which the first of several processes can say what a
 
 SHARED_WITH_SFT = (
     *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
-    *("seed", "max_steps", "micro_batch_size", "save_every", "dry_run", "track"),
+    *("seed", "max_steps", "micro_batch_size", "shard_base", "save_every", "dry_run", "track"),
 )
 
 app = typer.Typer(
@@ -62,6 +62,8 @@ def _run_stage(module: str, config: Settings) -> int | None:
 def _train(module: str, config: TrainingConfig) -> int | None:
     """A training stage, on a run folder that no other process has, with a way out where memory runs out."""
     refuse_missing(config.track)
+    if config.shard_base and process_count() == 1:
+        raise SettingsError("--shard-base: there is one process; start several (torchrun, accelerate launch)")
     if is_first():
         refuse_busy(config.run_folder)
     try:

@@ -9,7 +9,7 @@ from pitcli.config import TrainingConfig
 from pitcli.console import marked, note, table
 from pitcli.data.templates import Example
 from pitcli.engine.batches import completion_batch
-from pitcli.engine.footprint import all_micro_batches, footprint, memory_there, padded
+from pitcli.engine.footprint import Held, all_micro_batches, footprint, memory_there, padded
 from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import Manifest, check_out
 from pitcli.errors import RunError
@@ -59,8 +59,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         base.identity.load_in_4bit,
         base.device,
         lora,
-        work.role,
-        work.roles,
+        Held(work.role, work.roles, process_count() if config.shard_base else 1),
         work.logit_rows(largest),
         lambda model: work.run(model, largest),
     )

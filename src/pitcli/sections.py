@@ -105,6 +105,11 @@ class OptimSettings(Settings):
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
     save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
+    shard_base: bool = Field(
+        False,
+        description="With several processes: each holds its part of the base's layers only (FSDP), where a base "
+        "does not fit on one GPU; slower",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
     resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out")
     overwrite: bool = Field(False, description="Replace the run in --out")

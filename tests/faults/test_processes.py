@@ -40,6 +40,22 @@ def test_two_processes_train_as_one_does(kind: str, workspace: Path, warm: Warm)
     assert warm.run(workspace, "verify", "two").code == 0
 
 
+@pytest.mark.parametrize("kind", TRAIN)
+def test_processes_that_share_a_base_train_what_those_do_that_have_it_whole(
+    kind: str, workspace: Path, warm: Warm
+) -> None:
+    """In 4-bit, and where one process has a micro-batch more than the other."""
+    odd = {"sft": "3", "reward": "12", "rl": "6"}[kind]
+    for out, more in (("whole", []), ("shared", ["--shard-base"])):
+        for ended in warm.together(workspace, *line(kind, out), "--micro-batch-size", odd, "--max-steps", "4", *more):
+            assert ended.code == 0, ended.err
+    whole, shared = metrics(workspace / "whole"), metrics(workspace / "shared")
+    assert len(whole) == 4
+    for ours, theirs in zip(shared, whole, strict=True):
+        assert ours == pytest.approx(theirs, rel=5e-3, abs=1e-4)
+    assert warm.run(workspace, "verify", "shared").code == 0
+
+
 def test_a_run_that_loses_a_process_goes_on_to_what_it_would_have_come_to(workspace: Path, warm: Warm) -> None:
     assert [ended.code for ended in warm.together(workspace, *line("sft", "whole"))] == [0, 0]
     # two micro-batches a step, one in each process: the second dies in its sixth step

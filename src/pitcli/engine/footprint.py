@@ -58,6 +58,14 @@ class Footprint(NamedTuple):
         return sum(size for _, size in self.parts())
 
 
+class Held(NamedTuple):
+    """What a process holds: the role that trains, so many roles in all, and one of so many parts of the layers."""
+
+    role: str
+    roles: int
+    shards: int
+
+
 class _Cost(NamedTuple):
     """Bytes held between the passes, seconds of both."""
 
@@ -98,22 +106,21 @@ def footprint(
     load_in_4bit: bool,
     device: torch.device,
     lora: LoraSettings,
-    role: str,
-    roles: int,
+    held: Held,
     logit_rows: int,
     run: Callable[[RoleModel], Tensor],
 ) -> Footprint:
-    """What training a role takes, where the model holds so many roles.
+    """What training a role takes.
 
     run: from a model to what is differentiated, on the largest micro-batch; logit_rows: its tokens that have logits.
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
     process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT
-    one, two = (_measured(folder, layers, load_in_4bit, device, lora, role, run) for layers in (1, 2))
+    one, two = (_measured(folder, layers, load_in_4bit, device, lora, held.role, run) for layers in (1, 2))
     return Footprint(
         process=process,
-        base=round(shape.linear * (NF4_BYTES if load_in_4bit else width)) + shape.other * width,
-        adapters=shape.adapter * 4 * (roles - 1 + STATE_COPIES),
+        base=round(shape.linear * (NF4_BYTES if load_in_4bit else width) / held.shards) + shape.other * width,
+        adapters=shape.adapter * 4 * (held.roles - 1 + STATE_COPIES),
         activations=round(_holes(device) * (one.held + (two.held - one.held) * (shape.layers - 1))),
         logits=min(logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=one.seconds + (two.seconds - one.seconds) * (shape.layers - 1),

@@ -21,6 +21,7 @@ from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
 from pitcli.engine.loading import WEIGHTS, saved_lora
 from pitcli.engine.pair_tree import Tree, TreeBatch, separate_batch, tree_batch
 from pitcli.errors import RunError
+from pitcli.launch import process_count
 
 GAP = "gap"
 IMPROVER = "improver"
@@ -64,6 +65,7 @@ class RoleModel(nn.Module):
         self.peft: PeftModel | None = None
         self.gap_head: nn.Linear | None = None
         self._active: tuple[str | None, bool] | None = None
+        self.sharded = False
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +111,28 @@ class RoleModel(nn.Module):
 
     def base_tensors(self) -> list[Tensor]:
         """The tensors of the base, which no training changes."""
-        return [p for name, p in self.base.named_parameters() if "lora_" not in name]
+        tensors = [p for name, p in self.base.named_parameters() if "lora_" not in name]
+        return [p.to_local() if hasattr(p, "to_local") else p for p in tensors]  # this process's part of it
+
+    def shard_base(self) -> None:
+        """Keep this process's part of every layer of the base; the other parts come when they are needed (FSDP2).
+
+        All processes must run the same passes from now on, as many and in the same order.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        kinds = set(self.base._no_split_modules or ())
+        layers = [layer for layer in self.transformer.modules() if type(layer).__name__ in kinds]
+        if not layers:
+            raise RunError("--shard-base: transformers does not say what the layers of this base are")
+        mesh = init_device_mesh(self.device.type, (process_count(),))
+        parts = {p for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
+        whole = {p for p in self.transformer.parameters() if p not in parts}
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        fully_shard(self.transformer, mesh=mesh, ignored_params=whole)  # which fetches the next layer meanwhile
+        self.sharded = True
 
     @property
     def transformer(self) -> nn.Module:

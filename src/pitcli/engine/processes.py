@@ -48,13 +48,16 @@ def agreed(work: Callable[[], Result]) -> Result:
     return cast(Result, outcome[0])
 
 
-def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> Sequence[Result]:
+def spread(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], alike: bool = False
+) -> Sequence[Result]:
     """work(items), one result for each item, in their order: each process does every Nth of them and gets them all.
 
-    A result goes from process to process as a pickle, so it may be no tensor of a GPU.
+    A result goes from process to process as a pickle, so it may be no tensor of a GPU. alike: every process does all of
+    them, as a model must whose parts are in all processes.
     """
     count = process_count()
-    if count == 1:
+    if count == 1 or alike:
         return work(items)
     mine = items[process_index() :: count]
     parts = _gathered(list(work(mine)) if mine else [])

@@ -65,7 +65,7 @@ def spread_samples(
         drawn = generate(model, role, [prompts[row] for row in rows], seeds, decoding, samples_per_prompt=k)
         return [drawn[place * k : (place + 1) * k] for place in range(len(rows))]
 
-    return [sample for of_one in spread(range(len(prompts)), draw) for sample in of_one]
+    return [sample for of_one in spread(range(len(prompts)), draw, model.sharded) for sample in of_one]
 
 
 def roll_out(
@@ -83,7 +83,7 @@ def roll_out(
         Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
         for row, sample in enumerate(drawn)
     ]
-    gaps_B = torch.tensor(spread(comparisons, judge.gaps))
+    gaps_B = torch.tensor(spread(comparisons, judge.gaps, model.sharded))
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
     chunks = length_sorted_chunks(lengths, one_for_each(len(lengths), config.micro_batch_size))
     batches = [completion_batch([examples[row] for row in chunk], model.pad_id).to(model.device) for chunk in chunks]
@@ -101,7 +101,7 @@ def roll_out(
         ]
 
     kl_B = torch.zeros(len(drawn))
-    for chunk, kl in zip(chunks, spread(range(len(chunks)), kl_of), strict=True):
+    for chunk, kl in zip(chunks, spread(range(len(chunks)), kl_of, model.sharded), strict=True):
         kl_B[chunk] = kl
     finished_B = torch.tensor([sample.finished for sample in drawn])
     rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)

@@ -100,6 +100,8 @@ def make_accelerator(model: RoleModel, trackers: Sequence[Tracker], folder: Path
 def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -> TrainResult:
     """Optimise one role's parameters with AdamW from where the run folder stands to the last step."""
     accelerator = make_accelerator(model, config.track, run.path / TRACKERS)
+    if config.shard_base:
+        model.shard_base()
     model.use(task.role, train=True)
     parameters = model.role_parameters(task.role)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
@@ -181,12 +183,17 @@ def _one_step(
     metrics: dict[str, float] = {}
     micro_batches = task.micro_batches(step)
     model.use(task.role, train=True)
-    for micro_batch in micro_batches[process_index() :: process_count()]:
+    mine = micro_batches[process_index() :: process_count()]
+    for micro_batch in mine:
         with accelerator.autocast():
             loss, values = task.loss(micro_batch)
         accelerator.backward(loss)
         for name, value in {"loss": float(loss.detach()), **values}.items():
             metrics[name] = metrics.get(name, 0.0) + value
+    if model.sharded and len(mine) * process_count() < len(micro_batches):  # another process has one more
+        with accelerator.autocast():
+            idle, _ = task.loss(micro_batches[-1])
+        accelerator.backward(0 * idle)
     sum_gradients(parameters.values())
     metrics = sum_metrics(metrics)
     norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
