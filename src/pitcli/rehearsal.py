@@ -52,6 +52,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
     marked(work.first)
     chunks = all_micro_batches(work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
     largest = max(chunks, key=lambda chunk: padded(chunk, work.lengths))
+    middle = sorted(chunks, key=lambda chunk: padded(chunk, work.lengths))[len(chunks) // 2]
     tokens = sum(work.lengths[row] for chunk in chunks for row in chunk)
     with_padding = sum(padded(chunk, work.lengths) for chunk in chunks)
     need = footprint(
@@ -61,7 +62,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         lora,
         Held(work.role, work.roles, process_count() if config.shard_base else 1),
         work.logit_rows(largest),
-        lambda model: work.run(model, largest),
+        lambda model, other: work.run(model, middle if other else largest),
     )
     longest = max(work.lengths[row] for row in largest)
     per_token = need.seconds / (padded(largest, work.lengths) * work.share)

@@ -1,9 +1,13 @@
-"""What training will take: memory and time, told from one and from two layers of the model with random weights."""
+"""What training will take: memory and time, told from two sizes of the model with few layers and random weights."""
 
-import os
-import platform
+import ctypes
+import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -17,16 +21,16 @@ from pitcli.engine.bases import reading
 from pitcli.engine.batches import micro_batch_rows
 from pitcli.engine.loading import compute_dtype, load_base, lora_config
 from pitcli.engine.models import LOGIT_ROWS, RoleModel
+from pitcli.errors import RunError
 from pitcli.sections import LoraSettings
 
 VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
 LOGIT_COPIES = 4  # logits, their logsumexp's exponentials, and a gradient of each
-STATE_COPIES = 7  # of a trained adapter, fp32: weights, gradient, two of AdamW, and a snapshot of all but the gradient
-# glibc keeps the aligned blocks that torch asks for apart by holes that the next ones do not fit into, so that what is
-# held takes about twice its size (measured with glibc 2.36); not where every block is mapped by itself
-GLIBC_HOLES = 1.9
-MAPPED = "MALLOC_MMAP_THRESHOLD_"
+STATE_COPIES = (
+    6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is among what is measured
+)
+PROBES = (2, 4)  # layers: the first ones differ from all others in what their passes take
 CUDA_CONTEXT = 600 * 2**20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -47,7 +51,7 @@ class Footprint(NamedTuple):
     process: int
     base: int
     adapters: int
-    activations: int
+    passes: int
     logits: int
     seconds: float
 
@@ -67,9 +71,9 @@ class Held(NamedTuple):
 
 
 class _Cost(NamedTuple):
-    """Bytes held between the passes, seconds of both."""
+    """Of both passes: bytes that they take at their peak, seconds."""
 
-    held: int
+    taken: int
     seconds: float
 
 
@@ -108,7 +112,7 @@ def footprint(
     lora: LoraSettings,
     held: Held,
     logit_rows: int,
-    run: Callable[[RoleModel], Tensor],
+    run: Callable[[RoleModel, int], Tensor],
 ) -> Footprint:
     """What training a role takes.
 
@@ -116,20 +120,48 @@ def footprint(
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
     process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT
-    one, two = (_measured(folder, layers, load_in_4bit, device, lora, held.role, run) for layers in (1, 2))
+    low, high = PROBES if shape.layers > PROBES[0] else (1, 2)
+
+    def measured(layers: int) -> _Cost:
+        return _measured(folder, layers, load_in_4bit, device, lora, held.role, run)
+
+    few, more = (_by_itself(device, partial(measured, layers)) for layers in (low, high))
+    share = (shape.layers - low) / (high - low)
     return Footprint(
         process=process,
         base=round(shape.linear * (NF4_BYTES if load_in_4bit else width) / held.shards) + shape.other * width,
         adapters=shape.adapter * 4 * (held.roles - 1 + STATE_COPIES),
-        activations=round(_holes(device) * (one.held + (two.held - one.held) * (shape.layers - 1))),
+        passes=round(few.taken + (more.taken - few.taken) * share),
         logits=min(logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
-        seconds=one.seconds + (two.seconds - one.seconds) * (shape.layers - 1),
+        seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
 
 
-def _holes(device: torch.device) -> float:
-    glibc = device.type == "cpu" and platform.libc_ver()[0] == "glibc" and MAPPED not in os.environ
-    return GLIBC_HOLES if glibc else 1.0
+def _by_itself(device: torch.device, measure: Callable[[], _Cost]) -> _Cost:
+    """On Linux's CPUs in a process of its own: what the heap kept of passes before would be taken again, unseen."""
+    if device.type != "cpu" or sys.platform != "linux":
+        return measure()
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+
+    def answer(place: Connection) -> None:
+        try:
+            place.send(measure())
+        except Exception as problem:
+            place.send(problem)
+
+    process = fork.Process(target=answer, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        raise RunError("not even a few layers could be tried; is there memory for one micro-batch?") from None
+    finally:
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def memory_there(device: torch.device) -> int:
@@ -149,7 +181,7 @@ def _measured(
     device: torch.device,
     lora: LoraSettings,
     role: str,
-    run: Callable[[RoleModel], Tensor],
+    run: Callable[[RoleModel, int], Tensor],
 ) -> _Cost:
     """What both passes take in a model with so many layers."""
     with TemporaryDirectory() as shallow:
@@ -157,8 +189,13 @@ def _measured(
         model = RoleModel(load_base(Path(shallow), load_in_4bit, device), 0)
     model.add_role(role, lora_config(lora))
     model.use(role, train=True)
-    _cost(lambda: run(model), model)  # the first pass warms up
-    return _cost(lambda: run(model), model)
+    before = _resident(model.device, anew=True)
+    run(model, 0).backward()
+    run(model, 1).backward()  # of another shape, which leaves other holes in the heap
+    start = time.perf_counter()
+    run(model, 0).backward()
+    taken = _resident(model.device) - before
+    return _Cost(taken, time.perf_counter() - start)
 
 
 def _write_shallow(folder: Path, layers: int, target: Path) -> None:
@@ -173,19 +210,18 @@ def _write_shallow(folder: Path, layers: int, target: Path) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).save_pretrained(target)
 
 
-def _cost(run: Callable[[], Tensor], model: RoleModel) -> _Cost:
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = run()
-    size = sum(storage.nbytes() for place, storage in held.items() if place not in parameters)
-    out.backward()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return _Cost(size, time.perf_counter() - start)
+def _resident(device: torch.device, anew: bool = False) -> int:
+    """The most bytes that were taken since it was last measured anew."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        if anew:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux":
+        return psutil.Process().memory_info().rss
+    if anew:
+        with suppress(AttributeError):  # without glibc
+            ctypes.CDLL(None).malloc_trim(0)  # of what building the model left, which the passes would take unseen
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
