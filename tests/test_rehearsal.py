@@ -13,7 +13,7 @@ import yaml
 from pitcli.cli import main
 from pitcli.engine.bases import resolve_base
 from pitcli.engine.batches import micro_batch_rows
-from pitcli.engine.footprint import MAPPED, all_micro_batches, padded, shape_of
+from pitcli.engine.footprint import all_micro_batches, padded, shape_of
 from pitcli.rehearsal import duration
 
 WORDS = {"prompt": "Write 4 words about sun.", "chosen": "sun is very hot", "rejected": "moon"}
@@ -128,8 +128,11 @@ def in_a_process(command: list[str]) -> tuple[int, int, str]:
 
 @pytest.mark.study
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
-def test_the_estimate_is_within_15_percent_of_the_peak(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every block is mapped by itself, so that what is held is all that is taken."""
+@pytest.mark.parametrize("mapped", [True, False])
+def test_the_estimate_is_within_15_percent_of_the_peak(
+    mapped: bool, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every large block is mapped by itself, and where they share a heap, which gets holes."""
     rows = [
         {**WORDS, "chosen": "sun " * 60, "rejected": "moon " * 60, "prompt": f"{n} {WORDS['prompt']}"}
         for n in range(300)
@@ -148,7 +151,8 @@ def test_the_estimate_is_within_15_percent_of_the_peak(data: Path, monkeypatch: 
         "--micro-batch-size",
         "256",
     ]
-    monkeypatch.setenv(MAPPED, str(2**20))
+    if mapped:
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
     code, _, shown = in_a_process([*command, "--dry-run"])
     assert code == 0
     found = re.search(r"memory at the peak +about ([\d.]+) GiB", shown)

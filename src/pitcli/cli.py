@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from pitcli import __version__, console
 from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
+from pitcli.engine.processes import leave
 from pitcli.engine.run_folder import is_finished, refuse_busy
 from pitcli.engine.tracking import refuse_missing
 from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
@@ -170,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, prog_name="pit", standalone_mode=False) or 0
+        leave()
         _flush_stdout()
     except (PitError, TyperException, OSError, MemoryError, RuntimeError) as error:
         ending = _ending(error)

@@ -30,7 +30,7 @@ LOGIT_COPIES = 4  # logits, their logsumexp's exponentials, and a gradient of ea
 STATE_COPIES = (
     6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is among what is measured
 )
-PROBES = (2, 4)  # layers: the first ones differ from all others in what their passes take
+PROBES = (2, 8)  # layers, or as many as there are
 CUDA_CONTEXT = 600 * 2**20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -120,7 +120,7 @@ def footprint(
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
     process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT
-    low, high = PROBES if shape.layers > PROBES[0] else (1, 2)
+    low, high = min(PROBES[0], max(1, shape.layers - 1)), min(PROBES[1], max(2, shape.layers))
 
     def measured(layers: int) -> _Cost:
         return _measured(folder, layers, load_in_4bit, device, lora, held.role, run)

@@ -91,7 +91,7 @@ def wait() -> None:
     _gathered(None)
 
 
-def part() -> None:
+def leave() -> None:
     """Leave the others, at the end of a command that came to its end."""
     if process_count() > 1:
         import torch.distributed as dist
