@@ -120,7 +120,8 @@ def footprint(
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
     process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT
-    low, high = min(PROBES[0], max(1, shape.layers - 1)), min(PROBES[1], max(2, shape.layers))
+    low, high = (1, 2) if device.type == "cuda" else PROBES  # a GPU's allocator counts exactly, a heap has holes
+    low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
 
     def measured(layers: int) -> _Cost:
         return _measured(folder, layers, load_in_4bit, device, lora, held.role, run)
