@@ -27,9 +27,7 @@ from pitcli.sections import LoraSettings
 VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
 LOGIT_COPIES = 4  # logits, their logsumexp's exponentials, and a gradient of each
-STATE_COPIES = (
-    6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is among what is measured
-)
+STATE_COPIES = 6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is measured
 PROBES = (2, 8)  # layers, or as many as there are
 CUDA_CONTEXT = 600 * 2**20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -116,7 +114,8 @@ def footprint(
 ) -> Footprint:
     """What training a role takes.
 
-    run: from a model to what is differentiated, on the largest micro-batch; logit_rows: its tokens that have logits.
+    run: from a model to what is differentiated, on the largest micro-batch (0) or one of another shape (1);
+    logit_rows: tokens of the largest that have logits.
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
     process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT

@@ -102,7 +102,7 @@ def run(config: ImproveConfig) -> int:
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.runs())
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
-    with open_rows(config, base, models) as (stream, done):
+    with opened_output(config, base, models) as (stream, done):
         tools = load_tools(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
         batches = ramped(fits, config.sample_batch_size)
@@ -121,7 +121,7 @@ def run(config: ImproveConfig) -> int:
 
 
 @contextmanager
-def open_rows(config: ImproveConfig, base: Base, models: Models) -> Iterator[tuple[TextIO, Counter[int]]]:
+def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator[tuple[TextIO, Counter[int]]]:
     """Where rows go, and how often each draft has its row there; of several processes only the first writes."""
     with ExitStack() as stack:
         streams = []
