@@ -146,11 +146,9 @@ def test_temperatures_without_an_optimum() -> None:
 
 
 def test_sequence_kl_sums_over_the_completion() -> None:
-    logprobs_BT = tensor(-1, -2, -3, -1, -1, -1).view(2, 3)
-    ref_logprobs_BT = tensor(-9, -2.5, -3.25, -0.5, -9, -1.25).view(2, 3)
-    mask_BT = torch.tensor([[False, True, True], [True, False, True]])
-    # 0.5 + 0.25; -0.5 + 0.25: k1 may be negative for a sample
-    assert sequence_kl(logprobs_BT, ref_logprobs_BT, mask_BT).tolist() == [0.75, -0.25]
+    logprobs_N, ref_logprobs_N = tensor(-2, -3, -1, -1, -1), tensor(-2.5, -3.25, -0.5, -1.25, -1)
+    # 0.5 + 0.25; -0.5 + 0.25 + 0: k1 may be negative for a sample
+    assert sequence_kl(logprobs_N, ref_logprobs_N, [2, 3]).tolist() == [0.75, -0.25]
 
 
 def test_rl_rewards() -> None:
@@ -176,14 +174,13 @@ def test_leave_one_out_sums_to_zero_for_each_prompt() -> None:
 
 
 def test_at_ratio_one_the_gradient_is_reinforce() -> None:
-    # d/d log pi of -A log pi is -A at every token of the completion, and the loss is -A a token
-    old_BT = tensor(-1, -2, -3, -0.5, -0.7, -0.1).view(2, 3)
-    logprobs_BT = old_BT.clone().requires_grad_()
-    mask_BT = torch.tensor([[False, True, True], [True, True, False]])
-    loss, clipped = clipped_policy_loss(logprobs_BT, old_BT, tensor(2, -3), mask_BT, clip_range=0.2)
+    # d/d log pi of -A log pi is -A at every token, and the loss is -A a token
+    old_N = tensor(-2, -3, -0.5, -0.7)
+    logprobs_N = old_N.clone().requires_grad_()
+    loss, clipped = clipped_policy_loss(logprobs_N, old_N, tensor(2, 2, -3, -3), clip_range=0.2)
     loss.backward()
-    assert logprobs_BT.grad is not None
-    assert logprobs_BT.grad.tolist() == [[0, -2, -2], [3, 3, 0]]
+    assert logprobs_N.grad is not None
+    assert logprobs_N.grad.tolist() == [-2, -2, 3, 3]
     assert float(loss.detach()) == pytest.approx(-2 * 2 + 3 * 2)
     assert float(clipped) == 0
 
@@ -198,21 +195,18 @@ def test_at_ratio_one_the_gradient_is_reinforce() -> None:
     ],
 )
 def test_clipping(ratio: float, advantage: float, loss: float, slope: float, held: int) -> None:
-    logprobs_BT = tensor(log(ratio) - 1)[None].requires_grad_()
-    mask_BT = torch.ones(1, 1, dtype=torch.bool)
-    value, clipped = clipped_policy_loss(logprobs_BT, tensor(-1)[None], tensor(advantage), mask_BT, clip_range=0.2)
+    logprobs_N = tensor(log(ratio) - 1).requires_grad_()
+    value, clipped = clipped_policy_loss(logprobs_N, tensor(-1), tensor(advantage), clip_range=0.2)
     value.backward()
-    assert logprobs_BT.grad is not None
+    assert logprobs_N.grad is not None
     assert float(value.detach()) == pytest.approx(loss)
-    assert float(logprobs_BT.grad) == pytest.approx(slope)
+    assert float(logprobs_N.grad) == pytest.approx(slope)
     assert float(clipped) == held
 
 
-def test_clipping_counts_only_the_completion() -> None:
-    logprobs_BT = tensor(log(1.5), log(1.5), log(1.5))[None]
-    mask_BT = torch.tensor([[False, True, True]])
-    loss, clipped = clipped_policy_loss(logprobs_BT, tensor(0, 0, 0)[None], tensor(1), mask_BT, clip_range=0.2)
-    assert float(loss) == pytest.approx(-2.4)
+def test_clipping_counts_tokens() -> None:
+    loss, clipped = clipped_policy_loss(tensor(log(1.5), log(1.5), 0), tensor(0, 0, 0), tensor(1, 1, 1), clip_range=0.2)
+    assert float(loss) == pytest.approx(-3.4)
     assert float(clipped) == 2
 
 

@@ -34,8 +34,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
 
 def test_where_memory_runs_out_the_batch_is_halved(asked: list[list[str | None]]) -> None:
     tools: Any = Tools(None, None, ImproveConfig())  # type: ignore[arg-type]
-    attempts = improve_within_memory(tools, [draft(name) for name in ("a", "b", "long", "c", "d")])
-    assert asked == [["a", "b", "long", "c", "d"], ["a", "b"], ["long", "c", "d"], ["long"], ["c", "d"]]
+    attempts = list(improve_within_memory(tools, [draft(name) for name in ("a", "b", "long", "c", "d")]))
+    assert asked == [["a", "b", "long", "c", "d"], ["a", "b"], ["long", "c"], ["long"], ["c"], ["d"]]
     assert [attempt.best for attempt in attempts] == ["better a", "better b", "draft long", "better c", "better d"]
     assert [attempt.stop_reason for attempt in attempts].count("out_of_memory") == 1
 
@@ -47,4 +47,4 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     monkeypatch.setattr(improvement, "improve", improve)
     tools: Any = Tools(None, None, ImproveConfig())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="shapes"):
-        improve_within_memory(tools, [draft("a"), draft("b")])
+        list(improve_within_memory(tools, [draft("a"), draft("b")]))

@@ -20,11 +20,10 @@ from transformers import (
 from pitcli.data.records import Message, PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine import models
-from pitcli.engine.batches import Batch
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.loading import load_base
 from pitcli.engine.models import GAP, RoleModel
-from pitcli.engine.pair_tree import Tree, ordered_tree, separate_batch, swapped_tree, tree_batch
+from pitcli.engine.pair_tree import Tree, group_tree, ordered_tree, packed_batch, separate_batch, swapped_tree
 from tests.conftest import WithRoles
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
@@ -62,9 +61,7 @@ def separate_scores(model: RoleModel, trees: list[Tree]) -> Tensor:
     assert model.gap_head is not None
     ends = []
     for ids in (ids for tree in trees for ids in tree.conversations()):
-        input_ids_BT = torch.tensor([ids])
-        batch = Batch(input_ids_BT, torch.ones_like(input_ids_BT), torch.ones_like(input_ids_BT, dtype=torch.bool))
-        ends.append(model.hidden_states(batch)[0, -1])
+        ends.append(model.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
     return model.gap_head(torch.stack(ends)).squeeze(-1)
 
 
@@ -134,11 +131,15 @@ def test_a_pair_takes_x_once_and_each_response_three_times(tiny_chat: ChatFormat
 
 def test_the_layout_of_a_small_tree() -> None:
     # x = [5, 6], children [7] and [8, 9]; a second, shorter tree pads the batch
-    batch = tree_batch([Tree([[5, 6], [7], [8, 9]], [-1, 0, 0], [2, 1]), Tree([[5]], [-1], [0])], 0, torch.float32)
+    batch = packed_batch([Tree([[5, 6], [7], [8, 9]], [-1, 0, 0], [2, 1]), Tree([[5]], [-1], [0])], 0, torch.float32)
+    assert batch.position_ids_BT is not None
+    assert batch.attention_mask_B1TT is not None
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
     assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 2, 3]
     assert batch.rows_N.tolist() == [0, 0, 1]
-    assert batch.ends_N.tolist() == [4, 2, 0]
+    assert batch.places_N.tolist() == [4, 2, 0]
+    assert batch.targets_N.tolist() == []
+    assert batch.tokens == 6
     sees = (batch.attention_mask_B1TT[:, 0] == 0).int()
     assert sees[0].tolist() == [
         [1, 0, 0, 0, 0],
@@ -148,6 +149,18 @@ def test_the_layout_of_a_small_tree() -> None:
         [1, 1, 0, 1, 1],
     ]
     assert sees[1, 0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_the_tokens_of_leaves_are_predicted_by_what_stands_before_them_on_their_branch() -> None:
+    trees = [group_tree([5, 6], [[7, 1], [8, 9, 1]]), group_tree([5], [[1]])]
+    packed, separate = packed_batch(trees, 0, torch.float32, of_tokens=True), separate_batch(trees, 0, of_tokens=True)
+    assert packed.input_ids_BT.tolist() == [[5, 6, 7, 1, 8, 9, 1], [5, 1, 0, 0, 0, 0, 0]]
+    assert packed.targets_N.tolist() == separate.targets_N.tolist() == [7, 1, 8, 9, 1, 1]
+    assert packed.rows_N.tolist() == [0, 0, 0, 0, 0, 1]
+    assert packed.places_N.tolist() == [1, 2, 1, 4, 5, 0]
+    assert separate.rows_N.tolist() == [0, 0, 1, 1, 1, 2]
+    assert separate.places_N.tolist() == [1, 2, 1, 2, 3, 0]
+    assert (packed.tokens, separate.tokens) == (9, 11)
 
 
 def test_scores_come_in_the_order_of_the_trees(
@@ -203,13 +216,14 @@ def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRol
             separate_N = separate_scores(model, [tree])
         assert (model.score_trees([tree], micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
     with torch.no_grad():
-        packed = model.scores(tree_batch([long], 0, torch.float32))
+        packed = model.scores(packed_batch([long], 0, torch.float32))
     assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
 
 
 def test_a_separate_batch_is_padded_on_the_right() -> None:
     batch = separate_batch([Tree([[5, 6], [7], [8, 9]], [-1, 0, 0], [2, 1])], 0)
     assert batch.input_ids_BT.tolist() == [[5, 6, 8, 9], [5, 6, 7, 0]]
-    assert batch.attention_mask_B1TT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch.attention_mask_B1TT is None
     assert batch.rows_N.tolist() == [0, 1]
-    assert batch.ends_N.tolist() == [3, 2]
+    assert batch.places_N.tolist() == [3, 2]
+    assert batch.tokens == 7

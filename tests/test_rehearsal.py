@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from pitcli.cli import main
+from pitcli.config import SftConfig
 from pitcli.engine.bases import resolve_base
 from pitcli.engine.batches import micro_batch_rows
 from pitcli.engine.footprint import all_micro_batches, padded, shape_of
@@ -88,8 +89,9 @@ def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.Capt
 
 def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
     lengths = [5, 5, 5, 30, 2, 2, 2, 2]
-    chunks = all_micro_batches(lengths, steps=4, batch_size=4, at_once=2, seed=0)
-    trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, 4, 2, 0)]
+    config = SftConfig(batch_size=4)
+    chunks = all_micro_batches(lengths, 4, config, at_once=2)
+    trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, config, 2)]
     assert chunks == trained_on
     assert sorted(row for chunk in chunks for row in chunk) == sorted([*range(8)] * 2)
     assert padded([3, 0], lengths) == 60

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -16,12 +17,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pitcli.config import RlConfig
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import completion_batch
+from pitcli.engine.batches import Batch
 from pitcli.engine.equations import clipped_policy_loss, sequence_kl
 from pitcli.engine.loading import load_base
 from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
-from pitcli.engine.rollouts import drawn_logprobs
+from pitcli.engine.pair_tree import completion_batch
+from pitcli.engine.rollouts import group_batches
 from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
 from tests.conftest import WithRoles
 
@@ -208,24 +211,55 @@ def test_a_rollout_starts_at_ratio_one_and_kl_zero(
     drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, 4))
     examples = [Example(prompt, sample.token_ids) for prompt, sample in zip(PROMPTS, drawn, strict=True)]
     batch = completion_batch(examples, pad_id=0)
-    old_BT = drawn_logprobs(batch, drawn)
-    assert [row[mask].tolist() for row, mask in zip(old_BT, batch.completion_mask_BT, strict=True)] == [
-        pytest.approx(sample.logprobs) for sample in drawn
-    ]
+    old_N = torch.tensor([logprob for sample in drawn for logprob in sample.logprobs])
+    lengths = [len(sample.token_ids) for sample in drawn]
     model.use(IMPROVER)
-    logprobs_BT = model.completion_logprobs(batch, temperature)
-    assert (logprobs_BT - old_BT).abs().max() < 1e-4
-    ones_B = torch.ones(len(drawn))
-    loss, clipped = clipped_policy_loss(logprobs_BT, old_BT, ones_B, batch.completion_mask_BT, clip_range=0.001)
+    logprobs_N = model.completion_logprobs(batch, temperature)
+    assert (logprobs_N - old_N).abs().max() < 1e-4
+    loss, clipped = clipped_policy_loss(logprobs_N, old_N, torch.ones(len(old_N)), clip_range=0.001)
     assert float(clipped) == 0
     assert float(loss) == pytest.approx(-sum(len(sample.token_ids) for sample in drawn), rel=1e-4)
     model.use(REFERENCE)
-    ref_logprobs_BT = model.completion_logprobs(batch, temperature)
-    assert torch.equal(ref_logprobs_BT, logprobs_BT)
-    assert sequence_kl(old_BT, ref_logprobs_BT, batch.completion_mask_BT).abs().max() < 1e-3
+    ref_logprobs_N = model.completion_logprobs(batch, temperature)
+    assert torch.equal(ref_logprobs_N, logprobs_N)
+    assert sequence_kl(old_N, ref_logprobs_N, lengths).abs().max() < 1e-3
     model.use(None)
-    base_logprobs_BT = model.completion_logprobs(batch, temperature)
-    assert sequence_kl(old_BT, base_logprobs_BT, batch.completion_mask_BT).mean() > 0.1
+    base_logprobs_N = model.completion_logprobs(batch, temperature)
+    assert sequence_kl(old_N, base_logprobs_N, lengths).mean() > 0.1
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 3, 16])
+def test_samples_of_a_prompt_share_it_in_the_update(
+    micro_batch_size: int, model: RoleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probs and gradients are those of a row for each sample, in the places that are told."""
+    drawn = generate(model, IMPROVER, PROMPTS[:4], SEEDS, Decoding(1.0, 1.0, STEPS, 4), samples_per_prompt=2)
+    config = RlConfig(samples_per_prompt=2, micro_batch_size=micro_batch_size)
+    examples = [Example(PROMPTS[row // 2], sample.token_ids) for row, sample in enumerate(drawn)]
+
+    def read(batches: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:
+        model.use(IMPROVER, train=True)
+        model.zero_grad()
+        logprobs = [model.completion_logprobs(batch) for batch in batches]
+        torch.cat([one.exp() for one in logprobs]).sum().backward()
+        gradients = [p.grad.clone() for p in model.role_parameters(IMPROVER).values() if p.grad is not None]
+        return [one.detach() for one in logprobs], gradients
+
+    alone, wanted = read([completion_batch([example], 0) for example in examples])
+    rows, batches = group_batches(model, PROMPTS, drawn, config)
+    packed, gradients = read(batches)
+    assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
+    assert max(map(len, rows)) <= micro_batch_size
+    for of_batch, batch, logprobs_N in zip(rows, batches, packed, strict=True):
+        assert len(batch.input_ids_BT) == len(of_batch) / 2  # two samples in each row
+        assert (logprobs_N - torch.cat([alone[row] for row in of_batch])).abs().max() < 1e-5
+    for one, other in zip(wanted, gradients, strict=True):
+        assert (one - other).abs().max() < 1e-5 * max(1, float(one.abs().max()))
+    monkeypatch.setitem(vars(model), "packs_trees", False)
+    _, batches = group_batches(model, PROMPTS, drawn, config)
+    apart, _ = read(batches)
+    for one_N, other_N in zip(apart, packed, strict=True):
+        assert (one_N - other_N).abs().max() < 1e-5
 
 
 def picked(

@@ -186,7 +186,17 @@ class ImproveConfig(ModelSettings, SamplingSettings):
 
 
 # settings that say how a run is carried out, not what it is: they may differ when it is resumed
-EXECUTION_ONLY = {"resume", "overwrite", "dry_run", "save_every", "out", "micro_batch_size", "shard_base", "track"}
+EXECUTION_ONLY = {
+    "resume",
+    "overwrite",
+    "dry_run",
+    "save_every",
+    "out",
+    "micro_batch_size",
+    "tokens_per_batch",
+    "shard_base",
+    "track",
+}
 
 CONFIG = "config.yaml"  # where a run folder keeps its settings
 

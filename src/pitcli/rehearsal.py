@@ -7,8 +7,7 @@ from torch import Tensor
 
 from pitcli.config import TrainingConfig
 from pitcli.console import marked, note, table
-from pitcli.data.templates import Example
-from pitcli.engine.batches import completion_batch
+from pitcli.engine.batches import Batch
 from pitcli.engine.footprint import Held, all_micro_batches, footprint, memory_there, padded
 from pitcli.engine.models import RoleModel
 from pitcli.engine.run_folder import Manifest, check_out
@@ -50,7 +49,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         print(settings_yaml(config), end="", flush=True)
     note("the first row, marked where the loss is taken:")
     marked(work.first)
-    chunks = all_micro_batches(work.lengths, work.steps, config.batch_size, work.at_once, config.seed)
+    chunks = all_micro_batches(work.lengths, work.steps, config, work.at_once)
     largest = max(chunks, key=lambda chunk: padded(chunk, work.lengths))
     middle = sorted(chunks, key=lambda chunk: padded(chunk, work.lengths))[len(chunks) // 2]
     tokens = sum(work.lengths[row] for chunk in chunks for row in chunk)
@@ -86,15 +85,15 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         note("that is close: an estimate may be 20% off")
 
 
-def completion_logprob(model: RoleModel, examples: Sequence[Example]) -> Tensor:
+def completion_logprob(model: RoleModel, batch: Batch) -> Tensor:
     """What is differentiated where the loss is over completions; shape ()."""
-    batch = completion_batch(examples, model.pad_id).to(model.device)
-    return model.completion_logprobs(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+    return model.completion_logprobs(known(batch.to(model.device), model)).sum()
 
 
-def known_ids(input_ids_BT: Tensor, model: RoleModel) -> Tensor:
-    """Token ids that a model of few words knows, in their place."""
-    return input_ids_BT % model.base.config.get_text_config().vocab_size
+def known(batch: Batch, model: RoleModel) -> Batch:
+    """The batch with token ids that a model of few words knows."""
+    words = model.base.config.get_text_config().vocab_size
+    return batch._replace(input_ids_BT=batch.input_ids_BT % words, targets_N=batch.targets_N % words)
 
 
 def duration(seconds: float) -> str:

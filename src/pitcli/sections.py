@@ -99,7 +99,12 @@ class LoraSettings(Settings):
 class OptimSettings(Settings):
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
     batch_size: int = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
-    micro_batch_size: int = Field(8, ge=1, description="Sequences for each forward and backward pass")
+    micro_batch_size: int = Field(8, ge=1, description="Sequences at most for each forward and backward pass")
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens at most for each forward and backward pass, in place of --micro-batch-size",
+    )
     epochs: int = Field(1, ge=1, description="Passes over the data")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")

@@ -3,29 +3,40 @@
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pitcli.data.templates import Example
 from pitcli.launch import process_count
 from pitcli.sections import OptimSettings
 
+PASS_TOKENS = 64  # what a pass costs besides that for each of its tokens, in tokens
+
 
 class Batch(NamedTuple):
-    """Right-padded conversations.
+    """Right-padded sequences, and which of their hidden states are wanted.
 
-    input_ids_BT: token ids; attention_mask_BT: 1 where a token is; completion_mask_BT: True at the tokens that
-    the model wrote or shall write.
+    input_ids_BT: token ids. position_ids_BT, attention_mask_B1TT (additive, 0 where a token sees another): None where
+    each row is one conversation, in which every token sees all before it and none sees the padding. rows_N, places_N:
+    where the wanted states are; targets_N: the tokens that they predict, empty where it is not that they are wanted
+    for. tokens: how many of the B x T are no padding.
     """
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    completion_mask_BT: Tensor
+    position_ids_BT: Tensor | None
+    attention_mask_B1TT: Tensor | None
+    rows_N: Tensor
+    places_N: Tensor
+    targets_N: Tensor
+    tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in self))
+        moved: dict[str, Any] = {
+            name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)
+        }
+        return self._replace(**moved)
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -44,14 +55,10 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
     return torch.tensor(input_ids), torch.tensor(mask)
 
 
-def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Examples of (prompt, completion) to one batch whose completion mask covers the completions."""
-    input_ids_BT, attention_mask_BT = pad_right([e.prompt + e.completion for e in examples], pad_id)
-    completion_mask_BT = torch.zeros_like(attention_mask_BT, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        start = len(example.prompt)
-        completion_mask_BT[row, start : start + len(example.completion)] = True
-    return Batch(input_ids_BT, attention_mask_BT, completion_mask_BT)
+def padding_shares(batches: Sequence[Batch]) -> list[float]:
+    """What each micro-batch adds to the share of padding among all that a step's passes read."""
+    cells = sum(batch.input_ids_BT.numel() for batch in batches)
+    return [(batch.input_ids_BT.numel() - batch.tokens) / cells for batch in batches]
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -77,21 +84,37 @@ def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def micro_batch_rows(
-    step: int, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int
-) -> list[list[int]]:
-    """The rows of a step in its micro-batches, those of like length together."""
-    rows = rows_of_step(step, len(lengths), batch_size, seed)
-    chunks = length_sorted_chunks([lengths[row] for row in rows], one_for_each(len(rows), micro_batch_size))
+def micro_batch_rows(step: int, lengths: Sequence[int], config: OptimSettings, at_once: int) -> list[list[int]]:
+    """The rows of a step in its micro-batches, those of like length together; at_once as in training_chunks."""
+    rows = rows_of_step(step, len(lengths), config.batch_size, config.seed)
+    chunks = training_chunks([lengths[row] for row in rows], config, at_once)
     return [[rows[place] for place in chunk] for chunk in chunks]
 
 
-def one_for_each(rows: int, micro_batch_size: int) -> int:
-    """The micro-batch size, smaller where not every process would get a micro-batch of so many rows."""
-    return max(1, min(micro_batch_size, -(-rows // process_count())))
+def training_chunks(lengths: Sequence[int], config: OptimSettings, at_once: int) -> list[list[int]]:
+    """A step's rows in micro-batches: at_once rows each, or what --tokens-per-batch holds.
+
+    They are smaller where not every process would get one.
+    """
+    size = len(lengths) if config.tokens_per_batch else at_once
+    one_for_each = max(1, min(size, -(-len(lengths) // process_count())))
+    return length_sorted_chunks(lengths, one_for_each, config.tokens_per_batch)
 
 
-def length_sorted_chunks(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in chunks of at most `size`, longest first, so that a chunk holds little padding."""
+def length_sorted_chunks(lengths: Sequence[int], size: int, budget: int | None = None) -> list[list[int]]:
+    """Indices in chunks of at most `size`, longest first, such that padding and passes cost the least together.
+
+    budget: the most tokens, with padding, that a chunk of several may hold.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    cost, end = [0] * (len(order) + 1), [0] * len(order)  # of the chunks from a place on; where the first of them ends
+    for start in reversed(range(len(order))):
+        width = lengths[order[start]]
+        most = max(1, min(size, budget // width)) if budget else size
+        stops = range(start + 1, min(start + most, len(order)) + 1)
+        end[start] = min(reversed(stops), key=lambda stop: width * (stop - start) + cost[stop])
+        cost[start] = width * (end[start] - start) + cost[end[start]] + PASS_TOKENS
+    starts = [0]
+    while starts[-1] < len(order):
+        starts.append(end[starts[-1]])
+    return [order[start:stop] for start, stop in pairwise(starts)]

@@ -88,12 +88,13 @@ def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> floa
     return 1 / low
 
 
-def sequence_kl(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, completion_mask_BT: Tensor) -> Tensor:
+def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
     """KL of the sampled sequences to the reference policy, k1 estimator, summed over the tokens.
 
-    sum_t [log pi(y_t) - log pi_ref(y_t)] of y ~ pi, so its mean is KL(pi || pi_ref). Returns nats of shape (B,).
+    sum_t [log pi(y_t) - log pi_ref(y_t)] of y ~ pi, so its mean is KL(pi || pi_ref). The N tokens are those of B
+    sequences of these lengths, one after the other. Returns nats of shape (B,).
     """
-    return ((logprobs_BT - ref_logprobs_BT) * completion_mask_BT).sum(-1)
+    return torch.stack([of_one.sum() for of_one in (logprobs_N - ref_logprobs_N).split(list(lengths))])
 
 
 def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float, missing_eos_penalty: float) -> Tensor:
@@ -109,24 +110,18 @@ def leave_one_out_advantages(rewards_PK: Tensor) -> Tensor:
 
 
 def clipped_policy_loss(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_B: Tensor,
-    completion_mask_BT: Tensor,
-    clip_range: float,
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, clip_range: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective (Schulman et al. 2017, eq. 7), one ratio a token, summed over all tokens.
+    """PPO's clipped objective (Schulman et al. 2017, eq. 7), one ratio a token, summed over the N tokens.
 
-    Returns (loss, clipped): the loss to be divided by the step's token count, and how many tokens the clip holds.
+    advantages_N: of the sequence that each token is of. Returns (loss, clipped): the loss to be divided by the
+    step's token count, and how many tokens the clip holds.
     At ratio 1 the gradient is that of -A log pi(y), i.e. REINFORCE.
     """
-    ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
-    advantages_B1 = advantages_B[:, None]
-    free_BT = ratio_BT * advantages_B1
-    held_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range) * advantages_B1
-    mask_BT = completion_mask_BT.to(logprobs_BT.dtype)
-    loss = -(torch.minimum(free_BT, held_BT) * mask_BT).sum()
-    return loss, ((held_BT < free_BT) * mask_BT).sum()
+    ratio_N = torch.exp(logprobs_N - old_logprobs_N)
+    free_N = ratio_N * advantages_N
+    held_N = ratio_N.clamp(1 - clip_range, 1 + clip_range) * advantages_N
+    return -torch.minimum(free_N, held_N).sum(), (held_N < free_N).sum()
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_share: float) -> float:

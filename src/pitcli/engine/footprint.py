@@ -22,7 +22,7 @@ from pitcli.engine.batches import micro_batch_rows
 from pitcli.engine.loading import compute_dtype, load_base, lora_config
 from pitcli.engine.models import LOGIT_ROWS, RoleModel
 from pitcli.errors import RunError
-from pitcli.sections import LoraSettings
+from pitcli.sections import LoraSettings, OptimSettings
 
 VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
@@ -75,9 +75,9 @@ class _Cost(NamedTuple):
     seconds: float
 
 
-def all_micro_batches(lengths: Sequence[int], steps: int, batch_size: int, at_once: int, seed: int) -> list[list[int]]:
+def all_micro_batches(lengths: Sequence[int], steps: int, config: OptimSettings, at_once: int) -> list[list[int]]:
     """The rows of every micro-batch of these steps."""
-    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, batch_size, at_once, seed)]
+    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, config, at_once)]
 
 
 def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:

@@ -1,8 +1,8 @@
 """The improvement loop, the same for every method: y0 -> y1 -> y2 ... for as long as the gap model finds it better."""
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import count
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pitcli.config import ImproveConfig
@@ -10,8 +10,10 @@ from pitcli.console import warn
 from pitcli.data.records import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
 from pitcli.engine.equations import p_better
-from pitcli.engine.methods import PROPOSE, Asked, Proposal, Writer
+from pitcli.engine.methods import PROPOSE, Asked, Proposal, Writer, Writing, extra_room
+from pitcli.engine.models import IMPROVER
 from pitcli.engine.scoring import calibrated_gaps
+from pitcli.engine.slots import Call, Slots, Waves
 from pitcli.errors import is_out_of_memory
 from pitcli.sections import Method, StopRule
 
@@ -49,30 +51,83 @@ class Attempt(NamedTuple):
         return sum(iteration["generated_tokens"] for iteration in self.iterations)
 
 
-def improve_within_memory(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
-    """As improve; where memory runs out, in halves. A draft that fails by itself is kept as it is."""
+def improve_within_memory(tools: Tools, drafts: Sequence[Draft]) -> Iterator[Attempt]:
+    """As improve; where memory runs out, with half as many together. A draft that fails by itself is kept as it is."""
+    done = 0
     try:
-        return improve(tools, drafts)
+        for attempt in improve(tools, drafts):
+            done += 1
+            yield attempt
+        return
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
-    if len(drafts) == 1:
-        return [Attempt(drafts[0], drafts[0].response, [], OUT_OF_MEMORY)]
-    warn(f"out of memory with {len(drafts)} drafts together; trying half as many (--sample-batch-size)")
-    middle = len(drafts) // 2
-    return [*improve_within_memory(tools, drafts[:middle]), *improve_within_memory(tools, drafts[middle:])]
+    rest = drafts[done:]
+    if len(rest) == 1:
+        yield Attempt(rest[0], rest[0].response, [], OUT_OF_MEMORY)
+        return
+    together = min(len(rest), tools.config.sample_batch_size)
+    warn(f"out of memory with {together} drafts together; trying half as many (--sample-batch-size)")
+    half = max(1, together // 2)
+    for start in range(0, len(rest), half):
+        yield from improve_within_memory(tools, rest[start : start + half])
 
 
-def improve(tools: Tools, drafts: Sequence[Draft]) -> list[Attempt]:
-    """Iterate each draft until its stop rule or --max-iters says stop."""
+def improve(tools: Tools, drafts: Sequence[Draft]) -> Iterator[Attempt]:
+    """Iterate each draft until its stop rule or --max-iters says stop; attempts in the order of the drafts.
+
+    At most --sample-batch-size responses are written at a time. When a quarter of them has ended they are judged
+    together; what they go on with, or the next drafts, take their places.
+    """
     attempts = [Attempt(draft, draft.response, [], None) for draft in drafts]
-    for iteration in count(1):
-        running = [index for index, attempt in enumerate(attempts) if _goes_on(tools, attempt)]
-        if not running:
-            break
-        for index, after in zip(running, _iterate(tools, [attempts[i] for i in running], iteration), strict=True):
-            attempts[index] = after
-    return [attempt._replace(stop_reason=attempt.stop_reason or "max_iters") for attempt in attempts]
+    begun = {index: _begin(tools, attempt) for index, attempt in enumerate(attempts) if _goes_on(tools, attempt)}
+    writing = {index: writing for index, (writing, _) in begun.items()}
+    waiting = deque((index, call) for index, (_, call) in begun.items())
+    slots = _places(tools, [call for _, call in waiting])
+    told = 0
+    while writing:
+        slots.admit([waiting.popleft() for _ in range(min(slots.free(), len(waiting)))])
+        proposals: dict[int, Proposal] = {}
+        going_on: list[tuple[int, Call]] = []
+        for index, sample in slots.run(until=max(1, slots.places // 4)):
+            try:
+                going_on.append((index, writing[index].send(sample)))
+            except StopIteration as ended:
+                proposals[index] = ended.value
+        for index, attempt in _judged(tools, attempts, proposals):
+            attempts[index] = attempt
+            del writing[index]
+            if _goes_on(tools, attempt):
+                writing[index], call = _begin(tools, attempt)
+                going_on.append((index, call))
+        waiting.extendleft(reversed(going_on))
+        while told < len(attempts) and told not in writing:
+            yield _ended(attempts[told])
+            told += 1
+    yield from map(_ended, attempts[told:])
+
+
+def _ended(attempt: Attempt) -> Attempt:
+    return attempt._replace(stop_reason=attempt.stop_reason or "max_iters")
+
+
+def _begin(tools: Tools, attempt: Attempt) -> tuple[Writing, Call]:
+    """One more response for the best so far: how it is written, and what the model is asked for first."""
+    asked = Asked(attempt.draft.prompt, attempt.best)
+    seed = row_seed(tools.config.seed, attempt.draft, len(attempt.iterations) + 1)
+    writing = PROPOSE[tools.config.method](tools.writer, asked, seed)
+    return writing, next(writing)
+
+
+def _places(tools: Tools, calls: Sequence[Call]) -> Slots | Waves:
+    """Where the model writes: side by side if it takes our masks on conversations as long as these may become."""
+    writer, config = tools.writer, tools.config
+    new = writer.decoding.max_new_tokens
+    longest = max((len(call.prompt) for call in calls), default=0) + 2 * new
+    longest += extra_room(config.method, writer.chat, new)
+    kind = Slots if writer.model.packs(longest) else Waves
+    role = IMPROVER if config.method is Method.pit else writer.policy
+    return kind(writer.model, role, writer.decoding, max(1, min(len(calls), config.sample_batch_size)))
 
 
 def _goes_on(tools: Tools, attempt: Attempt) -> bool:
@@ -83,28 +138,26 @@ def _goes_on(tools: Tools, attempt: Attempt) -> bool:
     return attempt.tokens() < tools.budgets[row_key(attempt.draft)]
 
 
-def _iterate(tools: Tools, attempts: Sequence[Attempt], iteration: int) -> list[Attempt]:
-    """One more response for each: written for its best response so far, and judged against that."""
+def _judged(
+    tools: Tools, attempts: Sequence[Attempt], proposals: Mapping[int, Proposal]
+) -> Iterator[tuple[int, Attempt]]:
+    """What becomes of each attempt, by its index, with its proposal judged against its best response so far."""
     writer, config = tools.writer, tools.config
-    seeds = [row_seed(config.seed, attempt.draft, iteration) for attempt in attempts]
-    asked = [Asked(attempt.draft.prompt, attempt.best) for attempt in attempts]
-    proposals = PROPOSE[config.method](writer, asked, seeds)
-    gaps: list[float | None] = [None] * len(attempts)
-    if tools.gap_temperature is not None:
+    gaps: list[float | None] = [None] * len(proposals)
+    if tools.gap_temperature is not None and proposals:
         # samples of one policy are ranked by their gaps over the draft; an improvement must beat the best so far
         ranked = config.method is Method.best_of_n
-        references = [attempt.draft.response if ranked else attempt.best for attempt in attempts]
-        comparisons = [
-            Comparison(row.prompt, proposal.response or reference, reference)
-            for row, proposal, reference in zip(asked, proposals, references, strict=True)
-        ]
+        comparisons = []
+        for index, proposal in proposals.items():
+            draft, best = attempts[index].draft, attempts[index].best
+            reference = draft.response if ranked else best
+            comparisons.append(Comparison(draft.prompt, proposal.response or reference, reference))
         gaps = calibrated_gaps(
             writer.model, writer.chat, comparisons, tools.gap_temperature, config.sample_batch_size
         ).tolist()
     judge = best_of_n if config.method is Method.best_of_n else chain
-    return [
-        judge(attempt, proposal, gap, config) for attempt, proposal, gap in zip(attempts, proposals, gaps, strict=True)
-    ]
+    for (index, proposal), gap in zip(proposals.items(), gaps, strict=True):
+        yield index, judge(attempts[index], proposal, gap, config)
 
 
 def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:

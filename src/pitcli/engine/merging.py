@@ -23,10 +23,9 @@ from transformers import (
 
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.bases import read_json, reading
-from pitcli.engine.batches import completion_batch
 from pitcli.engine.loading import ADAPTER_CONFIG, WEIGHTS
 from pitcli.engine.models import RoleModel
-from pitcli.engine.pair_tree import Tree
+from pitcli.engine.pair_tree import Tree, completion_batch
 from pitcli.errors import RunError
 
 SHARD_SIZE = "5GB"
@@ -166,7 +165,7 @@ def role_logprobs(model: RoleModel, role: str, examples: Sequence[Example]) -> l
     rows = []
     for example in examples:
         batch = completion_batch([example], model.pad_id).to(model.device)
-        hidden_CD = model.hidden_states(batch)[:, :-1][batch.completion_mask_BT[:, 1:]]
+        hidden_CD = model.hidden_states(batch)
         rows.append(model.base.get_output_embeddings()(hidden_CD).float().log_softmax(-1).cpu())
     return rows
 

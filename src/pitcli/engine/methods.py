@@ -1,12 +1,13 @@
 """How a method makes its next response: PIT's improver, a fresh draw of the policy, or Self-Refine's two calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from pitcli.data.records import Message, Prompt
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.models import IMPROVER, RoleModel
-from pitcli.engine.sampling import Decoding, generate
+from pitcli.engine.models import RoleModel
+from pitcli.engine.sampling import Decoding, Sample
+from pitcli.engine.slots import Call
 from pitcli.sections import Method
 
 # Self-Refine (arXiv 2303.17651), with the same weights for both calls
@@ -43,42 +44,32 @@ class Proposal(NamedTuple):
     extra: dict[str, Any]
 
 
-def improve_once(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+Writing = Generator[Call, Sample, Proposal]  # asks for what the model shall write, and is sent it
+
+
+def improve_once(writer: Writer, asked: Asked, seed: int) -> Writing:
     """y ~ improver(x, y_ref)."""
-    return _write(writer, IMPROVER, [writer.chat.improver_prompt(*row) for row in asked], seeds)
+    return _proposal(writer, (yield Call(writer.chat.improver_prompt(*asked), seed)))
 
 
-def resample(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+def resample(writer: Writer, asked: Asked, seed: int) -> Writing:
     """y ~ policy(x), whatever y_ref is."""
-    return _write(writer, writer.policy, [writer.chat.policy_prompt(row.prompt) for row in asked], seeds)
+    return _proposal(writer, (yield Call(writer.chat.policy_prompt(asked.prompt), seed)))
 
 
-def self_refine(writer: Writer, asked: Sequence[Asked], seeds: Sequence[int]) -> list[Proposal]:
+def self_refine(writer: Writer, asked: Asked, seed: int) -> Writing:
     """Feedback on y_ref by the policy, then a new response by it that follows the feedback; two calls."""
     chat = writer.chat
-    criticised = [
-        (*row.prompt, Message("assistant", row.reference_response), Message("user", FEEDBACK_INSTRUCTION))
-        for row in asked
-    ]
-    feedback = _write(writer, writer.policy, [chat.policy_prompt(prompt) for prompt in criticised], seeds)
-    refined = [
-        chat.policy_prompt((*prompt, Message("assistant", said.response), Message("user", REFINE_INSTRUCTION)))
-        for prompt, said in zip(criticised, feedback, strict=True)
-    ]
-    written = _write(writer, writer.policy, refined, [seed ^ 1 for seed in seeds])
-    return [
-        after._replace(
-            generated_tokens=said.generated_tokens + after.generated_tokens, extra={"feedback": said.response}
-        )
-        for said, after in zip(feedback, written, strict=True)
-    ]
+    prompt = (*asked.prompt, Message("assistant", asked.reference_response), Message("user", FEEDBACK_INSTRUCTION))
+    said = _proposal(writer, (yield Call(chat.policy_prompt(prompt), seed)))
+    prompt = (*prompt, Message("assistant", said.response), Message("user", REFINE_INSTRUCTION))
+    after = _proposal(writer, (yield Call(chat.policy_prompt(prompt), seed ^ 1)))
+    tokens = said.generated_tokens + after.generated_tokens
+    return after._replace(generated_tokens=tokens, extra={"feedback": said.response})
 
 
-def _write(writer: Writer, role: str | None, prompts: list[list[int]], seeds: Sequence[int]) -> list[Proposal]:
-    drawn = generate(writer.model, role, prompts, seeds, writer.decoding)
-    return [
-        Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, {}) for sample in drawn
-    ]
+def _proposal(writer: Writer, sample: Sample) -> Proposal:
+    return Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, {})
 
 
 def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
@@ -90,7 +81,7 @@ def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
     return max_new_tokens + turns + sum(map(len, instructions))
 
 
-PROPOSE: dict[Method, Callable[[Writer, Sequence[Asked], Sequence[int]], list[Proposal]]] = {
+PROPOSE: dict[Method, Callable[[Writer, Asked, int], Writing]] = {
     Method.pit: improve_once,
     Method.resample: resample,
     Method.best_of_n: resample,

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from pitcli.console import warn
 from pitcli.data.templates import Example
 from pitcli.engine.bases import reading
-from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks
+from pitcli.engine.batches import Batch, length_sorted_chunks
 from pitcli.engine.loading import WEIGHTS, saved_lora
-from pitcli.engine.pair_tree import Tree, TreeBatch, separate_batch, tree_batch
+from pitcli.engine.pair_tree import Tree, completion_batch, packed_batch, separate_batch
 from pitcli.errors import RunError
 from pitcli.launch import process_count
 
@@ -140,20 +140,18 @@ class RoleModel(nn.Module):
         return getattr(self.base, self.base.base_model_prefix)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Last hidden states of shape (B, T, D) under the role in use."""
-        return self.transformer(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).last_hidden_state
+        """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
+        output = self.transformer(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_B1TT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+        )
+        return output.last_hidden_state[batch.rows_N, batch.places_N]
 
     def completion_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """log p(token | everything before it) of shape (B, T), fp32; 0 outside the completion mask."""
-        hidden_BTD = self.hidden_states(batch)
-        predicts_BT = batch.completion_mask_BT[:, 1:]
-        hidden_ND = hidden_BTD[:, :-1][predicts_BT]
-        targets_N = batch.input_ids_BT[:, 1:][predicts_BT]
-        logprobs_N = self._token_logprobs(hidden_ND, targets_N, temperature)
-        logprobs_BT = torch.zeros(batch.input_ids_BT.shape, device=hidden_BTD.device)
-        return logprobs_BT.masked_scatter(batch.completion_mask_BT, logprobs_N)
+        """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
+        return self._token_logprobs(self.hidden_states(batch), batch.targets_N, temperature)
 
     def _token_logprobs(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
         """Chunk by chunk, recomputed in the backward pass, so that the full logits are never held."""
@@ -169,30 +167,16 @@ class RoleModel(nn.Module):
             return torch.cat([checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
 
-    def scores(self, batch: TreeBatch) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
         assert self.gap_head is not None
-        return self.gap_head(self._leaf_states(batch)).squeeze(-1)
+        return self.gap_head(self.hidden_states(batch).float()).squeeze(-1)
 
-    def _leaf_states(self, batch: TreeBatch) -> Tensor:
-        output = self.transformer(
-            input_ids=batch.input_ids_BT,
-            attention_mask=batch.attention_mask_B1TT,
-            position_ids=batch.position_ids_BT,
-            use_cache=False,
-        )
-        return output.last_hidden_state[batch.rows_N, batch.ends_N].float()
-
-    def tree_batch(self, trees: Sequence[Tree]) -> TreeBatch:
-        """Trees as this model takes them: packed, or every conversation by itself.
-
-        The mask of a packed tree takes the place of a sliding window, so it holds only where the window holds all.
-        """
-        window = getattr(self.base.config.get_text_config(), "sliding_window", None)
-        longest = max(len(ids) for tree in trees for ids in tree.conversations())
-        if self.packs_trees and (window is None or longest <= window):
-            return tree_batch(trees, self.pad_id, self.base.dtype).to(self.device)
-        return separate_batch(trees, self.pad_id).to(self.device)
+    def tree_batch(self, trees: Sequence[Tree], of_tokens: bool = False) -> Batch:
+        """Trees as this model takes them, packed or every conversation by itself; wanted is as in separate_batch."""
+        if self.packs(max(len(ids) for tree in trees for ids in tree.conversations())):
+            return packed_batch(trees, self.pad_id, self.base.dtype, of_tokens).to(self.device)
+        return separate_batch(trees, self.pad_id, of_tokens).to(self.device)
 
     @torch.no_grad()
     def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> Tensor:
@@ -205,15 +189,23 @@ class RoleModel(nn.Module):
             scores_BL[chunk] = self.scores(batch).view(-1, leaves).cpu()
         return scores_BL
 
+    def packs(self, longest: int) -> bool:
+        """Whether the base takes a mask of ours on conversations so long.
+
+        That mask takes the place of a sliding window, so it is right only where the window holds all.
+        """
+        window = getattr(self.base.config.get_text_config(), "sliding_window", None)
+        return self.packs_trees and (window is None or longest <= window)
+
     @cached_property
     def packs_trees(self) -> bool:
         """Whether the base gives packed trees the hidden states of separate passes; seen by trying it once."""
         ids = list(range(8))
         tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
         with torch.no_grad():
-            separate = self._leaf_states(separate_batch([tree], self.pad_id).to(self.device))
+            separate = self.hidden_states(separate_batch([tree], self.pad_id).to(self.device)).float()
             try:
-                packed = self._leaf_states(tree_batch([tree], self.pad_id, self.base.dtype).to(self.device))
+                packed = self.hidden_states(packed_batch([tree], self.pad_id, self.base.dtype).to(self.device)).float()
                 apart = float((packed - separate).abs().max() / separate.abs().max())
             except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
                 apart = math.inf
@@ -273,4 +265,4 @@ class RoleModel(nn.Module):
         if role == GAP:
             return self.scores(separate_batch([Tree([ids], [-1], [0])], self.pad_id).to(self.device)).tolist()
         batch = completion_batch([Example(ids[:4], ids[4:])], self.pad_id).to(self.device)
-        return self.completion_logprobs(batch)[0].tolist()
+        return self.completion_logprobs(batch).tolist()

@@ -1,8 +1,8 @@
-"""The orderings of a pair in one sequence: shared beginnings are read once, under tree attention.
+"""Conversations that begin alike in one sequence: what they share is read once, under tree attention.
 
 r(w,l), r(w,w), r(l,l) and r(l,w) share x, and two each share [x; y_ref]. So a pair is laid out as
 [x, w, (w), (l), l, (w), (l)], every token sees its own branch back to x alone, and its position counts along that
-branch: |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores.
+branch: |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores. So are the samples of one prompt in RL.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pitcli.data.records import PreferencePair, Prompt
-from pitcli.data.templates import ChatFormat
-from pitcli.engine.batches import pad_right
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.batches import Batch, pad_right
 
 
 class Tree(NamedTuple):
@@ -36,23 +36,6 @@ class Tree(NamedTuple):
 
     def tokens(self) -> int:
         return sum(len(segment) for segment in self.segments)
-
-
-class TreeBatch(NamedTuple):
-    """Packed trees, right-padded.
-
-    input_ids_BT, position_ids_BT: tokens and their places along their branches; attention_mask_B1TT: additive,
-    0 where a token sees another; rows_N, ends_N: row and place of the last token of each leaf, tree by tree.
-    """
-
-    input_ids_BT: Tensor
-    position_ids_BT: Tensor
-    attention_mask_B1TT: Tensor
-    rows_N: Tensor
-    ends_N: Tensor
-
-    def to(self, device: torch.device) -> "TreeBatch":
-        return TreeBatch(*(tensor.to(device) for tensor in self))
 
 
 def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
@@ -82,28 +65,65 @@ def swapped_tree(prompt: Prompt, response: str, reference_response: str, chat: C
     return Tree(segments, [-1, 0, 1, 0, 3], [2, 4])
 
 
-def separate_batch(trees: Sequence[Tree], pad_id: int) -> TreeBatch:
-    """Each conversation in a row of its own, under the usual mask of shape (B, T): for models that take no trees."""
-    input_ids_BT, mask_BT = pad_right([ids for tree in trees for ids in tree.conversations()], pad_id)
-    position_ids_BT = torch.arange(input_ids_BT.shape[1]).expand_as(input_ids_BT)
-    return TreeBatch(input_ids_BT, position_ids_BT, mask_BT, torch.arange(len(mask_BT)), mask_BT.sum(-1) - 1)
+def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:
+    """Completions of one prompt; leaves in their order."""
+    return Tree([prompt, *completions], [-1, *[0] * len(completions)], list(range(1, len(completions) + 1)))
 
 
-def tree_batch(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> TreeBatch:
-    """Pack each tree into one row."""
+def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Each example in a row; wanted are the states that predict its completion."""
+    return separate_batch([group_tree(one.prompt, [one.completion]) for one in examples], pad_id, of_tokens=True)
+
+
+def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
+    """Each conversation in a row of its own, under the usual attention: for models that take no trees.
+
+    Wanted are the last states of the leaves, or those that predict the leaves' tokens, leaf by leaf.
+    """
+    conversations = [ids for tree in trees for ids in tree.conversations()]
+    leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
+    input_ids_BT, _ = pad_right(conversations, pad_id)
+    wanted = []
+    for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
+        path = range(len(ids) - len(leaf) - 1, len(ids))
+        wanted.append(_Wanted(row, path[:-1], leaf) if of_tokens else _Wanted(row, path[-1:], []))
+    return Batch(input_ids_BT, None, None, *_flat(wanted), tokens=sum(map(len, conversations)))
+
+
+def packed_batch(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype, of_tokens: bool = False) -> Batch:
+    """As separate_batch, with each tree in one row."""
     width = max(tree.tokens() for tree in trees)
     input_ids_BT = torch.full((len(trees), width), pad_id)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    rows, ends = [], []
+    wanted = []
     for row, tree in enumerate(trees):
         size = tree.tokens()
         input_ids_BT[row, :size] = torch.tensor([token for segment in tree.segments for token in segment])
-        position_ids_BT[row, :size], sees_BTT[row, :size, :size], last = _layout(tree)
-        rows += [row] * len(tree.leaves)
-        ends += [last[leaf] for leaf in tree.leaves]
+        position_ids_BT[row, :size], sees_BTT[row, :size, :size], ends = _layout(tree)
+        for leaf in tree.leaves:
+            segment = tree.segments[leaf]
+            path = [ends[tree.parents[leaf]], *range(ends[leaf] + 1 - len(segment), ends[leaf] + 1)]
+            wanted.append(_Wanted(row, path[:-1], segment) if of_tokens else _Wanted(row, path[-1:], []))
     attention_mask_BTT = torch.zeros(sees_BTT.shape, dtype=dtype).masked_fill(~sees_BTT, torch.finfo(dtype).min)
-    return TreeBatch(input_ids_BT, position_ids_BT, attention_mask_BTT[:, None], torch.tensor(rows), torch.tensor(ends))
+    tokens = sum(tree.tokens() for tree in trees)
+    return Batch(input_ids_BT, position_ids_BT, attention_mask_BTT[:, None], *_flat(wanted), tokens=tokens)
+
+
+class _Wanted(NamedTuple):
+    """States that are wanted of one leaf."""
+
+    row: int
+    places: Sequence[int]
+    targets: Sequence[int]
+
+
+def _flat(wanted: Sequence[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
+    """rows_N, places_N and targets_N of a batch."""
+    rows = [one.row for one in wanted for _ in one.places]
+    places = [place for one in wanted for place in one.places]
+    targets = [target for one in wanted for target in one.targets]
+    return torch.tensor(rows), torch.tensor(places), torch.tensor(targets, dtype=torch.long)
 
 
 def _layout(tree: Tree) -> tuple[Tensor, Tensor, list[int]]:

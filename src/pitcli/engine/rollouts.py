@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pitcli.config import RlConfig
 from pitcli.data.records import Comparison
-from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import Batch, completion_batch, length_sorted_chunks, one_for_each
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.batches import Batch, padding_shares, training_chunks
 from pitcli.engine.equations import leave_one_out_advantages, rl_rewards, sequence_kl
 from pitcli.engine.methods import Asked
 from pitcli.engine.models import POLICY, REFERENCE, RoleModel
+from pitcli.engine.pair_tree import group_tree
 from pitcli.engine.processes import spread
 from pitcli.engine.sampling import Decoding, Sample, generate
 from pitcli.engine.scoring import calibrated_gaps
@@ -33,11 +34,14 @@ class Judge(NamedTuple):
 
 
 class RolloutBatch(NamedTuple):
-    """A micro-batch of samples; `tokens` and `metrics` are of the whole rollout, metrics on its first only."""
+    """A micro-batch of samples, flat, token by token; `tokens` and `metrics` are of the whole rollout.
+
+    The metrics add up over the micro-batches: but for the padding they are on the first only.
+    """
 
     batch: Batch
-    old_logprobs_BT: Tensor
-    advantages_B: Tensor
+    old_logprobs_N: Tensor
+    advantages_N: Tensor
     tokens: int
     metrics: dict[str, float]
 
@@ -78,17 +82,16 @@ def roll_out(
     model, chat, k = judge.model, judge.chat, config.samples_per_prompt
     prompts = asked_prompts(config.role, chat, asked)
     drawn = spread_samples(model, config.role, prompts, decoding, seed, k)
-    examples = [Example(prompts[row // k], sample.token_ids) for row, sample in enumerate(drawn)]
     comparisons = [
         Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
         for row, sample in enumerate(drawn)
     ]
     gaps_B = torch.tensor(spread(comparisons, judge.gaps, model.sharded))
-    lengths = [len(example.prompt) + len(example.completion) for example in examples]
-    chunks = length_sorted_chunks(lengths, one_for_each(len(lengths), config.micro_batch_size))
-    batches = [completion_batch([examples[row] for row in chunk], model.pad_id).to(model.device) for chunk in chunks]
+    rows, batches = group_batches(model, prompts, drawn, config)
+    lengths = [[len(drawn[row].token_ids) for row in of_batch] for of_batch in rows]
     old_logprobs = [
-        drawn_logprobs(batch, [drawn[row] for row in chunk]) for batch, chunk in zip(batches, chunks, strict=True)
+        torch.tensor([logprob for row in of_batch for logprob in drawn[row].logprobs], device=model.device)
+        for of_batch in rows
     ]
 
     @torch.no_grad()
@@ -96,13 +99,13 @@ def roll_out(
         model.use(REFERENCE)
         references = [model.completion_logprobs(batches[place], decoding.temperature) for place in places]
         return [
-            sequence_kl(old_logprobs[place], reference_BT, batches[place].completion_mask_BT).cpu()
-            for place, reference_BT in zip(places, references, strict=True)
+            sequence_kl(old_logprobs[place], reference_N, lengths[place]).cpu()
+            for place, reference_N in zip(places, references, strict=True)
         ]
 
     kl_B = torch.zeros(len(drawn))
-    for chunk, kl in zip(chunks, spread(range(len(chunks)), kl_of, model.sharded), strict=True):
-        kl_B[chunk] = kl
+    for of_batch, kl in zip(rows, spread(range(len(rows)), kl_of, model.sharded), strict=True):
+        kl_B[of_batch] = kl
     finished_B = torch.tensor([sample.finished for sample in drawn])
     rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
@@ -116,12 +119,36 @@ def roll_out(
         "zero_spread_share": float((rewards_B.view(-1, k).std(1) < 1e-6).float().mean()),
         **text_metrics(drawn, comparisons),
     }
-    return [
-        RolloutBatch(batch, old_BT, advantages_B[chunk].to(model.device), tokens, metrics if first else {})
-        for batch, old_BT, chunk, first in zip(
-            batches, old_logprobs, chunks, [True] + [False] * (len(chunks) - 1), strict=True
-        )
+    shares: list[dict[str, float]] = [{"padding_share": share} for share in padding_shares(batches)]
+    shares[0] |= metrics
+    advantages = [
+        advantages_B[of_batch].repeat_interleave(torch.tensor(of_length)).to(model.device)
+        for of_batch, of_length in zip(rows, lengths, strict=True)
     ]
+    return [
+        RolloutBatch(batch, old_N, advantages_N, tokens, share)
+        for batch, old_N, advantages_N, share in zip(batches, old_logprobs, advantages, shares, strict=True)
+    ]
+
+
+def group_batches(
+    model: RoleModel, prompts: Sequence[list[int]], drawn: Sequence[Sample], config: RlConfig
+) -> tuple[list[list[int]], list[Batch]]:
+    """The samples in micro-batches in which those of one prompt share it, and which of them each holds in what order.
+
+    Wanted of a batch are the states that predict the samples' tokens, sample by sample.
+    """
+    k = config.samples_per_prompt
+    together = min(k, config.micro_batch_size)
+    groups = [
+        range(start, min(start + together, end))
+        for end in range(k, len(drawn) + 1, k)
+        for start in range(end - k, end, together)
+    ]
+    trees = [group_tree(prompts[group[0] // k], [drawn[row].token_ids for row in group]) for group in groups]
+    chunks = training_chunks([tree.tokens() for tree in trees], config, max(1, config.micro_batch_size // together))
+    batches = [model.tree_batch([trees[group] for group in chunk], of_tokens=True) for chunk in chunks]
+    return [[row for group in chunk for row in groups[group]] for chunk in chunks], batches
 
 
 def asked_prompts(role: str, chat: ChatFormat, asked: Sequence[Asked]) -> list[list[int]]:
@@ -129,12 +156,6 @@ def asked_prompts(role: str, chat: ChatFormat, asked: Sequence[Asked]) -> list[l
     if role == POLICY:
         return [chat.policy_prompt(row.prompt) for row in asked]
     return [chat.improver_prompt(*row) for row in asked]
-
-
-def drawn_logprobs(batch: Batch, drawn: Sequence[Sample]) -> Tensor:
-    """The log-probs that the sampler reported, laid out as the batch's tokens, shape (B, T)."""
-    flat = torch.tensor([logprob for sample in drawn for logprob in sample.logprobs], device=batch.input_ids_BT.device)
-    return torch.zeros(batch.input_ids_BT.shape, device=flat.device).masked_scatter(batch.completion_mask_BT, flat)
 
 
 def text_metrics(drawn: Sequence[Sample], comparisons: Sequence[Comparison]) -> dict[str, float]:

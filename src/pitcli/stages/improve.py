@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -31,6 +31,7 @@ from pitcli.sections import Method, StopRule
 
 SHOWN = 3
 MAX_LISTED = 20
+WINDOW = 8  # drafts that are held at a time, as a multiple of those that are improved together
 
 
 class Models(NamedTuple):
@@ -105,15 +106,15 @@ def run(config: ImproveConfig) -> int:
     with opened_output(config, base, models) as (stream, done):
         tools = load_tools(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
-        batches = ramped(fits, config.sample_batch_size)
+        windows = ramped(fits, WINDOW * config.sample_batch_size)
         with progress("improving", None, stream) as advance:
-            while group := list(islice(batches, process_count())):
-                for batch, attempts in zip(group, improve_new(tools, group, done), strict=True):
-                    for attempt in attempts:
+            while group := list(islice(windows, process_count())):
+                for attempt in improve_new(tools, group, done):
+                    if attempt is not None:
                         write_row(finished_row(attempt), stream)
+                        stream.flush()
                         tally.add(attempt)
-                    stream.flush()
-                    advance(len(batch), changed=tally.changed)
+                    advance(1, changed=tally.changed)
     for what, count in notes.items():
         note(f"{file_label(config.input)}: {count} {what}")
     tally.report(config.output)
@@ -134,16 +135,22 @@ def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator
         yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
 
 
-def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[list[Attempt]]:
-    """Of each batch the attempts at the drafts that have no row yet, the batches spread over the processes.
+def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
+    """The attempt at each draft, None where it has its row; the windows are spread over the processes.
 
-    A batch that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
+    A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
     """
-    new = [[not _take(done, draft) for draft in batch] for batch in group]
-    wanted = [batch if any(of_batch) else [] for batch, of_batch in zip(group, new, strict=True)]
-    attempts = spread(wanted, lambda mine: [improve_within_memory(tools, batch) if batch else [] for batch in mine])
-    for of_batch, is_new in zip(attempts, new, strict=True):
-        yield [attempt for attempt, one in zip(of_batch, is_new, strict=False) if one]
+    new = [[not _take(done, draft) for draft in window] for window in group]
+
+    def attempts_at(windows: Sequence[tuple[list[Draft], list[bool]]]) -> Iterator[Iterator[Attempt | None]]:
+        for window, is_new in windows:
+            attempts = improve_within_memory(tools, window) if any(is_new) else repeat(None, len(window))
+            yield (attempt if one else None for attempt, one in zip(attempts, is_new, strict=True))
+
+    pairs = list(zip(group, new, strict=True))
+    if process_count() == 1:
+        return chain.from_iterable(attempts_at(pairs))  # each as soon as it has ended
+    return chain.from_iterable(spread(pairs, lambda mine: [list(of_window) for of_window in attempts_at(mine)]))
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:

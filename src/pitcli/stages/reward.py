@@ -12,17 +12,17 @@ from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.batches import micro_batch_rows, planned_steps
+from pitcli.engine.batches import Batch, micro_batch_rows, padding_shares, planned_steps
 from pitcli.engine.equations import ORDERINGS, fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.engine.loading import lora_config
 from pitcli.engine.models import GAP, RoleModel
-from pitcli.engine.pair_tree import Tree, TreeBatch, ordered_tree
+from pitcli.engine.pair_tree import Tree, ordered_tree
 from pitcli.engine.processes import spread
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.training import Task, finish, train
 from pitcli.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
 from pitcli.options import settings_yaml
-from pitcli.rehearsal import Work, known_ids, rehearse
+from pitcli.rehearsal import Work, known, rehearse
 
 SHOWN = 2
 
@@ -68,17 +68,19 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
     lengths = [tree.tokens() for tree in trees]
     pairs_at_once = max(1, config.micro_batch_size // len(ORDERINGS))
 
-    def micro_batches(step: int) -> list[tuple[TreeBatch, int]]:
-        chunks = micro_batch_rows(step, lengths, config.batch_size, pairs_at_once, config.seed)
+    def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
+        chunks = micro_batch_rows(step, lengths, config, pairs_at_once)
         pairs = sum(map(len, chunks))
-        return [(model.tree_batch([trees[row] for row in chunk]), pairs) for chunk in chunks]
+        batches = [model.tree_batch([trees[row] for row in chunk]) for chunk in chunks]
+        return [(batch, pairs, share) for batch, share in zip(batches, padding_shares(batches), strict=True)]
 
-    def loss(micro_batch: tuple[TreeBatch, int]) -> tuple[Tensor, dict[str, float]]:
-        batch, pairs = micro_batch
+    def loss(micro_batch: tuple[Batch, int, float]) -> tuple[Tensor, dict[str, float]]:
+        batch, pairs, padding = micro_batch
         scores_B4 = model.scores(batch).view(-1, 4)
         share = len(scores_B4) / pairs
         correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / pairs
-        return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
+        metrics = {"accuracy": float(correct.detach()), "padding_share": padding}
+        return gap_loss(config.gap_loss, scores_B4) * share, metrics
 
     return Task(GAP, planned_steps(len(trees), config), micro_batches, loss)
 
@@ -87,8 +89,7 @@ def gap_work(trees: Sequence[Tree], chat: ChatFormat, config: RewardConfig) -> W
     """What is rehearsed."""
 
     def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
-        batch = model.tree_batch([trees[row] for row in rows])
-        return model.scores(batch._replace(input_ids_BT=known_ids(batch.input_ids_BT, model))).sum()
+        return model.scores(known(model.tree_batch([trees[row] for row in rows]), model)).sum()
 
     first = trees[0].conversations()[0]
     return Work(

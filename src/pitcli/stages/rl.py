@@ -23,11 +23,12 @@ from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
 from pitcli.data.records import PreferencePair, RowError, file_label
 from pitcli.data.strict_json import RowProblem
-from pitcli.data.templates import ChatFormat, Example
+from pitcli.data.templates import ChatFormat
 from pitcli.engine.batches import rows_of_step, steps_per_epoch
 from pitcli.engine.equations import clipped_policy_loss
 from pitcli.engine.methods import Asked
 from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
+from pitcli.engine.pair_tree import group_tree
 from pitcli.engine.rollouts import Judge, RolloutBatch, asked_prompts, roll_out, sample_texts
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding
@@ -40,7 +41,7 @@ from pitcli.sections import LoraSettings, Role, Stage
 
 SHOWN = 3
 PASSES = 3  # the two passes of training take about three times as long as one forward
-SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation
+SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation, with both orders
 
 
 class Source(NamedTuple):
@@ -195,13 +196,9 @@ def rl_task(config: RlConfig, judge: Judge, sources: Sequence[Source]) -> Task:
         return held
 
     def loss(micro_batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
-        logprobs_BT = model.completion_logprobs(micro_batch.batch, config.rollout_temperature)
+        logprobs_N = model.completion_logprobs(micro_batch.batch, config.rollout_temperature)
         total, clipped = clipped_policy_loss(
-            logprobs_BT,
-            micro_batch.old_logprobs_BT,
-            micro_batch.advantages_B,
-            micro_batch.batch.completion_mask_BT,
-            config.clip_range,
+            logprobs_N, micro_batch.old_logprobs_N, micro_batch.advantages_N, config.clip_range
         )
         shares = {"clip_ratio": float(clipped.detach()) / micro_batch.tokens}
         return total / micro_batch.tokens, {**micro_batch.metrics, **shares}
@@ -235,28 +232,31 @@ def rl_work(
     prompts = asked_prompts(config.role, chat, drafts if drafts is not None else of_pairs)
     stage_rows = [len(pairs) if stage is Stage.dataset else len(prompts) for stage in config.curriculum_stages]
     rollouts = sum(rollouts_by_stage(config, stage_rows))
-    copies = min(k, config.micro_batch_size)
+    together = min(k, config.micro_batch_size)
+    parts = -(-k // together)  # micro-batches that the samples of one prompt are in
 
     def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
-        return completion_logprob(model, [Example(prompts[row], [0] * new) for row in rows for _ in range(copies)])
+        trees = [group_tree(prompts[row], [[0] * new] * together) for row in rows]
+        return completion_logprob(model, model.tree_batch(trees, of_tokens=True))
 
     def besides(seconds_per_token: float) -> float:
         """Per rollout: new tokens, each as dear as a pass forward or a hundredth of a second, gaps, KL."""
         forward = seconds_per_token / PASSES
-        mean = sum(map(len, prompts)) / len(prompts) + new
+        prompt = sum(map(len, prompts)) / len(prompts)
         sampling = new * max(0.01, config.batch_size * k * forward)
-        return rollouts * (sampling + config.batch_size * k * mean * (SCORED_TOKENS + 1) * forward)
+        scored = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new
+        return rollouts * (sampling + config.batch_size * scored * forward)
 
     return Work(
         config.role,
-        lengths=[k * (len(prompt) + new) for prompt in prompts],
-        at_once=max(1, config.micro_batch_size // k),
+        lengths=[parts * (len(prompt) + together * new) for prompt in prompts],
+        at_once=max(1, config.micro_batch_size // together),
         steps=rollouts * config.updates_per_rollout,
         roles=4 if policy else 3,
-        logit_rows=lambda rows: len(rows) * copies * new,
+        logit_rows=lambda rows: len(rows) * together * new,
         run=run,
         first=[(chat.written(prompts[0]), False), (f"(up to {new} sampled tokens)", True)],
-        share=copies / k,
+        share=1 / parts,
         besides=besides,
     )
 

@@ -10,14 +10,10 @@ from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import (
-    Batch,
-    completion_batch,
-    micro_batch_rows,
-    planned_steps,
-)
+from pitcli.engine.batches import Batch, micro_batch_rows, padding_shares, planned_steps
 from pitcli.engine.loading import lora_config
 from pitcli.engine.models import RoleModel
+from pitcli.engine.pair_tree import completion_batch
 from pitcli.engine.run_folder import open_run
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.engine.training import Task, finish, train
@@ -60,15 +56,17 @@ def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Ta
     """-log p(completion given prompt), the mean over the completion tokens of a step."""
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
 
-    def micro_batches(step: int) -> list[tuple[Batch, int]]:
-        chunks = micro_batch_rows(step, lengths, config.batch_size, config.micro_batch_size, config.seed)
+    def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
+        chunks = micro_batch_rows(step, lengths, config, config.micro_batch_size)
         tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
-        batches = ([examples[row] for row in chunk] for chunk in chunks)
-        return [(completion_batch(batch, model.pad_id).to(model.device), tokens) for batch in batches]
+        batches = [completion_batch([examples[row] for row in chunk], model.pad_id) for chunk in chunks]
+        shares = padding_shares(batches)
+        return [(batch.to(model.device), tokens, share) for batch, share in zip(batches, shares, strict=True)]
 
-    def loss(micro_batch: tuple[Batch, int]) -> tuple[Tensor, dict[str, float]]:
-        batch, tokens = micro_batch
-        return -model.completion_logprobs(batch).sum() / tokens, {"tokens": float(batch.completion_mask_BT.sum())}
+    def loss(micro_batch: tuple[Batch, int, float]) -> tuple[Tensor, dict[str, float]]:
+        batch, tokens, padding = micro_batch
+        metrics = {"tokens": float(len(batch.targets_N)), "padding_share": padding}
+        return -model.completion_logprobs(batch).sum() / tokens, metrics
 
     return Task(config.role, planned_steps(len(examples), config), micro_batches, loss)
 
@@ -83,7 +81,9 @@ def sft_work(examples: Sequence[Example], chat: ChatFormat, config: SftConfig) -
         steps=planned_steps(len(examples), config),
         roles=1,
         logit_rows=lambda rows: sum(len(examples[row].completion) for row in rows),
-        run=lambda model, rows: completion_logprob(model, [examples[row] for row in rows]),
+        run=lambda model, rows: completion_logprob(
+            model, completion_batch([examples[row] for row in rows], model.pad_id)
+        ),
         first=[(chat.written(examples[0].prompt), False), (chat.written(examples[0].completion), True)],
     )
 

@@ -1,0 +1,209 @@
+"""Generation without idle places: what a response leaves when it ends, the next takes at once.
+
+A slot is a place in the batch with its keys and values. They stay until the slot is taken again, and a call takes the
+free slot whose tokens begin most like its own: of an improvement's next iteration x is not read again.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from pitcli.engine.batches import length_sorted_chunks, pad_right
+from pitcli.engine.models import RoleModel
+from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+
+
+class Call(NamedTuple):
+    """A response that is wanted: the tokens that it goes on from, and the seed of its draws."""
+
+    prompt: list[int]
+    seed: int
+
+
+class _Running(NamedTuple):
+    """A call in its slot."""
+
+    key: int
+    uniforms_S: Tensor
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class Waves:
+    """Calls written together, as many as there are places: for bases that take no mask of four axes."""
+
+    def __init__(self, model: RoleModel, role: str | None, decoding: Decoding, places: int) -> None:
+        self.model, self.role, self.decoding, self.places = model, role, decoding, places
+        self._calls: list[tuple[int, Call]] = []
+
+    def free(self) -> int:
+        return self.places - len(self._calls)
+
+    def admit(self, calls: Sequence[tuple[int, Call]]) -> None:
+        self._calls += calls
+
+    def run(self, until: int) -> list[tuple[int, Sample]]:
+        """All that was admitted, whatever `until` says."""
+        calls, self._calls = self._calls, []
+        if not calls:
+            return []
+        prompts, seeds = [call.prompt for _, call in calls], [call.seed for _, call in calls]
+        samples = generate(self.model, self.role, prompts, seeds, self.decoding)
+        return [(key, sample) for (key, _), sample in zip(calls, samples, strict=True)]
+
+
+class Slots:
+    """Calls written side by side, each in a slot of its own; every one draws from its own seed, as in generate."""
+
+    def __init__(self, model: RoleModel, role: str | None, decoding: Decoding, places: int) -> None:
+        self.model, self.role, self.decoding, self.places = model, role, decoding, places
+        self._held: list[list[int]] = [[] for _ in range(places)]  # tokens whose keys and values a slot holds
+        self._running: dict[int, _Running] = {}  # by slot
+        self._states: dict[int, Tensor] = {}  # by slot, of shape (D,): what the next token is drawn from
+        self._cache = _SlotCache(model.base.config.get_text_config().num_hidden_layers, places)
+
+    def free(self) -> int:
+        """How many calls may be admitted now."""
+        return len(self._held) - len(self._running)
+
+    def admit(self, calls: Sequence[tuple[int, Call]]) -> None:
+        """Read the prompts of calls into free slots; each call's key names it when it ends."""
+        reads = []
+        for key, call in calls:
+            slot, shared = self._best_slot(call.prompt)
+            uniforms_S = row_uniforms([call.seed], self.decoding.max_new_tokens)[0]
+            self._running[slot] = _Running(key, uniforms_S, [], [])
+            del self._held[slot][shared:]
+            reads.append((slot, call.prompt[shared:]))
+        for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads)):
+            self._read([reads[place] for place in chunk])
+
+    def run(self, until: int) -> list[tuple[int, Sample]]:
+        """Write on until so many calls have ended, or none is left; their keys and samples."""
+        ended: list[tuple[int, Sample]] = []
+        while self._running and len(ended) < until:
+            ended += self._pick()
+            if self._running:
+                self._read([(slot, one.tokens[-1:]) for slot, one in sorted(self._running.items())])
+        return ended
+
+    def _best_slot(self, prompt: list[int]) -> tuple[int, int]:
+        """The free slot that holds most of the prompt, and how much of it; the last token is always read anew."""
+        free = [slot for slot in range(len(self._held)) if slot not in self._running]
+        shared = {slot: min(_shared(self._held[slot], prompt), len(prompt) - 1) for slot in free}
+        slot = max(free, key=lambda slot: (shared[slot], -len(self._held[slot])))
+        return slot, shared[slot]
+
+    @torch.no_grad()
+    def _pick(self) -> list[tuple[int, Sample]]:
+        """Draw the next token of every running call; those that end."""
+        decoding, slots = self.decoding, sorted(self._running)
+        running = [self._running[slot] for slot in slots]
+        logits_BV = self.model.base.get_output_embeddings()(torch.stack([self._states[slot] for slot in slots])).float()
+        early = [place for place, one in enumerate(running) if len(one.tokens) < decoding.min_new_tokens]
+        logits_BV[early, decoding.stop_id] = -torch.inf
+        uniforms_B = torch.stack([one.uniforms_S[len(one.tokens)] for one in running]).to(logits_BV.device)
+        picked_B = pick_tokens(logits_BV, uniforms_B, decoding.temperature, decoding.top_p)
+        logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
+        picked_logprobs = logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1).tolist()
+        ended = []
+        for slot, one, token, logprob in zip(slots, running, picked_B.tolist(), picked_logprobs, strict=True):
+            one.tokens.append(token)
+            one.logprobs.append(logprob)
+            finished = token == decoding.stop_id
+            if finished or len(one.tokens) == decoding.max_new_tokens:
+                ended.append((one.key, Sample(one.tokens, one.logprobs, finished)))
+                del self._running[slot]
+        return ended
+
+    @torch.no_grad()
+    def _read(self, reads: Sequence[tuple[int, list[int]]]) -> None:
+        """Feed tokens to slots after what they hold, and keep the states that the next tokens are drawn from."""
+        model, slots = self.model, [slot for slot, _ in reads]
+        model.use(self.role)
+        input_ids_BT, _ = pad_right([ids for _, ids in reads], model.pad_id)
+        starts_B = torch.tensor([len(self._held[slot]) for slot in slots])
+        places_BT = starts_B[:, None] + torch.arange(input_ids_BT.shape[1])
+        self._cache.go_to(slots, places_BT.to(model.device))
+        sees_BTW = torch.arange(int(places_BT.max()) + 1) <= places_BT[:, :, None]
+        mask_BTW = torch.zeros(sees_BTW.shape, dtype=model.base.dtype)
+        mask_BTW.masked_fill_(~sees_BTW, torch.finfo(model.base.dtype).min)
+        output = model.transformer(
+            input_ids=input_ids_BT.to(model.device),
+            attention_mask=mask_BTW[:, None].to(model.device),
+            position_ids=places_BT.to(model.device),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        for row, (slot, ids) in enumerate(reads):
+            self._states[slot] = output.last_hidden_state[row, len(ids) - 1]
+            self._held[slot] += ids
+
+
+def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    for place, (one, other) in enumerate(zip(held, prompt, strict=False)):
+        if one != other:
+            return place
+    return min(len(held), len(prompt))
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, of shape (slots, width, heads, D), written where the cache says."""
+
+    def __init__(self, cache: "_SlotCache") -> None:
+        super().__init__()
+        self.cache = cache
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Both states of shape (B, heads, T, D); all that the B slots hold, of shape (B, heads, W, D)."""
+        cache = self.cache
+        self.keys = cache.write(self.keys, key_states)
+        self.values = cache.write(self.values, value_states)
+        return cache.read(self.keys), cache.read(self.values)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.width
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _SlotCache(Cache):
+    """What a forward pass reads and writes of the slots: rows of the batch to slots, their tokens to places."""
+
+    def __init__(self, layers: int, slots: int) -> None:
+        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+        self.slots = slots
+        self.width = 0
+
+    def go_to(self, slots: Sequence[int], places_BT: Tensor) -> None:
+        """The next pass reads and writes these slots, its tokens being at these places."""
+        self.rows_B = torch.tensor(slots, device=places_BT.device)
+        self.all = list(slots) == list(range(self.slots))
+        self.places_BT = places_BT
+        self.width = int(places_BT.max()) + 1
+
+    def write(self, held: Tensor | None, states_BHTD: Tensor) -> Tensor:
+        states_BTHD = states_BHTD.transpose(1, 2)
+        if held is None or held.shape[1] < self.width:
+            wider = states_BTHD.new_zeros(self.slots, self.width * 5 // 4 + 16, *states_BTHD.shape[2:])
+            if held is not None:
+                wider[:, : held.shape[1]] = held
+            held = wider
+        held[self.rows_B[:, None], self.places_BT] = states_BTHD
+        return held
+
+    def read(self, held: Tensor) -> Tensor:
+        part = held[:, : self.width] if self.all else held[self.rows_B, : self.width]
+        return part.transpose(1, 2)

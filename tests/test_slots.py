@@ -1,0 +1,94 @@
+"""Responses written side by side in slots are those that are written alone."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pitcli.engine.models import GAP, IMPROVER, RoleModel
+from pitcli.engine.sampling import Decoding, Sample, generate
+from pitcli.engine.slots import Call, Slots, Waves
+from tests.conftest import WithRoles
+from tests.test_sampling import OTHERS, PROMPTS, SEEDS, STEPS, assert_same
+
+CALLS = [Call(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+DECODING = Decoding(1.0, 1.0, STEPS, 4)
+
+
+@pytest.fixture
+def model(small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles) -> RoleModel:
+    return with_roles(small_llama(), 0, IMPROVER, GAP)
+
+
+def alone(model: RoleModel, role: str | None, call: Call, decoding: Decoding) -> Sample:
+    return generate(model, role, [call.prompt], [call.seed], decoding)[0]
+
+
+def written(slots: Slots | Waves, calls: Sequence[Call], until: int) -> list[Sample]:
+    """Samples of calls that are admitted in their order, as places become free."""
+    waiting, samples = list(enumerate(calls)), {}
+    while len(samples) < len(calls):
+        count = slots.free()
+        slots.admit(waiting[:count])
+        del waiting[:count]
+        samples.update(slots.run(until))
+    return [samples[key] for key in range(len(calls))]
+
+
+@pytest.mark.parametrize("kind", [Slots, Waves])
+@pytest.mark.parametrize(("places", "until"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
+def test_each_is_what_it_is_alone(kind: type[Slots | Waves], places: int, until: int, model: RoleModel) -> None:
+    for decoding in (DECODING, Decoding(0.7, 0.8, STEPS, 4, min_new_tokens=3), Decoding(0.0, 1.0, 5, -1)):
+        samples = written(kind(model, IMPROVER, decoding, places), CALLS, until)
+        assert_same(samples, [alone(model, IMPROVER, call, decoding) for call in CALLS])
+    assert len({len(sample.token_ids) for sample in written(Slots(model, IMPROVER, DECODING, 3), CALLS, 1)}) > 3
+
+
+@pytest.mark.parametrize("positions", [name for name in OTHERS if name != "ALiBi"])
+def test_other_architectures(positions: str) -> None:
+    torch.manual_seed(0)
+    model = RoleModel(AutoModelForCausalLM.from_config(OTHERS[positions], dtype=torch.float32).eval(), 0)
+    decoding, calls = DECODING, CALLS
+    if positions == "a sliding window":  # of 6 tokens, beyond which a mask of ours does not hold
+        assert not model.packs(7)
+        decoding, calls = Decoding(1.0, 1.0, 3, 4), [call for call in CALLS if len(call.prompt) <= 3]
+    assert_same(
+        written(Slots(model, None, decoding, 3), calls, 1), [alone(model, None, call, decoding) for call in calls]
+    )
+
+
+def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call of a conversation takes the slot of the one before, though others stand before it in the queue."""
+    slots = Slots(model, IMPROVER, Decoding(1.0, 1.0, 6, -1), 3)
+    prompts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
+    slots.admit([(key, Call(prompt, key)) for key, prompt in enumerate(prompts)])
+    first = dict(slots.run(3))
+    reads: list[list[int]] = []
+    original = Slots._read
+
+    def counted(self: Slots, of_slots: Sequence[tuple[int, list[int]]]) -> None:
+        reads.extend(ids for _, ids in of_slots)
+        original(self, of_slots)
+
+    monkeypatch.setattr(Slots, "_read", counted)
+    calls = [
+        Call([20, 21], 5),  # fits nowhere
+        Call([*prompts[2], *first[2].token_ids[:3], 9, 9], 6),  # goes on after what was written
+        Call(prompts[0], 7),  # the same again: its last token is what the first new one is drawn from
+    ]
+    slots.admit(list(enumerate(calls)))
+    assert sorted(reads) == sorted([[20, 21], [9, 9], [7]])
+    monkeypatch.setattr(Slots, "_read", original)
+    model.use(GAP)  # another role may have been used meanwhile
+    samples = dict(slots.run(3))
+    wanted = [alone(model, IMPROVER, call, slots.decoding) for call in calls]
+    assert_same([samples[key] for key in range(3)], wanted)
+
+
+def test_the_cache_grows_with_longer_prompts(model: RoleModel) -> None:
+    calls = [Call([3 + place % 20 for place in range(length)], length) for length in (2, 90, 30, 60, 3)]
+    assert_same(
+        written(Slots(model, IMPROVER, DECODING, 2), calls, 1),
+        [alone(model, IMPROVER, call, DECODING) for call in calls],
+    )
