@@ -20,7 +20,7 @@ from transformers import (
 
 from pitcli.config import SftConfig
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine import models
+from pitcli.engine import logprobs, models
 from pitcli.engine.bases import base_digest
 from pitcli.engine.batches import Batch, pad_right
 from pitcli.engine.loading import keep_unpacked, load_base, lora_config, pick_device
@@ -165,23 +165,22 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
         named = model.role_parameters(IMPROVER)
         return logprobs_N.detach(), {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
 
-    whole, whole_gradients = value_and_gradients()
-    chunks: list[int] = []
-    original = models.checkpoint
+    def plainly(hidden_ND: Tensor, output_layer: torch.nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
+        logprobs_NV = torch.log_softmax(output_layer(hidden_ND) / temperature, -1)
+        return logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
 
-    def counted(function: object, hidden_CD: Tensor, targets_C: Tensor, **options: bool) -> Tensor:
-        chunks.append(len(targets_C))
-        return original(function, hidden_CD, targets_C, **options)
-
-    monkeypatch.setattr(models, "checkpoint", counted)
-    monkeypatch.setattr(models, "LOGIT_ROWS", 4)
-    chunked, chunked_gradients = value_and_gradients()
-    assert chunks == [4, 4, 1]  # 3 + 5 + 1 completion tokens
-    assert (chunked - whole).abs().max() < 1e-6
-    assert len(whole_gradients) == len(chunked_gradients) == 28
-    for name, gradient in whole_gradients.items():
-        assert gradient.abs().max() > 0, name
-        assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
+    with monkeypatch.context() as context:
+        context.setattr(models, "token_logprobs", plainly)
+        whole, whole_gradients = value_and_gradients()
+    assert len(whole_gradients) == 28
+    for rows in (512, 4):  # of 3 + 5 + 1 completion tokens
+        monkeypatch.setattr(logprobs, "LOGIT_ROWS", rows)
+        chunked, chunked_gradients = value_and_gradients()
+        assert (chunked - whole).abs().max() < 1e-6
+        assert chunked_gradients.keys() == whole_gradients.keys()
+        for name, gradient in whole_gradients.items():
+            assert gradient.abs().max() > 0, name
+            assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
 
 
 @pytest.mark.parametrize("role", [IMPROVER, GAP])

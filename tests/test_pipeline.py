@@ -277,7 +277,7 @@ improve.write_row = dying
 sys.exit(cli.main(["run", "recipe.yaml"]))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == -9
-    assert len(Path("made/improved.jsonl").read_text().splitlines()) == 1
+    assert len(Path("made/improved.jsonl").read_text().splitlines()) == 2
     err = pit(capsys, "recipe.yaml")
     assert decisions(err)["improve"] == ("go on", "it was stopped")
     assert ran(err) == ["improve"]

@@ -12,7 +12,7 @@ import torch
 
 from pitcli import cli
 from pitcli.data.templates import ChatFormat
-from pitcli.engine import improvement, methods
+from pitcli.engine import improvement, slots
 from pitcli.engine.sampling import Sample
 from pitcli.inputs import Base
 from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
@@ -23,6 +23,9 @@ class StubModel:
 
     def load_role(self, role: str, folder: Path) -> None:
         pass
+
+    def packs(self, longest: int) -> bool:
+        return False
 
 
 def load(base: Base) -> StubModel:
@@ -47,7 +50,7 @@ def peak_mib() -> float:
 
 if __name__ == "__main__":
     Base.load = load  # type: ignore[method-assign, assignment]
-    methods.generate = generate  # type: ignore[assignment]
+    slots.generate = generate  # type: ignore[assignment]
     improvement.calibrated_gaps = gaps
     before, start = peak_mib(), time.monotonic()
     code = cli.main(sys.argv[2:])

@@ -20,13 +20,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pitcli.engine.bases import reading
 from pitcli.engine.batches import micro_batch_rows
 from pitcli.engine.loading import compute_dtype, load_base, lora_config
-from pitcli.engine.models import LOGIT_ROWS, RoleModel
+from pitcli.engine.logprobs import LOGIT_ROWS
+from pitcli.engine.models import RoleModel
 from pitcli.errors import RunError
 from pitcli.sections import LoraSettings, OptimSettings
 
 VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
-LOGIT_COPIES = 4  # logits, their logsumexp's exponentials, and a gradient of each
+LOGIT_COPIES = 2  # logits, and the exponentials of their logsumexp
 STATE_COPIES = 6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is measured
 PROBES = (2, 8)  # layers, or as many as there are
 CUDA_CONTEXT = 600 * 2**20

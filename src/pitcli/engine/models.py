@@ -11,7 +11,6 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pitcli.console import warn
@@ -19,6 +18,7 @@ from pitcli.data.templates import Example
 from pitcli.engine.bases import reading
 from pitcli.engine.batches import Batch, length_sorted_chunks
 from pitcli.engine.loading import WEIGHTS, saved_lora
+from pitcli.engine.logprobs import token_logprobs
 from pitcli.engine.pair_tree import Tree, completion_batch, packed_batch, separate_batch
 from pitcli.errors import RunError
 from pitcli.launch import process_count
@@ -31,7 +31,6 @@ REFERENCE = "reference"
 _SCORE_KEY = "base_model.model.score.weight"
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 PROBE_TOKENS = 16
-LOGIT_ROWS = 512  # completion tokens whose full logits are held at a time
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -151,21 +150,8 @@ class RoleModel(nn.Module):
 
     def completion_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
-        return self._token_logprobs(self.hidden_states(batch), batch.targets_N, temperature)
-
-    def _token_logprobs(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-        """Chunk by chunk, recomputed in the backward pass, so that the full logits are never held."""
         output_layer = self.base.get_output_embeddings()
-
-        def chunk_logprobs(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-            logits_CV = output_layer(hidden_CD).float() / temperature
-            picked_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
-            return picked_C - torch.logsumexp(logits_CV, -1)
-
-        chunks = zip(hidden_ND.split(LOGIT_ROWS), targets_N.split(LOGIT_ROWS), strict=True)
-        if torch.is_grad_enabled() and len(hidden_ND) > LOGIT_ROWS:
-            return torch.cat([checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks])
-        return torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
+        return token_logprobs(self.hidden_states(batch), output_layer, batch.targets_N, temperature)
 
     def scores(self, batch: Batch) -> Tensor:
         """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""

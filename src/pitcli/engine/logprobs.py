@@ -1,0 +1,48 @@
+"""Log-probs of tokens without their full logits: a few hundred rows of the vocabulary are held at a time."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+LOGIT_ROWS = 512
+
+
+def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
+    """log p(target) under softmax(output_layer(hidden) / temperature), shape (N,), fp32.
+
+    The output layer is linear and takes no gradient.
+    """
+    logprobs_N: Tensor = _TokenLogprobs.apply(hidden_ND, output_layer, targets_N, temperature)
+    return logprobs_N
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The gradient d log p / d hidden = (W[target] - p W) / T is taken while the logits are there, so that they are
+
+    neither kept nor computed again for the backward pass; what is kept is of the size of the hidden states.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
+        logprobs, gradients = [], []
+        for hidden_CD, targets_C in zip(hidden_ND.split(LOGIT_ROWS), targets_N.split(LOGIT_ROWS), strict=True):
+            logits_CV = output_layer(hidden_CD).float()
+            if temperature != 1.0:
+                logits_CV /= temperature
+            total_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            logprobs.append((logits_CV.gather(-1, targets_C[:, None]) - total_C1).squeeze(-1))
+            if ctx.needs_input_grad[0]:
+                weight_VD = cast(Tensor, output_layer.weight)
+                probabilities_CV = logits_CV.sub_(total_C1).exp_().to(weight_VD.dtype)
+                gradients.append(
+                    (weight_VD[targets_C] - probabilities_CV @ weight_VD).to(hidden_CD.dtype) / temperature
+                )
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * slopes[0][:, None].to(gradient_ND.dtype), None, None, None
