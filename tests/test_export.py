@@ -133,7 +133,7 @@ def test_the_merged_gap_model_scores_what_pit_scores(
     """One at a time by the code on its card, and in a padded batch."""
     pit(f"export runs/{run} {role} --out {tmp_path}/model --dtype fp32")
     trees = export.probe_trees(tiny_chat)
-    scores_N = role_of(run, GAP).score_trees(trees, 8).flatten()
+    scores_N = torch.cat(role_of(run, GAP).score_trees(trees, 8))
     assert scores_N.std() > 0.01
     prompt, draft, better = export.PROBES[0]
     told: dict[str, Any] = {"x": prompt, "y1": better, "y2": draft}
@@ -191,7 +191,9 @@ def test_the_gap_adapter_brings_its_head(
     keep_unpacked(base)
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     trees = export.probe_trees(tiny_chat)
-    assert (merging.plain_scores(plain, trees) - role_of("rl", GAP).score_trees(trees, 8)).abs().max() < 1e-5
+    assert (
+        merging.plain_scores(plain, trees) - torch.stack(role_of("rl", GAP).score_trees(trees, 8))
+    ).abs().max() < 1e-5
     assert "export with `--merge`" in (tmp_path / "adapter/README.md").read_text()
 
 

@@ -17,13 +17,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from pitcli.data.records import Message, PreferencePair
+from pitcli.data.records import Comparison, Message, PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine import models
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.loading import load_base
 from pitcli.engine.models import GAP, RoleModel
 from pitcli.engine.pair_tree import Tree, group_tree, ordered_tree, packed_batch, separate_batch, swapped_tree
+from pitcli.engine.scoring import calibrated_gaps
 from tests.conftest import WithRoles
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
@@ -85,7 +86,7 @@ def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
     for name, gradient in separate.items():
         assert gradient.abs().max() > 0, name
         assert (packed[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
-    assert model.score_trees(trees, micro_batch_size=8).flatten().tolist() == pytest.approx(
+    assert torch.cat(model.score_trees(trees, micro_batch_size=8)).tolist() == pytest.approx(
         separate_N.tolist(), abs=1e-5
     )
 
@@ -114,9 +115,11 @@ def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
 
 
 def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
-    assert swapped_tree(PAIR.prompt, "cat", "dog fox", tiny_chat).conversations() == [
+    assert swapped_tree(PAIR.prompt, ["cat", "red"], "dog fox", tiny_chat).conversations() == [
         tiny_chat.gap_input(PAIR.prompt, "cat", "dog fox"),
         tiny_chat.gap_input(PAIR.prompt, "dog fox", "cat"),
+        tiny_chat.gap_input(PAIR.prompt, "red", "dog fox"),
+        tiny_chat.gap_input(PAIR.prompt, "dog fox", "red"),
     ]
 
 
@@ -169,10 +172,13 @@ def test_scores_come_in_the_order_of_the_trees(
     """score_trees sorts by length and cuts into micro-batches; neither may show."""
     model = with_roles(small_llama(), 0, GAP)
     trees = [Tree([[3] * length, [4, length], [5]], [-1, 0, 0], [1, 2]) for length in (2, 9, 4, 7, 1)]
-    singly = torch.cat([model.score_trees([tree], 1) for tree in trees])
-    assert singly.std() > 0.1
+    trees.insert(2, Tree([[3, 4], [5]], [-1, 0], [1]))  # one with fewer leaves
+    singly = [model.score_trees([tree], 1)[0] for tree in trees]
+    assert torch.cat(singly).std() > 0.1
     for micro_batch_size in (1, 4, 100):
-        assert (model.score_trees(trees, micro_batch_size) - singly).abs().max() < 1e-5
+        for one, other in zip(model.score_trees(trees, micro_batch_size), singly, strict=True):
+            assert (one - other).abs().max() < 1e-5
+    assert model.score_trees([], 4) == []
 
 
 WITHOUT_TREES = {
@@ -199,7 +205,7 @@ def test_a_base_without_tree_attention_reads_separately(
     with torch.no_grad():
         separate_N = separate_scores(model, trees)
     assert separate_N.std() > 0.1
-    assert (model.score_trees(trees, micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
+    assert (torch.cat(model.score_trees(trees, micro_batch_size=8)) - separate_N).abs().max() < 1e-5
 
 
 def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
@@ -214,7 +220,7 @@ def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRol
     for tree in (short, long):
         with torch.no_grad():
             separate_N = separate_scores(model, [tree])
-        assert (model.score_trees([tree], micro_batch_size=8).flatten() - separate_N).abs().max() < 1e-5
+        assert (torch.cat(model.score_trees([tree], micro_batch_size=8)) - separate_N).abs().max() < 1e-5
     with torch.no_grad():
         packed = model.scores(packed_batch([long], 0, torch.float32))
     assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
@@ -227,3 +233,22 @@ def test_a_separate_batch_is_padded_on_the_right() -> None:
     assert batch.rows_N.tolist() == [0, 1]
     assert batch.places_N.tolist() == [3, 2]
     assert batch.tokens == 7
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 8])
+def test_gaps_of_samples_that_share_their_reference(
+    micro_batch_size: int, with_roles: WithRoles, tiny_chat: ChatFormat, tiny_folder: object
+) -> None:
+    base = load_base(tiny_folder, False, torch.device("cpu"))
+    model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
+    tools = (Message("user", "Write 5 tools."),)
+    groups = [(PAIR.prompt, "cat", ["dog", "fox dog", "cat", "owl"]), (tools, "cat", ["saw"]), (tools, "axe", ["saw"])]
+    comparisons = [Comparison(prompt, text, reference) for prompt, reference, texts in groups for text in texts]
+    together = calibrated_gaps(model, tiny_chat, comparisons, 0.5, micro_batch_size)
+    singly = torch.cat([calibrated_gaps(model, tiny_chat, [one], 0.5, 2) for one in comparisons])
+    assert (together - singly).abs().max() < 1e-5
+    assert float(together[2]) == 0.0  # a copy
+    assert together.abs().max() > 0.1
+    back = [Comparison(one.prompt, one.reference_response, one.response) for one in comparisons]
+    assert (calibrated_gaps(model, tiny_chat, back, 0.5, micro_batch_size) + together).abs().max() < 1e-5
+    assert len(calibrated_gaps(model, tiny_chat, [], 0.5, micro_batch_size)) == 0

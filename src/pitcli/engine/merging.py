@@ -190,7 +190,7 @@ def logprob_drift(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Drift:
 
 def role_scores(model: RoleModel, trees: Sequence[Tree]) -> Tensor:
     """Scores of both orders of each pair, shape (B, 2), as pit gives them."""
-    return model.score_trees(trees, 2)
+    return torch.stack(model.score_trees(trees, 2))
 
 
 @torch.no_grad()

@@ -165,15 +165,17 @@ class RoleModel(nn.Module):
         return separate_batch(trees, self.pad_id, of_tokens).to(self.device)
 
     @torch.no_grad()
-    def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> Tensor:
-        """r_gap of the leaves of trees that have equally many, shape (B, leaves), on the CPU."""
+    def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> list[Tensor]:
+        """r_gap of the leaves of each tree, on the CPU; about micro_batch_size leaves are scored together."""
         self.use(GAP)
-        leaves = len(trees[0].leaves)
-        scores_BL = torch.empty(len(trees), leaves)
-        for chunk in length_sorted_chunks([tree.tokens() for tree in trees], max(1, micro_batch_size // leaves)):
-            batch = self.tree_batch([trees[index] for index in chunk])
-            scores_BL[chunk] = self.scores(batch).view(-1, leaves).cpu()
-        return scores_BL
+        scores: list[Tensor] = [torch.empty(0)] * len(trees)
+        at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
+        for chunk in length_sorted_chunks([tree.tokens() for tree in trees], at_once):
+            of_chunk = self.scores(self.tree_batch([trees[index] for index in chunk])).cpu()
+            of_trees = of_chunk.split([len(trees[index].leaves) for index in chunk])
+            for index, of_tree in zip(chunk, of_trees, strict=True):
+                scores[index] = of_tree
+        return scores
 
     def packs(self, longest: int) -> bool:
         """Whether the base takes a mask of ours on conversations so long.

@@ -53,16 +53,20 @@ def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
     return Tree(segments, [-1, 0, 1, 1, 0, 4, 4], [5, 2, 6, 3])
 
 
-def swapped_tree(prompt: Prompt, response: str, reference_response: str, chat: ChatFormat) -> Tree:
-    """Both orders of two responses; leaves (response, reference) and (reference, response)."""
-    segments = [
-        chat.policy_prompt(prompt),
-        chat.after_prompt(reference_response),
-        chat.completion(response),
-        chat.after_prompt(response),
-        chat.completion(reference_response),
-    ]
-    return Tree(segments, [-1, 0, 1, 0, 3], [2, 4])
+def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat) -> Tree:
+    """Both orders of each response and the reference; leaves (response, reference), (reference, response), and so on.
+
+    x and [x; reference] are read once for all of them.
+    """
+    reference = chat.completion(reference_response)
+    segments = [chat.policy_prompt(prompt), chat.after_prompt(reference_response)]
+    parents, leaves = [-1, 0], []
+    for response in responses:
+        place = len(segments)
+        segments += [chat.completion(response), chat.after_prompt(response), reference]
+        parents += [1, 0, place + 1]
+        leaves += [place, place + 2]
+    return Tree(segments, parents, leaves)
 
 
 def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:

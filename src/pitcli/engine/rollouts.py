@@ -86,7 +86,7 @@ def roll_out(
         Comparison(asked[row // k].prompt, chat.decode(sample.token_ids), asked[row // k].reference_response)
         for row, sample in enumerate(drawn)
     ]
-    gaps_B = torch.tensor(spread(comparisons, judge.gaps, model.sharded))
+    gaps_B = torch.tensor(group_gaps(judge, comparisons, k))
     rows, batches = group_batches(model, prompts, drawn, config)
     lengths = [[len(drawn[row].token_ids) for row in of_batch] for of_batch in rows]
     old_logprobs = [
@@ -129,6 +129,17 @@ def roll_out(
         RolloutBatch(batch, old_N, advantages_N, tokens, share)
         for batch, old_N, advantages_N, share in zip(batches, old_logprobs, advantages, shares, strict=True)
     ]
+
+
+def group_gaps(judge: Judge, comparisons: Sequence[Comparison], k: int) -> list[float]:
+    """The gap of each comparison, the groups of k with the same x and y_ref spread over the processes."""
+
+    def of_groups(starts: Sequence[int]) -> list[list[float]]:
+        gaps = judge.gaps([one for start in starts for one in comparisons[start : start + k]])
+        return [gaps[place : place + k] for place in range(0, len(gaps), k)]
+
+    groups = spread(range(0, len(comparisons), k), of_groups, judge.model.sharded)
+    return [gap for of_one in groups for gap in of_one]
 
 
 def group_batches(

@@ -1,7 +1,9 @@
 """Gaps as they are used: symmetrised, calibrated, and spoken of as a probability."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from pitcli.data.records import Comparison
@@ -20,10 +22,18 @@ def calibrated_gaps(
 ) -> Tensor:
     """gap(response, reference_response) / T of each comparison, shape (B,).
 
-    sigmoid of it is P(response is preferred); it is exactly 0 where the two are the same.
+    sigmoid of it is P(response is preferred); it is exactly 0 where the two are the same. Neighbours with the same
+    prompt and reference, such as the samples of a rollout, are read together.
     """
-    trees = [swapped_tree(c.prompt, c.response, c.reference_response, chat) for c in comparisons]
-    scores_B2 = model.score_trees(trees, micro_batch_size)
+    if not comparisons:
+        return torch.empty(0)
+    trees = []
+    for (prompt, reference), group in groupby(comparisons, key=lambda c: (c.prompt, c.reference_response)):
+        responses = [comparison.response for comparison in group]
+        together = max(1, micro_batch_size // 2)
+        parts = [responses[start : start + together] for start in range(0, len(responses), together)]
+        trees += [swapped_tree(prompt, part, reference, chat) for part in parts]
+    scores_B2 = torch.cat(model.score_trees(trees, micro_batch_size)).view(-1, 2)
     gaps_B = symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / gap_temperature
     gaps_B[[c.response == c.reference_response for c in comparisons]] = 0.0  # a last bit may differ between branches
     return gaps_B

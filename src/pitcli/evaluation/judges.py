@@ -97,8 +97,8 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:
     model.load_role(GAP, run.adapter)
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        trees = [swapped_tree(c.prompt, c.response, c.reference_response, base.chat) for c in comparisons]
-        scores_B2 = model.score_trees(trees, config.micro_batch_size)
+        trees = [swapped_tree(c.prompt, [c.response], c.reference_response, base.chat) for c in comparisons]
+        scores_B2 = torch.stack(model.score_trees(trees, config.micro_batch_size))
         p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]

@@ -198,7 +198,7 @@ def probe_examples(chat: ChatFormat, role: str) -> list[Example]:
 
 
 def probe_trees(chat: ChatFormat) -> list[Tree]:
-    return [swapped_tree((Message("user", prompt),), better, draft, chat) for prompt, draft, better in PROBES]
+    return [swapped_tree((Message("user", prompt),), [better], draft, chat) for prompt, draft, better in PROBES]
 
 
 def shown_drift(drift: Drift, gap: bool) -> list[tuple[str, float]]:

@@ -107,7 +107,7 @@ def gap_work(trees: Sequence[Tree], chat: ChatFormat, config: RewardConfig) -> W
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
     """r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
     trees = [ordered_tree(pair, chat) for pair in pairs]
-    scores_N4 = spread(trees, lambda part: [*model.score_trees(part, config.micro_batch_size)], model.sharded)
+    scores_N4 = spread(trees, lambda part: model.score_trees(part, config.micro_batch_size), model.sharded)
     return torch.stack([*scores_N4])
 
 
