@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pitcli.engine.models import GAP, IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, Sample, generate
-from pitcli.engine.slots import Call, Slots, Waves
+from pitcli.engine.slots import Call, Slots, Waves, open_places, write_all
 from tests.conftest import WithRoles
 from tests.test_sampling import OTHERS, PROMPTS, SEEDS, STEPS, assert_same
 
@@ -25,22 +25,16 @@ def alone(model: RoleModel, role: str | None, call: Call, decoding: Decoding) ->
     return generate(model, role, [call.prompt], [call.seed], decoding)[0]
 
 
-def written(slots: Slots | Waves, calls: Sequence[Call], until: int) -> list[Sample]:
-    """Samples of calls that are admitted in their order, as places become free."""
-    waiting, samples = list(enumerate(calls)), {}
-    while len(samples) < len(calls):
-        count = slots.free()
-        slots.admit(waiting[:count])
-        del waiting[:count]
-        samples.update(slots.run(until))
-    return [samples[key] for key in range(len(calls))]
+def written(slots: Slots | Waves, calls: Sequence[Call], refill: int) -> list[Sample]:
+    slots.refill = refill
+    return list(write_all(slots, calls))
 
 
 @pytest.mark.parametrize("kind", [Slots, Waves])
-@pytest.mark.parametrize(("places", "until"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
-def test_each_is_what_it_is_alone(kind: type[Slots | Waves], places: int, until: int, model: RoleModel) -> None:
+@pytest.mark.parametrize(("places", "refill"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
+def test_each_is_what_it_is_alone(kind: type[Slots | Waves], places: int, refill: int, model: RoleModel) -> None:
     for decoding in (DECODING, Decoding(0.7, 0.8, STEPS, 4, min_new_tokens=3), Decoding(0.0, 1.0, 5, -1)):
-        samples = written(kind(model, IMPROVER, decoding, places), CALLS, until)
+        samples = written(kind(model, IMPROVER, decoding, places), CALLS, refill)
         assert_same(samples, [alone(model, IMPROVER, call, decoding) for call in CALLS])
     assert len({len(sample.token_ids) for sample in written(Slots(model, IMPROVER, DECODING, 3), CALLS, 1)}) > 3
 
@@ -51,8 +45,10 @@ def test_other_architectures(positions: str) -> None:
     model = RoleModel(AutoModelForCausalLM.from_config(OTHERS[positions], dtype=torch.float32).eval(), 0)
     decoding, calls = DECODING, CALLS
     if positions == "a sliding window":  # of 6 tokens, beyond which a mask of ours does not hold
-        assert not model.packs(7)
+        assert isinstance(open_places(model, None, DECODING, 3, longest=7), Waves)
         decoding, calls = Decoding(1.0, 1.0, 3, 4), [call for call in CALLS if len(call.prompt) <= 3]
+    else:
+        assert isinstance(open_places(model, None, DECODING, 3, longest=64), Slots)
     assert_same(
         written(Slots(model, None, decoding, 3), calls, 1), [alone(model, None, call, decoding) for call in calls]
     )

@@ -13,7 +13,7 @@ from pitcli.engine.equations import p_better
 from pitcli.engine.methods import PROPOSE, Asked, Proposal, Writer, Writing, extra_room
 from pitcli.engine.models import IMPROVER
 from pitcli.engine.scoring import calibrated_gaps
-from pitcli.engine.slots import Call, Slots, Waves
+from pitcli.engine.slots import Call, Slots, Waves, open_places
 from pitcli.errors import is_out_of_memory
 from pitcli.sections import Method, StopRule
 
@@ -76,8 +76,8 @@ def improve_within_memory(tools: Tools, drafts: Sequence[Draft]) -> Iterator[Att
 def improve(tools: Tools, drafts: Sequence[Draft]) -> Iterator[Attempt]:
     """Iterate each draft until its stop rule or --max-iters says stop; attempts in the order of the drafts.
 
-    At most --sample-batch-size responses are written at a time. When a quarter of them has ended they are judged
-    together; what they go on with, or the next drafts, take their places.
+    At most --sample-batch-size responses are written at a time. When some have ended they are judged together; what
+    they go on with, or the next drafts, take their places.
     """
     attempts = [Attempt(draft, draft.response, [], None) for draft in drafts]
     begun = {index: _begin(tools, attempt) for index, attempt in enumerate(attempts) if _goes_on(tools, attempt)}
@@ -89,7 +89,7 @@ def improve(tools: Tools, drafts: Sequence[Draft]) -> Iterator[Attempt]:
         slots.admit([waiting.popleft() for _ in range(min(slots.free(), len(waiting)))])
         proposals: dict[int, Proposal] = {}
         going_on: list[tuple[int, Call]] = []
-        for index, sample in slots.run(until=max(1, slots.places // 4)):
+        for index, sample in slots.run(slots.refill):
             try:
                 going_on.append((index, writing[index].send(sample)))
             except StopIteration as ended:
@@ -120,14 +120,13 @@ def _begin(tools: Tools, attempt: Attempt) -> tuple[Writing, Call]:
 
 
 def _places(tools: Tools, calls: Sequence[Call]) -> Slots | Waves:
-    """Where the model writes: side by side if it takes our masks on conversations as long as these may become."""
+    """Where the model writes, on conversations as long as these may become."""
     writer, config = tools.writer, tools.config
     new = writer.decoding.max_new_tokens
     longest = max((len(call.prompt) for call in calls), default=0) + 2 * new
     longest += extra_room(config.method, writer.chat, new)
-    kind = Slots if writer.model.packs(longest) else Waves
     role = IMPROVER if config.method is Method.pit else writer.policy
-    return kind(writer.model, role, writer.decoding, max(1, min(len(calls), config.sample_batch_size)))
+    return open_places(writer.model, role, writer.decoding, min(len(calls), config.sample_batch_size), longest)
 
 
 def _goes_on(tools: Tools, attempt: Attempt) -> bool:

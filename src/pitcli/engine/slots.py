@@ -4,7 +4,8 @@ A slot is a place in the batch with its keys and values. They stay until the slo
 free slot whose tokens begin most like its own: of an improvement's next iteration x is not read again.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,30 @@ from pitcli.engine.batches import length_sorted_chunks, pad_right
 from pitcli.engine.models import RoleModel
 from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
 
+REFILL = 4  # one of so many places may be empty for a while, so that prompts are read several at a time
+
 
 class Call(NamedTuple):
     """A response that is wanted: the tokens that it goes on from, and the seed of its draws."""
 
     prompt: list[int]
     seed: int
+
+
+def write_all(places: "Slots | Waves", calls: Sequence[Call]) -> Iterator[Sample]:
+    """The samples of calls in their order, each as soon as those before it have ended too."""
+    waiting, ended = deque(enumerate(calls)), dict[int, Sample]()
+    for key in range(len(calls)):
+        while key not in ended:
+            places.admit([waiting.popleft() for _ in range(min(places.free(), len(waiting)))])
+            ended.update(places.run(places.refill))
+        yield ended.pop(key)
+
+
+def open_places(model: RoleModel, role: str | None, decoding: Decoding, count: int, longest: int) -> "Slots | Waves":
+    """So many places: slots if the model takes our masks on conversations of up to `longest` tokens."""
+    kind = Slots if model.packs(longest) else Waves
+    return kind(model, role, decoding, max(1, count))
 
 
 class _Running(NamedTuple):
@@ -38,6 +57,7 @@ class Waves:
 
     def __init__(self, model: RoleModel, role: str | None, decoding: Decoding, places: int) -> None:
         self.model, self.role, self.decoding, self.places = model, role, decoding, places
+        self.refill = places
         self._calls: list[tuple[int, Call]] = []
 
     def free(self) -> int:
@@ -60,7 +80,8 @@ class Slots:
     """Calls written side by side, each in a slot of its own; every one draws from its own seed, as in generate."""
 
     def __init__(self, model: RoleModel, role: str | None, decoding: Decoding, places: int) -> None:
-        self.model, self.role, self.decoding, self.places = model, role, decoding, places
+        self.model, self.role, self.decoding = model, role, decoding
+        self.refill = max(1, places // REFILL)  # how many should have ended before others are admitted
         self._held: list[list[int]] = [[] for _ in range(places)]  # tokens whose keys and values a slot holds
         self._running: dict[int, _Running] = {}  # by slot
         self._states: dict[int, Tensor] = {}  # by slot, of shape (D,): what the next token is drawn from

@@ -14,7 +14,7 @@ from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
 from pitcli.data.records import Draft, RowError, file_label, read_rows, refuse_output_as_input, write_row
-from pitcli.data.streams import open_growing, ramped, row_key
+from pitcli.data.streams import WINDOW, open_growing, ramped, row_key
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.durable import file_digest, write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
@@ -31,7 +31,6 @@ from pitcli.sections import Method, StopRule
 
 SHOWN = 3
 MAX_LISTED = 20
-WINDOW = 8  # drafts that are held at a time, as a multiple of those that are improved together
 
 
 class Models(NamedTuple):

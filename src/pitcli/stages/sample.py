@@ -1,17 +1,18 @@
 """pit sample: drafts from the policy, one for each prompt."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from pitcli.config import SampleConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
 from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
-from pitcli.data.streams import open_output, ramped, row_seed
+from pitcli.data.streams import WINDOW, open_output, ramped, row_seed
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.models import POLICY
-from pitcli.engine.sampling import Decoding, generate
+from pitcli.engine.sampling import Decoding
+from pitcli.engine.slots import Call, open_places, write_all
 from pitcli.inputs import Base, find_run, open_base
 
 SHOWN = 2
@@ -37,19 +38,20 @@ def run(config: SampleConfig) -> int:
     count = 0
     shown: list[tuple[str, str, str]] = []
     with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
-        for batch in ramped(islice(questions, config.max_rows), config.sample_batch_size):
-            rows = fitting(batch, base, config, on_error)
-            seeds = [row_seed(config.seed, question, 0) for question, _ in rows]
-            prompts = [prompt for _, prompt in rows]
-            drawn = generate(model, POLICY if policy else None, prompts, seeds, decoding) if rows else []
-            for (question, _), sample in zip(rows, drawn, strict=True):
+        fits = fitting(islice(questions, config.max_rows), base, config, on_error)
+        for window in ramped(fits, WINDOW * config.sample_batch_size):
+            longest = max(len(call.prompt) for _, call in window) + config.max_new_tokens
+            together = min(len(window), config.sample_batch_size)
+            places = open_places(model, POLICY if policy else None, decoding, together, longest)
+            drawn = write_all(places, [call for _, call in window])
+            for (question, _), sample in zip(window, drawn, strict=True):
                 response = base.chat.decode(sample.token_ids)
                 write_row({**question.row, "response": response}, stream)
+                stream.flush()
                 count += 1
                 if len(shown) < SHOWN:
                     shown.append((question.prompt[-1].content, "", response))
-            stream.flush()
-            advance(len(rows))
+                advance(1)
     samples(shown)
     for what, times in notes.items():
         note(f"{file_label(config.data)}: {times} {what}")
@@ -59,10 +61,9 @@ def run(config: SampleConfig) -> int:
 
 
 def fitting(
-    questions: Sequence[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
-) -> list[tuple[Draft, list[int]]]:
-    """The questions whose responses fit the context, with the tokens of their prompts; the others are row errors."""
-    rows = []
+    questions: Iterable[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
+) -> Iterator[tuple[Draft, Call]]:
+    """The questions whose responses fit the context, with what the model is asked for; the others are row errors."""
     for line, question in questions:
         try:
             prompt = base.chat.policy_prompt(question.prompt)
@@ -72,5 +73,4 @@ def fitting(
         except RowProblem as problem:
             on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
         else:
-            rows.append((question, prompt))
-    return rows
+            yield question, Call(prompt, row_seed(config.seed, question, 0))
