@@ -1,0 +1,268 @@
+"""Where the time of a training step goes, how far it is from the arithmetic, and how it grows.
+
+    python benchmarks/costs.py --data hh.jsonl [--device cpu|cuda] [--shape smollm2|1b] [--longest 4096]
+
+Every line is measured in a process of its own, so that its peak memory is its own. On rows of random tokens of one
+length, a step being one row (rl: one prompt with k samples of 48 tokens). Printed for each: seconds, the least FLOP
+(flops.py), the share of the machine's matrix-product peak that they come to, the peak memory, and in which kinds of
+operation, or for rl in which phases, the seconds went.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flops import Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
+from worker import peak_bytes
+from works import NEW_TOKENS, SHAPES
+
+TREE = (-1, 0, 1, 1, 0, 4, 4)
+LENGTHS = (256, 512, 1024, 2048, 4096)
+GROUPS = (2, 4, 8)
+ROWS = (1, 4, 16)
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
+    "attention": ("flash_attention", "efficient_attention", "aten::_scaled_dot_product"),
+    "4-bit": ("bitsandbytes", "quantize"),
+    "copies and layout": ("copy", "cat", "clone", "fill", "zero", "index", "embedding"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
+    parser.add_argument(
+        "--longest", type=int, default=LENGTHS[-1], help="leave out conversations beyond so many tokens"
+    )
+    parser.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--out", type=Path, default=Path("costs.json"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(json.loads(options.one))))
+        return
+    common = {"device": options.device, "shape": options.shape, "load_in_4bit": options.load_in_4bit}
+    asked = [{"stage": "peak"}]
+    lengths = [length for length in LENGTHS if length <= options.longest]
+    asked += [{"stage": stage, "length": length} for stage in ("sft", "gap", "rl") for length in lengths]
+    asked += [{"stage": "rl", "length": lengths[0], "k": k} for k in GROUPS]
+    asked += [{"stage": stage, "length": lengths[0], "rows": rows} for stage in ("sft", "gap") for rows in ROWS]
+    measured: list[dict[str, Any]] = []
+    for one in asked:
+        request = {"length": 0, "rows": 1, "k": 4, **one, **common}
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        measured.append({**request, **json.loads(done.stdout.splitlines()[-1])})
+        options.out.write_text(json.dumps(measured, indent=1) + "\n")
+        show(measured[-1], measured[0]["flops_per_second"])
+
+
+def show(entry: dict[str, Any], peak: float) -> None:
+    if entry["stage"] == "peak":
+        print(f"matrix-product peak: {peak / 1e9:.1f} GFLOP/s", flush=True)
+        return
+    share = entry["flops"] / entry["seconds"] / peak
+    parts = ", ".join(f"{name} {part:.0%}" for name, part in entry["parts"].items())
+    name = f"{entry['stage']:<4} length {entry['length']:>5} rows {entry['rows']:>3}"
+    name += f" k {entry['k']}" if entry["stage"] == "rl" else ""
+    memory = f"{entry['peak_bytes'] / 2**30:.2f} GiB, {entry['passes_bytes'] / 2**30:.2f} over the model's"
+    print(
+        f"{name}: {entry['seconds']:.2f} s, {entry['tokens']} tokens, {share:.0%} of peak, {memory}; {parts}",
+        flush=True,
+    )
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    if request["stage"] == "peak":
+        return {"flops_per_second": matmul_peak(request["device"])}
+    import torch
+    from prepare import model_of
+
+    from pitcli.engine.bases import resolve_base
+    from pitcli.engine.loading import load_base, lora_config
+    from pitcli.engine.models import GAP, IMPROVER, REFERENCE, RoleModel
+    from pitcli.sections import LoraSettings
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(resolve_base(model_of(request["shape"], Path(scratch), request["device"])))
+        config = json.loads((folder / "config.json").read_text())
+        base = load_base(folder, request["load_in_4bit"], torch.device(request["device"]))
+    model = RoleModel(base, 0)
+    lora = LoraSettings()
+    for role in {"sft": [IMPROVER], "gap": [GAP], "rl": [IMPROVER, REFERENCE, GAP]}[request["stage"]]:
+        model.add_role(role, lora_config(lora))
+    step, flops, tokens = {"sft": sft_step, "gap": gap_step, "rl": rl_step}[request["stage"]](
+        model, request, llama_shape(config, lora.lora_rank)
+    )
+    held = peak_bytes(request["device"] == "cuda")
+    step({})  # warm-up
+    phases: dict[str, float] = {}
+    started = now(request["device"])
+    step(phases)
+    seconds = now(request["device"]) - started
+    parts = phases or kinds_of(step)
+    total = sum(parts.values())
+    peak = peak_bytes(request["device"] == "cuda")
+    return {
+        "seconds": seconds,
+        "flops": flops,
+        "tokens": tokens,
+        "peak_bytes": peak,
+        "passes_bytes": peak - held,
+        "parts": {name: part / total for name, part in sorted(parts.items(), key=lambda item: -item[1])},
+    }
+
+
+Step = Callable[[dict[str, float]], None]
+
+
+def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """A quarter of each row is what the loss is taken over."""
+    from pitcli.data.templates import Example
+    from pitcli.engine.models import IMPROVER
+    from pitcli.engine.pair_tree import completion_batch
+
+    length, rows = request["length"], request["rows"]
+    written = length // 4
+    examples = [Example(ids(length - written, row), ids(written, row)) for row in range(rows)]
+    batch = completion_batch(examples, 0).to(model.device)
+
+    def step(phases: dict[str, float]) -> None:
+        model.use(IMPROVER, train=True)
+        model.completion_logprobs(batch).sum().backward()
+
+    flops = training_flops(shape, rows * length, rows * seen_in_row(length), rows * written)
+    return step, flops, rows * length
+
+
+def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """x is half of each conversation, the responses a quarter each."""
+    from pitcli.engine.models import GAP
+    from pitcli.engine.pair_tree import Tree
+
+    length, rows = request["length"], request["rows"]
+    sizes = [length // 2, *[length // 4] * 6]
+    trees = [
+        Tree([ids(size, row + place) for place, size in enumerate(sizes)], list(TREE), [5, 2, 6, 3])
+        for row in range(rows)
+    ]
+    batch = model.tree_batch(trees)
+
+    def step(phases: dict[str, float]) -> None:
+        model.use(GAP, train=True)
+        model.scores(batch).sum().backward()
+
+    flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE), 0)
+    return step, flops, rows * sum(sizes)
+
+
+def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """One prompt: k samples of 48 tokens, their gaps, their KL, one update. FLOP: of all four, sampling as forward."""
+    import torch
+
+    from pitcli.config import RlConfig
+    from pitcli.engine.models import IMPROVER, REFERENCE
+    from pitcli.engine.pair_tree import Tree
+    from pitcli.engine.rollouts import group_batches
+    from pitcli.engine.sampling import Decoding, generate
+
+    k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
+    config = RlConfig(samples_per_prompt=k)
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, 2, NEW_TOKENS)
+    half = len(prompt) // 2
+
+    def step(phases: dict[str, float]) -> None:
+        started = now(request["device"])
+
+        def ended(phase: str) -> None:
+            nonlocal started
+            phases[phase] = now(request["device"]) - started
+            started = now(request["device"])
+
+        drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
+        ended("sampling")
+        segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
+        for one in drawn:
+            leaves += [len(segments), len(segments) + 2]
+            parents += [1, 0, len(segments) + 1]
+            segments += [one.token_ids, one.token_ids, prompt[half:]]
+        model.score_trees([Tree(segments, parents, leaves)], config.micro_batch_size)
+        ended("gaps")
+        _, batches = group_batches(model, [prompt], drawn, config)
+        with torch.no_grad():
+            model.use(REFERENCE)
+            for batch in batches:
+                model.completion_logprobs(batch)
+        ended("reference")
+        model.use(IMPROVER, train=True)
+        for batch in batches:
+            model.completion_logprobs(batch).sum().backward()
+        ended("update")
+
+    sampled = k * NEW_TOKENS
+    group = len(prompt) + sampled
+    seen = seen_in_tree([len(prompt), *[NEW_TOKENS] * k], [-1, *[0] * k])
+    update = training_flops(shape, group, seen, sampled)
+    reference = len(prompt) - half
+    of_gap, parents = [half, reference], [-1, 0]
+    for _ in range(k):
+        parents += [1, 0, len(of_gap) + 1]
+        of_gap += [NEW_TOKENS, NEW_TOKENS, reference]
+    gaps = training_flops(shape, sum(of_gap), seen_in_tree(of_gap, parents), 0) / 2
+    return step, 2 * update + gaps, group + sampled + sum(of_gap)
+
+
+def kinds_of(step: Step) -> dict[str, float]:
+    """Seconds by kind of operation, of a step under the profiler; what is no operation of torch is Python."""
+    from torch.profiler import ProfilerActivity, profile
+
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step({})
+    seconds = time.perf_counter() - started
+    kinds: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "elementwise")
+        kinds[kind] += event.self_cpu_time_total / 1e6
+    kinds["python"] = max(0.0, seconds - sum(kinds.values()))
+    return dict(kinds)
+
+
+def matmul_peak(device: str) -> float:
+    import torch
+
+    dtype, size = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        started = now(device)
+        torch.mm(left, right)
+        best = min(best, now(device) - started)
+    return 2 * size**3 / best
+
+
+def ids(count: int, seed: int) -> list[int]:
+    """Token ids that every model knows."""
+    return [3 + (7 * place + 13 * seed) % 90 for place in range(count)]
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

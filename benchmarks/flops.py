@@ -1,0 +1,101 @@
+"""How much arithmetic a training step is, and how much of it a second this machine can do at most."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from worker import Gate
+
+# of a pair's tree (see pitcli.engine.pair_tree): x, then w and l each as reference, each followed by w and by l
+TREE_PARENTS = (-1, 0, 1, 1, 0, 4, 4)
+SECONDS_AT_PEAK = 2.0
+
+
+class Shape(NamedTuple):
+    """What the count needs to know of a Llama: linear_in_out is (inputs, outputs) of the linear layers of one block."""
+
+    layers: int
+    attention: int  # query heads times their size
+    hidden: int
+    vocabulary: int
+    linear_in_out: list[tuple[int, int]]
+    lora_rank: int
+
+
+def llama_shape(config: dict[str, Any], lora_rank: int) -> Shape:
+    """From config.json."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    size = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    attention = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
+    feed_forward = [(hidden, inner), (hidden, inner), (inner, hidden)]
+    return Shape(
+        config["num_hidden_layers"], queries, hidden, config["vocab_size"], attention + feed_forward, lora_rank
+    )
+
+
+def training_flops(shape: Shape, tokens: int, seen: int, predicted: int) -> float:
+    """Floating-point operations that a LoRA training step cannot do without; a multiplication and an addition are two.
+
+    tokens: that the blocks read. seen: how many tokens each of them attends to, summed over the tokens. predicted:
+    tokens whose probability is asked for.
+
+    With N the weights of the blocks' linear layers, n those of their adapters (A and B):
+    - forward 2N a token, and 2N backward to the activations; the base's weights take no gradient, and neither do the
+      embeddings, so that the first block's queries, keys and values could do without the latter: 0.2% at 30 blocks;
+    - the adapters 2n forward, 2n backward to the activations and 2n to their weights;
+    - attention: queries with keys and weights with values, 4 x (heads x their size) for each token seen, in each
+      block; backward twice as much, with the gradients of queries, keys, values and weights;
+    - the output layer 2 x hidden x vocabulary forward and as much backward, for the predicted tokens alone.
+    Norms, activations, rotations and the softmax are left out, and so is whatever is done twice: activations that are
+    computed again, padding, tokens hidden by the mask, and outputs that nobody asked for.
+    """
+    weights = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linear_in_out)
+    adapters = shape.layers * sum(shape.lora_rank * (inputs + outputs) for inputs, outputs in shape.linear_in_out)
+    attention = shape.layers * shape.attention
+    return float(
+        tokens * (4 * weights + 6 * adapters) + seen * 12 * attention + predicted * 4 * shape.hidden * shape.vocabulary
+    )
+
+
+def seen_in_row(length: int) -> int:
+    """How many tokens the tokens of a conversation see, summed over them."""
+    return length * (length + 1) // 2
+
+
+def seen_in_tree(lengths: Sequence[int], parents: Sequence[int]) -> int:
+    """The same of segments that each continue their parent."""
+    before: list[int] = []
+    for parent in parents:
+        before.append(0 if parent < 0 else before[parent] + lengths[parent])
+    return sum(own * start + seen_in_row(own) for own, start in zip(lengths, before, strict=True))
+
+
+def measure_matmul(spec: dict[str, Any], side: str, gate: "Gate") -> None:
+    """Run by run the most FLOP a second of torch.mm: at the model's shapes and at 2048 cubed, in the model's dtype."""
+    import torch
+
+    on_gpu = spec["device"] == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    shape = llama_shape(spec["config"], spec["lora_rank"])
+    sizes = {(2048, 2048, 2048), *((1024, inputs, outputs) for inputs, outputs in shape.linear_in_out)}
+    if on_gpu:
+        sizes.add((8192, 8192, 8192))
+    best: dict[str, float] = {}
+    gate.figures = lambda steps: {"flops_per_second": max(best.values()), "by_size": dict(best)}
+    while True:
+        gate.arrive()
+        for rows, inputs, outputs in sorted(sizes):
+            left = torch.randn(rows, inputs, dtype=dtype, device=spec["device"])
+            right = torch.randn(inputs, outputs, dtype=dtype, device=spec["device"])
+            fastest, until = float("inf"), time.perf_counter() + SECONDS_AT_PEAK / len(sizes)
+            while time.perf_counter() < until:
+                start = time.perf_counter()
+                for _ in range(repeats := 20 if on_gpu else 1):
+                    torch.mm(left, right)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                fastest = min(fastest, (time.perf_counter() - start) / repeats)
+            name = f"{rows}x{inputs}x{outputs}"
+            best[name] = max(best.get(name, 0.0), 2 * rows * inputs * outputs / fastest)

@@ -1,0 +1,170 @@
+"""pit's side: its stages as `pit` runs them, with a gate at the beginning of every step.
+
+What is used of pit beyond its settings and its stages' `run` is a step's beginning (Task.micro_batches), and for RL
+how samples are drawn (at a fixed length, so that both sides write as much).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from worker import Figures, Gate
+from works import ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
+
+from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SftConfig
+from pitcli.data.formats import parse_draft
+from pitcli.data.records import Comparison
+from pitcli.engine.models import RoleModel
+from pitcli.engine.training import Task, train
+from pitcli.stages import improve, reward, rl, sft
+
+Spec = dict[str, Any]
+NO_TOKEN = -1  # as the one that ends an answer: none does, and none is kept from being drawn
+FOREVER = 100_000  # epochs: the learning rate stays what it is, and a run ends where nobody asks for more
+
+
+def run(spec: Spec, side: str, gate: Gate) -> None:
+    {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve}[spec["trains"]](spec, side, gate)
+
+
+def common(spec: Spec) -> dict[str, Any]:
+    return {
+        "model": spec["model"],
+        "device": spec["device"],
+        "load_in_4bit": spec["load_in_4bit"],
+        "max_length": spec["sizes"]["max_length"],
+    }
+
+
+def training(spec: Spec, side: str) -> dict[str, Any]:
+    return {
+        **common(spec),
+        "data": spec["pairs"],
+        "batch_size": spec["sizes"][spec["trains"]],
+        "micro_batch_size": spec["sizes"]["micro"],
+        "learning_rate": spec["learning_rate"],
+        "warmup_share": 0.0,
+        "epochs": FOREVER,
+        "save_every": FOREVER,
+        "out": Path(spec["scratch"], f"run-{side}"),
+        "overwrite": True,
+    }
+
+
+def run_sft(spec: Spec, side: str, gate: Gate) -> None:
+    replace(sft, train=gated(spec, side, gate))
+    sft.run(SftConfig(**training(spec, side), identity_share=0.0))
+
+
+def run_gap(spec: Spec, side: str, gate: Gate) -> None:
+    replace(reward, train=gated(spec, side, gate))
+    reward.run(RewardConfig(**training(spec, side)))
+
+
+def run_rl(spec: Spec, side: str, gate: Gate) -> None:
+    """References from the data only, as the first half of the first stage has them."""
+    decoding_of, task_of = rl.rollout_decoding, rl.rl_task
+
+    def of_fixed_length(*arguments: Any) -> Any:
+        return decoding_of(*arguments)._replace(stop_id=NO_TOKEN)
+
+    def with_check(config: RlConfig, judge: Any, *arguments: Any) -> Task:
+        compared = []
+        for row in spec["checked"]:
+            draft = parse_draft({"prompt": row["messages"][:-2], "response": row["response"]}, "", 0)
+            compared.append(Comparison(draft.prompt, row["response"], row["messages"][-2]["content"]))
+        gate.check = lambda: {"rewards": judge.gaps(compared)}
+        return task_of(config, judge, *arguments)
+
+    replace(rl, rollout_decoding=of_fixed_length, rl_task=with_check, train=gated(spec, side, gate))
+    rl.run(
+        RlConfig(
+            **training(spec, side),
+            sft=Path(spec["sft_run"]),
+            reward=Path(spec["reward_run"]),
+            samples_per_prompt=SAMPLES,
+            rollout_max_new_tokens=NEW_TOKENS,
+            missing_eos_penalty=0.0,
+            max_truncated_share=1.0,
+        )
+    )
+
+
+def replace(stage: ModuleType, **functions: Callable[..., Any]) -> None:
+    """Put functions in the place of those that a stage calls by these names."""
+    for name, function in functions.items():
+        getattr(stage, name)  # AttributeError where pit no longer has it
+        setattr(stage, name, function)
+
+
+def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
+    """pit's `train` with the gate before every step; the adapter that it starts from is left for the other side."""
+
+    def wrapped(model: RoleModel, task: Task, config: Any, folder: Any) -> Any:
+        if side == "separate":
+            model.packs_trees = False
+        if spec["trains"] != "rl":
+            model.save_role(task.role, made(Path(spec["scratch"], "initial")))
+        tokens = []
+
+        def micro_batches(step: int) -> Any:
+            gate.arrive()
+            batches = task.micro_batches(step)
+            tokens.append(getattr(batches[0], "tokens", 0))
+            return batches
+
+        def figures(steps: int) -> Figures:
+            lines = (folder.path / "metrics.jsonl").read_text().splitlines()[-steps:]
+            rows = [json.loads(line) for line in lines]
+            return {
+                "losses": [row["loss"] for row in rows],
+                **{name: [row[name] for row in rows] for name in ("kl", "gap") if name in rows[0]},
+                "tokens": tokens[-steps:],
+            }
+
+        gate.figures = figures
+        return train(model, task._replace(micro_batches=micro_batches), config, folder)
+
+    return wrapped
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_improve(spec: Spec, side: str, gate: Gate) -> None:
+    """`pit improve` again and again, with a model that stays loaded; the clock starts where it would be."""
+    output = Path(spec["scratch"], "improved.jsonl")
+    config = ImproveConfig(
+        **common(spec),
+        run=Path(spec["sft_run"]),
+        reward=Path(spec["reward_run"]),
+        input=spec["drafts"],
+        output=str(output),
+        overwrite=True,
+        max_iters=ITERATIONS,
+        temperature=0.0,
+        max_new_tokens=LONGEST_IMPROVEMENT,
+        sample_batch_size=spec["sizes"]["drafts_at_once"],
+    )
+    load = improve.load_tools
+    loaded: list[Any] = []
+
+    def load_once(*arguments: Any) -> Any:
+        if not loaded:
+            loaded.append(load(*arguments))
+        gate.begin()
+        return loaded[0]
+
+    def figures(steps: int) -> Figures:
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        return {"responses": [row["response"] for row in rows], "reasons": [row["stop_reason"] for row in rows]}
+
+    gate.figures = figures
+    replace(improve, load_tools=load_once)
+    while True:
+        gate.arrive()
+        improve.run(config)

@@ -1,0 +1,98 @@
+"""What is measured: the works, their targets, and how large they are on each shape of model."""
+
+from typing import Any, NamedTuple
+
+SAMPLES = 4  # k: samples drawn for each prompt of an RL step
+NEW_TOKENS = 48  # of every sample of an RL step, exactly
+ITERATIONS = 3  # K: improvements of a draft at most
+LONGEST_IMPROVEMENT = 64  # tokens
+
+
+class Work(NamedTuple):
+    """One thing that both sides do.
+
+    trains: the stage that a step is one of, or improve. against: who the other side is: a trainer of TRL, pit's own
+    code with every conversation in a row of its own, a loop around `generate`, or the machine's matrix products.
+    target: of ours / theirs, per second; of peak: of our share. memory_target: of ours / theirs.
+    """
+
+    name: str
+    trains: str
+    against: str
+    unit: str
+    target: float
+    memory_target: float | None = None
+
+
+WORKS = (
+    Work("gap", "gap", "RewardTrainer", "pairs", 4.0),
+    Work("gap-tree", "gap", "separate", "pairs", 1.8),
+    Work("rl", "rl", "RLOOTrainer", "samples", 2.0, memory_target=0.4),
+    Work("sft", "sft", "SFTTrainer", "tokens", 1.2),
+    Work("improve", "improve", "generate", "drafts", 2.0),
+    Work("peak-sft", "sft", "matmul", "FLOP", 0.5),
+    Work("peak-gap", "gap", "matmul", "FLOP", 0.5),
+)
+GPU_PEAK_TARGET = 0.35
+LARGEST_PEAK_GB = 24.0  # of ours at the shape of 8B
+
+
+class Sizes(NamedTuple):
+    """How much a run is.
+
+    sft, gap, rl: rows of an optimiser step (rl: prompts). micro: sequences of our forward pass. steps: optimiser
+    steps of a run. drafts, drafts_at_once: of an improvement. adapter_steps: that the adapters of rl and improve were
+    trained for. rows: of the data that are used.
+    """
+
+    max_length: int
+    sft: int
+    gap: int
+    rl: int
+    micro: int
+    steps: int
+    drafts: int
+    drafts_at_once: int
+    adapter_steps: int
+    rows: int
+
+    def scaled(self, factor: float) -> "Sizes":
+        """With so many times the rows in a run."""
+
+        def times(size: int) -> int:
+            return max(1, round(size * factor))
+
+        return self._replace(sft=times(self.sft), gap=times(self.gap), rl=times(self.rl), drafts=times(self.drafts))
+
+    def batch(self, work: Work) -> int:
+        return int(getattr(self, work.trains)) if work.trains != "improve" else self.drafts
+
+
+CPU = Sizes(512, sft=16, gap=4, rl=2, micro=8, steps=1, drafts=16, drafts_at_once=8, adapter_steps=6, rows=256)
+GPU = Sizes(1024, sft=64, gap=32, rl=16, micro=16, steps=4, drafts=64, drafts_at_once=32, adapter_steps=6, rows=1024)
+TINY = CPU._replace(max_length=256, adapter_steps=2, rows=64)
+
+# settings of LlamaConfig for weights drawn at random; None: a model that pit knows by this name
+SHAPES: dict[str, dict[str, Any] | None] = {
+    "smollm2": None,
+    "tiny": {
+        **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "tie_word_embeddings": True},
+    },
+    "1b": {
+        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "tie_word_embeddings": True},
+    },
+    "8b": {
+        **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "tie_word_embeddings": False},
+    },
+}
+ALONE = {"8b"}  # shapes at which ours runs without the other side
+ALONE_WORKS = ("sft", "gap", "rl")
+
+
+def sizes_of(shape: str, device: str) -> Sizes:
+    if shape == "tiny":
+        return TINY
+    return GPU if device == "cuda" else CPU
