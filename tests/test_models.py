@@ -17,6 +17,7 @@ from transformers import (
     GPTNeoXConfig,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pitcli.config import SftConfig
 from pitcli.data.templates import ChatFormat, Example
@@ -27,6 +28,7 @@ from pitcli.engine.loading import keep_unpacked, load_base, lora_config, pick_de
 from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel, fingerprint
 from pitcli.engine.pair_tree import Tree, completion_batch
 from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
+from pitcli.engine.sampling import Decoding, generate
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
 from pitcli.sections import Device, LoraSettings
@@ -181,6 +183,43 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
         for name, gradient in whole_gradients.items():
             assert gradient.abs().max() > 0, name
             assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("role", [IMPROVER, GAP])
+def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -> None:
+    """Values and gradients; what a layer keeps is less, and no other role or generation sees anything of it."""
+
+    def of_training() -> tuple[Tensor, list[Tensor], int]:
+        kept = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        model.use(role, train=True)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            if role == GAP:
+                values_N = model.scores(model.tree_batch(TREES))
+            else:
+                values_N = model.completion_logprobs(completion_batch(EXAMPLES, PAD))
+        values_N.square().sum().backward()
+        gradients = [p.grad.clone() for p in model.role_parameters(role).values() if p.grad is not None]
+        return values_N.detach(), gradients, kept
+
+    assert model.packs_trees
+    values_N, gradients, kept = of_training()
+    model.recompute_layers()
+    again_N, again, kept_again = of_training()
+    assert kept_again < kept / 2
+    assert torch.equal(again_N, values_N)
+    for one, other in zip(gradients, again, strict=True):
+        assert (one - other).abs().max() < 1e-6 * max(1, float(one.abs().max()))
+    model.use(IMPROVER)
+    layers = [layer for layer in model.base.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    assert [layer.training for layer in layers] == [False, False]
+    assert len(generate(model, IMPROVER, [[3, 4]], [0], Decoding(1.0, 1.0, 5, -1))[0].token_ids) == 5
 
 
 @pytest.mark.parametrize("role", [IMPROVER, GAP])

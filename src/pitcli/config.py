@@ -194,6 +194,7 @@ EXECUTION_ONLY = {
     "out",
     "micro_batch_size",
     "tokens_per_batch",
+    "gradient_checkpointing",
     "shard_base",
     "track",
 }

@@ -59,7 +59,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         base.identity.load_in_4bit,
         base.device,
         lora,
-        Held(work.role, work.roles, process_count() if config.shard_base else 1),
+        Held(work.role, work.roles, process_count() if config.shard_base else 1, config.gradient_checkpointing),
         work.logit_rows(largest),
         lambda model, other: work.run(model, middle if other else largest),
     )
@@ -79,7 +79,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
     if wanted > there:
         raise RunError(
             f"about {wanted / 2**30:.1f} GiB are wanted and {there / 2**30:.1f} GiB are there; "
-            "--micro-batch-size, --max-length and --lora-rank make it less"
+            "--micro-batch-size, --gradient-checkpointing, --max-length and --lora-rank make it less"
         )
     if wanted * MARGIN > there:
         note("that is close: an estimate may be 20% off")

@@ -110,6 +110,11 @@ class OptimSettings(Settings):
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
     save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Do not keep what happens within the layers but compute it again on the way back: a fraction of "
+        "the memory, about a third more time",
+    )
     shard_base: bool = Field(
         False,
         description="With several processes: each holds its part of the base's layers only (FSDP), where a base "

@@ -20,12 +20,12 @@ BLOCK = 2**16
 WINDOW = 8  # rows that are held at a time, as a multiple of those that are generated together
 
 
-def ramped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of 1, 2, 4 ... items and from then on of `size`: the first rows come out early.
+def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]:
+    """Items in windows of `size`; of a pipe first 1, 2, 4 ..., so that the first rows come out early.
 
-    Which items share a batch depends on their places alone, not on when they arrive.
+    Which items share a window depends on their places alone, not on when they arrive.
     """
-    source, now = iter(items), 1
+    source, now = iter(items), size if Path(path).is_file() else 1
     while batch := list(islice(source, min(now, size))):
         yield batch
         now *= 2

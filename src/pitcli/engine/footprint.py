@@ -62,11 +62,15 @@ class Footprint(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a process holds: the role that trains, so many roles in all, and one of so many parts of the layers."""
+    """What a process holds: the role that trains, so many roles in all, and one of so many parts of the layers.
+
+    recompute: with --gradient-checkpointing.
+    """
 
     role: str
     roles: int
     shards: int
+    recompute: bool
 
 
 class _Cost(NamedTuple):
@@ -124,7 +128,7 @@ def footprint(
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
 
     def measured(layers: int) -> _Cost:
-        return _measured(folder, layers, load_in_4bit, device, lora, held.role, run)
+        return _measured(folder, layers, load_in_4bit, device, lora, held, run)
 
     few, more = (_by_itself(device, partial(measured, layers)) for layers in (low, high))
     share = (shape.layers - low) / (high - low)
@@ -181,15 +185,17 @@ def _measured(
     load_in_4bit: bool,
     device: torch.device,
     lora: LoraSettings,
-    role: str,
+    held: Held,
     run: Callable[[RoleModel, int], Tensor],
 ) -> _Cost:
     """What both passes take in a model with so many layers."""
     with TemporaryDirectory() as shallow:
         _write_shallow(folder, layers, Path(shallow))
         model = RoleModel(load_base(Path(shallow), load_in_4bit, device), 0)
-    model.add_role(role, lora_config(lora))
-    model.use(role, train=True)
+    model.add_role(held.role, lora_config(lora))
+    if held.recompute:
+        model.recompute_layers()
+    model.use(held.role, train=True)
     before = _resident(model.device, anew=True)
     run(model, 0).backward()
     run(model, 1).backward()  # of another shape, which leaves other holes in the heap

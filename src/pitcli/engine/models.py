@@ -12,6 +12,7 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pitcli.console import warn
 from pitcli.data.templates import Example
@@ -65,6 +66,7 @@ class RoleModel(nn.Module):
         self.gap_head: nn.Linear | None = None
         self._active: tuple[str | None, bool] | None = None
         self.sharded = False
+        self._recomputed: list[nn.Module] = []
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +100,8 @@ class RoleModel(nn.Module):
             self.peft.set_adapter(role, inference_mode=not train)
         if self.gap_head is not None:
             self.gap_head.requires_grad_(role == GAP and train)
+        for layer in self._recomputed:
+            layer.training = train  # of the layer alone: what is in it may have dropout
         self._active = (role, train)
 
     def role_parameters(self, role: str) -> dict[str, Tensor]:
@@ -112,6 +116,14 @@ class RoleModel(nn.Module):
         """The tensors of the base, which no training changes."""
         tensors = [p for name, p in self.base.named_parameters() if "lora_" not in name]
         return [p.to_local() if hasattr(p, "to_local") else p for p in tensors]  # this process's part of it
+
+    def recompute_layers(self) -> None:
+        """Of a training pass keep what enters each layer, and compute what is in it again on the way back."""
+        if not self.base.supports_gradient_checkpointing:
+            raise RunError("--gradient-checkpointing: transformers does not offer it for this base")
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self._recomputed = [m for m in self.transformer.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._active = None
 
     def shard_base(self) -> None:
         """Keep this process's part of every layer of the base; the other parts come when they are needed (FSDP2).

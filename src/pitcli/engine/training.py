@@ -100,6 +100,8 @@ def make_accelerator(model: RoleModel, trackers: Sequence[Tracker], folder: Path
 def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -> TrainResult:
     """Optimise one role's parameters with AdamW from where the run folder stands to the last step."""
     accelerator = make_accelerator(model, config.track, run.path / TRACKERS)
+    if config.gradient_checkpointing:
+        model.recompute_layers()
     if config.shard_base:
         model.shard_base()
     model.use(task.role, train=True)

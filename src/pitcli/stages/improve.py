@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -14,7 +14,7 @@ from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
 from pitcli.data.records import Draft, RowError, file_label, read_rows, refuse_output_as_input, write_row
-from pitcli.data.streams import WINDOW, open_growing, ramped, row_key
+from pitcli.data.streams import WINDOW, open_growing, row_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.durable import file_digest, write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
@@ -105,10 +105,10 @@ def run(config: ImproveConfig) -> int:
     with opened_output(config, base, models) as (stream, done):
         tools = load_tools(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
-        windows = ramped(fits, WINDOW * config.sample_batch_size)
+        size = WINDOW * config.sample_batch_size * process_count()
         with progress("improving", None, stream) as advance:
-            while group := list(islice(windows, process_count())):
-                for attempt in improve_new(tools, group, done):
+            for window in windows(fits, size, config.input):
+                for attempt in improve_new(tools, window, done):
                     if attempt is not None:
                         write_row(finished_row(attempt), stream)
                         stream.flush()
@@ -134,22 +134,23 @@ def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator
         yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
 
 
-def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
-    """The attempt at each draft, None where it has its row; the windows are spread over the processes.
+def improve_new(tools: Tools, window: Sequence[Draft], done: Counter[int]) -> Iterator[Attempt | None]:
+    """The attempt at each draft of a window, None where it has its row; each process improves a part of the window.
 
-    A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
+    A part that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
     """
-    new = [[not _take(done, draft) for draft in window] for window in group]
+    wanted = [(draft, not _take(done, draft)) for draft in window]
+    count = process_count()
+    parts = [wanted[len(wanted) * one // count : len(wanted) * (one + 1) // count] for one in range(count)]
 
-    def attempts_at(windows: Sequence[tuple[list[Draft], list[bool]]]) -> Iterator[Iterator[Attempt | None]]:
-        for window, is_new in windows:
-            attempts = improve_within_memory(tools, window) if any(is_new) else repeat(None, len(window))
-            yield (attempt if one else None for attempt, one in zip(attempts, is_new, strict=True))
+    def attempts_at(part: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
+        some = any(is_new for _, is_new in part)
+        attempts = improve_within_memory(tools, [draft for draft, _ in part]) if some else repeat(None, len(part))
+        return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, part, strict=True))
 
-    pairs = list(zip(group, new, strict=True))
-    if process_count() == 1:
-        return chain.from_iterable(attempts_at(pairs))  # each as soon as it has ended
-    return chain.from_iterable(spread(pairs, lambda mine: [list(of_window) for of_window in attempts_at(mine)]))
+    if count == 1:
+        return attempts_at(wanted)  # each as soon as it has ended
+    return chain.from_iterable(spread(parts, lambda mine: [list(attempts_at(part)) for part in mine]))
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:

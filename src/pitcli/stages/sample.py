@@ -8,7 +8,7 @@ from pitcli.config import SampleConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
 from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
-from pitcli.data.streams import WINDOW, open_output, ramped, row_seed
+from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.models import POLICY
 from pitcli.engine.sampling import Decoding
@@ -39,7 +39,7 @@ def run(config: SampleConfig) -> int:
     shown: list[tuple[str, str, str]] = []
     with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
         fits = fitting(islice(questions, config.max_rows), base, config, on_error)
-        for window in ramped(fits, WINDOW * config.sample_batch_size):
+        for window in windows(fits, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(call.prompt) for _, call in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
             places = open_places(model, POLICY if policy else None, decoding, together, longest)
