@@ -42,16 +42,8 @@ LINGER = 10.0  # seconds, in which the first of several processes can say what a
 
 SHARED_WITH_SFT = (
     *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
-    *(
-        "seed",
-        "max_steps",
-        "micro_batch_size",
-        "gradient_checkpointing",
-        "shard_base",
-        "save_every",
-        "dry_run",
-        "track",
-    ),
+    *("seed", "max_steps", "micro_batch_size", "gradient_checkpointing", "shard_base", "save_every"),
+    *("dry_run", "track"),
 )
 
 app = typer.Typer(

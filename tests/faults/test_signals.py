@@ -123,7 +123,9 @@ def test_two_runs_in_one_folder(workspace: Path, project: Path, warm: Warm, reco
 def test_two_improves_of_one_output(workspace: Path, warm: Warm) -> None:
     first = warm.start(workspace, *IMPROVE.split(), fault={"slow_generate": 0.3})
     output = workspace / "improved.jsonl"
+    deadline = time.monotonic() + 60
     while not (output.exists() and output.read_bytes()):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     second = warm.run(workspace, *IMPROVE.split(), "--overwrite")
     assert second.code == 3

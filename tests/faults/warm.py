@@ -266,18 +266,18 @@ def slow_save(seconds: float) -> None:
 
 
 def slow_generate(seconds: float) -> None:
-    """Every batch of improvements takes so much longer."""
+    """Improvements take so much longer, some at a time."""
     import time
 
-    from pitcli.engine import methods
+    from pitcli.engine.slots import Slots
 
-    original = methods.generate
+    original = Slots.run
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(seconds)
         return original(*arguments)
 
-    methods.generate = slowly
+    Slots.run = slowly  # type: ignore[method-assign]
 
 
 def nan_gap_of_draft(name: str) -> None:
