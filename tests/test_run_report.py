@@ -75,9 +75,18 @@ def test_a_real_run_gets_its_page_into_its_folder_and_stays_what_it_was(capsys: 
     assert out == ""
     assert "runs/sft/report.html: open it in a browser" in err
     assert "Supervised fine-tuning of the improver on tiny, 3 steps, finished." in words(page)
-    for told in ("loss", "learning_rate", "grad_norm", "tokens", "batch_size 4", "pairs.jsonl, 40 rows", "torch 2"):
+    for told in (
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "padding_share",
+        "batch_size 4",
+        "pairs.jsonl, 40 rows",
+        "torch 2",
+    ):
         assert told in words(page), told
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert main(["verify", "runs/sft"]) == 0
     assert main([*sft, "--resume"]) == 0  # finished: nothing to do
     assert main([*sft, "--overwrite"]) == 0

@@ -17,7 +17,7 @@ from pitcli.errors import RunError, SettingsError
 
 Item = TypeVar("Item")
 BLOCK = 2**16
-WINDOW = 8  # rows that are held at a time, as a multiple of those that are generated together
+WINDOW = 4  # rows that are held at a time, as a multiple of those that are generated together
 
 
 def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -105,10 +105,10 @@ def run(config: ImproveConfig) -> int:
     with opened_output(config, base, models) as (stream, done):
         tools = load_tools(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
-        size = WINDOW * config.sample_batch_size * process_count()
+        held = windows(fits, WINDOW * config.sample_batch_size, config.input)
         with progress("improving", None, stream) as advance:
-            for window in windows(fits, size, config.input):
-                for attempt in improve_new(tools, window, done):
+            while group := list(islice(held, process_count())):
+                for attempt in improve_new(tools, group, done):
                     if attempt is not None:
                         write_row(finished_row(attempt), stream)
                         stream.flush()
@@ -134,23 +134,21 @@ def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator
         yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
 
 
-def improve_new(tools: Tools, window: Sequence[Draft], done: Counter[int]) -> Iterator[Attempt | None]:
-    """The attempt at each draft of a window, None where it has its row; each process improves a part of the window.
+def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
+    """The attempt at each draft, None where it has its row; the windows are spread over the processes.
 
-    A part that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
+    A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
     """
-    wanted = [(draft, not _take(done, draft)) for draft in window]
-    count = process_count()
-    parts = [wanted[len(wanted) * one // count : len(wanted) * (one + 1) // count] for one in range(count)]
+    wanted = [[(draft, not _take(done, draft)) for draft in window] for window in group]
 
-    def attempts_at(part: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
-        some = any(is_new for _, is_new in part)
-        attempts = improve_within_memory(tools, [draft for draft, _ in part]) if some else repeat(None, len(part))
-        return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, part, strict=True))
+    def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
+        some = any(is_new for _, is_new in window)
+        attempts = improve_within_memory(tools, [draft for draft, _ in window]) if some else repeat(None, len(window))
+        return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, window, strict=True))
 
-    if count == 1:
-        return attempts_at(wanted)  # each as soon as it has ended
-    return chain.from_iterable(spread(parts, lambda mine: [list(attempts_at(part)) for part in mine]))
+    if process_count() == 1:
+        return chain.from_iterable(map(attempts_at, wanted))  # each as soon as it has ended
+    return chain.from_iterable(spread(wanted, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:
