@@ -91,6 +91,8 @@ def _settings(name: str, id_: str, folder: Path) -> dict[str, dict[str, Any]]:
     """What each tracker is started with, so that its files are in the run's folder and it knows a resumed run."""
     os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # trackio has no setting for it
     return {
+        # its files are named by the second, and one of the same name is written over
+        "tensorboard": {"filename_suffix": f".{secrets.token_hex(4)}"},
         "wandb": {"name": name, "id": id_, "resume": "allow", "dir": str(folder), "settings": {"console": "off"}},
         "trackio": {"name": f"{name}-{id_}", "resume": "allow"},
     }
