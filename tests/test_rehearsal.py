@@ -147,11 +147,11 @@ def test_the_estimate_is_within_15_percent_of_the_peak(
         "--model",
         "tiny",
         "--max-steps",
-        "1",
+        "2",
         "--batch-size",
-        "256",
+        "100",
         "--micro-batch-size",
-        "256",
+        "32",
     ]
     if mapped:
         monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
