@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flops import Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
+from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
 from worker import peak_bytes
 from works import NEW_TOKENS, SHAPES
 
-TREE = (-1, 0, 1, 1, 0, 4, 4)
 LENGTHS = (256, 512, 1024, 2048, 4096)
 GROUPS = (2, 4, 8)
 ROWS = (1, 4, 16)
@@ -153,7 +152,7 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
     length, rows = request["length"], request["rows"]
     sizes = [length // 2, *[length // 4] * 6]
     trees = [
-        Tree([ids(size, row + place) for place, size in enumerate(sizes)], list(TREE), [5, 2, 6, 3])
+        Tree([ids(size, row + place) for place, size in enumerate(sizes)], list(TREE_PARENTS), [5, 2, 6, 3])
         for row in range(rows)
     ]
     batch = model.tree_batch(trees)
@@ -162,7 +161,7 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
         model.use(GAP, train=True)
         model.scores(batch).sum().backward()
 
-    flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE), 0)
+    flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE_PARENTS), 0)
     return step, flops, rows * sum(sizes)
 
 

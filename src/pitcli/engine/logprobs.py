@@ -18,9 +18,9 @@ def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """The gradient d log p / d hidden = (W[target] - p W) / T is taken while the logits are there, so that they are
+    """Takes the gradient d log p / d hidden = (W[target] - p W) / T while the logits are there.
 
-    neither kept nor computed again for the backward pass; what is kept is of the size of the hidden states.
+    So they are neither kept nor computed again for the backward pass; what is kept is of the size of the hidden states.
     """
 
     @staticmethod

@@ -188,7 +188,7 @@ class _SlotLayer(CacheLayerMixin):
         return cache.read(self.keys), cache.read(self.values)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError
+        """Nothing: the first write lays the slots out."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.width, 0
