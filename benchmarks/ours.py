@@ -17,6 +17,7 @@ from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SftConfig
 from pitcli.data.formats import parse_draft
 from pitcli.data.records import Comparison
 from pitcli.engine.models import RoleModel
+from pitcli.engine.pair_tree import separate_batch
 from pitcli.engine.training import Task, train
 from pitcli.stages import improve, reward, rl, sft
 
@@ -92,8 +93,8 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     )
 
 
-def replace(stage: ModuleType, **functions: Callable[..., Any]) -> None:
-    """Put functions in the place of those that a stage calls by these names."""
+def replace(stage: ModuleType | RoleModel, **functions: Callable[..., Any]) -> None:
+    """Put functions in the place of those that a stage, or a model, has by these names."""
     for name, function in functions.items():
         getattr(stage, name)  # AttributeError where pit no longer has it
         setattr(stage, name, function)
@@ -104,7 +105,7 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
 
     def wrapped(model: RoleModel, task: Task, config: Any, folder: Any) -> Any:
         if side == "separate":
-            model.packs_trees = False
+            replace(model, tree_batch=lambda trees: separate_batch(trees, model.pad_id).to(model.device))
         if spec["trains"] != "rl":
             model.save_role(task.role, made(Path(spec["scratch"], "initial")))
         tokens = []

@@ -18,15 +18,15 @@ PASS_TOKENS = 64  # what a pass costs besides that for each of its tokens, in to
 class Batch(NamedTuple):
     """Right-padded sequences, and which of their hidden states are wanted.
 
-    input_ids_BT: token ids. position_ids_BT, attention_mask_B1TT (additive, 0 where a token sees another): None where
-    each row is one conversation, in which every token sees all before it and none sees the padding. rows_N, places_N:
-    where the wanted states are; targets_N: the tokens that they predict, empty where it is not that they are wanted
-    for. tokens: how many of the B x T are no padding.
+    input_ids_BT: token ids. position_ids_BT: None where each row is one conversation, in which every token sees all
+    before it. branches_BS2: who sees whom (attention.branches_of). rows_N, places_N: where the wanted states are;
+    targets_N: the tokens that they predict, empty where it is not that they are wanted for. tokens: how many of the
+    B x T are no padding.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor | None
-    attention_mask_B1TT: Tensor | None
+    branches_BS2: Tensor
     rows_N: Tensor
     places_N: Tensor
     targets_N: Tensor

@@ -1,7 +1,7 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pitcli.console import warn
 from pitcli.data.templates import Example
+from pitcli.engine.attention import BY_BRANCH, tree_mask
 from pitcli.engine.bases import reading
 from pitcli.engine.batches import Batch, length_sorted_chunks
 from pitcli.engine.loading import WEIGHTS, saved_lora
@@ -152,9 +153,15 @@ class RoleModel(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
+        are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
+        if self.reads_branches and (are_trees or self.packs(width)):
+            return self._under_mask(batch, batch.branches_BS2[:, None])
+        return self._under_mask(batch, tree_mask(batch.branches_BS2, width, self.base.dtype) if are_trees else None)
+
+    def _under_mask(self, batch: Batch, mask: Tensor | None) -> Tensor:
         output = self.transformer(
             input_ids=batch.input_ids_BT,
-            attention_mask=batch.attention_mask_B1TT,
+            attention_mask=mask,
             position_ids=batch.position_ids_BT,
             use_cache=False,
         )
@@ -173,7 +180,7 @@ class RoleModel(nn.Module):
     def tree_batch(self, trees: Sequence[Tree], of_tokens: bool = False) -> Batch:
         """Trees as this model takes them, packed or every conversation by itself; wanted is as in separate_batch."""
         if self.packs(max(len(ids) for tree in trees for ids in tree.conversations())):
-            return packed_batch(trees, self.pad_id, self.base.dtype, of_tokens).to(self.device)
+            return packed_batch(trees, self.pad_id, of_tokens).to(self.device)
         return separate_batch(trees, self.pad_id, of_tokens).to(self.device)
 
     @torch.no_grad()
@@ -200,19 +207,38 @@ class RoleModel(nn.Module):
     @cached_property
     def packs_trees(self) -> bool:
         """Whether the base gives packed trees the hidden states of separate passes; seen by trying it once."""
-        ids = list(range(8))
-        tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
-        with torch.no_grad():
-            separate = self.hidden_states(separate_batch([tree], self.pad_id).to(self.device)).float()
-            try:
-                packed = self.hidden_states(packed_batch([tree], self.pad_id, self.base.dtype).to(self.device)).float()
-                apart = float((packed - separate).abs().max() / separate.abs().max())
-            except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
-                apart = math.inf
+        if self.reads_branches:
+            return True
+        apart = self._apart(lambda batch: tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], self.base.dtype))
         if apart > TREE_TOLERANCE[self.base.dtype]:
             warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
             return False
         return True
+
+    @cached_property
+    def reads_branches(self) -> bool:
+        """Whether the base takes the attention of attention.py, on a CPU; from here on it does if it can."""
+        usual = self.base.config._attn_implementation
+        if self.device.type != "cpu" or usual != "sdpa":
+            return False
+        self.base.set_attn_implementation(BY_BRANCH)
+        if self._apart(lambda batch: batch.branches_BS2[:, None]) <= TREE_TOLERANCE[self.base.dtype]:
+            return True
+        self.base.set_attn_implementation(usual)
+        return False
+
+    @torch.no_grad()
+    def _apart(self, mask_of: Callable[[Batch], Tensor]) -> float:
+        """How far the hidden states of a small tree under a mask are from those of separate passes, relative."""
+        ids = list(range(8))
+        tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
+        separate, packed = (make([tree], self.pad_id).to(self.device) for make in (separate_batch, packed_batch))
+        wanted = self._under_mask(separate, None).float()
+        try:
+            found = self._under_mask(packed, mask_of(packed)).float()
+        except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
+            return math.inf
+        return float((found - wanted).abs().max() / wanted.abs().max())
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""

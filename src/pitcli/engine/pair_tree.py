@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pitcli.data.records import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.attention import branches_of
 from pitcli.engine.batches import Batch, pad_right
 
 
@@ -91,27 +92,24 @@ def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) 
     for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
         path = range(len(ids) - len(leaf) - 1, len(ids))
         wanted.append(_Wanted(row, path[:-1], leaf) if of_tokens else _Wanted(row, path[-1:], []))
-    return Batch(input_ids_BT, None, None, *_flat(wanted), tokens=sum(map(len, conversations)))
+    branches_BS2 = branches_of([([-1], [len(ids)]) for ids in conversations])
+    return Batch(input_ids_BT, None, branches_BS2, *_flat(wanted), tokens=sum(map(len, conversations)))
 
 
-def packed_batch(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype, of_tokens: bool = False) -> Batch:
+def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
     """As separate_batch, with each tree in one row."""
-    width = max(tree.tokens() for tree in trees)
-    input_ids_BT = torch.full((len(trees), width), pad_id)
+    input_ids_BT, _ = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
     position_ids_BT = torch.zeros_like(input_ids_BT)
-    sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     wanted = []
     for row, tree in enumerate(trees):
-        size = tree.tokens()
-        input_ids_BT[row, :size] = torch.tensor([token for segment in tree.segments for token in segment])
-        position_ids_BT[row, :size], sees_BTT[row, :size, :size], ends = _layout(tree)
+        position_ids_BT[row, : tree.tokens()], ends = _layout(tree)
         for leaf in tree.leaves:
             segment = tree.segments[leaf]
             path = [ends[tree.parents[leaf]], *range(ends[leaf] + 1 - len(segment), ends[leaf] + 1)]
             wanted.append(_Wanted(row, path[:-1], segment) if of_tokens else _Wanted(row, path[-1:], []))
-    attention_mask_BTT = torch.zeros(sees_BTT.shape, dtype=dtype).masked_fill(~sees_BTT, torch.finfo(dtype).min)
+    branches_BS2 = branches_of([(tree.parents, [len(ids) for ids in tree.segments]) for tree in trees])
     tokens = sum(tree.tokens() for tree in trees)
-    return Batch(input_ids_BT, position_ids_BT, attention_mask_BTT[:, None], *_flat(wanted), tokens=tokens)
+    return Batch(input_ids_BT, position_ids_BT, branches_BS2, *_flat(wanted), tokens=tokens)
 
 
 class _Wanted(NamedTuple):
@@ -130,19 +128,13 @@ def _flat(wanted: Sequence[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(places), torch.tensor(targets, dtype=torch.long)
 
 
-def _layout(tree: Tree) -> tuple[Tensor, Tensor, list[int]]:
-    """(positions of shape (T,), who sees whom of shape (T, T), the last token of each segment)."""
-    lengths = torch.tensor([len(segment) for segment in tree.segments])
-    count = len(lengths)
-    is_ancestor_SS = torch.eye(count, dtype=torch.bool)
-    depth = [0] * count
-    for index, parent in enumerate(tree.parents):
-        if parent >= 0:
-            is_ancestor_SS[index] |= is_ancestor_SS[parent]
-            depth[index] = depth[parent] + len(tree.segments[parent])
-    starts = lengths.cumsum(0) - lengths
-    segment_T = torch.repeat_interleave(torch.arange(count), lengths)
-    place_T = torch.arange(len(segment_T))
-    positions_T = place_T - starts[segment_T] + torch.tensor(depth)[segment_T]
-    sees_TT = is_ancestor_SS[segment_T][:, segment_T] & (place_T[:, None] >= place_T[None, :])
-    return positions_T, sees_TT, (starts + lengths - 1).tolist()
+def _layout(tree: Tree) -> tuple[Tensor, list[int]]:
+    """(positions along the branches, of shape (T,); the last token of each segment)."""
+    positions: list[int] = []
+    ends, depth = list[int](), list[int]()
+    for segment, parent in zip(tree.segments, tree.parents, strict=True):
+        start = 0 if parent < 0 else depth[parent]
+        depth.append(start + len(segment))
+        positions += range(start, depth[-1])
+        ends.append(len(positions) - 1)
+    return torch.tensor(positions), ends

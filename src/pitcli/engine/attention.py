@@ -1,0 +1,222 @@
+"""Attention on CPUs that computes what is seen, and little else.
+
+torch's kernel for CPUs goes through all T x T of a sequence, also through what the mask hides: half of a conversation,
+two thirds of a pair's tree. Here a sequence is cut into blocks of neighbouring tokens, and a block meets the tokens of
+its own branch up to its end and no others; in the backward pass too.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BY_BRANCH = "pit_by_branch"  # as transformers knows it; for a mask it is given the branches of each row
+BLOCK = 128  # tokens; shorter ones hide less from a kernel that goes through 32 at a time anyway
+NOT_PLAIN = ("position_bias", "softcap", "s_aux")  # what else transformers may ask of an attention
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """The branches of a batch, shape (B, S, 2): parent (-1: none) and length of each row's segments in order.
+
+    rows: parents and lengths. A row with fewer segments than others has empty ones at its end.
+    """
+    width = max(len(lengths) for _, lengths in rows)
+    branches_BS2 = torch.tensor([-1, 0]).repeat(len(rows), width, 1)
+    for row, (parents, lengths) in enumerate(rows):
+        branches_BS2[row, : len(lengths)] = torch.tensor([parents, lengths]).T
+    return branches_BS2
+
+
+def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """The same as an additive mask for any attention, shape (B, 1, width, width); padding sees itself."""
+    mask_BTT = torch.full((len(branches_BS2), width, width), torch.finfo(dtype).min, dtype=dtype)
+    mask_BTT.diagonal(dim1=1, dim2=2).zero_()
+    for mask_TT, row in zip(mask_BTT, branches_BS2.tolist(), strict=True):
+        for spans in _spans(row):
+            start, stop = spans[-1]
+            for first, last in spans[:-1]:
+                mask_TT[start:stop, first:last] = 0
+            mask_TT[start:stop, start:stop].triu_(1)
+    return mask_BTT[:, None].to(branches_BS2.device)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """For transformers: of states of shape (B, heads, T, D) the attention of shape (B, T, heads, D).
+
+    attention_mask: branches of shape (B, 1, S, 2), or what scaled-dot-product attention takes.
+    """
+    plain = not dropout and all(more.get(name) is None for name in NOT_PLAIN)
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        if plain and attention_mask is not None and key.shape[1] < query.shape[1]:
+            return _grouped(query, key, value, attention_mask, scaling), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+    if not plain:
+        raise ValueError("this attention is more than a mask")
+    blocks = [_blocks(tuple(map(tuple, row))) for row in attention_mask[:, 0].tolist()]
+    output: Tensor = _ByBranch.apply(query, key, value, scaling, blocks)
+    return output, None
+
+
+AttentionInterface.register(BY_BRANCH, attend)
+AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask_B1TW: Tensor, scaling: float | None) -> Tensor:
+    """Queries of heads that share their keys as more queries of one head, where keys would be copied for each."""
+    batch, heads, tokens, _ = query.shape
+    groups = key.shape[1]
+    together = query.reshape(batch, groups, -1, query.shape[-1])
+    mask = mask_B1TW.repeat(1, 1, heads // groups, 1)
+    output = nn.functional.scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(batch, heads, tokens, -1).transpose(1, 2)
+
+
+Span = tuple[int, int]  # tokens of a row, from the first to before the last
+
+
+class _Block(NamedTuple):
+    """Neighbouring tokens of a row, and the spans of what they see; the last ends with themselves."""
+
+    tokens: Span
+    sees: list[Span]
+    seen: int
+
+
+def _spans(row: Sequence[Sequence[int]]) -> list[list[Span]]:
+    """For each segment its branch: where its ancestors stand, and itself last."""
+    spans: list[list[Span]] = []
+    start = 0
+    for parent, length in row:
+        spans.append([*(spans[parent] if parent >= 0 else []), (start, start + length)])
+        start += length
+    return spans
+
+
+@lru_cache(maxsize=256)  # every layer asks for it, and so does the backward pass
+def _blocks(row: tuple[tuple[int, int], ...]) -> list[_Block]:
+    blocks = []
+    for spans in _spans(row):
+        *ancestors, (start, stop) = spans
+        for first, last in pairwise([*range(start, stop, BLOCK), stop]):
+            sees = _joined([*ancestors, (start, last)])
+            blocks.append(_Block((first, last), sees, sum(end - begin for begin, end in sees)))
+    return blocks
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for begin, end in spans:
+        follows = bool(joined) and joined[-1][1] == begin
+        joined.append((joined.pop()[0] if follows else begin, end))
+    return joined
+
+
+@lru_cache(maxsize=2)
+def _causal(most: int, before: int, dtype: torch.dtype) -> Tensor:
+    """An additive mask of `most` tokens after `before` others, whose parts are the masks of all blocks."""
+    return torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1)
+
+
+class _ByBranch(torch.autograd.Function):
+    """Heads that share their keys are an axis of their own (R), along which keys and values have no stride."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, blocks: list[list[_Block]]
+    ) -> Tensor:
+        batch, heads, tokens, size = query.shape
+        output = query.new_zeros(batch, tokens, heads, size)
+        query_BGRTD, output_BGRTD = (_by_key(x, key.shape[1]) for x in (query, output.transpose(1, 2)))
+        sums = []
+        for row, of_row in enumerate(blocks):
+            for block in of_row:
+                states = _met(query_BGRTD[row], key[row], value[row], block)
+                (first, last), mask = block.tokens, _mask(block, blocks, query.dtype)
+                attended, sum_GRT = _FLASH(*states, attn_mask=mask, scale=scaling)
+                output_BGRTD[row, :, :, first:last] = attended
+                sums.append(sum_GRT)
+        ctx.save_for_backward(query, key, value, output, *sums)
+        ctx.scaling, ctx.blocks = scaling, blocks
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, *sums = ctx.saved_tensors
+        of_query, of_key, of_value = (
+            x.new_zeros(len(x), x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)
+        )
+        query_BGRTD, of_query_BGRTD, output_BGRTD, slopes_BGRTD = (
+            _by_key(x, key.shape[1]) for x in (query, of_query, output.transpose(1, 2), slopes[0].transpose(1, 2))
+        )
+        left = iter(sums)
+        for row, of_row in enumerate(ctx.blocks):
+            for block in of_row:
+                states = _met(query_BGRTD[row], key[row], value[row], block)
+                (first, last), mask = block.tokens, _mask(block, ctx.blocks, query.dtype)
+                found = _FLASH_BACKWARD(
+                    slopes_BGRTD[row, :, :, first:last],
+                    *states,
+                    output_BGRTD[row, :, :, first:last],
+                    next(left),
+                    0.0,
+                    False,
+                    attn_mask=mask,
+                    scale=ctx.scaling,
+                )
+                of_query_BGRTD[row, :, :, first:last] = found[0]
+                for total, part in ((of_key[row], found[1].sum(1)), (of_value[row], found[2].sum(1))):
+                    for (begin, end), of_span in zip(block.sees, part.split(_lengths(block), 1), strict=True):
+                        total[:, begin:end] += of_span
+        return of_query, of_key, of_value, None, None
+
+
+def _by_key(states_BHTD: Tensor, groups: int) -> Tensor:
+    """Shape (B, G, R, T, D): R heads of queries for each of keys."""
+    return states_BHTD.unflatten(1, (groups, -1))
+
+
+def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of a block, and the keys and values that they see."""
+    first, last = block.tokens
+    shared = query_GRTD.shape[1]
+
+    def seen(states_GTD: Tensor) -> Tensor:
+        parts = [states_GTD[:, begin:end] for begin, end in block.sees]
+        states_GSD = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return states_GSD[:, None].expand(-1, shared, -1, -1)
+
+    return query_GRTD[:, :, first:last], seen(key_GTD), seen(value_GTD)
+
+
+def _mask(block: _Block, blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> Tensor:
+    """Shape (1, 1, tokens, seen)."""
+    tokens = _size(block)
+    most = max(_size(one) for of_row in blocks for one in of_row)
+    before = max(one.seen - _size(one) for of_row in blocks for one in of_row)
+    strip = _causal(most, before, dtype)
+    return strip[None, None, :tokens, before + tokens - block.seen : before + tokens]
+
+
+def _size(block: _Block) -> int:
+    return block.tokens[1] - block.tokens[0]
+
+
+def _lengths(block: _Block) -> list[int]:
+    return [end - begin for begin, end in block.sees]
