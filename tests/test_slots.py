@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pitcli.engine import slots as slots_module
 from pitcli.engine.models import GAP, IMPROVER, RoleModel
 from pitcli.engine.sampling import Decoding, Sample, generate
 from pitcli.engine.slots import Call, Slots, Waves, open_places, write_all
@@ -80,6 +81,57 @@ def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pyte
     samples = dict(slots.run(3))
     wanted = [alone(model, IMPROVER, call, slots.decoding) for call in calls]
     assert_same([samples[key] for key in range(3)], wanted)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_is_read_ahead_changes_nothing_but_the_passes(
+    temperature: float, kept: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses that are right, wrong, beyond the stop token and beyond the last token; then none at all."""
+    decoding = Decoding(temperature, 1.0, 20, 4)
+    calls = CALLS
+    wanted = [alone(model, IMPROVER, call, decoding) for call in calls]
+
+    def oracle(self: slots_module._Running) -> None:
+        ahead = [*wanted[self.key].token_ids, 4, 4][len(self.tokens) :]
+        guesses = [token if kept or place % 3 < 2 else token - 1 for place, token in enumerate(ahead)]
+        self.guesses = guesses[: min(6, len(self.uniforms_S) - len(self.tokens) - 1)]
+
+    passes: list[int] = []
+    original = Slots._pick
+
+    def counted(self: Slots) -> list[tuple[int, Sample]]:
+        passes[-1] += 1
+        return original(self)
+
+    monkeypatch.setattr(Slots, "_pick", counted)
+    for guess in (oracle, lambda self: None, slots_module._Running.guess):
+        monkeypatch.setattr(slots_module._Running, "guess", guess)
+        passes.append(0)
+        assert_same(written(Slots(model, IMPROVER, decoding, 3), CALLS, 1), wanted)
+    assert passes[0] < passes[1] * (0.4 if kept else 0.8)
+
+
+def test_guesses_are_what_followed_the_last_two_tokens() -> None:
+    call = Call([5, 6, 7, 8, 9, 6, 7, 1, 2, 5, 6], 0)
+    running = slots_module._Running(0, call, Decoding(0.0, 1.0, 8, -1))
+    running.guess()
+    assert running.guesses == [7, 8]  # two more than were right before
+    running.add(7, 0.0)
+    running.guess()
+    assert running.guesses == [1, 2]  # after the later of two places
+    running.right = 5
+    running.guess()
+    assert running.guesses == [1, 2, 5, 6, 7]
+    for token in (1, 2, 5):
+        running.add(token, 0.0)
+    running.guess()
+    assert running.guesses == [6, 7, 1]  # one token less than may still be written
+    running.add(3, 0.0)
+    running.guess()
+    assert running.guesses == []
+    assert slots_module._Running(0, Call([5], 0), Decoding(0.0, 1.0, 8, -1)).guesses == []
 
 
 def test_the_cache_grows_with_longer_prompts(model: RoleModel) -> None:
