@@ -102,10 +102,12 @@ def test_what_is_no_mask_of_ours_is_left_to_transformers(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", usual)
     query, key = SimpleNamespace(shape=(1, 4, 5, 8)), SimpleNamespace(shape=(1, 2, 5, 8))
+    longer, fewer = SimpleNamespace(shape=(1, 4, 17, 8)), SimpleNamespace(shape=(1, 2, 17, 8))
     assert attend(MODULE, query, key, key, None, is_causal=True) == ("theirs", None)
     mask = torch.zeros(1, 1, 5, 5)
     assert attend(MODULE, query, key, key, mask, position_bias=mask) == ("theirs", None)
     assert attend(MODULE, query, query, query, mask) == ("theirs", None)
-    assert [list(more) for more in asked] == [["is_causal"], ["position_bias"], []]
+    assert attend(MODULE, longer, fewer, fewer, mask) == ("theirs", None)  # the mask would take more than the keys
+    assert [list(more) for more in asked] == [["is_causal"], ["position_bias"], [], []]
     with pytest.raises(ValueError, match="more than a mask"):
         attend(MODULE, query, key, key, BRANCHES[:, None], softcap=30.0)

@@ -64,7 +64,8 @@ def attend(
     """
     plain = not dropout and all(more.get(name) is None for name in NOT_PLAIN)
     if attention_mask is None or attention_mask.dtype != torch.long:
-        if plain and attention_mask is not None and key.shape[1] < query.shape[1]:
+        few = query.shape[2] <= key.shape[1] * key.shape[3]  # so that masks are smaller than keys would be
+        if plain and few and attention_mask is not None and key.shape[1] < query.shape[1]:
             return _grouped(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     if not plain:
@@ -79,7 +80,7 @@ AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, mask_B1TW: Tensor, scaling: float | None) -> Tensor:
-    """Queries of heads that share their keys as more queries of one head, where keys would be copied for each."""
+    """Queries of heads that share their keys as more queries of one head: the mask is repeated in the keys' place."""
     batch, heads, tokens, _ = query.shape
     groups = key.shape[1]
     together = query.reshape(batch, groups, -1, query.shape[-1])
@@ -128,10 +129,22 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
-@lru_cache(maxsize=2)
-def _causal(most: int, before: int, dtype: torch.dtype) -> Tensor:
-    """An additive mask of `most` tokens after `before` others, whose parts are the masks of all blocks."""
-    return torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1)
+class _Causal(NamedTuple):
+    """An additive mask of tokens that come after `before` others, whose parts are the masks of all blocks."""
+
+    mask: Tensor
+    before: int
+
+    def part(self, block: _Block) -> Tensor:
+        """Shape (1, 1, tokens, seen)."""
+        tokens = _size(block)
+        return self.mask[None, None, :tokens, self.before + tokens - block.seen : self.before + tokens]
+
+
+def _causal(blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> _Causal:
+    every = [block for of_row in blocks for block in of_row]
+    most, before = max(map(_size, every)), max(block.seen - _size(block) for block in every)
+    return _Causal(torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1), before)
 
 
 class _ByBranch(torch.autograd.Function):
@@ -144,13 +157,12 @@ class _ByBranch(torch.autograd.Function):
         batch, heads, tokens, size = query.shape
         output = query.new_zeros(batch, tokens, heads, size)
         query_BGRTD, output_BGRTD = (_by_key(x, key.shape[1]) for x in (query, output.transpose(1, 2)))
-        sums = []
+        sums, causal = [], _causal(blocks, query.dtype)
         for row, of_row in enumerate(blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
-                (first, last), mask = block.tokens, _mask(block, blocks, query.dtype)
-                attended, sum_GRT = _FLASH(*states, attn_mask=mask, scale=scaling)
-                output_BGRTD[row, :, :, first:last] = attended
+                attended, sum_GRT = _FLASH(*states, attn_mask=causal.part(block), scale=scaling)
+                output_BGRTD[row, :, :, slice(*block.tokens)] = attended
                 sums.append(sum_GRT)
         ctx.save_for_backward(query, key, value, output, *sums)
         ctx.scaling, ctx.blocks = scaling, blocks
@@ -165,22 +177,22 @@ class _ByBranch(torch.autograd.Function):
         query_BGRTD, of_query_BGRTD, output_BGRTD, slopes_BGRTD = (
             _by_key(x, key.shape[1]) for x in (query, of_query, output.transpose(1, 2), slopes[0].transpose(1, 2))
         )
-        left = iter(sums)
+        left, causal = iter(sums), _causal(ctx.blocks, query.dtype)
         for row, of_row in enumerate(ctx.blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
-                (first, last), mask = block.tokens, _mask(block, ctx.blocks, query.dtype)
+                own = slice(*block.tokens)
                 found = _FLASH_BACKWARD(
-                    slopes_BGRTD[row, :, :, first:last],
+                    slopes_BGRTD[row, :, :, own],
                     *states,
-                    output_BGRTD[row, :, :, first:last],
+                    output_BGRTD[row, :, :, own],
                     next(left),
                     0.0,
                     False,
-                    attn_mask=mask,
+                    attn_mask=causal.part(block),
                     scale=ctx.scaling,
                 )
-                of_query_BGRTD[row, :, :, first:last] = found[0]
+                of_query_BGRTD[row, :, :, own] = found[0]
                 for total, part in ((of_key[row], found[1].sum(1)), (of_value[row], found[2].sum(1))):
                     for (begin, end), of_span in zip(block.sees, part.split(_lengths(block), 1), strict=True):
                         total[:, begin:end] += of_span
@@ -194,7 +206,6 @@ def _by_key(states_BHTD: Tensor, groups: int) -> Tensor:
 
 def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of a block, and the keys and values that they see."""
-    first, last = block.tokens
     shared = query_GRTD.shape[1]
 
     def seen(states_GTD: Tensor) -> Tensor:
@@ -202,16 +213,7 @@ def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) 
         states_GSD = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return states_GSD[:, None].expand(-1, shared, -1, -1)
 
-    return query_GRTD[:, :, first:last], seen(key_GTD), seen(value_GTD)
-
-
-def _mask(block: _Block, blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> Tensor:
-    """Shape (1, 1, tokens, seen)."""
-    tokens = _size(block)
-    most = max(_size(one) for of_row in blocks for one in of_row)
-    before = max(one.seen - _size(one) for of_row in blocks for one in of_row)
-    strip = _causal(most, before, dtype)
-    return strip[None, None, :tokens, before + tokens - block.seen : before + tokens]
+    return query_GRTD[:, :, slice(*block.tokens)], seen(key_GTD), seen(value_GTD)
 
 
 def _size(block: _Block) -> int:
