@@ -1,15 +1,16 @@
 """Where the time of a training step goes, how far it is from the arithmetic, and how it grows.
 
-    python benchmarks/costs.py --data hh.jsonl [--device cpu|cuda] [--shape smollm2|1b] [--longest 4096]
+    python benchmarks/costs.py [--device cpu|cuda] [--shape smollm2|1b] [--longest 4096]
 
 Every line is measured in a process of its own, so that its peak memory is its own. On rows of random tokens of one
-length, a step being one row (rl: one prompt with k samples of 48 tokens). Printed for each: seconds, the least FLOP
-(flops.py), the share of the machine's matrix-product peak that they come to, the peak memory, and in which kinds of
-operation, or for rl in which phases, the seconds went.
+length, a step being one row (rl: one prompt with k samples of 48 tokens; improve: an improvement of 48 tokens for each
+row). Printed for each: seconds, the least FLOP (flops.py), the share of the machine's matrix-product peak that they
+come to, the peak memory, and in which kinds of operation, or for rl and improve in which phases, the seconds went.
 """
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
+from flops import TREE_PARENTS, Shape, forward_flops, llama_shape, seen_in_row, seen_in_tree, training_flops
 from worker import peak_bytes
 from works import NEW_TOKENS, SHAPES
 
@@ -51,9 +52,11 @@ def main() -> None:
     common = {"device": options.device, "shape": options.shape, "load_in_4bit": options.load_in_4bit}
     asked = [{"stage": "peak"}]
     lengths = [length for length in LENGTHS if length <= options.longest]
-    asked += [{"stage": stage, "length": length} for stage in ("sft", "gap", "rl") for length in lengths]
+    asked += [{"stage": stage, "length": length} for stage in STEPS for length in lengths]
     asked += [{"stage": "rl", "length": lengths[0], "k": k} for k in GROUPS]
-    asked += [{"stage": stage, "length": lengths[0], "rows": rows} for stage in ("sft", "gap") for rows in ROWS]
+    asked += [
+        {"stage": stage, "length": lengths[0], "rows": rows} for stage in ("sft", "gap", "improve") for rows in ROWS
+    ]
     measured: list[dict[str, Any]] = []
     for one in asked:
         request = {"length": 0, "rows": 1, "k": 4, **one, **common}
@@ -98,11 +101,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         base = load_base(folder, request["load_in_4bit"], torch.device(request["device"]))
     model = RoleModel(base, 0)
     lora = LoraSettings()
-    for role in {"sft": [IMPROVER], "gap": [GAP], "rl": [IMPROVER, REFERENCE, GAP]}[request["stage"]]:
+    for role in (IMPROVER, REFERENCE, GAP):
         model.add_role(role, lora_config(lora))
-    step, flops, tokens = {"sft": sft_step, "gap": gap_step, "rl": rl_step}[request["stage"]](
-        model, request, llama_shape(config, lora.lora_rank)
-    )
+    step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
     held = peak_bytes(request["device"] == "cuda")
     step({})  # warm-up
     phases: dict[str, float] = {}
@@ -181,13 +182,7 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     half = len(prompt) // 2
 
     def step(phases: dict[str, float]) -> None:
-        started = now(request["device"])
-
-        def ended(phase: str) -> None:
-            nonlocal started
-            phases[phase] = now(request["device"]) - started
-            started = now(request["device"])
-
+        ended = timed(phases, request["device"])
         drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
         ended("sampling")
         segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
@@ -211,14 +206,64 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     sampled = k * NEW_TOKENS
     group = len(prompt) + sampled
     seen = seen_in_tree([len(prompt), *[NEW_TOKENS] * k], [-1, *[0] * k])
-    update = training_flops(shape, group, seen, sampled)
-    reference = len(prompt) - half
-    of_gap, parents = [half, reference], [-1, 0]
-    for _ in range(k):
-        parents += [1, 0, len(of_gap) + 1]
-        of_gap += [NEW_TOKENS, NEW_TOKENS, reference]
-    gaps = training_flops(shape, sum(of_gap), seen_in_tree(of_gap, parents), 0) / 2
-    return step, 2 * update + gaps, group + sampled + sum(of_gap)
+    gaps, judged = gap_flops(shape, half, len(prompt) - half, k)
+    written = forward_flops(shape, group, seen, sampled)  # by sampling, and once more by the reference
+    return step, training_flops(shape, group, seen, sampled) + 2 * written + gaps, group + sampled + judged
+
+
+def improve_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """For each row one improvement of 48 tokens, written side by side, and its gap over a draft as long."""
+    from pitcli.engine.models import IMPROVER
+    from pitcli.engine.pair_tree import Tree
+    from pitcli.engine.sampling import Decoding
+    from pitcli.engine.slots import Call, Slots
+
+    rows, half = request["rows"], request["length"] - 2 * NEW_TOKENS
+    calls = [Call(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, -1)
+
+    def step(phases: dict[str, float]) -> None:
+        ended = timed(phases, request["device"])
+        slots = Slots(model, IMPROVER, decoding, rows)
+        slots.admit(list(enumerate(calls)))
+        ended("reading")
+        samples = dict(slots.run(rows))
+        ended("writing")
+        trees = []
+        for key, call in enumerate(calls):
+            x, draft, written = call.prompt[:half], call.prompt[half:], samples[key].token_ids
+            trees.append(Tree([x, draft, written, written, draft], [-1, 0, 1, 0, 3], [2, 4]))
+        model.score_trees(trees, 2 * rows)
+        ended("gaps")
+
+    read = half + NEW_TOKENS
+    written = forward_flops(shape, read + NEW_TOKENS, seen_in_row(read + NEW_TOKENS), NEW_TOKENS)
+    gaps, judged = gap_flops(shape, half, NEW_TOKENS, 1)
+    return step, rows * (written + gaps), rows * (read + NEW_TOKENS + judged)
+
+
+def gap_flops(shape: Shape, prompt: int, reference: int, responses: int) -> tuple[float, int]:
+    """Of both orders of each response of 48 tokens and one reference: FLOP and tokens."""
+    sizes, parents = [prompt, reference], [-1, 0]
+    for _ in range(responses):
+        parents += [1, 0, len(sizes) + 1]
+        sizes += [NEW_TOKENS, NEW_TOKENS, reference]
+    return forward_flops(shape, sum(sizes), seen_in_tree(sizes, parents), 0), sum(sizes)
+
+
+STEPS = {"sft": sft_step, "gap": gap_step, "rl": rl_step, "improve": improve_step}
+
+
+def timed(phases: dict[str, float], device: str) -> Callable[[str], None]:
+    """To be called at the end of each phase."""
+    started = now(device)
+
+    def ended(phase: str) -> None:
+        nonlocal started
+        phases[phase] = now(device) - started
+        started = now(device)
+
+    return ended
 
 
 def kinds_of(step: Step) -> dict[str, float]:
@@ -252,7 +297,7 @@ def matmul_peak(device: str) -> float:
 
 def ids(count: int, seed: int) -> list[int]:
     """Token ids that every model knows."""
-    return [3 + (7 * place + 13 * seed) % 90 for place in range(count)]
+    return random.Random(seed).choices(range(3, 93), k=count)
 
 
 def now(device: str) -> float:

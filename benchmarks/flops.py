@@ -35,6 +35,14 @@ def llama_shape(config: dict[str, Any], lora_rank: int) -> Shape:
     )
 
 
+def forward_flops(shape: Shape, tokens: int, seen: int, predicted: int) -> float:
+    """Floating-point operations of a forward pass, counted as in training_flops."""
+    weights, adapters, attention = _sizes(shape)
+    return float(
+        tokens * 2 * (weights + adapters) + seen * 4 * attention + predicted * 2 * shape.hidden * shape.vocabulary
+    )
+
+
 def training_flops(shape: Shape, tokens: int, seen: int, predicted: int) -> float:
     """Floating-point operations that a LoRA training step cannot do without; a multiplication and an addition are two.
 
@@ -51,12 +59,17 @@ def training_flops(shape: Shape, tokens: int, seen: int, predicted: int) -> floa
     Norms, activations, rotations and the softmax are left out, and so is whatever is done twice: activations that are
     computed again, padding, tokens hidden by the mask, and outputs that nobody asked for.
     """
-    weights = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linear_in_out)
-    adapters = shape.layers * sum(shape.lora_rank * (inputs + outputs) for inputs, outputs in shape.linear_in_out)
-    attention = shape.layers * shape.attention
+    weights, adapters, attention = _sizes(shape)
     return float(
         tokens * (4 * weights + 6 * adapters) + seen * 12 * attention + predicted * 4 * shape.hidden * shape.vocabulary
     )
+
+
+def _sizes(shape: Shape) -> tuple[int, int, int]:
+    """Of all blocks: weights of the linear layers, weights of their adapters, query heads times their size."""
+    weights = shape.layers * sum(inputs * outputs for inputs, outputs in shape.linear_in_out)
+    adapters = shape.layers * sum(shape.lora_rank * (inputs + outputs) for inputs, outputs in shape.linear_in_out)
+    return weights, adapters, shape.layers * shape.attention
 
 
 def seen_in_row(length: int) -> int:
