@@ -1,30 +1,43 @@
 """Packed trees give the scores, and the gradients, of separate passes."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     BloomConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pitcli.data.records import Comparison, Message, PreferencePair
-from pitcli.data.templates import ChatFormat
-from pitcli.engine import models
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine import attention, models
 from pitcli.engine.attention import tree_mask
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.loading import load_base
-from pitcli.engine.models import GAP, RoleModel
-from pitcli.engine.pair_tree import Tree, group_tree, ordered_tree, packed_batch, separate_batch, swapped_tree
+from pitcli.engine.models import GAP, IMPROVER, RoleModel
+from pitcli.engine.pair_tree import (
+    Tree,
+    completion_batch,
+    group_tree,
+    ordered_tree,
+    packed_batch,
+    separate_batch,
+    swapped_tree,
+)
 from pitcli.engine.scoring import calibrated_gaps
 from tests.conftest import WithRoles
 
@@ -42,12 +55,19 @@ ARCHITECTURES = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16),
     "neox": GPTNeoXConfig(**SIZES),
+    # would count its positions from the mask
+    "opt": OPTConfig(
+        **{name: size for name, size in SIZES.items() if name not in ("intermediate_size", "initializer_range")},
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+        init_std=0.2,
+    ),
 }
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
+    return AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).requires_grad_(False).eval()
 
 
 def random_tree(seed: int) -> Tree:
@@ -77,14 +97,16 @@ def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
 
 def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
     model.use(GAP, train=True)
-    assert model.packs_trees
+    assert model.reads_branches
     batch = model.tree_batch(trees)
     assert len(batch.input_ids_BT) == len(trees)
     packed_N, separate_N = model.scores(batch), separate_scores(model, trees)
     assert separate_N.std() > 0.02  # the comparison below means something
     assert (packed_N - separate_N).abs().max() < 1e-5
     packed, separate = gradients(model, packed_N), gradients(model, separate_N)
-    assert all(gradient.abs().max() > 0 for gradient in separate.values())
+    for name, gradient in separate.items():
+        assert gradient.norm() > 0, name
+        assert (packed[name] - gradient).norm() < 1e-4 * gradient.norm(), name
     whole = torch.cat([gradient.flatten() for gradient in separate.values()])
     assert (torch.cat([packed[name].flatten() for name in separate]) - whole).norm() < 1e-5 * whole.norm()
     assert torch.cat(model.score_trees(trees, micro_batch_size=8)).tolist() == pytest.approx(
@@ -96,6 +118,47 @@ def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
 def test_scores_and_gradients_of_architectures(architecture: str, with_roles: WithRoles) -> None:
     model = with_roles(random_model(ARCHITECTURES[architecture]), 0, GAP)
     assert_as_separate(model, [random_tree(seed) for seed in range(5)])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_are_read_as_by_the_model_itself(architecture: str, with_roles: WithRoles) -> None:
+    base = random_model(ARCHITECTURES[architecture])
+    model = with_roles(base, 0, IMPROVER)
+    model.use(IMPROVER)
+    rows = [Example([3, 4, 5], [6, 7]), Example([8] * 60, [9, 10, 11]), Example([12], [13])]
+    logprobs_N = model.completion_logprobs(completion_batch(rows, 0))
+    wanted = []
+    for row in rows:
+        ids = torch.tensor([row.prompt + row.completion])
+        of_all = base(input_ids=ids).logits[0].log_softmax(-1)
+        wanted.append(of_all[len(row.prompt) - 1 : -1].gather(-1, torch.tensor(row.completion)[:, None])[:, 0])
+    assert model.reads_branches
+    assert (logprobs_N - torch.cat(wanted)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("failure", [TypeError("no mask"), None])
+def test_a_base_that_does_not_take_branches_takes_the_mask(
+    failure: Exception | None, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: Any, **more: Any) -> tuple[Tensor, None]:
+        if failure:
+            raise failure
+        output, _ = sdpa_attention_forward(*arguments[:4], None, **more)
+        return output * 1.01, None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.BY_BRANCH, wrong)
+    base = random_model(ARCHITECTURES["llama"])
+    model = with_roles(base, 0, GAP)
+    assert not model.reads_branches
+    assert base.config._attn_implementation == "sdpa"
+    assert model.packs_trees
+    model.use(GAP)
+    trees = [random_tree(seed) for seed in range(5)]
+    with torch.no_grad():
+        separate_N = separate_scores(model, trees)
+        packed_N = model.scores(packed_batch(trees, 0))
+    assert separate_N.std() > 0.02
+    assert (packed_N - separate_N).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("load_in_4bit", [True, False])

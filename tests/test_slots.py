@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from pitcli.engine import slots as slots_module
 from pitcli.engine.models import GAP, IMPROVER, RoleModel
@@ -84,12 +84,12 @@ def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize(("temperature", "at_least"), [(0.0, 0), (0.7, 0), (0.7, 6)])
 def test_what_is_read_ahead_changes_nothing_but_the_passes(
-    temperature: float, kept: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
+    temperature: float, at_least: int, kept: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guesses that are right, wrong, beyond the stop token and beyond the last token; then none at all."""
-    decoding = Decoding(temperature, 1.0, 20, 4)
+    decoding = Decoding(temperature, 1.0, 20, 4, at_least)
     calls = CALLS
     wanted = [alone(model, IMPROVER, call, decoding) for call in calls]
 
@@ -109,7 +109,14 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
     for guess in (oracle, lambda self: None, slots_module._Running.guess):
         monkeypatch.setattr(slots_module._Running, "guess", guess)
         passes.append(0)
-        assert_same(written(Slots(model, IMPROVER, decoding, 3), CALLS, 1), wanted)
+        slots = Slots(model, IMPROVER, decoding, 3)
+        assert_same(written(slots, CALLS, 1), wanted)
+        count = passes[-1]
+        again = [Call(call.prompt + sample.token_ids[:3], 7) for call, sample in zip(CALLS, wanted, strict=True)]
+        if guess is oracle:  # what a slot holds after it guessed is what stands there
+            monkeypatch.setattr(slots_module._Running, "guess", lambda self: None)
+            assert_same(written(slots, again[-3:], 3), [alone(model, IMPROVER, one, decoding) for one in again[-3:]])
+        passes[-1] = count
     assert passes[0] < passes[1] * (0.4 if kept else 0.8)
 
 
@@ -131,7 +138,30 @@ def test_guesses_are_what_followed_the_last_two_tokens() -> None:
     running.add(3, 0.0)
     running.guess()
     assert running.guesses == []
-    assert slots_module._Running(0, Call([5], 0), Decoding(0.0, 1.0, 8, -1)).guesses == []
+    running = slots_module._Running(0, Call([5], 0), Decoding(0.0, 1.0, 8, -1))
+    running.guess()
+    assert running.guesses == []
+    running.add(5, 0.0)
+    running.add(5, 0.0)
+    running.guess()
+    assert running.guesses == [5]
+
+
+def test_padding_beyond_the_last_position_that_a_model_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row is at its last tokens, another reads ahead."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=20, initializer_range=0.2)
+    model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
+    decoding = Decoding(0.0, 1.0, 8, -1)
+    calls = [Call([3, 4, 5], 0), Call([7] * 12, 1)]
+    wanted = [alone(model, None, call, decoding) for call in calls]
+
+    def oracle(self: slots_module._Running) -> None:
+        ahead = wanted[0].token_ids[len(self.tokens) :][:2] + [9] * 5
+        self.guesses = [] if self.key else ahead[: 7 - len(self.tokens)]
+
+    monkeypatch.setattr(slots_module._Running, "guess", oracle)
+    assert_same(written(Slots(model, None, decoding, 2), calls, 1), wanted)
 
 
 def test_the_cache_grows_with_longer_prompts(model: RoleModel) -> None:

@@ -1,8 +1,8 @@
 """Attention on CPUs that computes what is seen, and little else.
 
-torch's kernel for CPUs goes through all T x T of a sequence, also through what the mask hides: half of a conversation,
-two thirds of a pair's tree. Here a sequence is cut into blocks of neighbouring tokens, and a block meets the tokens of
-its own branch up to its end and no others; in the backward pass too.
+torch's kernel for CPUs goes through all T x T of a sequence under a mask, and through most of it without one: half of a
+conversation is hidden, and two thirds of a pair's tree are. Here a sequence is cut into blocks of neighbouring tokens,
+and a block meets the tokens of its own branch up to its end and no others; in the backward pass too.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,8 @@ from transformers.masking_utils import sdpa_mask
 
 BY_BRANCH = "pit_by_branch"  # as transformers knows it; for a mask it is given the branches of each row
 BLOCK = 128  # tokens; shorter ones hide less from a kernel that goes through 32 at a time anyway
-NOT_PLAIN = ("position_bias", "softcap", "s_aux")  # what else transformers may ask of an attention
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# what else transformers may ask of an attention
+NOT_PLAIN = ("position_bias", "softcap", "s_aux", "sinks", "indices", "block_indices")
 
 
 def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
@@ -37,7 +36,8 @@ def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
 
 def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """The same as an additive mask for any attention, shape (B, 1, width, width); padding sees itself."""
-    mask_BTT = torch.full((len(branches_BS2), width, width), torch.finfo(dtype).min, dtype=dtype)
+    size = (len(branches_BS2), width, width)
+    mask_BTT = torch.full(size, torch.finfo(dtype).min, dtype=dtype, device=branches_BS2.device)
     mask_BTT.diagonal(dim1=1, dim2=2).zero_()
     for mask_TT, row in zip(mask_BTT, branches_BS2.tolist(), strict=True):
         for spans in _spans(row):
@@ -45,7 +45,7 @@ def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype) -> Tensor:
             for first, last in spans[:-1]:
                 mask_TT[start:stop, first:last] = 0
             mask_TT[start:stop, start:stop].triu_(1)
-    return mask_BTT[:, None].to(branches_BS2.device)
+    return mask_BTT[:, None]
 
 
 def attend(
@@ -64,7 +64,7 @@ def attend(
     """
     plain = not dropout and all(more.get(name) is None for name in NOT_PLAIN)
     if attention_mask is None or attention_mask.dtype != torch.long:
-        few = query.shape[2] <= key.shape[1] * key.shape[3]  # so that masks are smaller than keys would be
+        few = query.shape[2] <= key.shape[1] * key.shape[3]  # a mask for each head is no larger than its keys
         if plain and few and attention_mask is not None and key.shape[1] < query.shape[1]:
             return _grouped(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
@@ -110,7 +110,7 @@ def _spans(row: Sequence[Sequence[int]]) -> list[list[Span]]:
     return spans
 
 
-@lru_cache(maxsize=256)  # every layer asks for it, and so does the backward pass
+@lru_cache(maxsize=256)  # every layer asks for it
 def _blocks(row: tuple[tuple[int, int], ...]) -> list[_Block]:
     blocks = []
     for spans in _spans(row):
@@ -148,7 +148,11 @@ def _causal(blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> _Causal:
 
 
 class _ByBranch(torch.autograd.Function):
-    """Heads that share their keys are an axis of their own (R), along which keys and values have no stride."""
+    """Heads that share their keys are an axis of their own (R), along which keys and values have no stride.
+
+    What it calls is the kernel under scaled_dot_product_attention, which takes and gives the sums that a backward pass
+    of parts needs.
+    """
 
     @staticmethod
     def forward(
@@ -157,11 +161,12 @@ class _ByBranch(torch.autograd.Function):
         batch, heads, tokens, size = query.shape
         output = query.new_zeros(batch, tokens, heads, size)
         query_BGRTD, output_BGRTD = (_by_key(x, key.shape[1]) for x in (query, output.transpose(1, 2)))
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         sums, causal = [], _causal(blocks, query.dtype)
         for row, of_row in enumerate(blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
-                attended, sum_GRT = _FLASH(*states, attn_mask=causal.part(block), scale=scaling)
+                attended, sum_GRT = flash(*states, attn_mask=causal.part(block), scale=scaling)
                 output_BGRTD[row, :, :, slice(*block.tokens)] = attended
                 sums.append(sum_GRT)
         ctx.save_for_backward(query, key, value, output, *sums)
@@ -177,12 +182,13 @@ class _ByBranch(torch.autograd.Function):
         query_BGRTD, of_query_BGRTD, output_BGRTD, slopes_BGRTD = (
             _by_key(x, key.shape[1]) for x in (query, of_query, output.transpose(1, 2), slopes[0].transpose(1, 2))
         )
+        flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         left, causal = iter(sums), _causal(ctx.blocks, query.dtype)
         for row, of_row in enumerate(ctx.blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
                 own = slice(*block.tokens)
-                found = _FLASH_BACKWARD(
+                found = flash_backward(
                     slopes_BGRTD[row, :, :, own],
                     *states,
                     output_BGRTD[row, :, :, own],

@@ -1,7 +1,7 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ REFERENCE = "reference"
 _SCORE_KEY = "base_model.model.score.weight"
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 PROBE_TOKENS = 16
+PROBE = Tree([[0, 1, 2], [3, 4, 5], [1, 2, 3, 4], [2, 3, 4, 5, 6]], [-1, 0, 1, 1], [2, 3])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -53,6 +54,11 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     return hash(tuple(parts))
 
 
+def _apart(found: Tensor, wanted: Tensor) -> float:
+    """How far hidden states are from others, relative."""
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
 class RoleModel(nn.Module):
     """A base that plays several roles: each is a LoRA adapter, and the gap role has a linear head besides.
 
@@ -68,6 +74,7 @@ class RoleModel(nn.Module):
         self._active: tuple[str | None, bool] | None = None
         self.sharded = False
         self._recomputed: list[nn.Module] = []
+        self.reads_branches = self._attends_by_branch()
 
     @property
     def device(self) -> torch.device:
@@ -159,10 +166,13 @@ class RoleModel(nn.Module):
         return self._under_mask(batch, tree_mask(batch.branches_BS2, width, self.base.dtype) if are_trees else None)
 
     def _under_mask(self, batch: Batch, mask: Tensor | None) -> Tensor:
+        positions_BT = batch.position_ids_BT
+        if positions_BT is None and mask is not None:  # or some models would count them from a mask of two axes
+            positions_BT = torch.arange(batch.input_ids_BT.shape[1]).expand_as(batch.input_ids_BT)
         output = self.transformer(
             input_ids=batch.input_ids_BT,
             attention_mask=mask,
-            position_ids=batch.position_ids_BT,
+            position_ids=positions_BT,
             use_cache=False,
         )
         return output.last_hidden_state[batch.rows_N, batch.places_N]
@@ -209,36 +219,36 @@ class RoleModel(nn.Module):
         """Whether the base gives packed trees the hidden states of separate passes; seen by trying it once."""
         if self.reads_branches:
             return True
-        apart = self._apart(lambda batch: tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], self.base.dtype))
-        if apart > TREE_TOLERANCE[self.base.dtype]:
-            warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
-            return False
-        return True
-
-    @cached_property
-    def reads_branches(self) -> bool:
-        """Whether the base takes the attention of attention.py, on a CPU; from here on it does if it can."""
-        usual = self.base.config._attn_implementation
-        if self.device.type != "cpu" or usual != "sdpa":
-            return False
-        self.base.set_attn_implementation(BY_BRANCH)
-        if self._apart(lambda batch: batch.branches_BS2[:, None]) <= TREE_TOLERANCE[self.base.dtype]:
+        separate, packed = (make([PROBE], self.pad_id).to(self.device) for make in (separate_batch, packed_batch))
+        with torch.no_grad():
+            wanted = self._under_mask(separate, None)
+            try:
+                mask = tree_mask(packed.branches_BS2, packed.input_ids_BT.shape[1], self.base.dtype)
+                apart = _apart(self._under_mask(packed, mask), wanted)
+            except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
+                apart = math.inf
+        if apart <= TREE_TOLERANCE[self.base.dtype]:
             return True
-        self.base.set_attn_implementation(usual)
+        warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
         return False
 
     @torch.no_grad()
-    def _apart(self, mask_of: Callable[[Batch], Tensor]) -> float:
-        """How far the hidden states of a small tree under a mask are from those of separate passes, relative."""
-        ids = list(range(8))
-        tree = Tree([ids[:3], ids[3:6], ids[1:5], ids[2:7]], [-1, 0, 1, 1], [2, 3])
-        separate, packed = (make([tree], self.pad_id).to(self.device) for make in (separate_batch, packed_batch))
-        wanted = self._under_mask(separate, None).float()
+    def _attends_by_branch(self) -> bool:
+        """Whether the base, on a CPU, takes the attention of attention.py; if it does, it keeps it from here on."""
+        usual = self.base.config._attn_implementation
+        if self.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH):
+            return False
+        batches = [make([PROBE], self.pad_id) for make in (separate_batch, packed_batch)]
+        wanted = self._under_mask(batches[0], None)
+        self.base.set_attn_implementation(BY_BRANCH)
         try:
-            found = self._under_mask(packed, mask_of(packed)).float()
-        except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
-            return math.inf
-        return float((found - wanted).abs().max() / wanted.abs().max())
+            apart = max(_apart(self._under_mask(batch, batch.branches_BS2[:, None]), wanted) for batch in batches)
+        except Exception:  # whatever the code of a model does with a mask that is none
+            apart = math.inf
+        if apart <= TREE_TOLERANCE[self.base.dtype]:
+            return True
+        self.base.set_attn_implementation(usual)
+        return False
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""

@@ -5,12 +5,13 @@ free slot whose tokens begin most like its own: of an improvement's next iterati
 
 An improvement repeats much of what it improves. So where the last two tokens stand together before, the ones after them
 are guessed to come again and read in the same pass (prompt lookup, arXiv 2304.04487). A guess is kept only where it is
-what is drawn, and every token has a number of its own to be drawn with: the guesses change nothing but the time.
+what is drawn, and every token has a number of its own to be drawn with: but for rounding, the guesses change the time
+alone.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise, zip_longest
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -71,11 +72,17 @@ class _Running:
         self.tokens.append(token)
         self.logprobs.append(logprob)
 
+    def goes_on(self, stop_id: int) -> bool:
+        """Whether the token just drawn is the next guess, so that what comes after it was read too."""
+        follows = self.tokens[-1] != stop_id and self.guesses[self.right : self.right + 1] == self.tokens[-1:]
+        self.right += follows
+        return follows
+
     def guess(self) -> None:
         """What follows the last place where the last two tokens stand together; as many as were right, and some."""
         place = self._follows.get(tuple(self._text[-2:]), len(self._text))
         left = len(self.uniforms_S) - len(self.tokens) - 1
-        self.guesses = self._text[place:][: min(self.right + MORE_GUESSES, MOST_GUESSES, left)]
+        self.guesses = self._text[place : place + min(self.right + MORE_GUESSES, MOST_GUESSES, left)]
 
 
 class Waves:
@@ -149,34 +156,37 @@ class Slots:
     @torch.no_grad()
     def _pick(self) -> list[tuple[int, Sample]]:
         """Draw the next tokens of every running call, as far as its guesses were right; those that end."""
-        decoding, slots = self.decoding, sorted(self._running)
-        running = [self._running[slot] for slot in slots]
+        slots = sorted(self._running)
         states_ND = torch.cat([self._states[slot] for slot in slots])
         logits_NV = self.model.base.get_output_embeddings()(states_ND).float()
-        places = [len(one.tokens) + ahead for one in running for ahead in range(len(one.guesses) + 1)]
-        early = [index for index, place in enumerate(places) if place < decoding.min_new_tokens]
-        logits_NV[early, decoding.stop_id] = -torch.inf
-        uniforms_N = torch.cat([one.uniforms_S[len(one.tokens) :][: len(one.guesses) + 1] for one in running])
-        picked_N = pick_tokens(logits_NV, uniforms_N.to(logits_NV.device), decoding.temperature, decoding.top_p)
-        logprobs_NV = torch.log_softmax(logits_NV / (decoding.temperature or 1.0), -1)
-        logprobs_N = logprobs_NV.gather(-1, picked_N[:, None]).squeeze(-1)
-        drawn = iter(zip(picked_N.tolist(), logprobs_N.tolist(), strict=True))
-        ended = []
-        for slot, one in zip(slots, running, strict=True):
-            of_slot = list(islice(drawn, len(one.guesses) + 1))
+        firsts = accumulate((len(self._running[slot].guesses) + 1 for slot in slots[:-1]), initial=0)
+        drawing = [(self._running[slot], first) for slot, first in zip(slots, firsts, strict=True)]
+        for one, _ in drawing:
             one.right = 0
-            for guess, (token, logprob) in zip_longest(one.guesses, of_slot):
-                one.add(token, logprob)
-                if token != guess or token == decoding.stop_id:
-                    break
-                one.right += 1
-            held = self._held[slot]
+        while drawing:
+            self._draw([one for one, _ in drawing], logits_NV[[first + one.right for one, first in drawing]])
+            drawing = [(one, first) for one, first in drawing if one.goes_on(self.decoding.stop_id)]
+        ended = []
+        for slot in slots:
+            one, held = self._running[slot], self._held[slot]
             del held[len(held) - len(one.guesses) + one.right :]
-            finished = one.tokens[-1] == decoding.stop_id
-            if finished or len(one.tokens) == decoding.max_new_tokens:
+            finished = one.tokens[-1] == self.decoding.stop_id
+            if finished or len(one.tokens) == self.decoding.max_new_tokens:
                 ended.append((one.key, Sample(one.tokens, one.logprobs, finished)))
                 del self._running[slot]
         return ended
+
+    def _draw(self, running: Sequence[_Running], logits_BV: Tensor) -> None:
+        """One token of each."""
+        decoding = self.decoding
+        early = [row for row, one in enumerate(running) if len(one.tokens) < decoding.min_new_tokens]
+        logits_BV[early, decoding.stop_id] = -torch.inf
+        uniforms_B = torch.stack([one.uniforms_S[len(one.tokens)] for one in running]).to(logits_BV.device)
+        picked_B = pick_tokens(logits_BV, uniforms_B, decoding.temperature, decoding.top_p)
+        logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
+        logprobs = logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1).tolist()
+        for one, token, logprob in zip(running, picked_B.tolist(), logprobs, strict=True):
+            one.add(token, logprob)
 
     @torch.no_grad()
     def _read(self, reads: Sequence[tuple[int, list[int]]]) -> None:
@@ -184,8 +194,9 @@ class Slots:
         model, slots = self.model, [slot for slot, _ in reads]
         model.use(self.role)
         input_ids_BT, _ = pad_right([ids for _, ids in reads], model.pad_id)
-        starts_B = torch.tensor([len(self._held[slot]) for slot in slots])
-        places_BT = starts_B[:, None] + torch.arange(input_ids_BT.shape[1])
+        starts_B1 = torch.tensor([[len(self._held[slot])] for slot in slots])
+        lasts_B1 = starts_B1 + torch.tensor([[len(ids) - 1] for _, ids in reads])
+        places_BT = starts_B1 + torch.arange(input_ids_BT.shape[1])
         self._cache.go_to(slots, places_BT.to(model.device))
         sees_BTW = torch.arange(int(places_BT.max()) + 1) <= places_BT[:, :, None]
         mask_BTW = torch.zeros(sees_BTW.shape, dtype=model.base.dtype)
@@ -193,7 +204,7 @@ class Slots:
         output = model.transformer(
             input_ids=input_ids_BT.to(model.device),
             attention_mask=mask_BTW[:, None].to(model.device),
-            position_ids=places_BT.to(model.device),
+            position_ids=places_BT.minimum(lasts_B1).to(model.device),  # padding may lie beyond what the model knows
             past_key_values=self._cache,
             use_cache=True,
         )
