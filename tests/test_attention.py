@@ -76,21 +76,24 @@ def test_a_block_meets_its_own_branch_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize("boolean", [False, True])
-def test_heads_that_share_their_keys_under_a_mask(boolean: bool) -> None:
-    """Reading tokens after a cache: fewer queries than keys."""
-    query, key, value = (states(count, seed, torch.float64) for seed, count in enumerate((6, 2, 2)))
-    query = query[:, :, -5:]
-    mask: Tensor = tree_mask(BRANCHES, WIDTH, torch.float64)[:, :, -5:]
-    wanted = under_the_mask_of(query, key, value, mask)
-    found, _ = attend(MODULE, query, key, value, mask == 0 if boolean else mask, scaling=0.3)
-    assert (found - wanted).abs().max() < 1e-12
-
-
-def under_the_mask_of(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    shared = query.shape[1] // key.shape[1]
-    scores = query @ key.repeat_interleave(shared, 1).transpose(-1, -2) * 0.3 + mask
-    return (scores.softmax(-1) @ value.repeat_interleave(shared, 1)).transpose(1, 2)
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
+def test_pieces_go_on_from_what_their_rows_hold(heads: int, groups: int) -> None:
+    key, value = (states(groups, seed, torch.float64) for seed in (1, 2))
+    pieces = [(5, 2, 200), (1, 0, 7), (3, 1, 0)]  # tokens, row, held
+    query = states(heads, 0, torch.float64)[:1, :, : sum(tokens for tokens, _, _ in pieces)]
+    found, _ = attend(MODULE, query, key, value, torch.tensor([[pieces]]), scaling=0.3)
+    assert found.shape == (1, 9, heads, 8)
+    first = 0
+    for tokens, row, held in pieces:
+        own, seen = query[:, :, first : first + tokens], slice(held + tokens)
+        shared_key, shared_value = (
+            x[row : row + 1, :, seen].repeat_interleave(heads // groups, 1) for x in (key, value)
+        )
+        scores = own @ shared_key.transpose(-1, -2) * 0.3
+        hidden = torch.ones(tokens, held + tokens, dtype=torch.bool).triu(held + 1)
+        wanted = (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ shared_value).transpose(1, 2)
+        assert (found[:, first : first + tokens] - wanted).abs().max() < 1e-12
+        first += tokens
 
 
 def test_what_is_no_mask_of_ours_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +105,10 @@ def test_what_is_no_mask_of_ours_is_left_to_transformers(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", usual)
     query, key = SimpleNamespace(shape=(1, 4, 5, 8)), SimpleNamespace(shape=(1, 2, 5, 8))
-    longer, fewer = SimpleNamespace(shape=(1, 4, 17, 8)), SimpleNamespace(shape=(1, 2, 17, 8))
-    assert attend(MODULE, query, key, key, None, is_causal=True) == ("theirs", None)
     mask = torch.zeros(1, 1, 5, 5)
+    assert attend(MODULE, query, key, key, None, is_causal=True) == ("theirs", None)
     assert attend(MODULE, query, key, key, mask, position_bias=mask) == ("theirs", None)
-    assert attend(MODULE, query, query, query, mask) == ("theirs", None)
-    assert attend(MODULE, longer, fewer, fewer, mask) == ("theirs", None)  # the mask would take more than the keys
-    assert [list(more) for more in asked] == [["is_causal"], ["position_bias"], [], []]
+    assert attend(MODULE, query, key, key, mask > 0) == ("theirs", None)
+    assert [list(more) for more in asked] == [["is_causal"], ["position_bias"], []]
     with pytest.raises(ValueError, match="more than a mask"):
         attend(MODULE, query, key, key, BRANCHES[:, None], softcap=30.0)

@@ -17,9 +17,14 @@ CALLS = [Call(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
 DECODING = Decoding(1.0, 1.0, STEPS, 4)
 
 
-@pytest.fixture
-def model(small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles) -> RoleModel:
-    return with_roles(small_llama(), 0, IMPROVER, GAP)
+@pytest.fixture(params=["in one row", "padded"])
+def model(
+    request: pytest.FixtureRequest, small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles
+) -> RoleModel:
+    made = with_roles(small_llama(), 0, IMPROVER, GAP)
+    assert made.reads_branches
+    made.reads_branches = request.param == "in one row"  # or as on a GPU
+    return made
 
 
 def alone(model: RoleModel, role: str | None, call: Call, decoding: Decoding) -> Sample:
@@ -40,10 +45,13 @@ def test_each_is_what_it_is_alone(kind: type[Slots | Waves], places: int, refill
     assert len({len(sample.token_ids) for sample in written(Slots(model, IMPROVER, DECODING, 3), CALLS, 1)}) > 3
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("positions", [name for name in OTHERS if name != "ALiBi"])
-def test_other_architectures(positions: str) -> None:
+def test_other_architectures(positions: str, padded: bool) -> None:
     torch.manual_seed(0)
     model = RoleModel(AutoModelForCausalLM.from_config(OTHERS[positions], dtype=torch.float32).eval(), 0)
+    assert model.reads_branches == (positions != "a sliding window")  # of 6 tokens, which the probe does not fit
+    model.reads_branches &= not padded
     decoding, calls = DECODING, CALLS
     if positions == "a sliding window":  # of 6 tokens, beyond which a mask of ours does not hold
         assert isinstance(open_places(model, None, DECODING, 3, longest=7), Waves)
@@ -152,6 +160,7 @@ def test_padding_beyond_the_last_position_that_a_model_knows(monkeypatch: pytest
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=20, initializer_range=0.2)
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
+    model.reads_branches = False  # where there is padding
     decoding = Decoding(0.0, 1.0, 8, -1)
     calls = [Call([3, 4, 5], 0), Call([7] * 12, 1)]
     wanted = [alone(model, None, call, decoding) for call in calls]

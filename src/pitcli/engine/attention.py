@@ -60,16 +60,16 @@ def attend(
 ) -> tuple[Tensor, None]:
     """For transformers: of states of shape (B, heads, T, D) the attention of shape (B, T, heads, D).
 
-    attention_mask: branches of shape (B, 1, S, 2), or what scaled-dot-product attention takes.
+    attention_mask: branches of shape (B, 1, S, 2); or pieces of shape (1, 1, R, 3), each so many of the only row's
+    tokens in turn, the row of keys that they go on from (there may be many), and how many it held before; or what
+    scaled-dot-product attention takes.
     """
-    plain = not dropout and all(more.get(name) is None for name in NOT_PLAIN)
     if attention_mask is None or attention_mask.dtype != torch.long:
-        few = query.shape[2] <= key.shape[1] * key.shape[3]  # a mask for each head is no larger than its keys
-        if plain and few and attention_mask is not None and key.shape[1] < query.shape[1]:
-            return _grouped(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-    if not plain:
+    if dropout or any(more.get(name) is not None for name in NOT_PLAIN):
         raise ValueError("this attention is more than a mask")
+    if attention_mask.shape[-1] == 3:
+        return _by_piece(query, key, value, scaling, attention_mask[0, 0].tolist()), None
     blocks = [_blocks(tuple(map(tuple, row))) for row in attention_mask[:, 0].tolist()]
     output: Tensor = _ByBranch.apply(query, key, value, scaling, blocks)
     return output, None
@@ -79,14 +79,24 @@ AttentionInterface.register(BY_BRANCH, attend)
 AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask_B1TW: Tensor, scaling: float | None) -> Tensor:
-    """Queries of heads that share their keys as more queries of one head: the mask is repeated in the keys' place."""
-    batch, heads, tokens, _ = query.shape
-    groups = key.shape[1]
-    together = query.reshape(batch, groups, -1, query.shape[-1])
-    mask = mask_B1TW.repeat(1, 1, heads // groups, 1)
-    output = nn.functional.scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(batch, heads, tokens, -1).transpose(1, 2)
+def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pieces: list[list[int]]) -> Tensor:
+    """For generation: tokens that go on from what rows hold already, without padding."""
+    query_GRTD = _by_key(query, key.shape[1])[0]
+    heads = query_GRTD.shape[1]
+    causal = _Causal.of(max(piece[0] for piece in pieces), max(piece[2] for piece in pieces), query.dtype)
+    outputs, first = [], 0
+    for tokens, row, held in pieces:
+        outputs.append(
+            nn.functional.scaled_dot_product_attention(
+                query_GRTD[:, :, first : first + tokens],
+                _shared(key[row, :, : held + tokens], heads),
+                _shared(value[row, :, : held + tokens], heads),
+                attn_mask=causal.part(tokens, held + tokens),
+                scale=scaling,
+            )
+        )
+        first += tokens
+    return torch.cat(outputs, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 Span = tuple[int, int]  # tokens of a row, from the first to before the last
@@ -135,16 +145,19 @@ class _Causal(NamedTuple):
     mask: Tensor
     before: int
 
-    def part(self, block: _Block) -> Tensor:
-        """Shape (1, 1, tokens, seen)."""
-        tokens = _size(block)
-        return self.mask[None, None, :tokens, self.before + tokens - block.seen : self.before + tokens]
+    @classmethod
+    def of(cls, most: int, before: int, dtype: torch.dtype) -> "_Causal":
+        """For parts of so many tokens, after so many others, at most."""
+        return cls(torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1), before)
+
+    def part(self, tokens: int, seen: int) -> Tensor:
+        """Shape (1, 1, tokens, seen); the tokens are the last of what they see."""
+        return self.mask[None, None, :tokens, self.before + tokens - seen : self.before + tokens]
 
 
 def _causal(blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> _Causal:
     every = [block for of_row in blocks for block in of_row]
-    most, before = max(map(_size, every)), max(block.seen - _size(block) for block in every)
-    return _Causal(torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1), before)
+    return _Causal.of(max(map(_size, every)), max(block.seen - _size(block) for block in every), dtype)
 
 
 class _ByBranch(torch.autograd.Function):
@@ -166,7 +179,7 @@ class _ByBranch(torch.autograd.Function):
         for row, of_row in enumerate(blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
-                attended, sum_GRT = flash(*states, attn_mask=causal.part(block), scale=scaling)
+                attended, sum_GRT = flash(*states, attn_mask=causal.part(_size(block), block.seen), scale=scaling)
                 output_BGRTD[row, :, :, slice(*block.tokens)] = attended
                 sums.append(sum_GRT)
         ctx.save_for_backward(query, key, value, output, *sums)
@@ -195,7 +208,7 @@ class _ByBranch(torch.autograd.Function):
                     next(left),
                     0.0,
                     False,
-                    attn_mask=causal.part(block),
+                    attn_mask=causal.part(_size(block), block.seen),
                     scale=ctx.scaling,
                 )
                 of_query_BGRTD[row, :, :, own] = found[0]
@@ -210,14 +223,18 @@ def _by_key(states_BHTD: Tensor, groups: int) -> Tensor:
     return states_BHTD.unflatten(1, (groups, -1))
 
 
+def _shared(states_GSD: Tensor, heads: int) -> Tensor:
+    """The same keys or values for each of so many heads of queries, shape (G, R, S, D)."""
+    return states_GSD[:, None].expand(-1, heads, -1, -1)
+
+
 def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of a block, and the keys and values that they see."""
-    shared = query_GRTD.shape[1]
+    heads = query_GRTD.shape[1]
 
     def seen(states_GTD: Tensor) -> Tensor:
         parts = [states_GTD[:, begin:end] for begin, end in block.sees]
-        states_GSD = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return states_GSD[:, None].expand(-1, shared, -1, -1)
+        return _shared(parts[0] if len(parts) == 1 else torch.cat(parts, 1), heads)
 
     return query_GRTD[:, :, slice(*block.tokens)], seen(key_GTD), seen(value_GTD)
 

@@ -191,27 +191,48 @@ class Slots:
     @torch.no_grad()
     def _read(self, reads: Sequence[tuple[int, list[int]]]) -> None:
         """Feed tokens to slots after what they hold, and keep the states that the next tokens are drawn from."""
+        self.model.use(self.role)
+        states = self._flat(reads) if self.model.reads_branches else self._padded(reads)
+        for (slot, ids), states_TD in zip(reads, states, strict=True):
+            self._states[slot] = states_TD[len(ids) - 1 - len(self._running[slot].guesses) : len(ids)]
+            self._held[slot] += ids
+
+    def _flat(self, reads: Sequence[tuple[int, list[int]]]) -> Sequence[Tensor]:
+        """The states of each read, shape (T, D), all of them in one row."""
+        pieces = [(len(ids), slot, len(self._held[slot])) for slot, ids in reads]
+        slots_1N = torch.tensor([[slot for tokens, slot, _ in pieces for _ in range(tokens)]])
+        places_1N = torch.tensor([[place for tokens, _, held in pieces for place in range(held, held + tokens)]])
+        self._cache.go_to(slots_1N, places_1N, None)
+        input_ids_1N = torch.tensor([[token for _, ids in reads for token in ids]])
+        states_1ND = self._forward(input_ids_1N, torch.tensor([[pieces]]), places_1N)
+        return states_1ND[0].split([tokens for tokens, _, _ in pieces])
+
+    def _padded(self, reads: Sequence[tuple[int, list[int]]]) -> Sequence[Tensor]:
+        """The same with a row for each read."""
         model, slots = self.model, [slot for slot, _ in reads]
-        model.use(self.role)
         input_ids_BT, _ = pad_right([ids for _, ids in reads], model.pad_id)
         starts_B1 = torch.tensor([[len(self._held[slot])] for slot in slots])
         lasts_B1 = starts_B1 + torch.tensor([[len(ids) - 1] for _, ids in reads])
         places_BT = starts_B1 + torch.arange(input_ids_BT.shape[1])
-        self._cache.go_to(slots, places_BT.to(model.device))
+        slots_BT = torch.tensor(slots)[:, None].expand_as(places_BT)
+        self._cache.go_to(slots_BT.to(model.device), places_BT.to(model.device), slots)
         sees_BTW = torch.arange(int(places_BT.max()) + 1) <= places_BT[:, :, None]
         mask_BTW = torch.zeros(sees_BTW.shape, dtype=model.base.dtype)
         mask_BTW.masked_fill_(~sees_BTW, torch.finfo(model.base.dtype).min)
-        output = model.transformer(
-            input_ids=input_ids_BT.to(model.device),
-            attention_mask=mask_BTW[:, None].to(model.device),
-            position_ids=places_BT.minimum(lasts_B1).to(model.device),  # padding may lie beyond what the model knows
+        positions_BT = places_BT.minimum(lasts_B1)  # of padding too, which may lie beyond what the model knows
+        return list(self._forward(input_ids_BT, mask_BTW[:, None], positions_BT))
+
+    def _forward(self, input_ids_BT: Tensor, mask: Tensor, positions_BT: Tensor) -> Tensor:
+        device = self.model.device
+        output = self.model.transformer(
+            input_ids=input_ids_BT.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions_BT.to(device),
             past_key_values=self._cache,
             use_cache=True,
         )
-        for row, (slot, ids) in enumerate(reads):
-            guesses = len(self._running[slot].guesses)
-            self._states[slot] = output.last_hidden_state[row, len(ids) - 1 - guesses : len(ids)]
-            self._held[slot] += ids
+        states_BTD: Tensor = output.last_hidden_state
+        return states_BTD
 
 
 def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
@@ -230,7 +251,7 @@ class _SlotLayer(CacheLayerMixin):
         self.cache = cache
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Both states of shape (B, heads, T, D); all that the B slots hold, of shape (B, heads, W, D)."""
+        """Both states of shape (B, heads, T, D); all that the slots read hold, of shape (slots, heads, W, D)."""
         cache = self.cache
         self.keys = cache.write(self.keys, key_states)
         self.values = cache.write(self.values, value_states)
@@ -250,18 +271,17 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class _SlotCache(Cache):
-    """What a forward pass reads and writes of the slots: rows of the batch to slots, their tokens to places."""
+    """What a forward pass writes and reads of the slots: each token of the batch to its slot and its place there."""
 
     def __init__(self, layers: int, slots: int) -> None:
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
         self.slots = slots
         self.width = 0
 
-    def go_to(self, slots: Sequence[int], places_BT: Tensor) -> None:
-        """The next pass reads and writes these slots, its tokens being at these places."""
-        self.rows_B = torch.tensor(slots, device=places_BT.device)
-        self.all = list(slots) == list(range(self.slots))
-        self.places_BT = places_BT
+    def go_to(self, slots_BT: Tensor, places_BT: Tensor, rows: list[int] | None) -> None:
+        """Where the next pass writes, and which slots its rows read (None: all of them are there to be read)."""
+        self.slots_BT, self.places_BT = slots_BT, places_BT
+        self.rows = None if rows == list(range(self.slots)) else rows
         self.width = int(places_BT.max()) + 1
 
     def write(self, held: Tensor | None, states_BHTD: Tensor) -> Tensor:
@@ -271,9 +291,9 @@ class _SlotCache(Cache):
             if held is not None:
                 wider[:, : held.shape[1]] = held
             held = wider
-        held[self.rows_B[:, None], self.places_BT] = states_BTHD
+        held[self.slots_BT, self.places_BT] = states_BTHD
         return held
 
     def read(self, held: Tensor) -> Tensor:
-        part = held[:, : self.width] if self.all else held[self.rows_B, : self.width]
+        part = held[:, : self.width] if self.rows is None else held[self.rows, : self.width]
         return part.transpose(1, 2)
