@@ -3,9 +3,10 @@
     python benchmarks/costs.py [--device cpu|cuda] [--shape smollm2|1b] [--longest 4096]
 
 Every line is measured in a process of its own, so that its peak memory is its own. On rows of random tokens of one
-length, a step being one row (rl: one prompt with k samples of 48 tokens; improve: an improvement of 48 tokens for each
-row). Printed for each: seconds, the least FLOP (flops.py), the share of the machine's matrix-product peak that they
-come to, the peak memory, and in which kinds of operation, or for rl and improve in which phases, the seconds went.
+length, a step being one row (gap: a pair of four such; rl: one prompt with k samples of 48 tokens; improve: an
+improvement of 48 tokens for each row). What would not fit into memory, going by a shorter row, is left out. Printed for
+each: seconds, the least FLOP (flops.py), the share of the machine's matrix-product peak that they come to, the peak
+memory, and in which kinds of operation, or for rl and improve in which phases, the seconds went.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from flops import TREE_PARENTS, Shape, forward_flops, llama_shape, seen_in_row, seen_in_tree, training_flops
 from worker import peak_bytes
 from works import NEW_TOKENS, SHAPES
@@ -27,6 +29,7 @@ from works import NEW_TOKENS, SHAPES
 LENGTHS = (256, 512, 1024, 2048, 4096)
 GROUPS = (2, 4, 8)
 ROWS = (1, 4, 16)
+TAIL = 2000  # characters of what a process said that failed
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
     "attention": ("flash_attention", "efficient_attention", "aten::_scaled_dot_product"),
@@ -53,19 +56,42 @@ def main() -> None:
     asked = [{"stage": "peak"}]
     lengths = [length for length in LENGTHS if length <= options.longest]
     asked += [{"stage": stage, "length": length} for stage in STEPS for length in lengths]
+    asked += [
+        {"stage": stage, "length": length, "recompute": True} for stage in ("sft", "gap") for length in lengths[2:]
+    ]
     asked += [{"stage": "rl", "length": lengths[0], "k": k} for k in GROUPS]
     asked += [
         {"stage": stage, "length": lengths[0], "rows": rows} for stage in ("sft", "gap", "improve") for rows in ROWS
     ]
     measured: list[dict[str, Any]] = []
     for one in asked:
-        request = {"length": 0, "rows": 1, "k": 4, **one, **common}
+        request = {"length": 0, "rows": 1, "k": 4, "recompute": False, **one, **common}
+        if not fits(request, measured):
+            print(f"{named(request)}: left out, as it would not fit into memory", flush=True)
+            continue
         done = subprocess.run(
-            [sys.executable, __file__, "--one", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, __file__, "--one", json.dumps(request)], capture_output=True, text=True, check=False
         )
+        if done.returncode:
+            sys.exit(f"{named(request)}: ended with {done.returncode}:\n{done.stderr[-TAIL:]}")
         measured.append({**request, **json.loads(done.stdout.splitlines()[-1])})
         options.out.write_text(json.dumps(measured, indent=1) + "\n")
         show(measured[-1], measured[0]["flops_per_second"])
+
+
+def fits(request: dict[str, Any], measured: list[dict[str, Any]]) -> bool:
+    """Whether what the passes of a shorter row took, in proportion, is there."""
+    alike = [one for one in measured if all(one[name] == request[name] for name in ("stage", "rows", "k", "recompute"))]
+    if not alike or request["device"] != "cpu":
+        return True
+    last = alike[-1]
+    wanted = last["peak_bytes"] + last["passes_bytes"] * (request["length"] / last["length"] - 1)
+    return bool(wanted < psutil.virtual_memory().available)
+
+
+def named(entry: dict[str, Any]) -> str:
+    name = f"{entry['stage']:<7} length {entry['length']:>5} rows {entry['rows']:>3}"
+    return name + (f" k {entry['k']}" if entry["stage"] == "rl" else "") + " recomputed" * entry["recompute"]
 
 
 def show(entry: dict[str, Any], peak: float) -> None:
@@ -74,11 +100,9 @@ def show(entry: dict[str, Any], peak: float) -> None:
         return
     share = entry["flops"] / entry["seconds"] / peak
     parts = ", ".join(f"{name} {part:.0%}" for name, part in entry["parts"].items())
-    name = f"{entry['stage']:<4} length {entry['length']:>5} rows {entry['rows']:>3}"
-    name += f" k {entry['k']}" if entry["stage"] == "rl" else ""
     memory = f"{entry['peak_bytes'] / 2**30:.2f} GiB, {entry['passes_bytes'] / 2**30:.2f} over the model's"
     print(
-        f"{name}: {entry['seconds']:.2f} s, {entry['tokens']} tokens, {share:.0%} of peak, {memory}; {parts}",
+        f"{named(entry)}: {entry['seconds']:.2f} s, {entry['tokens']} tokens, {share:.0%} of peak, {memory}; {parts}",
         flush=True,
     )
 
@@ -103,6 +127,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     lora = LoraSettings()
     for role in (IMPROVER, REFERENCE, GAP):
         model.add_role(role, lora_config(lora))
+    if request["recompute"]:
+        model.recompute_layers()
     step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
     held = peak_bytes(request["device"] == "cuda")
     step({})  # warm-up
