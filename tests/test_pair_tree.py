@@ -95,7 +95,7 @@ def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
 
 
-def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
+def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float = 1e-5) -> None:
     model.use(GAP, train=True)
     assert model.reads_branches
     batch = model.tree_batch(trees)
@@ -105,7 +105,8 @@ def assert_as_separate(model: RoleModel, trees: list[Tree]) -> None:
     assert (packed_N - separate_N).abs().max() < 1e-5
     packed, separate = gradients(model, packed_N), gradients(model, separate_N)
     for name, gradient in separate.items():
-        assert gradient.norm() > 0, name
+        assert gradient.abs().max() > 0, name
+        assert (packed[name] - gradient).abs().max() < of_gradients * max(1, float(gradient.abs().max())), name
         assert (packed[name] - gradient).norm() < 1e-4 * gradient.norm(), name
     whole = torch.cat([gradient.flatten() for gradient in separate.values()])
     assert (torch.cat([packed[name].flatten() for name in separate]) - whole).norm() < 1e-5 * whole.norm()
@@ -168,7 +169,8 @@ def test_scores_and_gradients_of_the_embedded_model(
     base = load_base(tiny_folder, load_in_4bit, torch.device("cpu"))
     model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
     longer = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
-    assert_as_separate(model, [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)])
+    # fp32: the separate passes themselves are 3e-5 from float64, the packed ones half of that
+    assert_as_separate(model, [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)], of_gradients=3e-5)
 
 
 def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:

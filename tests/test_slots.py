@@ -98,8 +98,8 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
 ) -> None:
     """Guesses that are right, wrong, beyond the stop token and beyond the last token; then none at all."""
     decoding = Decoding(temperature, 1.0, 20, 4, at_least)
-    calls = CALLS
-    wanted = [alone(model, IMPROVER, call, decoding) for call in calls]
+    wanted = [alone(model, IMPROVER, call, decoding) for call in CALLS]
+    again = [Call(call.prompt + sample.token_ids[:3], 7) for call, sample in zip(CALLS, wanted, strict=True)][-3:]
 
     def oracle(self: slots_module._Running) -> None:
         ahead = [*wanted[self.key].token_ids, 4, 4][len(self.tokens) :]
@@ -120,10 +120,9 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
         slots = Slots(model, IMPROVER, decoding, 3)
         assert_same(written(slots, CALLS, 1), wanted)
         count = passes[-1]
-        again = [Call(call.prompt + sample.token_ids[:3], 7) for call, sample in zip(CALLS, wanted, strict=True)]
         if guess is oracle:  # what a slot holds after it guessed is what stands there
             monkeypatch.setattr(slots_module._Running, "guess", lambda self: None)
-            assert_same(written(slots, again[-3:], 3), [alone(model, IMPROVER, one, decoding) for one in again[-3:]])
+            assert_same(written(slots, again, 3), [alone(model, IMPROVER, one, decoding) for one in again])
         passes[-1] = count
     assert passes[0] < passes[1] * (0.4 if kept else 0.8)
 
