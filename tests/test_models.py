@@ -25,9 +25,9 @@ from pitcli.engine import logprobs, models
 from pitcli.engine.bases import base_digest
 from pitcli.engine.batches import Batch, pad_right
 from pitcli.engine.loading import keep_unpacked, load_base, lora_config, pick_device
+from pitcli.engine.manifest import BaseIdentity, DataIdentity, Manifest
 from pitcli.engine.models import GAP, IMPROVER, POLICY, RoleModel, fingerprint
 from pitcli.engine.pair_tree import Tree, completion_batch
-from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest
 from pitcli.engine.sampling import Decoding, generate
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base

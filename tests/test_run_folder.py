@@ -12,16 +12,8 @@ import pytest
 
 from pitcli.engine import durable, run_folder
 from pitcli.engine.durable import file_digest, folder_digests, publish_dir, verify_dir
-from pitcli.engine.run_folder import (
-    BaseIdentity,
-    DataIdentity,
-    Manifest,
-    RunFolder,
-    is_finished,
-    load_manifest,
-    open_run,
-    refuse_busy,
-)
+from pitcli.engine.manifest import BaseIdentity, DataIdentity, Manifest, load_manifest
+from pitcli.engine.run_folder import RunFolder, is_finished, open_run, refuse_busy
 from pitcli.errors import NothingToDo, RunError, SettingsError
 
 
@@ -186,7 +178,8 @@ def test_cutting_starts_an_empty_file(run: RunFolder) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from pitcli.engine.run_folder import Manifest, open_run
+from pitcli.engine.manifest import Manifest
+from pitcli.engine.run_folder import open_run
 with open_run(Path(sys.argv[1]), Manifest.model_validate_json(sys.argv[2]), False, False):
     print("locked", flush=True)
     sys.stdin.read()

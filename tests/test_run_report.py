@@ -11,7 +11,8 @@ import pytest
 
 from pitcli.cli import main
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine.run_folder import Manifest, RunFolder, _write_manifest, open_run
+from pitcli.engine.manifest import Manifest, write_manifest
+from pitcli.engine.run_folder import RunFolder, open_run
 from pitcli.evaluation.curves import smoothed, thinned
 from pitcli.evaluation.trained_run import concerns, read_run
 from tests.test_report import Page, words
@@ -51,7 +52,7 @@ def run_of(rows: list[dict[str, float]], what: Manifest | None = None, name: str
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if what:
-        _write_manifest(folder, what)
+        write_manifest(folder, what)
     return folder
 
 

@@ -21,9 +21,9 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.bases import base_digest, resolve_base
 from pitcli.engine.loading import WEIGHTS, load_base, load_tokenizer, pick_device
+from pitcli.engine.manifest import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.engine.models import RoleModel
 from pitcli.engine.processes import agreed, join
-from pitcli.engine.run_folder import BaseIdentity, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.sections import DEFAULT_MODEL, DataSettings, ModelSettings, Settings
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pitcli.engine.bases import HUB_FILES, SMOLLM2_HUB_NAME, base_digest, packaged_smollm2, resolve_base
 from pitcli.engine.durable import file_digest, folder_digests, write_file
-from pitcli.engine.run_folder import MANIFEST, load_manifest
+from pitcli.engine.manifest import MANIFEST, load_manifest
 from pitcli.errors import RunError
 from pitcli.planning import PlannedStage
 

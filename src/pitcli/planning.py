@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 from pitcli.data.sources import HUB
 from pitcli.data.splits import parse_shares
-from pitcli.engine.run_folder import load_manifest
+from pitcli.engine.manifest import load_manifest
 from pitcli.errors import PitError, SettingsError
 from pitcli.recipe import Commands, Entry, read_recipe, validated
 from pitcli.sections import DEFAULT_MODEL, Method, Role, Settings, StopRule

@@ -9,8 +9,9 @@ from pitcli.config import TrainingConfig
 from pitcli.console import marked, note, table
 from pitcli.engine.batches import Batch
 from pitcli.engine.footprint import Held, all_micro_batches, footprint, memory_there, padded
+from pitcli.engine.manifest import Manifest
 from pitcli.engine.models import RoleModel
-from pitcli.engine.run_folder import Manifest, check_out
+from pitcli.engine.run_folder import check_out
 from pitcli.errors import RunError
 from pitcli.inputs import Base
 from pitcli.launch import is_first, process_count

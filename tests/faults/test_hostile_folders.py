@@ -28,8 +28,9 @@ from pitcli import cli
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.bases import base_digest, check_base, resolve_base
 from pitcli.engine.loading import ADAPTER_CONFIG, WEIGHTS
+from pitcli.engine.manifest import load_manifest
 from pitcli.engine.models import GAP, IMPROVER, RoleModel
-from pitcli.engine.run_folder import RunFolder, load_manifest
+from pitcli.engine.run_folder import RunFolder
 from pitcli.errors import RunError
 
 PAD = 0

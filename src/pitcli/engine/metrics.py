@@ -36,3 +36,9 @@ def last_step(folder: Path) -> int:
     """The last step that was logged; 0 where none was."""
     rows = read_metrics(folder)
     return int(rows[-1]["step"]) if rows else 0
+
+
+def last_metrics(folder: Path, steps: int = 10) -> dict[str, float]:
+    """The means of what a run logged in its last steps."""
+    rows = read_metrics(folder)[-steps:]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]} if rows else {}

@@ -1,6 +1,5 @@
 """One quantised base, LoRA adapters by role on it, and the gap head."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pitcli.console import warn
 from pitcli.data.templates import Example
-from pitcli.engine.attention import BY_BRANCH, tree_mask
 from pitcli.engine.bases import reading
 from pitcli.engine.batches import Batch, length_sorted_chunks
 from pitcli.engine.loading import WEIGHTS, saved_lora
 from pitcli.engine.logprobs import token_logprobs
 from pitcli.engine.pair_tree import Tree, completion_batch, packed_batch, separate_batch
+from pitcli.engine.tree_passes import Form, attends_by_branch, hidden_states, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
 from pitcli.launch import process_count
 
@@ -31,9 +29,7 @@ POLICY = "policy"
 REFERENCE = "reference"
 
 _SCORE_KEY = "base_model.model.score.weight"
-TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 PROBE_TOKENS = 16
-PROBE = Tree([[0, 1, 2], [3, 4, 5], [1, 2, 3, 4], [2, 3, 4, 5, 6]], [-1, 0, 1, 1], [2, 3])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -54,11 +50,6 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     return hash(tuple(parts))
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    """How far hidden states are from others, relative."""
-    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
-
-
 class RoleModel(nn.Module):
     """A base that plays several roles: each is a LoRA adapter, and the gap role has a linear head besides.
 
@@ -74,7 +65,7 @@ class RoleModel(nn.Module):
         self._active: tuple[str | None, bool] | None = None
         self.sharded = False
         self._recomputed: list[nn.Module] = []
-        self.reads_branches = self._attends_by_branch()
+        self.reads_branches = attends_by_branch(base, pad_id)
 
     @property
     def device(self) -> torch.device:
@@ -155,27 +146,15 @@ class RoleModel(nn.Module):
 
     @property
     def transformer(self) -> nn.Module:
-        """The base without its output layer: token ids to hidden states."""
-        return getattr(self.base, self.base.base_model_prefix)
+        return transformer_of(self.base)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
         are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
+        form: Form = "mask" if are_trees else "plain"
         if self.reads_branches and (are_trees or self.packs(width)):
-            return self._under_mask(batch, batch.branches_BS2[:, None])
-        return self._under_mask(batch, tree_mask(batch.branches_BS2, width, self.base.dtype) if are_trees else None)
-
-    def _under_mask(self, batch: Batch, mask: Tensor | None) -> Tensor:
-        positions_BT = batch.position_ids_BT
-        if positions_BT is None and mask is not None:  # or some models would count them from a mask of two axes
-            positions_BT = torch.arange(batch.input_ids_BT.shape[1]).expand_as(batch.input_ids_BT)
-        output = self.transformer(
-            input_ids=batch.input_ids_BT,
-            attention_mask=mask,
-            position_ids=positions_BT,
-            use_cache=False,
-        )
-        return output.last_hidden_state[batch.rows_N, batch.places_N]
+            form = "branches"
+        return hidden_states(self.base, batch, form)
 
     def completion_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
@@ -216,39 +195,8 @@ class RoleModel(nn.Module):
 
     @cached_property
     def packs_trees(self) -> bool:
-        """Whether the base gives packed trees the hidden states of separate passes; seen by trying it once."""
-        if self.reads_branches:
-            return True
-        separate, packed = (make([PROBE], self.pad_id).to(self.device) for make in (separate_batch, packed_batch))
-        with torch.no_grad():
-            wanted = self._under_mask(separate, None)
-            try:
-                mask = tree_mask(packed.branches_BS2, packed.input_ids_BT.shape[1], self.base.dtype)
-                apart = _apart(self._under_mask(packed, mask), wanted)
-            except (ValueError, RuntimeError):  # a mask of four axes is more than ALiBi models can unpack
-                apart = math.inf
-        if apart <= TREE_TOLERANCE[self.base.dtype]:
-            return True
-        warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
-        return False
-
-    @torch.no_grad()
-    def _attends_by_branch(self) -> bool:
-        """Whether the base, on a CPU, takes the attention of attention.py; if it does, it keeps it from here on."""
-        usual = self.base.config._attn_implementation
-        if self.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH):
-            return False
-        batches = [make([PROBE], self.pad_id) for make in (separate_batch, packed_batch)]
-        wanted = self._under_mask(batches[0], None)
-        self.base.set_attn_implementation(BY_BRANCH)
-        try:
-            apart = max(_apart(self._under_mask(batch, batch.branches_BS2[:, None]), wanted) for batch in batches)
-        except Exception:  # whatever the code of a model does with a mask that is none
-            apart = math.inf
-        if apart <= TREE_TOLERANCE[self.base.dtype]:
-            return True
-        self.base.set_attn_implementation(usual)
-        return False
+        """Whether the base gives packed trees the hidden states of separate passes."""
+        return self.reads_branches or takes_tree_masks(self.base, self.pad_id)
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""

@@ -14,9 +14,9 @@ from pitcli.engine.bases import reading, resolve_base
 from pitcli.engine.batches import length_sorted_chunks
 from pitcli.engine.equations import symmetrised_gap
 from pitcli.engine.loading import compute_dtype, pick_device
+from pitcli.engine.manifest import DataIdentity
 from pitcli.engine.models import GAP
 from pitcli.engine.pair_tree import swapped_tree
-from pitcli.engine.run_folder import DataIdentity
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from pitcli.console import visible
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
+from pitcli.engine.manifest import AdapterRole, DataIdentity, Manifest
 from pitcli.engine.models import GAP, IMPROVER, POLICY
-from pitcli.engine.run_folder import AdapterRole, DataIdentity, Manifest
 from pitcli.errors import InputError
 from pitcli.evaluation.claims import shown, shown_controlled
 from pitcli.evaluation.results import Evaluation

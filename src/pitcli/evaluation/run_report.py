@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pitcli import __version__
 from pitcli.console import visible
-from pitcli.engine.run_folder import Manifest
+from pitcli.engine.manifest import Manifest
 from pitcli.evaluation.curves import curves, legend_of
 from pitcli.evaluation.figures import plotting
 from pitcli.evaluation.page import short, template

@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from pitcli.engine.manifest import MANIFEST, Manifest, read_manifest
 from pitcli.engine.metrics import METRICS, read_metrics
-from pitcli.engine.run_folder import MANIFEST, Manifest, is_busy, read_manifest
+from pitcli.engine.run_folder import is_busy
 from pitcli.errors import InputError, RunError
 
 SOME_STEPS = 10  # at either end: what a metric was at first and at last

@@ -15,6 +15,7 @@ from pitcli.engine.bases import SMOLLM2_HUB_NAME, cache_folder
 from pitcli.engine.durable import DIGESTS, publish_dir
 from pitcli.engine.hub import check_signed_in, upload
 from pitcli.engine.loading import WEIGHTS, load_tokenizer, saved_lora
+from pitcli.engine.manifest import AdapterRole, Manifest, load_manifest
 from pitcli.engine.merging import (
     Drift,
     keep_layout,
@@ -32,7 +33,6 @@ from pitcli.engine.merging import (
 )
 from pitcli.engine.models import GAP, POLICY
 from pitcli.engine.pair_tree import Tree, swapped_tree
-from pitcli.engine.run_folder import AdapterRole, Manifest, load_manifest
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.model_card import Exported, model_card, read_evaluation
 from pitcli.inputs import Base, EarlierRun, open_base

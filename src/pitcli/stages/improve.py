@@ -20,9 +20,9 @@ from pitcli.engine.durable import file_digest, write_file
 from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
 from pitcli.engine.loading import WEIGHTS
 from pitcli.engine.methods import Writer, extra_room
+from pitcli.engine.metrics import last_metrics
 from pitcli.engine.models import GAP, IMPROVER, POLICY
 from pitcli.engine.processes import agreed, spread
-from pitcli.engine.run_folder import last_metrics
 from pitcli.engine.sampling import Decoding
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base

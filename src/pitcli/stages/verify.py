@@ -4,8 +4,9 @@ from pathlib import Path
 
 from pitcli.console import note, table
 from pitcli.engine.durable import verify_dir
-from pitcli.engine.models import TREE_TOLERANCE
-from pitcli.engine.run_folder import CHECKPOINTS, AdapterRole, Manifest, load_manifest
+from pitcli.engine.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.engine.run_folder import CHECKPOINTS
+from pitcli.engine.tree_passes import TREE_TOLERANCE
 from pitcli.errors import RunError
 from pitcli.inputs import EarlierRun, open_base
 from pitcli.sections import ModelSettings
