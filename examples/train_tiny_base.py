@@ -96,9 +96,10 @@ def batch_loss(
 ) -> tuple[Tensor, float]:
     """Weighted mean of -log p(token) over fresh documents, and the plain mean over the names."""
     documents = [document(tokenizer, rng) for _ in range(size)]
-    input_ids_BT, mask_BT = pad_right([ids for ids, _ in documents], tokenizer.pad_token_id)
-    weights_BT = torch.zeros(input_ids_BT.shape)
+    input_ids_BT = pad_right([ids for ids, _ in documents], tokenizer.pad_token_id)
+    mask_BT, weights_BT = torch.zeros_like(input_ids_BT), torch.zeros(input_ids_BT.shape)
     for row, (_, weights) in enumerate(documents):
+        mask_BT[row, : len(weights)] = 1
         weights_BT[row, : len(weights)] = torch.tensor(weights)
     logits_BTV = model(input_ids=input_ids_BT, attention_mask=mask_BT).logits
     losses_N = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), input_ids_BT[:, 1:].flatten(), reduction="none")

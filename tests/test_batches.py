@@ -21,13 +21,11 @@ from pitcli.engine.pair_tree import completion_batch
 
 
 def test_padding_on_the_right() -> None:
-    # 9 is a pad id that also occurs as a token: the mask alone says what is padding
-    input_ids_BT, mask_BT = pad_right([[5, 9, 7], [6]], pad_id=9)
-    assert input_ids_BT.tolist() == [[5, 9, 7], [6, 9, 9]]
-    assert mask_BT.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert pad_right([[5, 9, 7], [6]], pad_id=9).tolist() == [[5, 9, 7], [6, 9, 9]]
 
 
 def test_padding_on_the_left() -> None:
+    # 9 is a pad id that also occurs as a token: the mask alone says what is padding
     input_ids_BT, mask_BT = pad_left([[5, 9, 7], [6]], pad_id=9)
     assert input_ids_BT.tolist() == [[5, 9, 7], [9, 9, 6]]
     assert mask_BT.tolist() == [[1, 1, 1], [0, 0, 1]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    CohereConfig,
+    FalconH1Config,
     Gemma2Config,
-    Gemma2ForCausalLM,
     GPTNeoXConfig,
+    GraniteConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -185,6 +189,26 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
             assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-3), (torch.bfloat16, 1e-2)])
+def test_the_gradient_of_a_token_that_is_nearly_sure(dtype: torch.dtype, off: float) -> None:
+    """p = 0.999, so the gradient is a thousandth of the output layer's rows that it is made from."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(64, 24, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.randn(24, 64, generator=generator))
+    hidden_1D = layer.weight[5:6] * 0.15
+    layer.to(dtype)
+    hidden_1D = hidden_1D.to(dtype).requires_grad_()
+    target_1 = torch.tensor([5])
+    logprob_1 = logprobs.token_logprobs(hidden_1D, layer, target_1, 1.0)
+    exact_1D = hidden_1D.detach().double().requires_grad_()
+    exact_1 = (exact_1D @ layer.weight.double().T).log_softmax(-1)[:, 5]
+    assert 0.99 < float(exact_1.detach().exp()) < 0.9999
+    (found,), (wanted,) = (
+        torch.autograd.grad(value.sum(), [states]) for value, states in ((logprob_1, hidden_1D), (exact_1, exact_1D))
+    )
+    assert (found - wanted).norm() < off * wanted.norm()
+
+
 @pytest.mark.parametrize("role", [IMPROVER, GAP])
 def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -> None:
     """Values and gradients; what a layer keeps is less, and no other role or generation sees anything of it."""
@@ -273,7 +297,9 @@ def test_plain_peft_loads_the_gap_model(
     model.save_role(GAP, tmp_path)
     scores_N = torch.cat(model.score_trees(TREES, 8))
     assert scores_N.std() > 0.1
-    input_ids_BT, mask_BT = pad_right([ids for tree in TREES for ids in tree.conversations()], PAD)
+    conversations = [ids for tree in TREES for ids in tree.conversations()]
+    input_ids_BT = pad_right(conversations, PAD)
+    mask_BT = pad_right([[1] * len(ids) for ids in conversations], 0)
     assert int((mask_BT == 0).sum()) > 20
 
     def plain_scores(**options: int) -> Tensor:
@@ -345,22 +371,27 @@ def test_without_four_bits_the_weights_are_whole(tiny_folder: Path) -> None:
     assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
 
 
-def test_rescaled_logits_are_refused(tmp_path: Path) -> None:
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 24, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SMALL),  # caps them at 30
+        CohereConfig(**SMALL, logit_scale=0.0625),
+        GraniteConfig(**SMALL, logits_scaling=8.0),
+        FalconH1Config(**SMALL, lm_head_multiplier=0.5),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_rescaled_logits_are_refused(config: PreTrainedConfig, tmp_path: Path) -> None:
     """completion_logprobs and generate apply the output layer themselves."""
-    config = Gemma2Config(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(RunError, match="final_logit_softcapping"):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="rescale their logits"):
         load_base(tmp_path, False, CPU)
 
 

@@ -11,6 +11,7 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     BloomConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -24,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pitcli.data.records import Comparison, Message, PreferencePair
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine import attention, models
+from pitcli.engine import attention, tree_passes
 from pitcli.engine.attention import tree_mask
 from pitcli.engine.equations import ORDERINGS
 from pitcli.engine.loading import load_base
@@ -162,6 +163,33 @@ def test_a_base_that_does_not_take_branches_takes_the_mask(
     assert (packed_N - separate_N).abs().max() < 1e-5
 
 
+def test_where_torch_has_other_kernels_the_usual_attention_stays(
+    with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert attention.kernels_work()
+    monkeypatch.setattr(attention._ByBranch, "backward", lambda ctx, slope: torch.ops.aten.no_such_kernel(slope))
+    attention.kernels_work.cache_clear()
+    model = with_roles(random_model(ARCHITECTURES["llama"]), 0, GAP)
+    attention.kernels_work.cache_clear()
+    assert not model.reads_branches
+    assert model.base.config._attn_implementation == "sdpa"
+    assert model.packs_trees
+
+
+def test_scores_are_not_rounded_where_passes_are(with_roles: WithRoles) -> None:
+    model = with_roles(random_model(ARCHITECTURES["llama"]), 0, GAP)
+    model.reads_branches = False  # as on a GPU
+    trees = [random_tree(seed) for seed in range(5)]
+    model.use(GAP)
+    with torch.no_grad():
+        wanted_N = model.scores(model.tree_batch(trees))
+        with torch.autocast("cpu", torch.bfloat16):
+            found_N = model.scores(model.tree_batch(trees))
+    assert found_N.dtype == torch.float32
+    assert 0 < (found_N - wanted_N).abs().max() < 0.05
+    assert not torch.equal(found_N.bfloat16().float(), found_N)
+
+
 @pytest.mark.parametrize("load_in_4bit", [True, False])
 def test_scores_and_gradients_of_the_embedded_model(
     load_in_4bit: bool, with_roles: WithRoles, tiny_chat: ChatFormat, tiny_folder: object
@@ -252,6 +280,17 @@ WITHOUT_TREES = {
     "mpt": MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2),
     # computes ALiBi from a mask of two axes, and raises where it is given four
     "bloom": BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+    # hides what is far off in the row from every other layer, whatever the mask says
+    "gpt-neo": GPTNeoConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=128,
+        attention_types=[[["global", "local"], 1]],
+        window_size=60,  # which holds all of the probe
+        initializer_range=0.2,
+    ),
 }
 
 
@@ -260,14 +299,16 @@ def test_a_base_without_tree_attention_reads_separately(
     architecture: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(models, "warn", warnings.append)
+    monkeypatch.setattr(tree_passes, "warn", warnings.append)
     model = with_roles(random_model(WITHOUT_TREES[architecture]), 0, GAP)
     trees = [random_tree(seed) for seed in range(3)]
     model.use(GAP)
     assert not model.packs_trees
     assert len(warnings) == 1
     assert "does not take tree attention" in warnings[0]
-    assert len(model.tree_batch(trees).input_ids_BT) == 12
+    input_ids_BT = model.tree_batch(trees).input_ids_BT
+    assert len(input_ids_BT) == 12
+    assert max(map(model.tokens_read, trees)) == input_ids_BT.numel() / 3
     with torch.no_grad():
         separate_N = separate_scores(model, trees)
     assert separate_N.std() > 0.1
@@ -276,9 +317,10 @@ def test_a_base_without_tree_attention_reads_separately(
 
 def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
     """A tree's mask replaces the window's, so a conversation beyond the window would see too much."""
-    model = with_roles(random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=16)), 0, GAP)
-    short = Tree([[3] * 9, [4, 5, 6], [7] * 7], [-1, 0, 0], [1, 2])  # conversations of 12 and 16 tokens
-    long = Tree([[3, 9] * 9, [4, 5, 6], [7, 8] * 4], [-1, 0, 0], [1, 2])
+    model = with_roles(random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=48)), 0, GAP)
+    short = Tree([[3] * 41, [4, 5, 6], [7] * 7], [-1, 0, 0], [1, 2])  # conversations of 44 and 48 tokens
+    long = Tree([[3, 9] * 25, [4, 5, 6], [7, 8] * 4], [-1, 0, 0], [1, 2])
+    assert [model.tokens_read(tree) for tree in (short, long)] == [51, 2 * 58]
     model.use(GAP)
     assert model.packs_trees
     assert len(model.tree_batch([short]).input_ids_BT) == 1

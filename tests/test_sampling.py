@@ -256,10 +256,11 @@ def test_samples_of_a_prompt_share_it_in_the_update(
     for one, other in zip(wanted, gradients, strict=True):
         assert (one - other).abs().max() < 1e-5 * max(1, float(one.abs().max()))
     monkeypatch.setitem(vars(model), "packs_trees", False)
-    _, batches = group_batches(model, PROMPTS, drawn, config)
+    rows, batches = group_batches(model, PROMPTS, drawn, config)
     apart, _ = read(batches)
-    for one_N, other_N in zip(apart, packed, strict=True):
-        assert (one_N - other_N).abs().max() < 1e-5
+    assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
+    for of_batch, logprobs_N in zip(rows, apart, strict=True):
+        assert (logprobs_N - torch.cat([alone[row] for row in of_batch])).abs().max() < 1e-5
 
 
 def picked(

@@ -6,7 +6,7 @@ and a block meets the tokens of its own branch up to its end and no others; in t
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -75,6 +75,19 @@ def attend(
     return output, None
 
 
+@cache
+def kernels_work() -> bool:
+    """Whether torch's kernels, which are not in its interface, are here as they are called; seen by trying it."""
+    states = [torch.ones(1, heads, 4, 8, requires_grad=True) for heads in (2, 1, 1)]
+    try:
+        with torch.enable_grad():
+            output: Tensor = _ByBranch.apply(*states, None, [_blocks(((-1, 4),))])
+            slopes = torch.autograd.grad(output.sum(), states)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    return all(bool(slope.isfinite().all()) for slope in slopes)
+
+
 AttentionInterface.register(BY_BRANCH, attend)
 AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
 
@@ -107,7 +120,18 @@ class _Block(NamedTuple):
 
     tokens: Span
     sees: list[Span]
-    seen: int
+
+    @property
+    def size(self) -> int:
+        return self.tokens[1] - self.tokens[0]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [end - begin for begin, end in self.sees]
+
+    @property
+    def seen(self) -> int:
+        return sum(self.lengths)
 
 
 def _spans(row: Sequence[Sequence[int]]) -> list[list[Span]]:
@@ -126,8 +150,7 @@ def _blocks(row: tuple[tuple[int, int], ...]) -> list[_Block]:
     for spans in _spans(row):
         *ancestors, (start, stop) = spans
         for first, last in pairwise([*range(start, stop, BLOCK), stop]):
-            sees = _joined([*ancestors, (start, last)])
-            blocks.append(_Block((first, last), sees, sum(end - begin for begin, end in sees)))
+            blocks.append(_Block((first, last), _joined([*ancestors, (start, last)])))
     return blocks
 
 
@@ -157,7 +180,7 @@ class _Causal(NamedTuple):
 
 def _causal(blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> _Causal:
     every = [block for of_row in blocks for block in of_row]
-    return _Causal.of(max(map(_size, every)), max(block.seen - _size(block) for block in every), dtype)
+    return _Causal.of(max(block.size for block in every), max(block.seen - block.size for block in every), dtype)
 
 
 class _ByBranch(torch.autograd.Function):
@@ -179,7 +202,7 @@ class _ByBranch(torch.autograd.Function):
         for row, of_row in enumerate(blocks):
             for block in of_row:
                 states = _met(query_BGRTD[row], key[row], value[row], block)
-                attended, sum_GRT = flash(*states, attn_mask=causal.part(_size(block), block.seen), scale=scaling)
+                attended, sum_GRT = flash(*states, attn_mask=causal.part(block.size, block.seen), scale=scaling)
                 output_BGRTD[row, :, :, slice(*block.tokens)] = attended
                 sums.append(sum_GRT)
         ctx.save_for_backward(query, key, value, output, *sums)
@@ -208,12 +231,12 @@ class _ByBranch(torch.autograd.Function):
                     next(left),
                     0.0,
                     False,
-                    attn_mask=causal.part(_size(block), block.seen),
+                    attn_mask=causal.part(block.size, block.seen),
                     scale=ctx.scaling,
                 )
                 of_query_BGRTD[row, :, :, own] = found[0]
                 for total, part in ((of_key[row], found[1].sum(1)), (of_value[row], found[2].sum(1))):
-                    for (begin, end), of_span in zip(block.sees, part.split(_lengths(block), 1), strict=True):
+                    for (begin, end), of_span in zip(block.sees, part.split(block.lengths, 1), strict=True):
                         total[:, begin:end] += of_span
         return of_query, of_key, of_value, None, None
 
@@ -237,11 +260,3 @@ def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) 
         return _shared(parts[0] if len(parts) == 1 else torch.cat(parts, 1), heads)
 
     return query_GRTD[:, :, slice(*block.tokens)], seen(key_GTD), seen(value_GTD)
-
-
-def _size(block: _Block) -> int:
-    return block.tokens[1] - block.tokens[0]
-
-
-def _lengths(block: _Block) -> list[int]:
-    return [end - begin for begin, end in block.sees]

@@ -39,16 +39,17 @@ class Batch(NamedTuple):
         return self._replace(**moved)
 
 
-def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids to (input_ids_BT, attention_mask_BT); the mask, not the pad id, says what is padding."""
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Token ids as input_ids_BT, the padding after the tokens."""
     width = max(len(ids) for ids in sequences)
-    input_ids = [[*ids, *[pad_id] * (width - len(ids))] for ids in sequences]
-    mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in sequences]
-    return torch.tensor(input_ids), torch.tensor(mask)
+    return torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in sequences])
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """As pad_right with the padding before the tokens, so that all rows end, and generation begins, together."""
+    """Token ids as (input_ids_BT, attention_mask_BT), padded so that all rows end, and generation begins, together.
+
+    The mask, not the pad id, says what is padding.
+    """
     width = max(len(ids) for ids in sequences)
     input_ids = [[*[pad_id] * (width - len(ids)), *ids] for ids in sequences]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences]

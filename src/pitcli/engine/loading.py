@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, TaskType
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,10 +22,12 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.engine.bases import check_entries, read_json, reading
 from pitcli.engine.durable import DIGESTS
+from pitcli.engine.tree_passes import transformer_of
 from pitcli.errors import RunError
 from pitcli.launch import local_index, process_count
 from pitcli.sections import Device, LoraSettings
 
+MARKED_LOGIT = 64.0  # far beyond where any model caps them
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = {WEIGHTS, ADAPTER_CONFIG, DIGESTS, "README.md"}
@@ -94,11 +96,27 @@ def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrai
         state = getattr(getattr(layer, "weight", None), "quant_state", None)
         if state is not None and tuple(state.shape) != (layer.out_features, layer.in_features):
             raise RunError(f"{folder}: the weights of {name} do not have the shape that config.json says")
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(base.config, name, None) not in (None, 1.0):
-            raise RunError(f"{folder}: models that rescale their logits ({name}) are not supported")
     keep_unpacked(base)
-    return base.requires_grad_(False).eval()
+    base.requires_grad_(False).eval()
+    if not gives_plain_logits(base):
+        raise RunError(f"{folder}: models that rescale their logits are not supported")
+    return base
+
+
+@torch.no_grad()
+def gives_plain_logits(base: PreTrainedModel) -> bool:
+    """Whether its logits are its output layer's, on the last hidden states, and nothing else; seen by trying it."""
+    ids_1T = torch.arange(4, device=base.device)[None]
+    seen: list[Tensor] = []
+
+    def mark(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        seen.append(inputs[0])
+        return torch.full_like(output, MARKED_LOGIT)
+
+    with base.get_output_embeddings().register_forward_hook(mark):
+        logits_1TV = base(input_ids=ids_1T, use_cache=False).logits
+    states_1TD = transformer_of(base)(input_ids=ids_1T, use_cache=False).last_hidden_state
+    return bool((logits_1TV == MARKED_LOGIT).all()) and torch.allclose(seen[0], states_1TD, rtol=1e-2, atol=1e-3)
 
 
 def keep_unpacked(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Takes the gradient d log p / d hidden = (W[target] - p W) / T while the logits are there.
+    """Takes the gradient d log p / d hidden = (onehot(target) - p) W / T while the logits are there.
 
     So they are neither kept nor computed again for the backward pass; what is kept is of the size of the hidden states.
     """
@@ -34,10 +34,10 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs.append((logits_CV.gather(-1, targets_C[:, None]) - total_C1).squeeze(-1))
             if ctx.needs_input_grad[0]:
                 weight_VD = cast(Tensor, output_layer.weight)
-                probabilities_CV = logits_CV.sub_(total_C1).exp_().to(weight_VD.dtype)
-                gradients.append(
-                    (weight_VD[targets_C] - probabilities_CV @ weight_VD).to(hidden_CD.dtype) / temperature
-                )
+                # in fp32: where p is close to 1, little is left of 1 - p
+                slopes_CV = logits_CV.sub_(total_C1).exp_().neg_()
+                slopes_CV.scatter_add_(-1, targets_C[:, None], torch.ones_like(total_C1))
+                gradients.append((slopes_CV.to(weight_VD.dtype) @ weight_VD).to(hidden_CD.dtype) / temperature)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logprobs)

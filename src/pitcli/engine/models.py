@@ -164,13 +164,20 @@ class RoleModel(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
         assert self.gap_head is not None
-        return self.gap_head(self.hidden_states(batch).float()).squeeze(-1)
+        states_ND = self.hidden_states(batch).float()
+        with torch.autocast(self.device.type, enabled=False):  # which would round the scores to bf16
+            return self.gap_head(states_ND).squeeze(-1)
 
     def tree_batch(self, trees: Sequence[Tree], of_tokens: bool = False) -> Batch:
         """Trees as this model takes them, packed or every conversation by itself; wanted is as in separate_batch."""
-        if self.packs(max(len(ids) for tree in trees for ids in tree.conversations())):
+        if self.packs(max(max(tree.lengths()) for tree in trees)):
             return packed_batch(trees, self.pad_id, of_tokens).to(self.device)
         return separate_batch(trees, self.pad_id, of_tokens).to(self.device)
+
+    def tokens_read(self, tree: Tree) -> int:
+        """Of a tree by itself: packed its own; if not, of each conversation as many as of the longest."""
+        lengths = tree.lengths()
+        return tree.tokens() if self.packs(max(lengths)) else len(lengths) * max(lengths)
 
     @torch.no_grad()
     def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> list[Tensor]:
@@ -178,7 +185,7 @@ class RoleModel(nn.Module):
         self.use(GAP)
         scores: list[Tensor] = [torch.empty(0)] * len(trees)
         at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
-        for chunk in length_sorted_chunks([tree.tokens() for tree in trees], at_once):
+        for chunk in length_sorted_chunks([self.tokens_read(tree) for tree in trees], at_once):
             of_chunk = self.scores(self.tree_batch([trees[index] for index in chunk])).cpu()
             of_trees = of_chunk.split([len(trees[index].leaves) for index in chunk])
             for index, of_tree in zip(chunk, of_trees, strict=True):
@@ -188,10 +195,11 @@ class RoleModel(nn.Module):
     def packs(self, longest: int) -> bool:
         """Whether the base takes a mask of ours on conversations so long.
 
-        That mask takes the place of a sliding window, so it is right only where the window holds all.
+        That mask takes the place of a window, sliding or not, so it is right only where the window holds all.
         """
-        window = getattr(self.base.config.get_text_config(), "sliding_window", None)
-        return self.packs_trees and (window is None or longest <= window)
+        config = self.base.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return self.packs_trees and all(window is None or longest <= window for window in windows)
 
     @cached_property
     def packs_trees(self) -> bool:

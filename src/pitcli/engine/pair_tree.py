@@ -35,6 +35,13 @@ class Tree(NamedTuple):
             written.append(segment if parent < 0 else written[parent] + segment)
         return [written[leaf] for leaf in self.leaves]
 
+    def lengths(self) -> list[int]:
+        """Tokens of each of these conversations."""
+        until: list[int] = []
+        for segment, parent in zip(self.segments, self.parents, strict=True):
+            until.append(len(segment) + (0 if parent < 0 else until[parent]))
+        return [until[leaf] for leaf in self.leaves]
+
     def tokens(self) -> int:
         return sum(len(segment) for segment in self.segments)
 
@@ -87,7 +94,7 @@ def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) 
     """
     conversations = [ids for tree in trees for ids in tree.conversations()]
     leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
-    input_ids_BT, _ = pad_right(conversations, pad_id)
+    input_ids_BT = pad_right(conversations, pad_id)
     wanted = []
     for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
         path = range(len(ids) - len(leaf) - 1, len(ids))
@@ -98,7 +105,7 @@ def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) 
 
 def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
     """As separate_batch, with each tree in one row."""
-    input_ids_BT, _ = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
+    input_ids_BT = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     wanted = []
     for row, tree in enumerate(trees):

@@ -157,7 +157,9 @@ def group_batches(
         for start in range(end - k, end, together)
     ]
     trees = [group_tree(prompts[group[0] // k], [drawn[row].token_ids for row in group]) for group in groups]
-    chunks = training_chunks([tree.tokens() for tree in trees], config, max(1, config.micro_batch_size // together))
+    chunks = training_chunks(
+        [model.tokens_read(tree) for tree in trees], config, max(1, config.micro_batch_size // together)
+    )
     batches = [model.tree_batch([trees[group] for group in chunk], of_tokens=True) for chunk in chunks]
     return [[row for group in chunk for row in groups[group]] for chunk in chunks], batches
 

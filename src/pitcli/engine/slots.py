@@ -118,7 +118,9 @@ class Slots:
         self._held: list[list[int]] = [[] for _ in range(places)]  # tokens whose keys and values a slot holds
         self._running: dict[int, _Running] = {}  # by slot
         self._states: dict[int, Tensor] = {}  # by slot, of shape (1 + guesses, D): what the next tokens are drawn from
-        self._cache = _SlotCache(model.base.config.get_text_config().num_hidden_layers, places)
+        self._places = _Places(places, model.device)
+        layers = model.base.config.get_text_config().num_hidden_layers
+        self._cache = Cache(layers=[_SlotLayer(self._places) for _ in range(layers)])
 
     def free(self) -> int:
         """How many calls may be admitted now."""
@@ -202,20 +204,19 @@ class Slots:
         pieces = [(len(ids), slot, len(self._held[slot])) for slot, ids in reads]
         slots_1N = torch.tensor([[slot for tokens, slot, _ in pieces for _ in range(tokens)]])
         places_1N = torch.tensor([[place for tokens, _, held in pieces for place in range(held, held + tokens)]])
-        self._cache.go_to(slots_1N, places_1N, None)
+        self._places.go_to(slots_1N, places_1N, None)
         input_ids_1N = torch.tensor([[token for _, ids in reads for token in ids]])
         states_1ND = self._forward(input_ids_1N, torch.tensor([[pieces]]), places_1N)
         return states_1ND[0].split([tokens for tokens, _, _ in pieces])
 
     def _padded(self, reads: Sequence[tuple[int, list[int]]]) -> Sequence[Tensor]:
         """The same with a row for each read."""
-        model, slots = self.model, [slot for slot, _ in reads]
-        input_ids_BT, _ = pad_right([ids for _, ids in reads], model.pad_id)
-        starts_B1 = torch.tensor([[len(self._held[slot])] for slot in slots])
+        model, slots_B = self.model, torch.tensor([slot for slot, _ in reads])
+        input_ids_BT = pad_right([ids for _, ids in reads], model.pad_id)
+        starts_B1 = torch.tensor([[len(self._held[slot])] for slot, _ in reads])
         lasts_B1 = starts_B1 + torch.tensor([[len(ids) - 1] for _, ids in reads])
         places_BT = starts_B1 + torch.arange(input_ids_BT.shape[1])
-        slots_BT = torch.tensor(slots)[:, None].expand_as(places_BT)
-        self._cache.go_to(slots_BT.to(model.device), places_BT.to(model.device), slots)
+        self._places.go_to(slots_B[:, None].expand_as(places_BT), places_BT, slots_B)
         sees_BTW = torch.arange(int(places_BT.max()) + 1) <= places_BT[:, :, None]
         mask_BTW = torch.zeros(sees_BTW.shape, dtype=model.base.dtype)
         mask_BTW.masked_fill_(~sees_BTW, torch.finfo(model.base.dtype).min)
@@ -243,45 +244,18 @@ def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
     return min(len(held), len(prompt))
 
 
-class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, of shape (slots, width, heads, D), written where the cache says."""
+class _Places:
+    """Where the tokens of the next pass go, and which slots its rows read; of all layers."""
 
-    def __init__(self, cache: "_SlotCache") -> None:
-        super().__init__()
-        self.cache = cache
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Both states of shape (B, heads, T, D); all that the slots read hold, of shape (slots, heads, W, D)."""
-        cache = self.cache
-        self.keys = cache.write(self.keys, key_states)
-        self.values = cache.write(self.values, value_states)
-        return cache.read(self.keys), cache.read(self.values)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the first write lays the slots out."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.width, 0
-
-    def get_seq_length(self) -> int:
-        return self.cache.width
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _SlotCache(Cache):
-    """What a forward pass writes and reads of the slots: each token of the batch to its slot and its place there."""
-
-    def __init__(self, layers: int, slots: int) -> None:
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
-        self.slots = slots
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.slots, self.device = slots, device
         self.width = 0
 
-    def go_to(self, slots_BT: Tensor, places_BT: Tensor, rows: list[int] | None) -> None:
-        """Where the next pass writes, and which slots its rows read (None: all of them are there to be read)."""
-        self.slots_BT, self.places_BT = slots_BT, places_BT
-        self.rows = None if rows == list(range(self.slots)) else rows
+    def go_to(self, slots_BT: Tensor, places_BT: Tensor, rows_B: Tensor | None) -> None:
+        """Each token of the batch to its slot and its place there; rows_B: the slot of each row (None: all slots)."""
+        self.slots_BT, self.places_BT = slots_BT.to(self.device), places_BT.to(self.device)
+        in_order = rows_B is None or rows_B.tolist() == list(range(self.slots))
+        self.rows_B = None if in_order else rows_B.to(self.device)
         self.width = int(places_BT.max()) + 1
 
     def write(self, held: Tensor | None, states_BHTD: Tensor) -> Tensor:
@@ -295,5 +269,32 @@ class _SlotCache(Cache):
         return held
 
     def read(self, held: Tensor) -> Tensor:
-        part = held[:, : self.width] if self.rows is None else held[self.rows, : self.width]
+        part = held[:, : self.width] if self.rows_B is None else held[self.rows_B, : self.width]
         return part.transpose(1, 2)
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, of shape (slots, width, heads, D)."""
+
+    def __init__(self, places: _Places) -> None:
+        super().__init__()
+        self.places = places
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Both states of shape (B, heads, T, D); all that the slots read hold, of shape (slots, heads, W, D)."""
+        places = self.places
+        self.keys = places.write(self.keys, key_states)
+        self.values = places.write(self.values, value_states)
+        return places.read(self.keys), places.read(self.values)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the first write lays the slots out."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.places.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.places.width
+
+    def get_max_length(self) -> int:
+        return -1

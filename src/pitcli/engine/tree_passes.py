@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pitcli.console import warn
-from pitcli.engine.attention import BY_BRANCH, tree_mask
+from pitcli.engine.attention import BY_BRANCH, kernels_work, tree_mask
 from pitcli.engine.batches import Batch
 from pitcli.engine.pair_tree import Tree, packed_batch, separate_batch
 
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
 # as the base does by itself; with the branches that BY_BRANCH takes; under the mask that any other attention takes
 Form = Literal["plain", "branches", "mask"]
-PROBE = Tree([[0, 1, 2], [3, 4, 5], [1, 2, 3, 4], [2, 3, 4, 5, 6]], [-1, 0, 1, 1], [2, 3])
+# what is out of place, or seen by mistake, is so by many tokens
+PROBE = Tree([[token % 7 for token in range(length)] for length in (4, 5, 24, 32)], [-1, 0, 1, 1], [2, 3])
 
 
 def transformer_of(base: PreTrainedModel) -> nn.Module:
@@ -43,7 +44,9 @@ def hidden_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
 def attends_by_branch(base: PreTrainedModel, pad_id: int) -> bool:
     """Whether the base, on a CPU, takes the attention of attention.py; if it does, it keeps it from here on."""
     usual = base.config._attn_implementation
-    if base.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH):
+    if base.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH) or not kernels_work():
+        return False
+    if not _attends_by_interface(base):
         return False
     separate, packed = separate_batch([PROBE], pad_id), packed_batch([PROBE], pad_id)
     wanted = hidden_states(base, separate, "plain")
@@ -57,12 +60,20 @@ def attends_by_branch(base: PreTrainedModel, pad_id: int) -> bool:
 @torch.no_grad()
 def takes_tree_masks(base: PreTrainedModel, pad_id: int) -> bool:
     """Whether the base, under masks of ours, gives packed trees the states of separate passes; a warning if not."""
-    separate, packed = (make([PROBE], pad_id).to(base.device) for make in (separate_batch, packed_batch))
-    apart = _apart(base, hidden_states(base, separate, "plain"), [packed], "mask")
-    if apart <= _tolerance(base):
-        return True
-    warn(f"this base does not take tree attention (off by {apart:.1e}); every ordering is read by itself")
+    why = "its attention is code of its own"
+    if _attends_by_interface(base):
+        separate, packed = (make([PROBE], pad_id).to(base.device) for make in (separate_batch, packed_batch))
+        apart = _apart(base, hidden_states(base, separate, "plain"), [packed], "mask")
+        if apart <= _tolerance(base):
+            return True
+        why = f"off by {apart:.1e}"
+    warn(f"this base does not take tree attention ({why}); every ordering is read by itself")
     return False
+
+
+def _attends_by_interface(base: PreTrainedModel) -> bool:
+    """Whether nothing but the mask says who sees whom; GPT-Neo's own attention, say, hides what is far off in a row."""
+    return base._supports_attention_backend
 
 
 def _apart(base: PreTrainedModel, wanted: Tensor, batches: Sequence[Batch], form: Form) -> float:

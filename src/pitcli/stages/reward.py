@@ -65,7 +65,7 @@ def run(config: RewardConfig) -> None:
 
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
     """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
-    lengths = [tree.tokens() for tree in trees]
+    lengths = [model.tokens_read(tree) for tree in trees]
     pairs_at_once = max(1, config.micro_batch_size // len(ORDERINGS))
 
     def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
