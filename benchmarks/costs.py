@@ -130,13 +130,13 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     if request["recompute"]:
         model.recompute_layers()
     step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
-    held = peak_bytes(request["device"] == "cuda")
+    held = held_bytes(request["device"] == "cuda")
     step({})  # warm-up
     phases: dict[str, float] = {}
     started = now(request["device"])
     step(phases)
     seconds = now(request["device"]) - started
-    parts = phases or kinds_of(step)
+    parts = phases or kinds_of(step, request["device"])
     total = sum(parts.values())
     peak = peak_bytes(request["device"] == "cuda")
     return {
@@ -292,20 +292,37 @@ def timed(phases: dict[str, float], device: str) -> Callable[[str], None]:
     return ended
 
 
-def kinds_of(step: Step) -> dict[str, float]:
+def kinds_of(step: Step, device: str) -> dict[str, float]:
     """Seconds by kind of operation, of a step under the profiler; what is no operation of torch is Python."""
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import DeviceType, ProfilerActivity, profile
 
-    started = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    on_gpu = device == "cuda"
+    started = now(device)
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiled:
         step({})
-    seconds = time.perf_counter() - started
+        seconds = now(device) - started
     kinds: Counter[str] = Counter()
     for event in profiled.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "elementwise")
-        kinds[kind] += event.self_cpu_time_total / 1e6
+        if event.device_type is not DeviceType.CPU:  # a kernel, whose time its operation has too
+            continue
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
+        if kind is None and event.key.startswith("aten::"):
+            kind = "elementwise"
+        if kind:
+            kinds[kind] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
     kinds["python"] = max(0.0, seconds - sum(kinds.values()))
     return dict(kinds)
+
+
+def held_bytes(on_gpu: bool) -> int:
+    """What is held now; the peak is counted from here on."""
+    if on_gpu:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes(on_gpu)
 
 
 def matmul_peak(device: str) -> float:

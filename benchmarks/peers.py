@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
-from worker import Figures, Gate
-from works import ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
+from worker import Figures, Gate, distance
+from works import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
 
 Spec = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -80,7 +80,7 @@ def load_gap(spec: Spec, adapter: str | Path, trains: bool) -> PeftModel:
 def training(spec: Spec, side_settings: dict[str, Any], rows: int, at_once: int) -> dict[str, Any]:
     """What the three trainers share: constant learning rate, no checkpointing of activations, nothing logged or saved.
 
-    rows: of an optimiser step, at_once: of a forward pass; --tune tries other settings.
+    rows: of an optimiser step, at_once: of a forward pass, but where side_settings say another.
     """
     settings = {"gradient_checkpointing": False, "per_device_train_batch_size": at_once, **side_settings}
     most = settings["per_device_train_batch_size"]
@@ -210,6 +210,7 @@ def run_rl(spec: Spec, gate: Gate) -> None:
         args=RLOOConfig(
             **settings,
             max_grad_norm=GRADIENT_NORM,
+            adam_epsilon=ADAM_EPSILON,
             num_generations=SAMPLES,
             max_completion_length=NEW_TOKENS,
             generation_kwargs={"min_new_tokens": NEW_TOKENS},
@@ -223,8 +224,11 @@ def run_rl(spec: Spec, gate: Gate) -> None:
     )
     metrics = trainer._metrics["train"]
     checked = spec["checked"]
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
     gate.check = lambda: {
-        "rewards": judge.gaps([row["messages"] for row in checked], [row["response"] for row in checked])
+        "rewards": judge.gaps([row["messages"] for row in checked], [row["response"] for row in checked]),
+        "moved": distance(before, trained),
     }
 
     def more(steps: int) -> Figures:
@@ -306,6 +310,7 @@ def run_improve(spec: Spec, gate: Gate) -> None:
         gate.arrive()
         best = [draft["response"] for draft in drafts]
         seen = [{draft["response"].strip()} for draft in drafts]
+        texts: list[list[str]] = [[] for _ in drafts]
         reasons = ["max_iters"] * len(drafts)
         running = list(range(len(drafts)))
         for _ in range(ITERATIONS):
@@ -314,6 +319,7 @@ def run_improve(spec: Spec, gate: Gate) -> None:
             gaps = judge.gaps(asked, [text or best[row] for row, text in zip(running, written, strict=True)])
             going_on = []
             for row, text, gap in zip(running, written, gaps, strict=True):
+                texts[row].append(text)
                 if not text:
                     reasons[row] = "empty"
                 elif text == best[row].strip():
@@ -329,7 +335,7 @@ def run_improve(spec: Spec, gate: Gate) -> None:
             running = going_on
             if not running:
                 break
-        last.update(responses=best, reasons=reasons)
+        last.update(written=texts, reasons=reasons)
 
 
 def improvement_of(spec: Spec, prompt: Messages, response: str) -> Messages:

@@ -32,7 +32,7 @@ from works import (
 HERE = Path(__file__).parent
 LIBRARIES = ("pitcli", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
 LEARNING_RATES = {"sft": 2e-4, "gap": 2e-4, "rl": 1e-5}
-# what --tune tries of the trainers' settings; the first is what is taken without it
+# what is tried of the trainers' settings; with --no-tune the first is taken
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "SFTTrainer": [
         {},
@@ -133,7 +133,12 @@ def parse_options() -> argparse.Namespace:
         "--load-in-4bit", action=argparse.BooleanOptionalAction, help="the base of both sides; default: on a GPU"
     )
     parser.add_argument("--threads", type=int, help="of each process; default: as torch finds best")
-    parser.add_argument("--tune", action="store_true", help="try the trainers' settings first and take the fastest")
+    parser.add_argument(
+        "--tune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="try the trainers' settings first and take the fastest",
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="adapters and logs are kept here")
     options = parser.parse_args()

@@ -5,12 +5,13 @@ peak memory of each is its own.
 """
 
 import json
+import math
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ class Gate:
 
     def _answer(self, answer: Figures) -> None:
         print(json.dumps({**answer, "peak_bytes": peak_bytes(self._on_gpu)}), file=self._answers, flush=True)
+
+
+def distance(before: Iterable[Any], after: Iterable[Any]) -> float:
+    """How far tensors have moved, all together (Euclidean)."""
+    squares = [float((now.detach() - then).float().square().sum()) for then, now in zip(before, after, strict=True)]
+    return math.sqrt(sum(squares))
 
 
 def peak_bytes(on_gpu: bool) -> int:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 SAMPLES = 4  # k: samples drawn for each prompt of an RL step
 NEW_TOKENS = 48  # of every sample of an RL step, exactly
+ADAM_EPSILON = 1e-14  # for RL: the rewards of a gap model of six steps are tiny, and 1e-8 would shorten the steps
 ITERATIONS = 3  # K: improvements of a draft at most
 LONGEST_IMPROVEMENT = 64  # tokens
 
