@@ -63,9 +63,12 @@ def main() -> None:
     asked += [
         {"stage": stage, "length": lengths[0], "rows": rows} for stage in ("sft", "gap", "improve") for rows in ROWS
     ]
-    measured: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
     for one in asked:
         request = {"length": 0, "rows": 1, "k": 4, "recompute": False, **one, **common}
+        requests += [request] if request not in requests else []
+    measured: list[dict[str, Any]] = []
+    for request in requests:
         if not fits(request, measured):
             print(f"{named(request)}: left out, as it would not fit into memory", flush=True)
             continue
@@ -303,7 +306,7 @@ def kinds_of(step: Step, device: str) -> dict[str, float]:
         seconds = now(device) - started
     kinds: Counter[str] = Counter()
     for event in profiled.key_averages():
-        if event.device_type is not DeviceType.CPU:  # a kernel, whose time its operation has too
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time its operation has too
             continue
         kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
         if kind is None and event.key.startswith("aten::"):
