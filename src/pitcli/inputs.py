@@ -78,8 +78,8 @@ def open_base(settings: ModelSettings, earlier: list[EarlierRun]) -> Base:
     """The base that the settings name, else that of the earlier runs; all of them must have been made with it."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # peft asks for it by its old name, once a run; nothing that a user could mend
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    # peft and we call them by their old names; nothing that a user could mend
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is", FutureWarning)
     first = earlier[0].manifest.base if earlier else None
     name = settings.model or (first.name if first else DEFAULT_MODEL)
     device = pick_device(settings.device)

@@ -1,4 +1,4 @@
-"""Generation without idle places: what a response leaves when it ends, the next takes at once.
+"""Generation without idle places: what responses leave when they end, the next take.
 
 A slot is a place in the batch with its keys and values. They stay until the slot is taken again, and a call takes the
 free slot whose tokens begin most like its own: of an improvement's next iteration x is not read again.
