@@ -11,7 +11,8 @@ FIRST_LOSS = (1e-4, 2e-2)  # relative
 SEPARATE_LOSS = (1e-5, 1e-2)  # of packed trees against rows of their own
 LATER_LOSS = (0.05, 0.05)  # relative: Adam makes much of gradients that are zero but for rounding
 FIRST_KL = (5e-3, 0.2)  # nats, of the whole sample
-MOVED = 0.3  # relative, after all runs: the samples are others, but Adam's steps are as long
+# relative, after all runs: the samples are others, but Adam's steps are as long; in bf16 adapters of TRL move less
+MOVED = (0.3, 0.6)
 REWARD = (1e-3, 0.2)  # of the mean size of a reward
 OTHER_OUTPUTS = (0.1, 0.3)  # share of drafts: a gap or two logits may be closer together than rounding
 
@@ -45,7 +46,7 @@ def checks_of(
             rewards(checked[0]["rewards"], checked[1]["rewards"], REWARD[in_bf16]),
             Check(f"tokens generated in a step, of {wanted} wanted", mine, other, farthest, 0),
             Check("KL of the first step", kl, other_kl, max(kl, other_kl), FIRST_KL[in_bf16]),
-            relative("how far the adapter has moved", checked[0]["moved"], checked[1]["moved"], MOVED),
+            relative("how far the adapter has moved", checked[0]["moved"], checked[1]["moved"], MOVED[in_bf16]),
         ]
     share = 5.0 if work.against == "RewardTrainer" else 1.0
     losses = [

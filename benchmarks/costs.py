@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 Step = Callable[[dict[str, float]], None]
 
 
+def differentiate(model: Any, compute: Callable[[], Any]) -> None:
+    """There and back, as training does it."""
+    from pitcli.engine.loading import autocast
+
+    with autocast(model.device):
+        total = compute().sum()
+    total.backward()
+
+
 def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """A quarter of each row is what the loss is taken over."""
     from pitcli.data.templates import Example
@@ -168,7 +178,7 @@ def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
     def step(phases: dict[str, float]) -> None:
         model.use(IMPROVER, train=True)
-        model.completion_logprobs(batch).sum().backward()
+        differentiate(model, lambda: model.completion_logprobs(batch))
 
     flops = training_flops(shape, rows * length, rows * seen_in_row(length), rows * written)
     return step, flops, rows * length
@@ -189,7 +199,7 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
     def step(phases: dict[str, float]) -> None:
         model.use(GAP, train=True)
-        model.scores(batch).sum().backward()
+        differentiate(model, lambda: model.scores(batch))
 
     flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE_PARENTS), 0)
     return step, flops, rows * sum(sizes)
@@ -197,12 +207,11 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
 def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """One prompt: k samples of 48 tokens, their gaps, their KL, one update. FLOP: of all four, sampling as forward."""
-    import torch
-
     from pitcli.config import RlConfig
+    from pitcli.engine.loading import autocast
     from pitcli.engine.models import IMPROVER, REFERENCE
     from pitcli.engine.pair_tree import Tree
-    from pitcli.engine.rollouts import group_batches
+    from pitcli.engine.rollouts import group_batches, logprobs_under
     from pitcli.engine.sampling import Decoding, generate
 
     k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
@@ -212,24 +221,22 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
 
     def step(phases: dict[str, float]) -> None:
         ended = timed(phases, request["device"])
-        drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
-        ended("sampling")
-        segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
-        for one in drawn:
-            leaves += [len(segments), len(segments) + 2]
-            parents += [1, 0, len(segments) + 1]
-            segments += [one.token_ids, one.token_ids, prompt[half:]]
-        model.score_trees([Tree(segments, parents, leaves)], config.micro_batch_size)
-        ended("gaps")
-        _, batches = group_batches(model, [prompt], drawn, config)
-        with torch.no_grad():
-            model.use(REFERENCE)
-            for batch in batches:
-                model.completion_logprobs(batch)
-        ended("reference")
+        with autocast(model.device):
+            drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
+            ended("sampling")
+            segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
+            for one in drawn:
+                leaves += [len(segments), len(segments) + 2]
+                parents += [1, 0, len(segments) + 1]
+                segments += [one.token_ids, one.token_ids, prompt[half:]]
+            model.score_trees([Tree(segments, parents, leaves)], config.micro_batch_size)
+            ended("gaps")
+            _, batches = group_batches(model, [prompt], drawn, config)
+            logprobs_under(model, REFERENCE, batches, 1.0)
+            ended("reference")
         model.use(IMPROVER, train=True)
         for batch in batches:
-            model.completion_logprobs(batch).sum().backward()
+            differentiate(model, partial(model.completion_logprobs, batch))
         ended("update")
 
     sampled = k * NEW_TOKENS

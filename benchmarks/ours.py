@@ -144,7 +144,7 @@ def read_separately(model: RoleModel) -> None:
 
     def of_passes(batch: Batch) -> Tensor:
         lengths_N = batch.places_N + 1
-        places = length_sorted_chunks(lengths_N.tolist(), len(lengths_N))
+        places = length_sorted_chunks(lengths_N.tolist(), len(lengths_N), model.device)
         found = [scores(of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in places]
         return torch.cat(found)[torch.tensor([place for chunk in places for place in chunk]).argsort()]
 
@@ -152,7 +152,7 @@ def read_separately(model: RoleModel) -> None:
         width = int(batch.places_N[rows_N].max()) + 1
         return batch._replace(
             input_ids_BT=batch.input_ids_BT[rows_N, :width],
-            branches_BS2=batch.branches_BS2[rows_N],
+            branches_BS2=batch.branches_BS2[rows_N.cpu()],
             rows_N=torch.arange(len(rows_N), device=model.device),
             places_N=batch.places_N[rows_N],
         )

@@ -91,6 +91,8 @@ def model_of(shape: str, scratch: Path, device: str) -> str:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # for the processes that train on it
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -33,7 +33,7 @@ def under_the_mask(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
     """softmax(q k scale + mask) v, written out."""
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
-    scores = query @ key.transpose(-1, -2) * scale + tree_mask(BRANCHES, WIDTH, query.dtype)
+    scores = query @ key.transpose(-1, -2) * scale + tree_mask(BRANCHES, WIDTH, query.dtype, query.device)
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 

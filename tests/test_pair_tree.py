@@ -236,7 +236,9 @@ def test_the_layout_of_a_small_tree() -> None:
     assert batch.places_N.tolist() == [4, 2, 0]
     assert batch.targets_N.tolist() == []
     assert batch.tokens == 6
-    sees = (tree_mask(batch.branches_BS2, 5, torch.float32)[:, 0] == 0).int()
+    mask_B1TT = tree_mask(batch.branches_BS2, 5, torch.float32, torch.device("cpu"))
+    assert (mask_B1TT.shape, mask_B1TT.stride()) == ((2, 1, 5, 5), (80, 80, 16, 1))  # rows that no GPU kernel copies
+    sees = (mask_B1TT[:, 0] == 0).int()
     assert sees[0].tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],

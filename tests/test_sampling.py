@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,18 @@ from transformers import (
 )
 
 from pitcli.config import RlConfig
+from pitcli.data.records import Message
 from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine import rollouts
 from pitcli.engine.batches import Batch
 from pitcli.engine.equations import clipped_policy_loss, sequence_kl
-from pitcli.engine.loading import load_base
-from pitcli.engine.models import IMPROVER, REFERENCE, RoleModel
+from pitcli.engine.loading import load_base, lora_config
+from pitcli.engine.methods import Asked
+from pitcli.engine.models import GAP, IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.pair_tree import completion_batch
 from pitcli.engine.rollouts import group_batches
 from pitcli.engine.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from pitcli.sections import LoraSettings
 from tests.conftest import WithRoles
 
 NEVER = -1  # a stop id that no model writes
@@ -226,6 +231,40 @@ def test_a_rollout_starts_at_ratio_one_and_kl_zero(
     model.use(None)
     base_logprobs_N = model.completion_logprobs(batch, temperature)
     assert sequence_kl(old_N, base_logprobs_N, lengths).mean() > 0.1
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_old_logprobs_are_those_of_training_where_sampling_rounds_otherwise(
+    rounded: bool, tiny_folder: Path, tiny_chat: ChatFormat, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in bf16 on a GPU; here what was drawn is made to say something else."""
+    model = with_roles(load_base(tiny_folder, False, torch.device("cpu")), 0, IMPROVER, GAP)
+    model.add_role(REFERENCE, lora_config(LoraSettings(lora_rank=4, lora_alpha=8)))
+    model.use(IMPROVER)
+    for name, parameter in model.role_parameters(REFERENCE).items():
+        parameter.data.copy_(model.role_parameters(IMPROVER)[name.replace(REFERENCE, IMPROVER)])
+
+    def noisy(*arguments: Any, **more: Any) -> list[Sample]:
+        return [one._replace(logprobs=[p - 0.01 for p in one.logprobs]) for one in generate(*arguments, **more)]
+
+    monkeypatch.setattr(rollouts, "generate", noisy)
+    monkeypatch.setattr(rollouts, "sampled_otherwise", lambda model: rounded)
+    judge = rollouts.Judge(model, tiny_chat, 1.0, 8)
+    asked = [Asked((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
+    decoding = Decoding(1.0, 1.0, 6, tiny_chat.stop_id)
+    batches = rollouts.roll_out(judge, asked, decoding, 0, RlConfig(samples_per_prompt=2, micro_batch_size=2))
+    model.use(IMPROVER, train=True)
+    for batch in batches:
+        logprobs_N = model.completion_logprobs(batch.batch)
+        apart_N = logprobs_N - batch.old_logprobs_N
+        assert torch.allclose(apart_N, torch.full_like(apart_N, 0.0 if rounded else 0.01), atol=0 if rounded else 1e-4)
+    assert (batches[0].metrics["kl"] == 0) == rounded
+
+
+def test_prompts_whose_samples_are_alike() -> None:
+    one, other = Sample([3, 4], [0.0, 0.0], True), Sample([3], [0.0], True)
+    assert rollouts.alike_share([one, one, one, other], 2) == 0.5
+    assert rollouts.alike_share([one, other], 1) == 1
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 3, 16])

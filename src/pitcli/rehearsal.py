@@ -50,7 +50,7 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         print(settings_yaml(config), end="", flush=True)
     note("the first row, marked where the loss is taken:")
     marked(work.first)
-    chunks = all_micro_batches(work.lengths, work.steps, config, work.at_once)
+    chunks = all_micro_batches(work.lengths, work.steps, config, work.at_once, base.device)
     largest = max(chunks, key=lambda chunk: padded(chunk, work.lengths))
     middle = sorted(chunks, key=lambda chunk: padded(chunk, work.lengths))[len(chunks) // 2]
     tokens = sum(work.lengths[row] for chunk in chunks for row in chunk)

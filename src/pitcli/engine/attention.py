@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_BRANCH = "pit_by_branch"  # as transformers knows it; for a mask it is given the branches of each row
+MASK_STRIDE = 16  # elements
 BLOCK = 128  # tokens; with 64 or 256 it is hardly slower
 # what else transformers may ask of an attention
 NOT_PLAIN = ("position_bias", "softcap", "s_aux", "sinks", "indices", "block_indices")
@@ -34,10 +35,13 @@ def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
     return branches_BS2
 
 
-def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """The same as an additive mask for any attention, shape (B, 1, width, width); padding sees itself."""
-    size = (len(branches_BS2), width, width)
-    mask_BTT = torch.full(size, torch.finfo(dtype).min, dtype=dtype, device=branches_BS2.device)
+def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same as an additive mask for any attention, shape (B, 1, width, width); padding sees itself.
+
+    Its rows are as far apart as GPUs' kernels want them, or each layer would copy it and keep the copy.
+    """
+    size = (len(branches_BS2), width, -(-width // MASK_STRIDE) * MASK_STRIDE)
+    mask_BTT = torch.full(size, torch.finfo(dtype).min, dtype=dtype, device=device)[..., :width]
     mask_BTT.diagonal(dim1=1, dim2=2).zero_()
     for mask_TT, row in zip(mask_BTT, branches_BS2.tolist(), strict=True):
         for spans in _spans(row):

@@ -12,7 +12,9 @@ from torch import Tensor
 from pitcli.launch import process_count
 from pitcli.sections import OptimSettings
 
-PASS_TOKENS = 64  # what a pass costs besides that for each of its tokens, in tokens
+# what a pass costs besides that for each of its tokens, in tokens; on GPUs thousands of small kernels and the weights
+# of a 4-bit base, which become bf16 each time
+PASS_TOKENS = {"cpu": 64, "cuda": 2048}
 
 
 class Batch(NamedTuple):
@@ -33,8 +35,11 @@ class Batch(NamedTuple):
     tokens: int
 
     def to(self, device: torch.device) -> "Batch":
+        """All but the branches, which no kernel reads."""
         moved: dict[str, Any] = {
-            name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)
+            name: part.to(device)
+            for name, part in self._asdict().items()
+            if isinstance(part, Tensor) and name != "branches_BS2"
         }
         return self._replace(**moved)
 
@@ -85,24 +90,30 @@ def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def micro_batch_rows(step: int, lengths: Sequence[int], config: OptimSettings, at_once: int) -> list[list[int]]:
+def micro_batch_rows(
+    step: int, lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
+) -> list[list[int]]:
     """The rows of a step in its micro-batches, those of like length together; at_once as in training_chunks."""
     rows = rows_of_step(step, len(lengths), config.batch_size, config.seed)
-    chunks = training_chunks([lengths[row] for row in rows], config, at_once)
+    chunks = training_chunks([lengths[row] for row in rows], config, at_once, device)
     return [[rows[place] for place in chunk] for chunk in chunks]
 
 
-def training_chunks(lengths: Sequence[int], config: OptimSettings, at_once: int) -> list[list[int]]:
+def training_chunks(
+    lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
+) -> list[list[int]]:
     """A step's rows in micro-batches: at_once rows each, or what --tokens-per-batch holds.
 
     They are smaller where not every process would get one.
     """
     size = len(lengths) if config.tokens_per_batch else at_once
     one_for_each = max(1, min(size, -(-len(lengths) // process_count())))
-    return length_sorted_chunks(lengths, one_for_each, config.tokens_per_batch)
+    return length_sorted_chunks(lengths, one_for_each, device, config.tokens_per_batch)
 
 
-def length_sorted_chunks(lengths: Sequence[int], size: int, budget: int | None = None) -> list[list[int]]:
+def length_sorted_chunks(
+    lengths: Sequence[int], size: int, device: torch.device, budget: int | None = None
+) -> list[list[int]]:
     """Indices in chunks of at most `size`, longest first, such that padding and passes cost the least together.
 
     budget: the most tokens, with padding, that a chunk of several may hold.
@@ -114,7 +125,7 @@ def length_sorted_chunks(lengths: Sequence[int], size: int, budget: int | None =
         most = max(1, min(size, budget // width)) if budget else size
         stops = range(start + 1, min(start + most, len(order)) + 1)
         end[start] = min(reversed(stops), key=lambda stop: width * (stop - start) + cost[stop])
-        cost[start] = width * (end[start] - start) + cost[end[start]] + PASS_TOKENS
+        cost[start] = width * (end[start] - start) + cost[end[start]] + PASS_TOKENS[device.type]
     starts = [0]
     while starts[-1] < len(order):
         starts.append(end[starts[-1]])

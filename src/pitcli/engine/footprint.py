@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pitcli.engine.bases import reading
 from pitcli.engine.batches import micro_batch_rows
-from pitcli.engine.loading import compute_dtype, load_base, lora_config
+from pitcli.engine.loading import autocast, compute_dtype, load_base, lora_config
 from pitcli.engine.logprobs import LOGIT_ROWS
 from pitcli.engine.models import RoleModel
 from pitcli.errors import RunError
@@ -30,7 +30,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and t
 LOGIT_COPIES = 2  # logits, and the exponentials of their logsumexp
 STATE_COPIES = 6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is measured
 PROBES = (2, 8)  # layers, or as many as there are
-CUDA_CONTEXT = 600 * 2**20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -80,9 +79,11 @@ class _Cost(NamedTuple):
     seconds: float
 
 
-def all_micro_batches(lengths: Sequence[int], steps: int, config: OptimSettings, at_once: int) -> list[list[int]]:
+def all_micro_batches(
+    lengths: Sequence[int], steps: int, config: OptimSettings, at_once: int, device: torch.device
+) -> list[list[int]]:
     """The rows of every micro-batch of these steps."""
-    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, config, at_once)]
+    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, config, at_once, device)]
 
 
 def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:
@@ -123,7 +124,7 @@ def footprint(
     logit_rows: tokens of the largest that have logits.
     """
     shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
-    process = psutil.Process().memory_info().rss if device.type == "cpu" else CUDA_CONTEXT
+    process = psutil.Process().memory_info().rss if device.type == "cpu" else 0  # a GPU's free memory is beside it
     low, high = (1, 2) if device.type == "cuda" else PROBES  # a GPU's allocator counts exactly, a heap has holes
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
 
@@ -170,9 +171,9 @@ def _by_itself(device: torch.device, measure: Callable[[], _Cost]) -> _Cost:
 
 
 def memory_there(device: torch.device) -> int:
-    """Bytes that a process may have: free ones of the GPU, or those of this machine or container and our own."""
+    """Bytes that a process may have: free ones of the GPU, of this machine or of the container, and its own."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     there = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
         return min(there, int(limit))
@@ -197,12 +198,20 @@ def _measured(
         model.recompute_layers()
     model.use(held.role, train=True)
     before = _resident(model.device, anew=True)
-    run(model, 0).backward()
-    run(model, 1).backward()  # of another shape, which leaves other holes in the heap
-    start = time.perf_counter()
-    run(model, 0).backward()
-    taken = _resident(model.device) - before
-    return _Cost(taken, time.perf_counter() - start)
+
+    def both_passes(other: int) -> float:
+        start = time.perf_counter()
+        with autocast(model.device):
+            differentiated = run(model, other)
+        differentiated.backward()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return time.perf_counter() - start
+
+    both_passes(0)
+    both_passes(1)  # of another shape, which leaves other holes in the heap
+    seconds = both_passes(0)
+    return _Cost(_resident(model.device) - before, seconds)
 
 
 def _write_shallow(folder: Path, layers: int, target: Path) -> None:

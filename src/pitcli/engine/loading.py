@@ -50,7 +50,13 @@ def pick_device(device: Device) -> torch.device:
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the hardware multiplies it; fp32 on CPUs, many of which emulate bf16 two hundred times slower."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """What training passes compute in: bf16 where the base does, though adapters and gap head are kept in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -185,7 +185,7 @@ class RoleModel(nn.Module):
         self.use(GAP)
         scores: list[Tensor] = [torch.empty(0)] * len(trees)
         at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
-        for chunk in length_sorted_chunks([self.tokens_read(tree) for tree in trees], at_once):
+        for chunk in length_sorted_chunks([self.tokens_read(tree) for tree in trees], at_once, self.device):
             of_chunk = self.scores(self.tree_batch([trees[index] for index in chunk])).cpu()
             of_trees = of_chunk.split([len(trees[index].leaves) for index in chunk])
             for index, of_tree in zip(chunk, of_trees, strict=True):

@@ -89,23 +89,13 @@ def roll_out(
     gaps_B = torch.tensor(group_gaps(judge, comparisons, k))
     rows, batches = group_batches(model, prompts, drawn, config)
     lengths = [[len(drawn[row].token_ids) for row in of_batch] for of_batch in rows]
-    old_logprobs = [
-        torch.tensor([logprob for row in of_batch for logprob in drawn[row].logprobs], device=model.device)
-        for of_batch in rows
-    ]
-
-    @torch.no_grad()
-    def kl_of(places: Sequence[int]) -> list[Tensor]:
-        model.use(REFERENCE)
-        references = [model.completion_logprobs(batches[place], decoding.temperature) for place in places]
-        return [
-            sequence_kl(old_logprobs[place], reference_N, lengths[place]).cpu()
-            for place, reference_N in zip(places, references, strict=True)
-        ]
-
+    old_logprobs = [torch.tensor([one for row in of_batch for one in drawn[row].logprobs]) for of_batch in rows]
+    if sampled_otherwise(model):
+        old_logprobs = logprobs_under(model, config.role, batches, decoding.temperature)
+    reference_logprobs = logprobs_under(model, REFERENCE, batches, decoding.temperature)
     kl_B = torch.zeros(len(drawn))
-    for of_batch, kl in zip(rows, spread(range(len(rows)), kl_of, model.sharded), strict=True):
-        kl_B[of_batch] = kl
+    for of_batch, old_N, reference_N, of_length in zip(rows, old_logprobs, reference_logprobs, lengths, strict=True):
+        kl_B[of_batch] = sequence_kl(old_N, reference_N, of_length)
     finished_B = torch.tensor([sample.finished for sample in drawn])
     rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
@@ -116,7 +106,7 @@ def roll_out(
         "p_better": float(torch.sigmoid(gaps_B).mean()),
         "kl": float(kl_B.mean()),
         "truncated_share": float((~finished_B).float().mean()),
-        "zero_spread_share": float((rewards_B.view(-1, k).std(1) < 1e-6).float().mean()),
+        "zero_spread_share": alike_share(drawn, k),
         **text_metrics(drawn, comparisons),
     }
     shares: list[dict[str, float]] = [{"padding_share": share} for share in padding_shares(batches)]
@@ -126,9 +116,28 @@ def roll_out(
         for of_batch, of_length in zip(rows, lengths, strict=True)
     ]
     return [
-        RolloutBatch(batch, old_N, advantages_N, tokens, share)
+        RolloutBatch(batch, old_N.to(model.device), advantages_N, tokens, share)
         for batch, old_N, advantages_N, share in zip(batches, old_logprobs, advantages, shares, strict=True)
     ]
+
+
+def sampled_otherwise(model: RoleModel) -> bool:
+    """Whether the log-prob of a token that is drawn is another than in training, where other kernels round bf16.
+
+    With it the ratios of a first update would not be 1, nor its KL 0.
+    """
+    return model.base.dtype is not torch.float32
+
+
+def logprobs_under(model: RoleModel, role: str, batches: Sequence[Batch], temperature: float) -> list[Tensor]:
+    """What a role says of the samples of each micro-batch, on the CPU; the micro-batches spread over the processes."""
+
+    @torch.no_grad()
+    def of_batches(places: Sequence[int]) -> list[Tensor]:
+        model.use(role)
+        return [model.completion_logprobs(batches[place], temperature).cpu() for place in places]
+
+    return list(spread(range(len(batches)), of_batches, model.sharded))
 
 
 def group_gaps(judge: Judge, comparisons: Sequence[Comparison], k: int) -> list[float]:
@@ -157,11 +166,16 @@ def group_batches(
         for start in range(end - k, end, together)
     ]
     trees = [group_tree(prompts[group[0] // k], [drawn[row].token_ids for row in group]) for group in groups]
-    chunks = training_chunks(
-        [model.tokens_read(tree) for tree in trees], config, max(1, config.micro_batch_size // together)
-    )
+    lengths = [model.tokens_read(tree) for tree in trees]
+    chunks = training_chunks(lengths, config, max(1, config.micro_batch_size // together), model.device)
     batches = [model.tree_batch([trees[group] for group in chunk], of_tokens=True) for chunk in chunks]
     return [[row for group in chunk for row in groups[group]] for chunk in chunks], batches
+
+
+def alike_share(drawn: Sequence[Sample], k: int) -> float:
+    """The share of prompts all of whose k samples are the same: there is nothing to learn from them."""
+    groups = [drawn[start : start + k] for start in range(0, len(drawn), k)]
+    return sum(len({tuple(one.token_ids) for one in group}) == 1 for group in groups) / len(groups)
 
 
 def asked_prompts(role: str, chat: ChatFormat, asked: Sequence[Asked]) -> list[list[int]]:

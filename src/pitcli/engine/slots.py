@@ -134,7 +134,7 @@ class Slots:
             self._running[slot] = _Running(key, call, self.decoding)
             del self._held[slot][shared:]
             reads.append((slot, call.prompt[shared:]))
-        for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads)):
+        for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads), self.model.device):
             self._read([reads[place] for place in chunk])
 
     def run(self, until: int) -> list[tuple[int, Sample]]:
@@ -254,8 +254,8 @@ class _Places:
     def go_to(self, slots_BT: Tensor, places_BT: Tensor, rows_B: Tensor | None) -> None:
         """Each token of the batch to its slot and its place there; rows_B: the slot of each row (None: all slots)."""
         self.slots_BT, self.places_BT = slots_BT.to(self.device), places_BT.to(self.device)
-        in_order = rows_B is None or rows_B.tolist() == list(range(self.slots))
-        self.rows_B = None if in_order else rows_B.to(self.device)
+        some = rows_B is not None and rows_B.tolist() != list(range(self.slots))
+        self.rows_B = rows_B.to(self.device) if rows_B is not None and some else None
         self.width = int(places_BT.max()) + 1
 
     def write(self, held: Tensor | None, states_BHTD: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def hidden_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
     if form == "branches":
         mask = batch.branches_BS2[:, None]
     elif form == "mask":
-        mask = tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], base.dtype)
+        mask = tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], base.dtype, base.device)
     if positions_BT is None and mask is not None:  # or some models would count them from a mask of two axes
         positions_BT = torch.arange(batch.input_ids_BT.shape[1]).expand_as(batch.input_ids_BT)
     output = transformer_of(base)(

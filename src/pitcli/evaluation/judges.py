@@ -141,7 +141,7 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
     def grade(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
         encoded = [encode(*row) for row in rows]
         grades = [0.0] * len(rows)
-        for chunk in length_sorted_chunks([len(ids) for ids in encoded], config.micro_batch_size):
+        for chunk in length_sorted_chunks([len(ids) for ids in encoded], config.micro_batch_size, device):
             longest = max(len(encoded[row]) for row in chunk)
             ids_BT = torch.tensor([encoded[row] + [pad_id] * (longest - len(encoded[row])) for row in chunk])
             mask_BT = torch.tensor([[1] * len(encoded[row]) + [0] * (longest - len(encoded[row])) for row in chunk])

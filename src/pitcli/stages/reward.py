@@ -69,7 +69,7 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
     pairs_at_once = max(1, config.micro_batch_size // len(ORDERINGS))
 
     def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
-        chunks = micro_batch_rows(step, lengths, config, pairs_at_once)
+        chunks = micro_batch_rows(step, lengths, config, pairs_at_once, model.device)
         pairs = sum(map(len, chunks))
         batches = [model.tree_batch([trees[row] for row in chunk]) for chunk in chunks]
         return [(batch, pairs, share) for batch, share in zip(batches, padding_shares(batches), strict=True)]

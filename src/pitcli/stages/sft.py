@@ -57,7 +57,7 @@ def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Ta
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
 
     def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
-        chunks = micro_batch_rows(step, lengths, config, config.micro_batch_size)
+        chunks = micro_batch_rows(step, lengths, config, config.micro_batch_size, model.device)
         tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
         batches = [completion_batch([examples[row] for row in chunk], model.pad_id) for chunk in chunks]
         shares = padding_shares(batches)
