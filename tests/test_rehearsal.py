@@ -90,8 +90,9 @@ def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.Capt
 def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
     lengths = [5, 5, 5, 30, 2, 2, 2, 2]
     config = SftConfig(batch_size=4)
-    chunks = all_micro_batches(lengths, 4, config, 2, torch.device("cpu"))
-    trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, config, 2, torch.device("cpu"))]
+    cpu = torch.device("cpu")
+    chunks = all_micro_batches(lengths, 4, config, 2, cpu)
+    trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, config, 2, cpu)]
     assert chunks == trained_on
     assert sorted(row for chunk in chunks for row in chunk) == sorted([*range(8)] * 2)
     assert padded([3, 0], lengths) == 60
