@@ -21,6 +21,7 @@ from pitcli.data.records import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.batches import rows_of_step
+from pitcli.engine.run_folder import is_finished
 from pitcli.inputs import Base, open_base
 from pitcli.sections import DataSettings, LoraSettings, ModelSettings, Role
 
@@ -201,7 +202,7 @@ def trained_adapters(
         "--load-in-4bit" if settings.load_in_4bit else "--no-load-in-4bit",
     ]
     for command, name in (("sft", "sft"), ("train-reward", "reward")):
-        if not (kept / name / "manifest.json").exists():
+        if not is_finished(kept / name):
             line = [sys.executable, "-m", "pitcli", command, *common, "--out", str(kept / name)]
             subprocess.run(line, check=True)
     results = json.loads((kept / "reward" / "manifest.json").read_text())["results"]
