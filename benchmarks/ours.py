@@ -48,7 +48,7 @@ def training(spec: Spec, side: str) -> dict[str, Any]:
         **common(spec),
         "data": spec["pairs"],
         "batch_size": spec["sizes"][spec["trains"]],
-        "micro_batch_size": spec["sizes"]["micro"],
+        "micro_batch_size": spec["sizes"]["rl_micro" if spec["trains"] == "rl" else "micro"],
         "learning_rate": spec["learning_rate"],
         "warmup_share": 0.0,
         "epochs": FOREVER,

@@ -112,8 +112,8 @@ class OptimSettings(Settings):
     save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
     gradient_checkpointing: bool = Field(
         False,
-        description="Do not keep what happens within the layers but compute it again on the way back: a fraction of "
-        "the memory, about a third more time",
+        description="Do not keep what happens within the layers but compute it again on the way back: less "
+        "memory, about half more time",
     )
     shard_base: bool = Field(
         False,
