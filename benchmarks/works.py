@@ -42,8 +42,8 @@ class Sizes(NamedTuple):
     """How much a run is.
 
     sft, gap, rl: rows of an optimiser step (rl: prompts). micro, rl_micro: sequences of our forward pass. steps:
-    optimiser steps of a run. drafts, drafts_at_once: of an improvement. adapter_steps: that the adapters of rl and improve were
-    trained for. rows: of the data that are used.
+    optimiser steps of a run. drafts, drafts_at_once: of an improvement. adapter_steps: that the adapters of rl and
+    improve were trained for. rows: of the data that are used.
     """
 
     max_length: int
@@ -70,8 +70,22 @@ class Sizes(NamedTuple):
         return int(getattr(self, work.trains)) if work.trains != "improve" else self.drafts
 
 
-CPU = Sizes(512, sft=16, gap=4, rl=2, micro=8, rl_micro=4, steps=1, drafts=16, drafts_at_once=8, adapter_steps=6, rows=256)
-GPU = Sizes(1024, sft=64, gap=32, rl=16, micro=16, rl_micro=16, steps=4, drafts=64, drafts_at_once=32, adapter_steps=6, rows=1024)
+CPU = Sizes(
+    512, sft=16, gap=4, rl=2, micro=8, rl_micro=4, steps=1, drafts=16, drafts_at_once=8, adapter_steps=6, rows=256
+)
+GPU = Sizes(
+    1024,
+    sft=64,
+    gap=32,
+    rl=16,
+    micro=16,
+    rl_micro=16,
+    steps=4,
+    drafts=64,
+    drafts_at_once=32,
+    adapter_steps=6,
+    rows=1024,
+)
 TINY = CPU._replace(max_length=256, adapter_steps=2, rows=64)
 
 # settings of LlamaConfig for weights drawn at random; None: a model that pit knows by this name
