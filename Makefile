@@ -72,7 +72,7 @@ memory: install
 bench: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --out benchmarks.json $(BENCH)
 
-# slow: what a step costs as it grows (half an hour on 2 cores)
+# slow: what a step costs as it grows (three quarters of an hour on 2 cores)
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
 

@@ -98,7 +98,6 @@ def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
 
 def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float = 1e-5) -> None:
     model.use(GAP, train=True)
-    assert model.reads_branches
     batch = model.tree_batch(trees)
     assert len(batch.input_ids_BT) == len(trees)
     packed_N, separate_N = model.scores(batch), separate_scores(model, trees)
@@ -119,6 +118,7 @@ def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_and_gradients_of_architectures(architecture: str, with_roles: WithRoles) -> None:
     model = with_roles(random_model(ARCHITECTURES[architecture]), 0, GAP)
+    assert model.reads_branches
     assert_as_separate(model, [random_tree(seed) for seed in range(5)])
 
 
@@ -197,8 +197,12 @@ def test_scores_and_gradients_of_the_embedded_model(
     base = load_base(tiny_folder, load_in_4bit, torch.device("cpu"))
     model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
     longer = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
-    # fp32: the separate passes themselves are 3e-5 from float64, the packed ones half of that
-    assert_as_separate(model, [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)], of_gradients=3e-5)
+    trees = [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)]
+    # in blocks fp32 rounds otherwise: the separate passes are 3e-5 from float64 themselves, the packed ones half of it
+    assert model.reads_branches
+    assert_as_separate(model, trees, of_gradients=3e-5)
+    model.reads_branches = False  # under the mask, as on a GPU
+    assert_as_separate(model, trees)
 
 
 def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
