@@ -254,8 +254,9 @@ class _Places:
     def go_to(self, slots_BT: Tensor, places_BT: Tensor, rows_B: Tensor | None) -> None:
         """Each token of the batch to its slot and its place there; rows_B: the slot of each row (None: all slots)."""
         self.slots_BT, self.places_BT = slots_BT.to(self.device), places_BT.to(self.device)
-        some = rows_B is not None and rows_B.tolist() != list(range(self.slots))
-        self.rows_B = rows_B.to(self.device) if rows_B is not None and some else None
+        if rows_B is not None and rows_B.tolist() == list(range(self.slots)):
+            rows_B = None
+        self.rows_B = rows_B if rows_B is None else rows_B.to(self.device)
         self.width = int(places_BT.max()) + 1
 
     def write(self, held: Tensor | None, states_BHTD: Tensor) -> Tensor:
