@@ -58,7 +58,7 @@ faults: install $(VENV)/.smollm2
 
 # slow: what --dry-run says of memory, against the peak that training comes to
 memory: install
-	$(BIN)/python -m pytest tests/test_rehearsal.py -m study
+	$(BIN)/python -m pytest tests/engine/training/test_dry_run.py -m study
 
 # the benchmarks' own environment: pit, the peers, and SmolLM2
 .venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -117,10 +117,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from prepare import model_of
 
-    from pitcli.engine.bases import resolve_base
-    from pitcli.engine.loading import load_base, lora_config
-    from pitcli.engine.models import GAP, IMPROVER, REFERENCE, RoleModel
-    from pitcli.sections import LoraSettings
+    from pitcli.engine.models.bases import resolve_base
+    from pitcli.engine.models.loading import load_base, lora_config
+    from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
+    from pitcli.settings.base import LoraSettings
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,7 +158,7 @@ Step = Callable[[dict[str, float]], None]
 
 def differentiate(model: Any, compute: Callable[[], Any]) -> None:
     """There and back, as training does it."""
-    from pitcli.engine.loading import autocast
+    from pitcli.engine.models.loading import autocast
 
     with autocast(model.device):
         total = compute().sum()
@@ -168,8 +168,8 @@ def differentiate(model: Any, compute: Callable[[], Any]) -> None:
 def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """A quarter of each row is what the loss is taken over."""
     from pitcli.data.templates import Example
-    from pitcli.engine.models import IMPROVER
-    from pitcli.engine.pair_tree import completion_batch
+    from pitcli.engine.models.roles import IMPROVER
+    from pitcli.engine.models.trees import completion_batch
 
     length, rows = request["length"], request["rows"]
     written = length // 4
@@ -186,8 +186,8 @@ def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
 def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """x is half of each conversation, the responses a quarter each."""
-    from pitcli.engine.models import GAP
-    from pitcli.engine.pair_tree import Tree
+    from pitcli.engine.models.roles import GAP
+    from pitcli.engine.models.trees import Tree
 
     length, rows = request["length"], request["rows"]
     sizes = [length // 2, *[length // 4] * 6]
@@ -207,12 +207,12 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
 def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """One prompt: k samples of 48 tokens, their gaps, their KL, one update. FLOP: of all four, sampling as forward."""
-    from pitcli.config import RlConfig
-    from pitcli.engine.loading import autocast
-    from pitcli.engine.models import IMPROVER, REFERENCE
-    from pitcli.engine.pair_tree import Tree
-    from pitcli.engine.rollouts import group_batches, logprobs_under
-    from pitcli.engine.sampling import Decoding, generate
+    from pitcli.engine.generation.sampling import Decoding, generate
+    from pitcli.engine.models.loading import autocast
+    from pitcli.engine.models.roles import IMPROVER, REFERENCE
+    from pitcli.engine.models.trees import Tree
+    from pitcli.engine.training.rollouts import group_batches, logprobs_under
+    from pitcli.settings.training import RlConfig
 
     k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
     config = RlConfig(samples_per_prompt=k)
@@ -249,10 +249,10 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
 
 def improve_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """For each row one improvement of 48 tokens, written side by side, and its gap over a draft as long."""
-    from pitcli.engine.models import IMPROVER
-    from pitcli.engine.pair_tree import Tree
-    from pitcli.engine.sampling import Decoding
-    from pitcli.engine.slots import Call, Slots
+    from pitcli.engine.generation.continuous_batching import Call, Slots
+    from pitcli.engine.generation.sampling import Decoding
+    from pitcli.engine.models.roles import IMPROVER
+    from pitcli.engine.models.trees import Tree
 
     rows, half = request["rows"], request["length"] - 2 * NEW_TOKENS
     calls = [Call(ids(half + NEW_TOKENS, row), row) for row in range(rows)]

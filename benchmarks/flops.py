@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from worker import Gate
 
-# of a pair's tree (see pitcli.engine.pair_tree): x, then w and l each as reference, each followed by w and by l
+# of a pair's tree (see pitcli.engine.models.trees): x, then w and l each as reference, each followed by w and by l
 TREE_PARENTS = (-1, 0, 1, 1, 0, 4, 4)
 SECONDS_AT_PEAK = 2.0
 

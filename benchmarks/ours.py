@@ -16,14 +16,14 @@ from torch import Tensor
 from worker import Figures, Gate, distance
 from works import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
 
-from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SftConfig
 from pitcli.data.formats import parse_draft
 from pitcli.data.records import Comparison
-from pitcli.engine.batches import Batch, length_sorted_chunks
-from pitcli.engine.models import IMPROVER, RoleModel
-from pitcli.engine.pair_tree import separate_batch
-from pitcli.engine.training import Task, train
-from pitcli.stages import improve, reward, rl, sft
+from pitcli.engine.models.batches import Batch, length_sorted_chunks
+from pitcli.engine.models.roles import IMPROVER, RoleModel
+from pitcli.engine.models.trees import separate_batch
+from pitcli.engine.training.loop import Task, train
+from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SftConfig
+from pitcli.stages import improve, rl, sft, train_reward
 
 Spec = dict[str, Any]
 NO_TOKEN = -1  # as the one that ends an answer: none does, and none is kept from being drawn
@@ -65,7 +65,7 @@ def run_sft(spec: Spec, side: str, gate: Gate) -> None:
 
 def run_gap(spec: Spec, side: str, gate: Gate) -> None:
     replace(reward, train=gated(spec, side, gate))
-    reward.run(RewardConfig(**training(spec, side)))
+    train_reward.run(RewardConfig(**training(spec, side)))
 
 
 def run_rl(spec: Spec, side: str, gate: Gate) -> None:

@@ -20,10 +20,10 @@ from pitcli.data.formats import load_pairs
 from pitcli.data.records import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
-from pitcli.engine.batches import rows_of_step
-from pitcli.engine.run_folder import is_finished
-from pitcli.inputs import Base, open_base
-from pitcli.sections import DataSettings, LoraSettings, ModelSettings, Role
+from pitcli.engine.models.batches import rows_of_step
+from pitcli.engine.training.inputs import Base, open_base
+from pitcli.runs.folder import is_finished
+from pitcli.settings.base import DataSettings, LoraSettings, ModelSettings, Role
 
 SEED = 0
 HELD_OUT = 0.1  # of pit train-reward

@@ -39,8 +39,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from pitcli.cli import main as pit
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine.bases import resolve_base
-from pitcli.engine.models import RoleModel
+from pitcli.engine.models.bases import resolve_base
+from pitcli.engine.models.roles import RoleModel
 from pitcli.stages import improve, sft  # noqa: F401  (imported once, for all that are forked)
 
 PAIRS, DRAFTS, OTHER_BASE, LOG = "pairs.jsonl", "drafts.jsonl", "other_base", "log"

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pitcli.data.synthetic import TOPICS, WORDS, Task, draw_response, draw_task
 from pitcli.data.templates import IMPROVE_INSTRUCTION
-from pitcli.engine.batches import pad_right
+from pitcli.engine.models.batches import pad_right
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.bases import resolve_base
-from pitcli.engine.loading import load_tokenizer, lora_config
-from pitcli.engine.models import RoleModel
-from pitcli.sections import LoraSettings
+from pitcli.engine.models.bases import resolve_base
+from pitcli.engine.models.loading import load_tokenizer, lora_config
+from pitcli.engine.models.roles import RoleModel
+from pitcli.settings.base import LoraSettings
 
 WithRoles = Callable[..., RoleModel]
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from pitcli import cli, console
-from pitcli.config import ImproveConfig, SftConfig
 from pitcli.errors import InputError, NothingToDo, RunError
-from pitcli.sections import Role, StopRule
+from pitcli.settings.base import Role, StopRule
+from pitcli.settings.training import ImproveConfig, SftConfig
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
 MODULES = {
     "sft": "sft",
-    "train-reward": "reward",
+    "train-reward": "train_reward",
     "sample": "sample",
     "rl": "rl",
     "improve": "improve",
@@ -32,7 +32,7 @@ MODULES = {
     "annotate": "annotate",
     "agree": "agree",
     "doctor": "doctor",
-    "run": "pipeline",
+    "run": "run",
 }
 
 Runs = list[tuple[str, Any]]

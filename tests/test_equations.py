@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitcli.engine.equations import (
+from pitcli.equations import (
     ORDERINGS,
     bradley_terry_gap_loss,
     clipped_policy_loss,
@@ -22,7 +22,7 @@ from pitcli.engine.equations import (
     symmetric_gap_loss,
     symmetrised_gap,
 )
-from pitcli.sections import GapLoss
+from pitcli.settings.base import GapLoss
 
 
 def softplus(z: float) -> float:

@@ -19,10 +19,10 @@ def summary(module: Path) -> str:
 def file_tree() -> str:
     source = ROOT / "src" / "pitcli"
     lines = ["src/pitcli/"]
-    lines += [f"  {m.name:<18} {summary(m)}" for m in sorted(source.glob("[a-z]*.py"))]
-    for folder in ("data", "engine", "stages", "evaluation"):
-        lines.append(f"  {folder}/")
-        lines += [f"    {m.name:<16} {summary(m)}" for m in sorted((source / folder).glob("[a-z]*.py"))]
+    for folder in [source, *sorted({m.parent for m in source.rglob("[a-z]*.py")} - {source})]:
+        if folder != source:
+            lines.append(f"  {folder.relative_to(source).as_posix()}/")
+        lines += [f"    {m.name:<24} {summary(m)}" for m in sorted(folder.glob("[a-z]*.py"))]
     return "\n".join(lines)
 
 

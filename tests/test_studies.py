@@ -27,7 +27,7 @@ def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[s
 
 def settings(command: str) -> Any:
     """The validated settings of a command line, without running it."""
-    from pitcli.options import settings_of
+    from pitcli.settings.flags import settings_of
 
     stage, *words = shlex.split(command)
     config_class = next(config for name, config, *_ in cli.COMMANDS if name == stage)

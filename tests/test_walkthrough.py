@@ -16,7 +16,7 @@ import pytest
 
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine import bases
+from pitcli.engine.models import bases
 from tests.test_docs import DOCS, ROOT, commands, fenced
 
 PAIRS = 120

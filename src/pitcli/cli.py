@@ -14,15 +14,14 @@ import typer
 from typer.exceptions import TyperException
 
 from pitcli import __version__, console
-from pitcli.config import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
-from pitcli.engine.processes import leave
-from pitcli.engine.run_folder import is_finished, refuse_busy
-from pitcli.engine.tracking import refuse_missing
 from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
-from pitcli.launch import SPREAD, is_first, process_count, process_index
-from pitcli.options import command_of, smaller_command
-from pitcli.sections import Role, Settings
-from pitcli.tools_config import (
+from pitcli.processes.collectives import leave
+from pitcli.processes.ranks import SPREAD, is_first, process_count, process_index
+from pitcli.runs.folder import is_finished, refuse_busy
+from pitcli.runs.tracking import refuse_missing
+from pitcli.settings.base import Role, Settings
+from pitcli.settings.flags import command_of, smaller_command
+from pitcli.settings.tools import (
     AgreeConfig,
     AnnotateConfig,
     DoctorConfig,
@@ -33,6 +32,7 @@ from pitcli.tools_config import (
     ReportConfig,
     VerifyConfig,
 )
+from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
@@ -95,13 +95,13 @@ def _train_rl(config: RlConfig) -> int | None:
 
 def _run_recipe(config: PipelineConfig) -> int | None:
     commands = {name: (config_class, run) for name, config_class, run, _ in COMMANDS}
-    return importlib.import_module("pitcli.stages.pipeline").run(config, commands)
+    return importlib.import_module("pitcli.stages.run").run(config, commands)
 
 
 COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ...] = (
     ("prepare", PrepareConfig, partial(_run_stage, "prepare"), "pit prepare --data hh.jsonl --out data"),
     ("sft", SftConfig, partial(_train, "sft"), "pit sft --data data/sft.jsonl"),
-    ("train-reward", RewardConfig, partial(_train, "reward"), "pit train-reward --data hh.jsonl"),
+    ("train-reward", RewardConfig, partial(_train, "train_reward"), "pit train-reward --data hh.jsonl"),
     (
         "sample",
         SampleConfig,

@@ -9,7 +9,7 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from pitcli.launch import is_first
+from pitcli.processes.ranks import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

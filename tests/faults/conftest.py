@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine.durable import file_digest
+from pitcli.runs.files import file_digest
 from tests.faults.warm import Warm
 
 FULL = os.environ.get("PIT_FAULTS") == "full"

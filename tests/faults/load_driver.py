@@ -12,9 +12,10 @@ import torch
 
 from pitcli import cli
 from pitcli.data.templates import ChatFormat
-from pitcli.engine import improvement, slots
-from pitcli.engine.sampling import Sample
-from pitcli.inputs import Base
+from pitcli.engine.generation import continuous_batching as slots
+from pitcli.engine.generation.sampling import Sample
+from pitcli.engine.improving import scheduler as improvement
+from pitcli.engine.training.inputs import Base
 from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
 
 

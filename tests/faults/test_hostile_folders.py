@@ -26,12 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine.bases import base_digest, check_base, resolve_base
-from pitcli.engine.loading import ADAPTER_CONFIG, WEIGHTS
-from pitcli.engine.manifest import load_manifest
-from pitcli.engine.models import GAP, IMPROVER, RoleModel
-from pitcli.engine.run_folder import RunFolder
+from pitcli.engine.models.bases import base_digest, check_base, resolve_base
+from pitcli.engine.models.loading import ADAPTER_CONFIG, WEIGHTS
+from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.errors import RunError
+from pitcli.runs.folder import RunFolder
+from pitcli.runs.manifest import load_manifest
 
 PAD = 0
 CANARY = Path(tempfile.gettempdir(), f"pit-canary-{os.getpid()}")

@@ -111,7 +111,7 @@ class Warm:
 def serve() -> None:
     """Fork for each command; this process itself never computes, so no thread is lost in a fork."""
     from pitcli import cli
-    from pitcli.stages import improve, reward, rl, sample, sft, verify  # noqa: F401
+    from pitcli.stages import improve, rl, sample, sft, train_reward, verify  # noqa: F401
 
     cli.LINGER = 0.0  # there is no launcher that would end a process meanwhile
     for line in sys.stdin:
@@ -176,7 +176,7 @@ def file_change(event: str, arguments: tuple[Any, ...]) -> str:
 
 def kill_after_step(step: int) -> None:
     """SIGKILL when the step is in the metrics, before it could be saved."""
-    from pitcli.engine.run_folder import RunFolder
+    from pitcli.runs.folder import RunFolder
 
     original = RunFolder.log
 
@@ -205,7 +205,7 @@ def kill_in_backward(count: int) -> None:
 
 def kill_before_publishing(role: str) -> None:
     """SIGKILL between the last step and the final folder."""
-    from pitcli.engine.run_folder import RunFolder
+    from pitcli.runs.folder import RunFolder
 
     RunFolder.publish = lambda self, role, write: die()  # type: ignore[method-assign, assignment]
 
@@ -214,7 +214,8 @@ def poison(what: str) -> None:
     """A loss that is NaN, a gradient that is infinite or a reward that is NaN, in the third step."""
     import torch
 
-    from pitcli.engine import rollouts, training
+    from pitcli.engine.training import loop as training
+    from pitcli.engine.training import rollouts
 
     one_step, gaps = training._one_step, rollouts.calibrated_gaps
     at: list[int] = []
@@ -239,7 +240,7 @@ def slow(seconds: float) -> None:
     """Every step takes so much longer, so that a signal finds the run where it is wanted."""
     import time
 
-    from pitcli.engine import training
+    from pitcli.engine.training import loop as training
 
     original = training._one_step
 
@@ -254,7 +255,7 @@ def slow_save(seconds: float) -> None:
     """A save takes so much longer."""
     import time
 
-    from pitcli.engine import training
+    from pitcli.engine.training import loop as training
 
     original = training.write_tensors
 
@@ -269,7 +270,7 @@ def slow_generate(seconds: float) -> None:
     """Improvements take so much longer, some at a time."""
     import time
 
-    from pitcli.engine.slots import Slots
+    from pitcli.engine.generation.continuous_batching import Slots
 
     original = Slots.run
 
@@ -282,7 +283,7 @@ def slow_generate(seconds: float) -> None:
 
 def nan_gap_of_draft(name: str) -> None:
     """The gap model says NaN of every improvement of one draft."""
-    from pitcli.engine import improvement
+    from pitcli.engine.improving import scheduler as improvement
 
     original = improvement.chain
 

@@ -10,7 +10,7 @@ from pitcli.data.records import PreferencePair, Prompt, RowError, file_label
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.errors import InputError
-from pitcli.sections import DataSettings, Role
+from pitcli.settings.base import DataSettings, Role
 
 MAX_LISTED = 20
 

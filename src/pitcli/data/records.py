@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, encode, parse_line
 from pitcli.errors import InputError, SettingsError
-from pitcli.launch import process_count
+from pitcli.processes.ranks import process_count
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN = "<stdin>"

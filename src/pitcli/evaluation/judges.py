@@ -10,18 +10,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitcli.data.records import Comparison, Prompt
 from pitcli.data.synthetic import quality
-from pitcli.engine.bases import reading, resolve_base
-from pitcli.engine.batches import length_sorted_chunks
-from pitcli.engine.equations import symmetrised_gap
-from pitcli.engine.loading import compute_dtype, pick_device
-from pitcli.engine.manifest import DataIdentity
-from pitcli.engine.models import GAP
-from pitcli.engine.pair_tree import swapped_tree
+from pitcli.engine.models.bases import reading, resolve_base
+from pitcli.engine.models.batches import length_sorted_chunks
+from pitcli.engine.models.loading import compute_dtype, pick_device
+from pitcli.engine.models.roles import GAP
+from pitcli.engine.models.trees import swapped_tree
+from pitcli.engine.training.inputs import find_run, gap_temperature, open_base
+from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict
-from pitcli.inputs import find_run, gap_temperature, open_base
-from pitcli.tools_config import EvaluateConfig
+from pitcli.runs.manifest import DataIdentity
+from pitcli.settings.tools import EvaluateConfig
 
 
 class Seated(NamedTuple):

@@ -26,7 +26,7 @@ from pitcli.evaluation.agreement import (
     wins,
 )
 from pitcli.evaluation.statistics import PairedComparison
-from pitcli.tools_config import AgreeConfig
+from pitcli.settings.tools import AgreeConfig
 
 
 class Agreement(NamedTuple):

@@ -20,7 +20,7 @@ from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load, parse_item, parse_label
-from pitcli.tools_config import AnnotateConfig
+from pitcli.settings.tools import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
 SKIP, QUIT = "s", "q"

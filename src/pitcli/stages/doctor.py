@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitcli import __version__
 from pitcli.console import error, next_command, note, table, warn
-from pitcli.engine.durable import publish_dir, verify_dir, write_file
-from pitcli.engine.model_check import GIB, Result, Status, check_model, gib, nearest
+from pitcli.engine.models.check import GIB, Result, Status, check_model, gib, nearest
 from pitcli.errors import PitError, RunError
-from pitcli.sections import Device
-from pitcli.tools_config import DoctorConfig
+from pitcli.runs.files import publish_dir, verify_dir, write_file
+from pitcli.settings.base import Device
+from pitcli.settings.tools import DoctorConfig
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -167,8 +167,8 @@ def check_device() -> Iterator[Result]:
 
 def check_bf16() -> Iterator[Result]:
     """What pit computes in, and how bf16 does here; CPUs that emulate it are far slower in it."""
-    from pitcli.engine.loading import compute_dtype, pick_device
-    from pitcli.engine.self_test import bf16_slowdown
+    from pitcli.engine.models.loading import compute_dtype, pick_device
+    from pitcli.engine.models.self_test import bf16_slowdown
 
     device = pick_device(Device.auto)
     used = str(compute_dtype(device)).removeprefix("torch.")
@@ -179,8 +179,8 @@ def check_bf16() -> Iterator[Result]:
 
 
 def check_bitsandbytes() -> Iterator[Result]:
-    from pitcli.engine.loading import pick_device
-    from pitcli.engine.self_test import four_bit_error
+    from pitcli.engine.models.loading import pick_device
+    from pitcli.engine.models.self_test import four_bit_error
 
     device = pick_device(Device.auto)
     off = four_bit_error(device)
@@ -190,8 +190,8 @@ def check_bitsandbytes() -> Iterator[Result]:
 
 
 def check_trees() -> Iterator[Result]:
-    from pitcli.engine.loading import pick_device
-    from pitcli.engine.self_test import packs_trees
+    from pitcli.engine.models.loading import pick_device
+    from pitcli.engine.models.self_test import packs_trees
 
     if packs_trees(pick_device(Device.auto)):
         yield Result("tree attention", "ok", "packed pairs score as separate ones do")
@@ -201,7 +201,7 @@ def check_trees() -> Iterator[Result]:
 
 
 def check_disk() -> Iterator[Result]:
-    from pitcli.engine.bases import cache_folder
+    from pitcli.engine.models.bases import cache_folder
 
     for name, folder, fix in (
         ("disk", Path.cwd(), ELSEWHERE),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from pitcli import __version__
 from pitcli.console import note, warn
-from pitcli.engine.durable import write_file
 from pitcli.errors import SettingsError
 from pitcli.evaluation import results
 from pitcli.evaluation.claims import claim, control_result, corrected
@@ -15,11 +14,12 @@ from pitcli.evaluation.comparing import Draws, Versus, against, against_original
 from pitcli.evaluation.iterations import iteration_comparisons, iterations_result, most_steps
 from pitcli.evaluation.judges import Seated, check_name, seat
 from pitcli.evaluation.judging import Judged, ask, shared_rows, unknown_origin, validate, with_grades
-from pitcli.evaluation.report import render
 from pitcli.evaluation.systems import MADE, ORIGINAL, Key, Row, System, align, load_systems, made_controls
 from pitcli.evaluation.tables import print_evaluation
 from pitcli.evaluation.verdicts import ORACLE
-from pitcli.tools_config import EvaluateConfig
+from pitcli.pages.evaluation_report import render
+from pitcli.runs.files import write_file
+from pitcli.settings.tools import EvaluateConfig
 
 
 class Field(NamedTuple):

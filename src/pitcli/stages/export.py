@@ -11,12 +11,10 @@ import torch
 from pitcli.console import note, table, warn
 from pitcli.data.records import Message
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.bases import SMOLLM2_HUB_NAME, cache_folder
-from pitcli.engine.durable import DIGESTS, publish_dir
-from pitcli.engine.hub import check_signed_in, upload
-from pitcli.engine.loading import WEIGHTS, load_tokenizer, saved_lora
-from pitcli.engine.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.engine.merging import (
+from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
+from pitcli.engine.models.hub import check_signed_in, upload
+from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, saved_lora
+from pitcli.engine.models.merging import (
     Drift,
     keep_layout,
     load_plain,
@@ -31,13 +29,15 @@ from pitcli.engine.merging import (
     write_adapter,
     write_plain,
 )
-from pitcli.engine.models import GAP, POLICY
-from pitcli.engine.pair_tree import Tree, swapped_tree
+from pitcli.engine.models.roles import GAP, POLICY
+from pitcli.engine.models.trees import Tree, swapped_tree
+from pitcli.engine.training.inputs import Base, EarlierRun, open_base
 from pitcli.errors import RunError, SettingsError
-from pitcli.evaluation.model_card import Exported, model_card, read_evaluation
-from pitcli.inputs import Base, EarlierRun, open_base
-from pitcli.sections import Dtype, ModelSettings
-from pitcli.tools_config import ExportConfig
+from pitcli.pages.model_card import Exported, model_card, read_evaluation
+from pitcli.runs.files import DIGESTS, publish_dir
+from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.settings.base import Dtype, ModelSettings
+from pitcli.settings.tools import ExportConfig
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
 CARD = "README.md"

@@ -9,25 +9,25 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pitcli.config import ImproveConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
 from pitcli.data.records import Draft, RowError, file_label, read_rows, refuse_output_as_input, write_row
 from pitcli.data.streams import WINDOW, open_growing, row_key, windows
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.durable import file_digest, write_file
-from pitcli.engine.improvement import FAILURES, Attempt, Tools, finished_row, improve_within_memory
-from pitcli.engine.loading import WEIGHTS
-from pitcli.engine.methods import Writer, extra_room
-from pitcli.engine.metrics import last_metrics
-from pitcli.engine.models import GAP, IMPROVER, POLICY
-from pitcli.engine.processes import agreed, spread
-from pitcli.engine.sampling import Decoding
+from pitcli.engine.generation.methods import Writer, extra_room
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.improving.scheduler import FAILURES, Attempt, Tools, finished_row, improve_within_memory
+from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
+from pitcli.engine.training.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
 from pitcli.errors import InputError, RunError, SettingsError
-from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
-from pitcli.launch import is_first, process_count
-from pitcli.sections import Method, StopRule
+from pitcli.processes.collectives import agreed, spread
+from pitcli.processes.ranks import is_first, process_count
+from pitcli.runs.files import file_digest, write_file
+from pitcli.runs.metrics import last_metrics
+from pitcli.settings.base import Method, StopRule
+from pitcli.settings.training import ImproveConfig
 
 SHOWN = 3
 MAX_LISTED = 20

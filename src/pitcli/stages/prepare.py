@@ -19,7 +19,7 @@ from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
-from pitcli.tools_config import PrepareConfig
+from pitcli.settings.tools import PrepareConfig
 
 SHOWN = 2
 
@@ -107,8 +107,8 @@ def _ruler(model: str | None) -> tuple[Ruler, str]:
     if model is None:
         return lambda text: len(text.split()), "words"
     # here, not above: torch takes seconds to import
-    from pitcli.engine.bases import resolve_base
-    from pitcli.engine.loading import load_tokenizer
+    from pitcli.engine.models.bases import resolve_base
+    from pitcli.engine.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(resolve_base(model))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)), "tokens"

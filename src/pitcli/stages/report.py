@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from pitcli.console import note, warn
-from pitcli.engine.durable import write_file
-from pitcli.engine.run_folder import REPORT
 from pitcli.errors import InputError, SettingsError
-from pitcli.evaluation.run_report import render
-from pitcli.evaluation.trained_run import TrainedRun, concerns, read_run
-from pitcli.tools_config import ReportConfig
+from pitcli.pages.run_report import render
+from pitcli.pages.trained_run import TrainedRun, concerns, read_run
+from pitcli.runs.files import write_file
+from pitcli.runs.folder import REPORT
+from pitcli.settings.tools import ReportConfig
 
 
 def run(config: ReportConfig) -> None:

@@ -17,27 +17,35 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import RlConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import check_conversation
 from pitcli.data.formats import iter_drafts
 from pitcli.data.records import PreferencePair, RowError, file_label
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.batches import rows_of_step, steps_per_epoch
-from pitcli.engine.equations import clipped_policy_loss
-from pitcli.engine.methods import Asked
-from pitcli.engine.models import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
-from pitcli.engine.pair_tree import group_tree
-from pitcli.engine.rollouts import Judge, RolloutBatch, asked_prompts, roll_out, sample_texts
-from pitcli.engine.run_folder import open_run
-from pitcli.engine.sampling import Decoding
-from pitcli.engine.training import Task, finish, step_seed, train
+from pitcli.engine.generation.methods import Asked
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.models.batches import rows_of_step, steps_per_epoch
+from pitcli.engine.models.roles import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
+from pitcli.engine.models.trees import group_tree
+from pitcli.engine.training.dry_run import Work, completion_logprob, rehearse
+from pitcli.engine.training.inputs import (
+    Base,
+    EarlierRun,
+    find_run,
+    gap_temperature,
+    new_manifest,
+    open_base,
+    open_pairs,
+)
+from pitcli.engine.training.loop import Task, finish, step_seed, train
+from pitcli.engine.training.rollouts import Judge, RolloutBatch, asked_prompts, roll_out, sample_texts
+from pitcli.equations import clipped_policy_loss
 from pitcli.errors import InputError
-from pitcli.inputs import Base, EarlierRun, find_run, gap_temperature, new_manifest, open_base, open_pairs
-from pitcli.options import settings_yaml
-from pitcli.rehearsal import Work, completion_logprob, rehearse
-from pitcli.sections import LoraSettings, Role, Stage
+from pitcli.runs.folder import open_run
+from pitcli.settings.base import LoraSettings, Role, Stage
+from pitcli.settings.flags import settings_yaml
+from pitcli.settings.training import RlConfig
 
 SHOWN = 3
 PASSES = 3  # the two passes of training take about three times as long as one forward

@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from pitcli.config import SampleConfig
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
 from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.models import POLICY
-from pitcli.engine.sampling import Decoding
-from pitcli.engine.slots import Call, open_places, write_all
-from pitcli.inputs import Base, find_run, open_base
+from pitcli.engine.generation.continuous_batching import Call, open_places, write_all
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.models.roles import POLICY
+from pitcli.engine.training.inputs import Base, find_run, open_base
+from pitcli.settings.training import SampleConfig
 
 SHOWN = 2
 

@@ -5,22 +5,22 @@ from collections.abc import Sequence
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.config import SftConfig
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.batches import Batch, micro_batch_rows, padding_shares, planned_steps
-from pitcli.engine.loading import lora_config
-from pitcli.engine.models import RoleModel
-from pitcli.engine.pair_tree import completion_batch
-from pitcli.engine.run_folder import open_run
-from pitcli.engine.sampling import Decoding, generate
-from pitcli.engine.training import Task, finish, train
-from pitcli.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
-from pitcli.options import settings_yaml
-from pitcli.rehearsal import Work, completion_logprob, rehearse
-from pitcli.sections import Role
+from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.models.batches import Batch, micro_batch_rows, padding_shares, planned_steps
+from pitcli.engine.models.loading import lora_config
+from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.trees import completion_batch
+from pitcli.engine.training.dry_run import Work, completion_logprob, rehearse
+from pitcli.engine.training.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
+from pitcli.engine.training.loop import Task, finish, train
+from pitcli.runs.folder import open_run
+from pitcli.settings.base import Role
+from pitcli.settings.flags import settings_yaml
+from pitcli.settings.training import SftConfig
 
 SHOWN = 2
 SHOWN_TOKENS = 96

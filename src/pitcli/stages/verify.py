@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from pitcli.console import note, table
-from pitcli.engine.durable import verify_dir
-from pitcli.engine.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.engine.run_folder import CHECKPOINTS
-from pitcli.engine.tree_passes import TREE_TOLERANCE
+from pitcli.engine.models.forward import TREE_TOLERANCE
+from pitcli.engine.training.inputs import EarlierRun, open_base
 from pitcli.errors import RunError
-from pitcli.inputs import EarlierRun, open_base
-from pitcli.sections import ModelSettings
-from pitcli.tools_config import VerifyConfig
+from pitcli.runs.files import verify_dir
+from pitcli.runs.folder import CHECKPOINTS
+from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.settings.base import ModelSettings
+from pitcli.settings.tools import VerifyConfig
 
 
 def run(config: VerifyConfig) -> None:

@@ -1,0 +1,117 @@
+"""Batched generation in which every row draws from its own seed, whatever else is in the batch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pitcli.engine.models.batches import pad_left
+from pitcli.engine.models.roles import RoleModel
+
+
+class Sample(NamedTuple):
+    """A sampled response: its token ids with the stop token if it got there, and their log-probs."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+class Decoding(NamedTuple):
+    """How to sample; temperature 0 is greedy. The stop token is not drawn within the first min_new_tokens."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    stop_id: int
+    min_new_tokens: int = 0
+
+
+def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:
+    """One uniform number for each row and step, shape (B, steps); a row's numbers depend on its seed alone."""
+    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows)
+
+
+def pick_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Inverse-CDF sampling from the temperature-scaled, top-p truncated distribution; token ids of shape (B,)."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    probabilities_BV = torch.softmax(logits_BV.double() / temperature, -1)
+    if top_p < 1:
+        sorted_BV, order_BV = probabilities_BV.sort(-1, descending=True)
+        kept_BV = sorted_BV.cumsum(-1) - sorted_BV < top_p
+        probabilities_BV = torch.zeros_like(sorted_BV).scatter(-1, order_BV, sorted_BV * kept_BV)
+    cumulative_BV = probabilities_BV.cumsum(-1)
+    thresholds_B1 = uniforms_B[:, None].to(cumulative_BV) * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, thresholds_B1, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(
+    model: RoleModel,
+    role: str | None,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    decoding: Decoding,
+    samples_per_prompt: int = 1,
+) -> list[Sample]:
+    """Sample responses; `seeds` has one entry a response, the samples of one prompt being neighbours.
+
+    The prompts are read once whatever samples_per_prompt is. Rows that have stopped leave the batch when half of
+    it has stopped. The log-probs are those of the temperature-scaled distribution before top-p.
+    """
+    model.use(role)
+    device = model.device
+    input_ids_BT, mask_BT = (tensor.to(device) for tensor in pad_left(prompts, model.pad_id))
+    cache = DynamicCache(config=model.base.config)
+    hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
+    if samples_per_prompt > 1:
+        cache.batch_repeat_interleave(samples_per_prompt)
+        hidden_BD, mask_BT = (t.repeat_interleave(samples_per_prompt, 0) for t in (hidden_BD, mask_BT))
+
+    uniforms_BS = row_uniforms(seeds, decoding.max_new_tokens).to(device)
+    tokens: list[list[int]] = [[] for _ in seeds]
+    logprobs: list[list[float]] = [[] for _ in seeds]
+    finished = [False] * len(seeds)
+    rows = list(range(len(seeds)))  # which response each row of the shrinking batch is
+    for step in range(decoding.max_new_tokens):
+        logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
+        if step < decoding.min_new_tokens:
+            logits_BV[:, decoding.stop_id] = -torch.inf
+        picked_B = pick_tokens(logits_BV, uniforms_BS[rows, step], decoding.temperature, decoding.top_p)
+        logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
+        picked_logprobs = logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1).tolist()
+        for row, token, logprob in zip(rows, picked_B.tolist(), picked_logprobs, strict=True):
+            if not finished[row]:
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+                finished[row] = token == decoding.stop_id
+        running = [place for place, row in enumerate(rows) if not finished[row]]
+        if not running or step == decoding.max_new_tokens - 1:
+            break
+        if len(running) <= len(rows) // 2:
+            keep = torch.tensor(running, device=device)
+            cache.batch_select_indices(keep)
+            mask_BT, picked_B = mask_BT[keep], picked_B[keep]
+            rows = [rows[place] for place in running]
+        positions_B1 = mask_BT.sum(-1, keepdim=True)
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], -1)
+        hidden_BD = _advance(model, cache, picked_B[:, None], mask_BT, positions_B1)
+    return [Sample(*row) for row in zip(tokens, logprobs, finished, strict=True)]
+
+
+def _advance(
+    model: RoleModel, cache: DynamicCache, input_ids_BT: Tensor, mask_BT: Tensor, position_ids_BT: Tensor
+) -> Tensor:
+    """Feed tokens through the base, growing the cache; the last position's hidden state, shape (B, D)."""
+    output = model.transformer(
+        input_ids=input_ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_ids_BT,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state[:, -1]

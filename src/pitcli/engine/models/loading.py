@@ -1,0 +1,172 @@
+"""What is read from the folders of models: tokenizers, quantised bases, LoRA settings."""
+
+import reprlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, TaskType
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pitcli.data.strict_json import RowProblem
+from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
+from pitcli.engine.models.bases import check_entries, read_json, reading
+from pitcli.engine.models.forward import transformer_of
+from pitcli.errors import RunError
+from pitcli.processes.ranks import local_index, process_count
+from pitcli.runs.files import DIGESTS
+from pitcli.settings.base import Device, LoraSettings
+
+MARKED_LOGIT = 64.0  # far beyond where any model caps them
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = {WEIGHTS, ADAPTER_CONFIG, DIGESTS, "README.md"}
+# of ADAPTER_CONFIG: what pit reads, and what it writes for others and does not read
+_FREE_FIELDS = {"r", "lora_alpha", "target_modules"} | {
+    *("task_type", "modules_to_save", "base_model_name_or_path", "inference_mode", "peft_version")
+}
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device that a setting names; RunError where there is no such device."""
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise RunError("--device cuda: no CUDA device is visible to torch")
+    if device is Device.auto:
+        device = Device.cuda if torch.cuda.is_available() else Device.cpu
+    if device is Device.cuda and process_count() > 1:
+        return torch.device("cuda", local_index())
+    return torch.device(device.value)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it; fp32 on CPUs, many of which emulate bf16 two hundred times slower."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """What training passes compute in: bf16 where the base does, though adapters and gap head are kept in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, with a chat template and a pad token that is not its EOS if it has another."""
+    with reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.eos_token_id is None:
+            raise RunError(f"{folder}: the tokenizer has no EOS token, so an answer could never end")
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+            preferred = [token for token in (tokenizer.unk_token, *spare) if token]
+            tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
+        with suppress(RowProblem):  # roles that the template refuses are reported by who asks for them
+            ChatFormat(tokenizer).digest()  # renders the template, which is the model's and may raise anything
+    return tokenizer
+
+
+def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrainedModel:
+    """A frozen causal language model from safetensors, every tensor of which is there; no remote code."""
+    dtype = compute_dtype(device)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    with reading(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization if load_in_4bit else None,
+            device_map={"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    base, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise RunError(f"{folder}: {len(missing)} of the model's tensors are not there, the first {missing[0]}")
+    for name, layer in base.named_modules():  # transformers takes 4-bit weights of any shape
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (layer.out_features, layer.in_features):
+            raise RunError(f"{folder}: the weights of {name} do not have the shape that config.json says")
+    keep_unpacked(base)
+    base.requires_grad_(False).eval()
+    if not gives_plain_logits(base):
+        raise RunError(f"{folder}: models that rescale their logits are not supported")
+    return base
+
+
+@torch.no_grad()
+def gives_plain_logits(base: PreTrainedModel) -> bool:
+    """Whether its logits are its output layer's, on the last hidden states, and nothing else; seen by trying it."""
+    ids_1T = torch.arange(4, device=base.device)[None]
+    seen: list[Tensor] = []
+
+    def mark(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        seen.append(inputs[0])
+        return torch.full_like(output, MARKED_LOGIT)
+
+    with base.get_output_embeddings().register_forward_hook(mark):
+        logits_1TV = base(input_ids=ids_1T, use_cache=False).logits
+    states_1TD = transformer_of(base)(input_ids=ids_1T, use_cache=False).last_hidden_state
+    return bool((logits_1TV == MARKED_LOGIT).all()) and torch.allclose(seen[0], states_1TD, rtol=1e-2, atol=1e-3)
+
+
+def keep_unpacked(module: nn.Module) -> None:
+    """Have 4-bit layers compute on every CPU as they do in training.
+
+    Where a CPU multiplies bf16 by itself (AVX512-BF16), bitsandbytes packs the weights of such a layer anew, for good,
+    the first time that it samples: from then on it computes in bf16, and no gradient passes through it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """LoRA on every linear layer but the output layer, without dropout (it would blur RL's ratios)."""
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+def saved_lora(folder: Path) -> LoraConfig:
+    """The LoRA of an adapter folder, which need not be one that pit wrote.
+
+    Rank, alpha and layers go into a fresh LoraConfig. Any other field must be as pit writes it: for some values peft
+    would import modules, read other files or build another network.
+    """
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ADAPTER_FILES):
+        raise RunError(f"{folder / foreign[0]}: no part of an adapter; take it out of the folder")
+    check_entries(folder)
+    path = folder / ADAPTER_CONFIG
+    saved = {"peft_type": None, **read_json(path)}
+    plain = LoraConfig().to_dict()
+    for name, value in saved.items():
+        if name not in _FREE_FIELDS and (value != plain[name] if name in plain else value):
+            raise RunError(f"{path}: {name} {reprlib.repr(value)} is not supported: pit takes its own adapters only")
+    with reading(path):
+        config = lora_config(LoraSettings(lora_rank=saved["r"], lora_alpha=saved["lora_alpha"]))
+        config.target_modules = [str(name) for name in saved["target_modules"]]
+    with reading(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        ranks = {tensors.get_slice(name).get_shape()[0] for name in list(tensors.keys()) if ".lora_A." in name}
+    if ranks != {config.r}:  # before memory is taken for as much as the config says
+        raise RunError(f"{folder}: the adapter's tensors do not have the rank {config.r} of {ADAPTER_CONFIG}")
+    return config

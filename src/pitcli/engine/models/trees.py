@@ -1,0 +1,147 @@
+"""Conversations that begin alike in one sequence: what they share is read once, under tree attention.
+
+r(w,l), r(w,w), r(l,l) and r(l,w) share x, and two each share [x; y_ref]. So a pair is laid out as
+[x, w, (w), (l), l, (w), (l)], every token sees its own branch back to x alone, and its position counts along that
+branch: |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores. So are the samples of one prompt in RL.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pitcli.data.records import PreferencePair, Prompt
+from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.models.attention import branches_of
+from pitcli.engine.models.batches import Batch, pad_right
+
+
+class Tree(NamedTuple):
+    """Conversations with shared beginnings.
+
+    segments: token ids, each parent before its children; parents: the index of the segment that each continues
+    (-1 for the root); leaves: the segments that end a conversation, in the order that their scores are wanted.
+    """
+
+    segments: list[list[int]]
+    parents: list[int]
+    leaves: list[int]
+
+    def conversations(self) -> list[list[int]]:
+        """The conversation that ends in each leaf, written out."""
+        written: list[list[int]] = []
+        for segment, parent in zip(self.segments, self.parents, strict=True):
+            written.append(segment if parent < 0 else written[parent] + segment)
+        return [written[leaf] for leaf in self.leaves]
+
+    def lengths(self) -> list[int]:
+        """Tokens of each of these conversations."""
+        until: list[int] = []
+        for segment, parent in zip(self.segments, self.parents, strict=True):
+            until.append(len(segment) + (0 if parent < 0 else until[parent]))
+        return [until[leaf] for leaf in self.leaves]
+
+    def tokens(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+
+def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
+    """All four orderings of a pair; leaves in the order of equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
+    chosen, rejected = chat.completion(pair.chosen), chat.completion(pair.rejected)
+    segments = [
+        chat.policy_prompt(pair.prompt),
+        chat.after_prompt(pair.chosen),
+        chosen,
+        rejected,
+        chat.after_prompt(pair.rejected),
+        chosen,
+        rejected,
+    ]
+    return Tree(segments, [-1, 0, 1, 1, 0, 4, 4], [5, 2, 6, 3])
+
+
+def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat) -> Tree:
+    """Both orders of each response and the reference; leaves (response, reference), (reference, response), and so on.
+
+    x and [x; reference] are read once for all of them.
+    """
+    reference = chat.completion(reference_response)
+    segments = [chat.policy_prompt(prompt), chat.after_prompt(reference_response)]
+    parents, leaves = [-1, 0], []
+    for response in responses:
+        place = len(segments)
+        segments += [chat.completion(response), chat.after_prompt(response), reference]
+        parents += [1, 0, place + 1]
+        leaves += [place, place + 2]
+    return Tree(segments, parents, leaves)
+
+
+def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:
+    """Completions of one prompt; leaves in their order."""
+    return Tree([prompt, *completions], [-1, *[0] * len(completions)], list(range(1, len(completions) + 1)))
+
+
+def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Each example in a row; wanted are the states that predict its completion."""
+    return separate_batch([group_tree(one.prompt, [one.completion]) for one in examples], pad_id, of_tokens=True)
+
+
+def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
+    """Each conversation in a row of its own, under the usual attention: for models that take no trees.
+
+    Wanted are the last states of the leaves, or those that predict the leaves' tokens, leaf by leaf.
+    """
+    conversations = [ids for tree in trees for ids in tree.conversations()]
+    leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
+    input_ids_BT = pad_right(conversations, pad_id)
+    wanted = []
+    for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
+        path = range(len(ids) - len(leaf) - 1, len(ids))
+        wanted.append(_Wanted(row, path[:-1], leaf) if of_tokens else _Wanted(row, path[-1:], []))
+    branches_BS2 = branches_of([([-1], [len(ids)]) for ids in conversations])
+    return Batch(input_ids_BT, None, branches_BS2, *_flat(wanted), tokens=sum(map(len, conversations)))
+
+
+def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
+    """As separate_batch, with each tree in one row."""
+    input_ids_BT = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
+    position_ids_BT = torch.zeros_like(input_ids_BT)
+    wanted = []
+    for row, tree in enumerate(trees):
+        position_ids_BT[row, : tree.tokens()], ends = _layout(tree)
+        for leaf in tree.leaves:
+            segment = tree.segments[leaf]
+            path = [ends[tree.parents[leaf]], *range(ends[leaf] + 1 - len(segment), ends[leaf] + 1)]
+            wanted.append(_Wanted(row, path[:-1], segment) if of_tokens else _Wanted(row, path[-1:], []))
+    branches_BS2 = branches_of([(tree.parents, [len(ids) for ids in tree.segments]) for tree in trees])
+    tokens = sum(tree.tokens() for tree in trees)
+    return Batch(input_ids_BT, position_ids_BT, branches_BS2, *_flat(wanted), tokens=tokens)
+
+
+class _Wanted(NamedTuple):
+    """States that are wanted of one leaf."""
+
+    row: int
+    places: Sequence[int]
+    targets: Sequence[int]
+
+
+def _flat(wanted: Sequence[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
+    """rows_N, places_N and targets_N of a batch."""
+    rows = [one.row for one in wanted for _ in one.places]
+    places = [place for one in wanted for place in one.places]
+    targets = [target for one in wanted for target in one.targets]
+    return torch.tensor(rows), torch.tensor(places), torch.tensor(targets, dtype=torch.long)
+
+
+def _layout(tree: Tree) -> tuple[Tensor, list[int]]:
+    """(positions along the branches, of shape (T,); the last token of each segment)."""
+    positions: list[int] = []
+    ends, depth = list[int](), list[int]()
+    for segment, parent in zip(tree.segments, tree.parents, strict=True):
+        start = 0 if parent < 0 else depth[parent]
+        depth.append(start + len(segment))
+        positions += range(start, depth[-1])
+        ends.append(len(positions) - 1)
+    return torch.tensor(positions), ends

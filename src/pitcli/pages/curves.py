@@ -1,0 +1,135 @@
+"""What a training run logged, as small curves over its steps: raw and smoothed, several runs in one."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from pitcli.pages.figures import COLORS, GREY, Mark, blank_axes, svg_of
+from pitcli.pages.page import short
+from pitcli.pages.trained_run import TrainedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMOOTHED_FROM = 20  # steps; fewer are few enough to be seen one by one
+RAW_POINTS = 600
+SMOOTH_POINTS = 200
+NO_METRICS = {"step", "stage"}
+NO_NOISE = {"learning_rate"}
+FLAT = 0.02  # an axis spans at least this share of its values, so that rounding errors look flat
+# how a run is drawn: matplotlib's name of the line, and a character for the legend
+LINES = (("-", "━━"), ("--", "╍╍"), (":", "┉┉"), ("-.", "━╍"))
+MEANINGS = {
+    "loss": "What is minimised. For rl its level says nothing.",
+    "tokens": "Completion tokens of a step.",
+    "accuracy": "Training pairs that the gap ranks as their label does.",
+    "grad_norm": "Norm of the gradient before it is clipped.",
+    "learning_rate": "Of AdamW.",
+    "reward": "What rl maximises: gap − β·KL, less the penalty for a missing end.",
+    "gap": "How much better than its reference a rollout is, in logits. It should rise.",
+    "p_better": "The gap as a probability.",
+    "kl": "From where rl started, summed over a response. Moderate is good.",
+    "entropy": "Nats a token. A collapse means that all samples are alike.",
+    "truncated_share": "Rollouts without an end. Low is good.",
+    "zero_spread_share": "Prompts whose samples all got one reward. Low is good.",
+    "length_ratio": "Words of the rollouts over those of their references.",
+    "copy_rate": "Rollouts that are their reference. Low is good.",
+    "repetition": "Word triples that stood before in the same rollout. Low is good.",
+    "clip_ratio": "Tokens whose probability ratio was clipped. Low is good.",
+}
+
+
+class Curve(NamedTuple):
+    """A metric of one or more runs; ends: of each run that has it, its first and last value, smoothed."""
+
+    name: str
+    meaning: str
+    svg: Markup
+    ends: list[tuple[float, float]]
+
+
+def curves(runs: Sequence[TrainedRun]) -> list[Curve]:
+    """A curve for every metric that any of the runs logged, in the order in which they log."""
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name not in NO_METRICS)
+    return [_curve(name, runs) for name in names]
+
+
+def _curve(name: str, runs: Sequence[TrainedRun]) -> Curve:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = blank_axes(312, 190, left=60, bottom=26, top=22)
+    ends = []
+    for number, run in enumerate(runs):
+        points = [(row["step"], row[name]) for row in run.rows if name in row]
+        if points:
+            steps, values = np.array(points).T
+            smooth = len(values) >= SMOOTHED_FROM and name not in NO_NOISE
+            ends.append((_smooth if smooth else _plain)(axes, steps, values, line_of(number)))
+    if len(runs) == 1:
+        _mark_stages(axes, runs[0])
+    low, high = axes.get_ylim()
+    if high - low < FLAT * max(abs(low), abs(high)):
+        axes.margins(y=FLAT * max(abs(low), abs(high)) / (high - low))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
+    return Curve(name, MEANINGS.get(name, ""), svg_of(figure, f"{name} over steps"), ends)
+
+
+def line_of(number: int) -> tuple[str, str]:
+    """Color and line of a run."""
+    return COLORS[number % len(COLORS)], LINES[number % len(LINES)][0]
+
+
+def legend_of(names: Sequence[str]) -> list[Mark]:
+    return [Mark(line_of(number)[0], LINES[number % len(LINES)][1], name) for number, name in enumerate(names)]
+
+
+def _plain(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str, str]) -> tuple[float, float]:
+    shown = thinned(values, RAW_POINTS)
+    marker = "o" if len(values) < SMOOTHED_FROM else ""
+    axes.plot(
+        steps[shown], values[shown], color=line[0], linestyle=line[1], linewidth=1.8, marker=marker, markersize=3.5
+    )
+    return float(values[0]), float(values[-1])
+
+
+def _smooth(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str, str]) -> tuple[float, float]:
+    """Raw values faint and their smoothed course over them; the ends of the latter."""
+    course = smoothed(values, len(values) // 40 + 1)
+    shown = thinned(values, RAW_POINTS)
+    axes.plot(steps[shown], values[shown], color=line[0], linewidth=0.8, alpha=0.35)
+    shown = np.unique(np.linspace(0, len(values) - 1, SMOOTH_POINTS).astype(int))
+    axes.plot(steps[shown], course[shown], color=line[0], linestyle=line[1], linewidth=1.8)
+    return float(course[0]), float(course[-1])
+
+
+def _mark_stages(axes: "Axes", run: TrainedRun) -> None:
+    stages = run.stages()
+    for place, (name, rows) in enumerate(stages if len(stages) > 1 else []):
+        begin, end = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
+        if place % 2:
+            axes.axvspan(begin, end, color=GREY, alpha=0.15, linewidth=0)
+        axes.text(begin, 1.02, name, transform=axes.get_xaxis_transform(), fontsize=10.5, va="bottom")
+
+
+def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean of each value and its `reach` neighbours on either side, of fewer at the ends; shape (N,)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most `most` values, the least and the greatest of each part among them, so that no spike is lost."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
+    parts = list(pairwise(edges))
+    lows = [low + int(values[low:high].argmin()) for low, high in parts]
+    highs = [low + int(values[low:high].argmax()) for low, high in parts]
+    return np.unique(lows + highs)

@@ -1,0 +1,204 @@
+"""The model card of an export: README.md for the hub, written from the run's manifest and from an evaluation."""
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, StrictUndefined, Template
+from pydantic import ValidationError
+
+from pitcli.console import visible
+from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
+from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
+from pitcli.errors import InputError
+from pitcli.evaluation.claims import shown, shown_controlled
+from pitcli.evaluation.results import Evaluation
+from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
+
+TITLES = {IMPROVER: "Improver", POLICY: "Policy", GAP: "Gap model"}
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# settings that say where files were on the machine, or nothing about the model
+_UNTOLD = {"model", "load_in_4bit", "data", "device", "track", "dry_run"}
+
+
+class Exported(NamedTuple):
+    """What a card tells of.
+
+    base_name: the base on the hub, None where it is not known; converted: whether it was read from a GGUF file;
+    dtype: of merged weights, None for an adapter; drift: what the check of merged weights found; rank: of the LoRA.
+    """
+
+    role: AdapterRole
+    manifest: Manifest
+    base_name: str | None
+    converted: bool
+    dtype: str | None
+    drift: str
+    rank: int
+    license: str | None
+    evaluation: Evaluation | None
+
+
+def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evaluation:
+    """The part of evaluation.json that is about this adapter; InputError where there is none.
+
+    Comparisons by judges that do not beat length on human labels are left out.
+    """
+    try:
+        whole = Evaluation.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"--evaluation: {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({what})") from None
+    systems = [one for one in whole.systems if _adapter(one.record, role) == adapter_digest]
+    if not systems:
+        raise InputError(
+            f"--evaluation: {path}: none of its systems ({', '.join(one.name for one in whole.systems)}) is known to "
+            f"be made with this {role}; evaluate rows that pit improve --output wrote with it"
+        )
+    names = {one.name for one in systems}
+    usable = {judge.name for judge in whole.judges if judge.usable}
+    return whole.model_copy(
+        update={
+            "systems": systems,
+            "comparisons": [c for c in whole.comparisons if names & {c.system, c.baseline} and c.judge in usable],
+            "claims": [one for one in whole.claims if one.system in names],
+        }
+    )
+
+
+def _adapter(record: dict[str, Any], role: str) -> object:
+    adapters = record.get("adapters")
+    return adapters.get(role) if isinstance(adapters, dict) else None
+
+
+def model_card(exported: Exported, chat: ChatFormat) -> str:
+    """README.md."""
+    manifest = exported.manifest
+    base = exported.base_name or Path(manifest.base.name).name
+    page = _template().render(
+        front_matter=yaml.safe_dump(front_matter(exported), sort_keys=False, allow_unicode=True),
+        title=f"{TITLES[exported.role]} on {base.rpartition('/')[2]}",
+        **exported._asdict(),
+        kind=manifest.kind,
+        pit_version=manifest.pit_version,
+        instruction=IMPROVE_INSTRUCTION,
+        merged=exported.dtype is not None,
+        four_bit=manifest.base.load_in_4bit,
+        gap_temperature=manifest.results.get("gap_temperature"),
+        vllm_rank=next((rank for rank in VLLM_RANKS if rank >= exported.rank), exported.rank),
+        base_label=base,
+        rendered=conversation(chat, exported.role),
+        stop_token=json.dumps(_stop_token(chat), ensure_ascii=False),
+        limits=list(_limits(exported)),
+        sources=list(_sources(exported, base)),
+        settings=sorted(_settings(exported)),
+        results=sorted(_results(exported)),
+        trained_elsewhere=_trained_elsewhere(exported),
+        versions=", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    )
+    return visible(re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
+
+
+def conversation(chat: ChatFormat, role: AdapterRole) -> str:
+    """What the chat template makes of x (and y_ref, or y2 and y1), in the place of which their names stand."""
+    messages = [{"role": "user", "content": "{x}"}]
+    if role != POLICY:
+        messages.append({"role": "assistant", "content": "{y2}" if role == GAP else "{y_ref}"})
+        messages.append({"role": "user", "content": IMPROVE_INSTRUCTION})
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text + "{y1}" + _stop_token(chat) if role == GAP else text
+
+
+def _stop_token(chat: ChatFormat) -> str:
+    return str(chat.tokenizer.convert_ids_to_tokens(chat.stop_id))
+
+
+def front_matter(exported: Exported) -> dict[str, Any]:
+    """What the hub reads of a card; the base and the licence only where they are known."""
+    merged, gap = exported.dtype is not None, exported.role == GAP
+    known: dict[str, Any] = {"license": exported.license} if exported.license else {}
+    if exported.base_name:
+        known |= {"base_model": exported.base_name, "base_model_relation": "finetune" if merged else "adapter"}
+    data = exported.manifest.data.path
+    if data.startswith("hub:") and "/" in data:
+        known["datasets"] = ["/".join(data.removeprefix("hub:").split(":")[0].split("/")[:2])]
+    return known | {
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-classification" if gap else "text-generation",
+        "tags": ["pit", "self-improvement", "reward-model" if gap else exported.role, *([] if merged else ["lora"])],
+    }
+
+
+def _sources(exported: Exported, base: str) -> Iterator[tuple[str, object]]:
+    manifest = exported.manifest
+    yield "base", base + (", read from a GGUF file" if exported.converted else "")
+    yield "base, SHA-256 of its files", manifest.base.digest
+    yield "base held in", "4-bit NF4, double quantisation" if manifest.base.load_in_4bit else "full precision"
+    own = manifest.gap_data if exported.role == GAP else manifest.data
+    yield from _data("data", own or manifest.data)
+    if manifest.kind == "rl" and exported.role != GAP and manifest.gap_data:
+        yield from _data("data of the gap model that rewarded it", manifest.gap_data)
+
+
+def _data(what: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
+    yield what, f"{file_name(data.path)}, {data.rows} rows"
+    yield f"{what}, SHA-256 of its rows", data.digest
+
+
+def _trained_elsewhere(exported: Exported) -> bool:
+    """Whether this is the gap model inside an RL run, which another run trained."""
+    return exported.role == GAP and exported.manifest.kind == "rl"
+
+
+def _results(exported: Exported) -> Iterator[tuple[str, object]]:
+    for name, value in exported.manifest.results.items():
+        if value is not None and (name == "gap_temperature" or not _trained_elsewhere(exported)):
+            yield name, value
+
+
+def _settings(exported: Exported) -> Iterator[tuple[str, object]]:
+    for name, value in exported.manifest.config.items():
+        if value is not None and name not in _UNTOLD and not _trained_elsewhere(exported):
+            yield name, file_name(value) if isinstance(value, str) else value
+
+
+def _limits(exported: Exported) -> Iterator[str]:
+    if exported.role == IMPROVER:
+        yield "It makes some responses worse: keep the draft unless a gap model, or a person, finds the new one better."
+        yield "It is no better than the preferences that it learned from, and may share their biases (length, style)."
+    if exported.role == GAP:
+        yield "It knows the preferences of its data. On other prompts, and against text made to please it, it may fail."
+        yield "It compares answers to the same prompt; a score by itself means nothing."
+    if exported.converted:
+        yield (
+            "The base was read from a quantised GGUF file, so its weights differ a little from those of the same model "
+            "on the hub"
+            + ("; on those the adapter does not do exactly what it did in training." if not exported.dtype else ".")
+        )
+    if not exported.base_name:
+        yield "The base is a local model that this card cannot name; the digest above identifies it."
+    yield "Facts, safety and languages were not tested; the base's own limits and licence hold on."
+
+
+def file_name(path: str) -> str:
+    """The last part of a path, for a card must not say where things lie on a machine; hub names stay whole."""
+    return path if path.startswith("hub:") else re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _cell(value: object) -> str:
+    """A value in a Markdown table: one line, nothing that ends the cell or starts HTML."""
+    text = f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(visible(text).split()))
+
+
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(cell=_cell, delta=shown, controlled=shown_controlled)
+    return environment.from_string(files("pitcli").joinpath("assets", "model_card.md.jinja").read_text("utf-8"))

@@ -1,0 +1,126 @@
+"""The report of training runs as one page: what they are, what is worth a look, their results and curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pitcli import __version__
+from pitcli.console import visible
+from pitcli.pages.curves import curves, legend_of
+from pitcli.pages.figures import plotting
+from pitcli.pages.page import short, template
+from pitcli.pages.trained_run import TrainedRun, concerns
+from pitcli.runs.manifest import Manifest
+
+MISSING = "–"
+KINDS = {"sft": "Supervised fine-tuning of the", "reward": "Training of the", "rl": "Reinforcement learning of the"}
+SHARES = {"accuracy", "longer_wins_accuracy", "shorter_wins_accuracy", "swap_flip_rate"}
+# what train-reward says of pairs that it was not trained on
+HELD_OUT = {
+    "pairs": "pairs",
+    "accuracy": "ranked as their label says",
+    "longer_wins_accuracy": "by choosing always the longer",
+    "shorter_wins_accuracy": "by choosing always the shorter",
+    "length_correlation": "correlation of the gap with the length difference",
+    "swap_residual": "mean |r(a,b) + r(b,a)|, in units of the gap",
+    "swap_flip_rate": "another winner when the responses swap places",
+    "log_loss": "log loss of the calibrated gap",
+}
+NOT_ALONE = {"accuracy_low", "accuracy_high"}  # these stand with the accuracy
+
+
+class Table(NamedTuple):
+    """rows: a label and a cell a column, and whether the cells differ."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str], bool]]
+
+
+def render(runs: Sequence[TrainedRun]) -> str:
+    """The page, with nothing to fetch."""
+    with plotting():
+        drawn = curves(runs)
+    page = template("run_report.html.jinja").render(
+        version=__version__,
+        runs=runs,
+        what=[f"{_what(run.manifest)} on {run.manifest.base.name}" if run.manifest else "" for run in runs],
+        concerns=[(run.name, concerns(run)) for run in runs],
+        legend=legend_of([run.name for run in runs]),
+        facts=_table(runs, [_facts(run) for run in runs]),
+        held_out=_held_out(runs),
+        results=_table(runs, [_results(run) for run in runs]),
+        curves=drawn,
+        settings=_table(runs, [_texts(run.manifest.config) if run.manifest else {} for run in runs]),
+    )
+    # Names of runs and of data are untrusted: overrides of direction would make the page say what it does not.
+    return visible(page.lstrip())
+
+
+def _table(runs: Sequence[TrainedRun], by_run: Sequence[dict[str, str]]) -> Table:
+    labels = dict.fromkeys(label for of_one in by_run for label in of_one)
+    cells = {label: [of_one.get(label, MISSING) for of_one in by_run] for label in labels}
+    return Table([run.name for run in runs], [(label, row, len(set(row)) > 1) for label, row in cells.items()])
+
+
+def _facts(run: TrainedRun) -> dict[str, str]:
+    state = {"state": run.state, "steps": str(run.steps)}
+    return state if run.manifest is None else {"what": _what(run.manifest), **state, **_origin(run.manifest)}
+
+
+def _what(manifest: Manifest) -> str:
+    return f"{KINDS[manifest.kind]} {manifest.role}{' model' if manifest.kind == 'reward' else ''}"
+
+
+def _origin(manifest: Manifest) -> dict[str, str]:
+    base, data = manifest.base, manifest.data
+    versions = {"pit": manifest.pit_version, **manifest.versions}
+    inputs = {f"starts from, {role}": f"adapter {digest[:12]}" for role, digest in manifest.inputs.items()}
+    return {
+        "base": f"{base.name}, {'in 4-bit' if base.load_in_4bit else 'not quantised'} ({base.digest[:12]})",
+        "data": f"{data.path}, {data.rows:,} rows ({data.digest[:12]})",
+        **inputs,
+        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _held_out(runs: Sequence[TrainedRun]) -> Table:
+    """A column for the held-out pairs of each gap model, and one for its --eval-data."""
+    columns = [
+        (f"{run.name}, {where}" if len(runs) > 1 else where, run, prefix)
+        for run in runs
+        for prefix, where in (("", "held out"), ("eval_", str(run.setting("eval_data"))))
+        if run.result(f"{prefix}accuracy") is not None
+    ]
+    rows = [
+        (label, [_measured(run, prefix, name) for _, run, prefix in columns], False) for name, label in HELD_OUT.items()
+    ]
+    return Table([label for label, _, _ in columns], rows if columns else [])
+
+
+def _measured(run: TrainedRun, prefix: str, name: str) -> str:
+    value = run.result(prefix + name)
+    if value is None:
+        return MISSING
+    text = f"{value:.1%}" if name in SHARES else _text(value)
+    low, high = (run.result(f"{prefix}{name}_{end}") for end in ("low", "high"))
+    return text if low is None or high is None else f"{text} [{low:.1%}, {high:.1%}]"
+
+
+def _results(run: TrainedRun) -> dict[str, str]:
+    """What the manifest says beyond the report on held-out pairs."""
+    results = run.manifest.results if run.manifest else {}
+    shown = {
+        name: value for name, value in results.items() if name.removeprefix("eval_") not in HELD_OUT.keys() | NOT_ALONE
+    }
+    return _texts(shown)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return short(value) if isinstance(value, float) else str(value)

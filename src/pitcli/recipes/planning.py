@@ -1,0 +1,268 @@
+"""From a recipe to its plan: what each stage reads and writes, and where that is, checked before anything runs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pitcli.data.sources import HUB
+from pitcli.data.splits import parse_shares
+from pitcli.errors import PitError, SettingsError
+from pitcli.recipes.recipe import Commands, Entry, read_recipe, validated
+from pitcli.runs.manifest import load_manifest
+from pitcli.settings.base import DEFAULT_MODEL, Method, Role, Settings, StopRule
+from pitcli.settings.tools import EvaluateConfig, ExportConfig, PipelineConfig, PrepareConfig
+from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
+
+FILES = ("data", "eval_data", "drafts", "input", "control", "validate_on", "equal_tokens", "evaluation")
+RUNS = ("sft", "reward", "policy", "run")
+NAMED = ("input", "control")  # where pit evaluate takes NAME=FILE
+BASES = ("tiny", DEFAULT_MODEL)
+POLICY_RUN, SFT_RUN, REWARD_RUN, RL_RUN = "runs/policy", "runs/sft", "runs/reward", "runs/rl"
+
+
+class PlannedStage(NamedTuple):
+    """A command with settings whose paths hold from the recipe's out folder.
+
+    given: the settings that its command line needs; reads: files and run folders; bases: base models, by name;
+    writes: what is there once it is done, the first of which is what its record is kept by.
+    """
+
+    name: str
+    command: str
+    config: Settings
+    given: tuple[str, ...]
+    reads: tuple[str, ...]
+    bases: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    out: Path
+    stages: list[PlannedStage]
+    processes: int  # that each of the commands which can be several is
+
+
+def plan(config: PipelineConfig, commands: Commands) -> Plan:
+    """The stages in their order; SettingsError lists all that is wrong with the recipe."""
+    problems: list[str] = []
+    out, entries, processes = read_recipe(config, commands, problems)
+    configs = [validated(entry, problems) for entry in entries]
+    written = [
+        tuple(_from(out, path) for path in _written(entry, one, problems))
+        for entry, one in zip(entries, configs, strict=True)
+    ]
+    places = _Places(out, problems)
+    stages = []
+    for number, (entry, one) in enumerate(zip(entries, configs, strict=True)):
+        places.turn_to(entry, [(other.name, *paths) for other, paths in zip(entries, written, strict=True)][number:])
+        filled = _filled(places, one)
+        settings = _placed(places, one.model_copy(update=filled))
+        given = tuple(name for name in type(one).model_fields if name in entry.settings or name in filled)
+        stage = PlannedStage(
+            entry.name, entry.command, settings, given, (*places.reads,), (*places.bases,), written[number]
+        )
+        places.add(stage)
+        stages.append(stage)
+    if problems:
+        raise SettingsError(list(dict.fromkeys(problems)))
+    return Plan(out, stages, processes)
+
+
+def _written(entry: Entry, config: Settings, problems: list[str]) -> tuple[str, ...]:
+    if getattr(config, "output", None) == "-":
+        problems.append(entry.problem("output", "name a file"))
+        return ()
+    try:
+        return writes_of(config)
+    except SettingsError as error:
+        problems += [entry.problem("folds", problem) for problem in error.problems]
+        return ()
+
+
+def writes_of(config: Settings) -> tuple[str, ...]:
+    """The files, or the folder, that a command leaves."""
+    match config:
+        case PrepareConfig():
+            return tuple(str(config.out / f"{fold}.jsonl") for fold in parse_shares(config.folds))
+        case TrainingConfig():
+            return (str(config.run_folder),)
+        case SampleConfig():
+            return (config.output,)
+        case ImproveConfig():
+            return (config.output, f"{config.output}.manifest.json")
+        case EvaluateConfig():
+            return tuple(str(config.out / name) for name in ("evaluation.json", "report.html", "verdicts.jsonl"))
+        case ExportConfig():
+            return (str(config.out),)
+    raise TypeError(config)
+
+
+def _from(out: Path, path: str) -> str:
+    """One way to write a path: from the out folder where it is in that."""
+    place = os.path.normpath(out / path)
+    return os.path.relpath(place, out) if Path(place).is_relative_to(out) else place
+
+
+class _Places:
+    """Where paths are found: made by a stage before, or there already, in the out folder or where pit was started."""
+
+    def __init__(self, out: Path, problems: list[str]) -> None:
+        self.out, self.problems = out, problems
+        self.made: dict[str, PlannedStage] = {}  # by the paths that they write
+        self.later: dict[str, str] = {}
+
+    def turn_to(self, entry: Entry, later: Sequence[tuple[str, ...]]) -> None:
+        """The next stage; later: its name and those after it, each with what it writes."""
+        self.entry = entry
+        self.later = {self.key(path): name for name, *paths in later for path in paths}
+        self.reads: list[str] = []
+        self.bases: list[str] = []
+
+    def add(self, stage: PlannedStage) -> None:
+        for path in stage.writes:
+            if earlier := self.made.get(self.key(path)):
+                self.wrong("", f"writes {path}, as {earlier.name} does; give one of them another place")
+            self.made[self.key(path)] = stage
+
+    def key(self, path: str | Path) -> str:
+        return os.path.normpath(self.out / path)
+
+    def wrong(self, setting: str, what: str) -> None:
+        self.problems.append(self.entry.problem(setting, what))
+
+    def maker(self, path: str | Path | None) -> PlannedStage | None:
+        return self.made.get(self.key(path)) if path else None
+
+    def is_later(self, setting: str, path: str) -> bool:
+        name = self.later.get(self.key(path))
+        if name:
+            self.wrong(
+                setting, f"{path} is made by {name}, which comes later; put that first, or give it another place"
+            )
+        return name is not None
+
+    def find(self, setting: str, path: str) -> str:
+        """A file or run folder that is read."""
+        if path in ("-", ""):
+            self.wrong(setting, "name a file")
+        elif not (self.maker(path) or self.is_later(setting, path) or os.path.exists(self.key(path))):
+            if not os.path.exists(path):
+                self.wrong(setting, f"{path}: no stage before makes it, and it is neither here nor in {self.out}")
+            path = os.path.abspath(path)
+        self.reads.append(_from(self.out, path))
+        return path
+
+    def find_base(self, setting: str, name: str) -> str:
+        """A base model that is used."""
+        path = os.path.expanduser(name)
+        if name not in BASES and not os.path.exists(self.key(path)):
+            if os.path.exists(path):
+                name = os.path.abspath(path)
+            elif name.count("/") != 1 or name.endswith(".gguf"):
+                self.wrong(setting, f"{name}: neither a folder, a .gguf file, {', '.join(BASES)} nor a hub name")
+        self.bases.append(name)
+        return name
+
+    def default_run(self, setting: str, needed: bool, *folders: str) -> Path | None:
+        """What a command would find by itself: the first folder that a stage before makes, else that is there."""
+        for folder in folders:
+            if self.maker(folder):
+                return Path(folder)
+        for folder in folders:
+            # optional ones too: a second run would find there what the first did not
+            if self.is_later(setting, folder):
+                return None
+            if os.path.exists(self.key(folder)):
+                return Path(folder)
+        if needed:
+            self.wrong(setting, f"no stage before makes {' or '.join(folders)}, and it is not in {self.out}")
+        return None
+
+    def is_rl(self, setting: str, run: Path) -> bool:
+        """Whether it is a run of RL, which holds the gap model that it was trained on."""
+        if maker := self.maker(run):
+            return maker.command == "rl"
+        folder = next((path for path in (self.out / run, run) if path.exists()), None)
+        try:
+            return folder is None or load_manifest(folder, "pit rl makes one").kind == "rl"
+        except PitError as error:
+            self.wrong(setting, error.problems[0])
+            return True
+
+
+def _filled(places: _Places, config: Settings) -> dict[str, object]:
+    """Settings that were not given, as the command would find them by itself."""
+    found: dict[str, object] = {}
+    match config:
+        case SftConfig():
+            found = _as_reward(places, REWARD_RUN)
+            if config.model is not None:
+                found.pop("load_in_4bit", None)
+            found["model"] = found.get("model") or DEFAULT_MODEL
+        case RewardConfig():
+            found["model"] = DEFAULT_MODEL
+        case SampleConfig():
+            found["policy"] = config.policy or places.default_run("policy", False, POLICY_RUN)
+            found["model"] = None if found["policy"] else DEFAULT_MODEL
+        case RlConfig():
+            improver = config.role is Role.improver
+            if improver:
+                found["sft"] = config.sft or places.default_run("sft", True, SFT_RUN)
+            found["policy"] = config.policy or places.default_run("policy", not improver, POLICY_RUN)
+            found["reward"] = config.reward or places.default_run("reward", True, REWARD_RUN)
+            found["data"] = _as_reward(places, config.reward or REWARD_RUN).get("data")
+        case ImproveConfig():
+            found = _filled_improve(places, config)
+    if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
+        places.wrong("data", "must be given")
+    return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
+
+
+def _as_reward(places: _Places, run: str | Path) -> dict[str, object]:
+    """What later stages take over from the run of the gap model."""
+    maker = places.maker(run)
+    names = ("data", "model", "load_in_4bit")
+    return {name: getattr(maker.config, name) for name in names} if maker and maker.command == "train-reward" else {}
+
+
+def _filled_improve(places: _Places, config: ImproveConfig) -> dict[str, object]:
+    pit = config.method is Method.pit
+    setting, folders = ("run", (RL_RUN, SFT_RUN)) if pit else ("policy", (POLICY_RUN,))
+    writer = getattr(config, setting) or places.default_run(setting, pit, *folders)
+    if config.reward or (writer and places.is_rl(setting, writer)):
+        return {setting: writer}
+    needed = config.stop is StopRule.gap or config.method is Method.best_of_n
+    return {setting: writer, "reward": places.default_run("reward", needed, REWARD_RUN)}
+
+
+def _placed(places: _Places, config: Settings) -> Settings:
+    """The settings with every file, run and base where it is found."""
+    updates: dict[str, object] = {}
+    for setting in type(config).model_fields:
+        value = getattr(config, setting, None)
+        if setting not in (*FILES, *RUNS, "judge", "model") or value is None:
+            continue
+        if isinstance(value, tuple):
+            updates[setting] = tuple(_place(places, setting, one) for one in value)
+        else:
+            updates[setting] = type(value)(_place(places, setting, str(value)))
+    return config.model_copy(update=updates)
+
+
+def _place(places: _Places, setting: str, value: str) -> str:
+    kind, _, rest = value.partition(":")
+    system, equals, path = value.partition("=")
+    if setting == "model":
+        return places.find_base(setting, value)
+    if setting == "judge":
+        if kind == "hf":
+            return f"hf:{places.find_base(setting, rest)}"
+        return f"gap:{places.find(setting, rest)}" if kind == "gap" else value
+    if places.entry.config_class is EvaluateConfig and setting in NAMED and equals:
+        return f"{system}={places.find(setting, path)}"
+    if value.startswith(HUB):
+        folder, colon, split = rest.partition(":")
+        local = any(os.path.isdir(place) for place in (places.key(folder), folder))
+        return f"{HUB}{places.find(setting, folder)}{colon}{split}" if folder and local else value
+    return places.find(setting, value)

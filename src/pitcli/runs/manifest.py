@@ -1,0 +1,107 @@
+"""The manifest of a run: what it is, what it was made from, and the digests of what it left; sealed against changes."""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pitcli import __version__
+from pitcli.errors import RunError
+from pitcli.runs.files import file_digest, write_file
+from pitcli.settings.training import Kind
+
+MANIFEST = "manifest.json"
+
+AdapterRole = Literal["policy", "improver", "gap"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class BaseIdentity(_Strict):
+    """The base model: what the user called it, and what its files and its template hash to."""
+
+    name: str
+    digest: str
+    template: str
+    load_in_4bit: bool
+
+
+class DataIdentity(_Strict):
+    """The training data: where it was, what the rows used hash to, and a sample of its prompts' hashes."""
+
+    path: str
+    digest: str
+    rows: int
+    prompts: list[str]
+
+
+class Manifest(_Strict):
+    """What a run is; `files` and `results` are there once it is complete."""
+
+    kind: Kind
+    role: AdapterRole
+    pit_version: str = __version__
+    versions: dict[str, str] = {}
+    config: dict[str, Any]
+    base: BaseIdentity
+    data: DataIdentity
+    gap_data: DataIdentity | None = None  # what the gap model that the run trained or was trained on has seen
+    inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
+    complete: bool = False
+    probes: dict[AdapterRole, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
+    results: dict[str, float | int | str | None] = {}
+    files: dict[str, str] = {}
+
+
+def library_versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def load_manifest(folder: Path, remedy: str) -> Manifest:
+    """The manifest of a finished run, its files verified; RunError says what to do where there is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{folder}: no finished run there; {remedy}")
+    if not manifest.complete:
+        raise RunError(f"{folder}: the run there is not finished; go on with the same command and --resume")
+    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    if not adapter <= manifest.files.keys() or any(
+        ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
+    ):
+        raise RunError(f"{folder / MANIFEST}: does not list the files of its adapter, or lists others")
+    for name, digest in manifest.files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise RunError(f"{folder / name}: missing or changed since it was written")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a run, finished or not, its files not verified; None where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        sealed = json.loads(path.read_bytes())
+        seal = sealed.pop("seal")
+        manifest = Manifest.model_validate(sealed)
+    # ValueError: not UTF-8, not JSON, not valid; RecursionError: brackets without end
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
+    if seal != _seal(manifest):
+        raise RunError(f"{path}: changed since it was written")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": _seal(manifest)}, indent=1))
+
+
+def _seal(manifest: Manifest) -> str:
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()

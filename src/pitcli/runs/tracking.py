@@ -1,0 +1,110 @@
+"""Experiment trackers, through accelerate: they get what metrics.jsonl gets, each step once."""
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pitcli.errors import RunError, SettingsError
+from pitcli.processes.ranks import is_first
+from pitcli.runs.files import write_file
+from pitcli.runs.folder import TRACKERS, RunFolder
+from pitcli.settings.base import Tracker
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PROJECT = "pit"
+KNOWN = "known.json"  # an id of the run, and the trackers that have it
+INSTEAD = {Tracker.tensorboard: "tensorboardx"}  # writes the same files
+
+
+def refuse_missing(trackers: Sequence[Tracker]) -> None:
+    """SettingsError with the pip line for every tracker that is not installed."""
+    # by distribution: wandb leaves folders of that name about, which import as packages
+    installed = {one.name.lower() for one in distributions()} if trackers else set()
+    if missing := [one for one in trackers if not {one.value, INSTEAD.get(one)} & installed]:
+        raise SettingsError([f"--track: {one} is not installed; pip install {one}" for one in missing])
+
+
+@contextmanager
+def tracking(
+    accelerator: "Accelerator", run: RunFolder, rows: Sequence[dict[str, float]], sent: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Start the accelerator's trackers; yields log(step, values).
+
+    rows: the steps that the run has behind it, for a tracker that does not know the run yet. sent: the last step that
+    was logged before; a resumed run takes some of those again, and a tracker is not told twice.
+    """
+    if not accelerator.log_with or not is_first():
+        yield lambda step, values: None
+        return
+    folder = run.path / TRACKERS
+    folder.mkdir(exist_ok=True)
+    known = _known(folder / KNOWN)
+    with redirect_stdout(sys.stderr):  # trackers greet on stdout
+        try:
+            accelerator.init_trackers(PROJECT, init_kwargs=_settings(run.path.name, known["id"], folder))
+        except _failures() as error:
+            raise RunError(f"--track: {' '.join(str(error).split())}") from error
+        told = {one.name: sent if one.name in known["trackers"] else 0 for one in accelerator.trackers}
+        for tracker in accelerator.trackers:
+            if tracker.name not in known["trackers"]:
+                tracker.store_init_configuration(_flat(run.manifest.config))
+                for row in rows:
+                    tracker.log({name: row[name] for name in row if name != "step"}, step=int(row["step"]))
+    known["trackers"] = sorted({*known["trackers"], *told})
+    write_file(folder / KNOWN, json.dumps(known))
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for tracker in accelerator.trackers:
+            if step > told[tracker.name]:
+                tracker.log(values, step=step)
+
+    try:
+        yield log
+    finally:
+        with redirect_stdout(sys.stderr):
+            accelerator.end_training()
+            if Tracker.trackio in told:
+                import trackio
+
+                trackio.finish()  # accelerate ends the run only, and trackio would say so again at exit, on stdout
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_bytes())
+        return {"id": str(known["id"]), "trackers": [str(name) for name in known["trackers"]]}
+    except FileNotFoundError:
+        return {"id": secrets.token_hex(4), "trackers": []}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: damaged; delete {path.parent}, and the trackers start anew") from error
+
+
+def _settings(name: str, id_: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """What each tracker is started with, so that its files are in the run's folder and it knows a resumed run."""
+    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # trackio has no setting for it
+    return {
+        # its files are named by the second, and one of the same name is written over
+        "tensorboard": {"filename_suffix": f".{secrets.token_hex(4)}"},
+        "wandb": {"name": name, "id": id_, "resume": "allow", "dir": str(folder), "settings": {"console": "off"}},
+        "trackio": {"name": f"{name}-{id_}", "resume": "allow"},
+    }
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a tracker raises that is not set up: no account, no network, a folder that is not writable."""
+    wandb = sys.modules.get("wandb")
+    return (OSError, ValueError, ImportError, *([wandb.Error] if wandb else []))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Settings as hyperparameters: trackers take no lists and no None."""
+    known = {name: value for name, value in config.items() if value is not None}
+    return {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in known.items()}

@@ -1,0 +1,252 @@
+"""Every published format is recognised by its fields and becomes the pair that it means."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitcli.data.formats import iter_questions, load_pairs
+from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, recognise
+from pitcli.data.records import Message
+from pitcli.data.strict_json import RowProblem
+from pitcli.errors import InputError
+from pitcli.settings.tools import PrepareConfig
+from pitcli.stages import prepare
+
+SYSTEM, USER, ASSISTANT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))
+ASKED = "How long should I boil an egg?"
+GOOD, BAD = "Seven minutes for a firm white and a soft yolk.", "Until it is done."
+
+
+def sent(sender: str, text: str) -> dict[str, str]:
+    return {"from": sender, "value": text}
+
+
+def comparison(info: dict[str, Any], choice: object = 1) -> dict[str, Any]:
+    """As in the `comparisons` subset: the texts of the published rows begin with a space."""
+    summaries = [{"text": f" {BAD}", "policy": "sup4", "note": None}, {"text": f" {GOOD}", "policy": "ref"}]
+    return {"info": info, "summaries": summaries, "choice": choice, "worker": "w1", "batch": "b2"}
+
+
+POST = {"id": "t3_1", "post": "My neighbour sings.", "title": "Help", "subreddit": "advice", "article": None}
+NEWS = {"id": "n1", "post": None, "title": None, "subreddit": None, "site": "x", "article": "It rained."}
+
+ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]] = {
+    "UltraFeedback": (
+        {
+            "prompt": ASKED,
+            "prompt_id": "9f",
+            "chosen": [{"content": ASKED, "role": "user"}, {"content": GOOD, "role": "assistant"}],
+            "rejected": [{"content": ASKED, "role": "user"}, {"content": BAD, "role": "assistant"}],
+            "score_chosen": 8.5,
+            "score_rejected": 3.0,
+        },
+        "UltraFeedback, binarised",
+        (USER(ASKED),),
+        {"prompt_id": "9f", "score_chosen": 8.5, "score_rejected": 3.0},
+    ),
+    "Alpaca pairs": (
+        {"instruction": "Answer the cook.", "input": ASKED, "chosen": GOOD, "rejected": BAD, "source": "kitchen"},
+        "Alpaca pairs",
+        (USER(f"Answer the cook.\n{ASKED}"),),
+        {"source": "kitchen"},
+    ),
+    "Alpaca pairs with system and history": (
+        {
+            "instruction": ASKED,
+            "input": "",
+            "system": "Be brief.",
+            "history": [["Hi", "Hello"]],
+            "chosen": GOOD,
+            "rejected": BAD,
+        },
+        "Alpaca pairs",
+        (SYSTEM("Be brief."), USER("Hi"), ASSISTANT("Hello"), USER(ASKED)),
+        {},
+    ),
+    "Alpaca, output of two": (
+        {"instruction": ASKED, "input": None, "output": [GOOD, BAD]},
+        "Alpaca, output ranked",
+        (USER(ASKED),),
+        {},
+    ),
+    "Alpaca, output and rejected": (
+        {"instruction": ASKED, "output": GOOD, "rejected": BAD},
+        "Alpaca, output and rejected",
+        (USER(ASKED),),
+        {},
+    ),
+    "Orca DPO": (
+        {"system": "You are a cook.", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+        "Orca DPO",
+        (SYSTEM("You are a cook."), USER(ASKED)),
+        {},
+    ),
+    "Orca DPO without system": (
+        {"system": "", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+        "Orca DPO",
+        (USER(ASKED),),
+        {},
+    ),
+    "LLaMA-Factory": (
+        {
+            "conversations": [
+                sent("system", "Be kind."),
+                sent("human", "Hi"),
+                sent("gpt", "Yes?"),
+                sent("human", ASKED),
+            ],
+            "chosen": sent("gpt", GOOD),
+            "rejected": sent("gpt", BAD),
+        },
+        "LLaMA-Factory, ShareGPT",
+        (SYSTEM("Be kind."), USER("Hi"), ASSISTANT("Yes?"), USER(ASKED)),
+        {},
+    ),
+    "LLaMA-Factory with a system column": (
+        {
+            "conversations": [sent("human", ASKED)],
+            "system": "Be kind.",
+            "chosen": sent("gpt", GOOD),
+            "rejected": sent("gpt", BAD),
+        },
+        "LLaMA-Factory, ShareGPT",
+        (SYSTEM("Be kind."), USER(ASKED)),
+        {},
+    ),
+    "summarize-from-feedback": (
+        comparison(POST),
+        "summarize-from-feedback",
+        (USER("SUBREDDIT: r/advice\n\nTITLE: Help\n\nPOST: My neighbour sings.\n\nTL;DR:"),),
+        {"worker": "w1", "batch": "b2"},
+    ),
+    "summarize-from-feedback, news": (
+        comparison(NEWS),
+        "summarize-from-feedback",
+        (USER("Article:\nIt rained.\n\nTL;DR:"),),
+        {"worker": "w1", "batch": "b2"},
+    ),
+    "Aligner": (
+        {"question": ASKED, "answer": BAD, "correction": GOOD, "category": "food"},
+        "Aligner",
+        (USER(ASKED),),
+        {"category": "food"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "name", "prompt", "extra"), ROWS.values(), ids=ROWS.keys())
+def test_a_published_row_is_recognised_and_round_trips(row, name, prompt, extra, tmp_path: Path):
+    assert recognise(row).name == name
+    pair = parse_pair(row, "f", 1)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.extra) == (prompt, GOOD, BAD, extra)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    prepare.run(PrepareConfig(data=str(path), out=tmp_path / "out", folds="all=1"))
+    assert load_pairs(tmp_path / "out" / "all.jsonl") == load_pairs(path) == [pair]
+
+
+def test_every_format_has_a_row_here():
+    elsewhere = {"HH transcripts / TRL, implicit prompt", "canonical / TRL preference", "HelpSteer-like ratings"}
+    assert {name for _, name, _, _ in ROWS.values()} | elsewhere == {known.name for known in FORMATS}
+
+
+def test_the_choice_says_which_summary_is_better():
+    pair = parse_pair(comparison(POST, 0), "f", 1)
+    assert (pair.chosen, pair.rejected) == (BAD, GOOD)
+
+
+def test_fields_beside_a_canonical_pair_do_not_change_its_format():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "question": "q", "instruction": "i", "answer": "x"}
+    assert recognise(row).name == "canonical / TRL preference"
+    assert parse_pair(row, "f", 1).extra == {"question": "q", "instruction": "i", "answer": "x"}
+
+
+BAD_ROWS = {
+    "one output": ({"instruction": "i", "output": "o"}, "output", "text where two are wanted"),
+    "three outputs": ({"instruction": "i", "output": ["a", "b", "c"]}, "output", "3 texts where two"),
+    "empty output": ({"instruction": "i", "output": ["a", ""]}, "output[1]", "empty"),
+    "history of three": (
+        {"instruction": "i", "history": [["a", "b", "c"]], "output": ["a", "b"]},
+        "history[0]",
+        "a question and its answer",
+    ),
+    "history that is text": ({"instruction": "i", "history": "x", "output": ["a", "b"]}, "history", "text where"),
+    "system that is a number": (
+        {"question": "q", "system": 3, "chosen": "a", "rejected": "b"},
+        "system",
+        "a number where text",
+    ),
+    "unknown sender": (
+        {"conversations": [sent("tool", "x")], "chosen": sent("gpt", "a"), "rejected": sent("gpt", "b")},
+        "conversations[0].from",
+        '"tool" is not human',
+    ),
+    "ShareGPT, no message": ({"conversations": "x", "chosen": "a", "rejected": "b"}, "conversations", "text where"),
+    "ShareGPT, text as completion": (
+        {"conversations": [sent("human", "x")], "chosen": "a", "rejected": sent("gpt", "b")},
+        "chosen",
+        "text where a message with from and value",
+    ),
+    "ShareGPT, gpt last": (
+        {"conversations": [sent("gpt", "x")], "chosen": sent("gpt", "a"), "rejected": sent("gpt", "b")},
+        "conversations[0].role",
+        "assistant where user",
+    ),
+    "no post": (comparison({"title": "x"}), "info.post", "null where text"),
+    "no info": ({**comparison(POST), "info": None}, "info", "null where an object"),
+    "choice of two": (comparison(POST, 2), "choice", "0 or 1"),
+    "choice that is true": (comparison(POST, True), "choice", "0 or 1"),
+    "one summary": ({**comparison(POST), "summaries": [{"text": "x"}]}, "summaries", "two objects"),
+    "empty summary": (
+        {**comparison(POST), "summaries": [{"text": "x"}, {"text": " "}]},
+        "summaries[1].text",
+        "empty",
+    ),
+    "a correction that corrects nothing": (
+        {"question": "q", "answer": "a", "correction": "a "},
+        "",
+        "the same text as chosen",
+    ),
+    "more than one format": (
+        {"question": "q", "answer": "a", "correction": "b", "instruction": "i", "output": ["x", "y"]},
+        "",
+        "fits more than one format: Alpaca, output ranked (instruction, output), or Aligner (question, answer, corr",
+    ),
+    "a typing slip": (
+        {"question": "q", "answer": "a", "corection": "b"},
+        "correction",
+        "missing; the row has 'question', 'answer', 'corection'; the nearest format is Aligner (question, answer,",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "field", "reason"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_a_bad_row_names_its_field(row, field, reason):
+    with pytest.raises(RowProblem) as caught:
+        parse_pair(row, "f", 1)
+    assert (caught.value.field, caught.value.reason[: len(reason)]) == (field, reason)
+
+
+def test_the_known_formats_are_listed_once_where_a_row_has_none_of_them(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"b": 1}\n')
+    with pytest.raises(InputError) as caught:
+        load_pairs(path)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        f"{path}:1:chosen",
+        f"{path}:2:chosen",
+    ]
+    assert [problem.endswith(KNOWN) for problem in caught.value.problems] == [True, False]
+    assert all(known.name in KNOWN for known in FORMATS)
+    with pytest.raises(UnknownFormat):
+        recognise({"a": 1})
+
+
+def test_a_question_is_taken_from_a_pair_of_any_format(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS["Aligner"][0]) + "\n")
+    [(_, question)] = iter_questions(path, lambda error: pytest.fail(str(error)))
+    assert question.prompt == (USER(ASKED),)
+    assert question.row["prompt"] == [{"role": "user", "content": ASKED}]
