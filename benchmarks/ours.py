@@ -64,7 +64,7 @@ def run_sft(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def run_gap(spec: Spec, side: str, gate: Gate) -> None:
-    replace(reward, train=gated(spec, side, gate))
+    replace(train_reward, train=gated(spec, side, gate))
     train_reward.run(RewardConfig(**training(spec, side)))
 
 
