@@ -15,25 +15,12 @@ import pytest
 
 from pitcli import cli, console
 from pitcli.errors import InputError, NothingToDo, RunError
-from pitcli.settings.base import Role, StopRule
-from pitcli.settings.training import ImproveConfig, SftConfig
+from pitcli.settings.base import StopRule
+from pitcli.settings.commands import COMMANDS
+from pitcli.settings.training import ImproveConfig
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
-MODULES = {
-    "sft": "sft",
-    "train-reward": "train_reward",
-    "sample": "sample",
-    "rl": "rl",
-    "improve": "improve",
-    "verify": "verify",
-    "report": "report",
-    "export": "export",
-    "evaluate": "evaluate",
-    "annotate": "annotate",
-    "agree": "agree",
-    "doctor": "doctor",
-    "run": "run",
-}
+MODULES = {name: name.replace("-", "_") for name in COMMANDS}
 
 Runs = list[tuple[str, Any]]
 
@@ -71,7 +58,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     def noting(name: str) -> Callable[[Any], None]:
         return lambda config, *commands: ran.append((name, config))
 
-    for name in ("prepare", *MODULES.values()):
+    for name in MODULES.values():
         monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", SimpleNamespace(run=noting(name)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PIT_DEBUG", raising=False)
@@ -111,12 +98,12 @@ def test_help_is_quick() -> None:
 def test_help_of_pit_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out, err = capsys.readouterr()
-    for name, *_ in cli.COMMANDS:
+    for name in COMMANDS:
         assert re.search(rf"^  {name} +[A-Z].*\.$", out, re.MULTILINE)
     assert err == ""
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in cli.COMMANDS])
+@pytest.mark.parametrize("name", [name for name in COMMANDS])
 def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "-h"]) == 0
     out = capsys.readouterr().out
@@ -137,8 +124,8 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
 
 
 def test_examples_in_the_help_are_accepted(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "is_finished", lambda folder: True)
-    for name, _, _, example in cli.COMMANDS:
+    for name, command in COMMANDS.items():
+        example = command.example
         assert cli.main(example.split()[1:]) == 0
         assert runs[-1][0] == MODULES.get(name, name)
 
@@ -201,36 +188,6 @@ def test_the_config_file_and_flags_over_it(runs: Runs, capsys: pytest.CaptureFix
     ]
 
 
-def test_rl_trains_the_improver_first_where_there_is_none(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--data d.jsonl --model tiny --seed 3 --max-steps 9 --no-load-in-4bit --learning-rate 1"
-    assert cli.main(["rl", *flags.split()]) == 0
-    expected = SftConfig(role=Role.improver, data="d.jsonl", model="tiny", seed=3, max_steps=9, load_in_4bit=False)
-    assert [name for name, _ in runs] == ["sft", "rl"]
-    assert runs[0][1] == expected, "rl's learning rate is not sft's"
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(("flags", "finished"), [(["--sft", "elsewhere"], None), ([], "runs/sft")])
-def test_rl_takes_the_improver_that_there_is(
-    flags: list[str], finished: str | None, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli, "is_finished", lambda folder: str(folder) == finished)
-    assert cli.main(["rl", *flags]) == 0
-    assert [name for name, _ in runs] == ["rl"]
-
-
-def test_rl_goes_on_with_an_improver_that_was_cut_short(runs: Runs) -> None:
-    Path("runs/sft").mkdir(parents=True)
-    assert cli.main(["rl", "--resume"]) == 0
-    assert [(name, config.resume) for name, config in runs] == [("sft", True), ("rl", True)]
-
-
-def test_rl_does_not_go_on_after_a_failed_sft(runs: Runs) -> None:
-    with_stage("sft", lambda config: 3)
-    assert cli.main(["rl"]) == 3
-    assert runs == []
-
-
 LESS_MEMORY = "out of memory; this takes less: pit sft --config runs/sft/config.yaml --micro-batch-size 4 --resume"
 
 
@@ -281,7 +238,6 @@ def test_exit_codes(
 def test_out_of_memory_names_the_smaller_command(
     arguments: list[str], smaller: str, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "is_finished", lambda folder: True)
     with_stage(MODULES.get(arguments[0], arguments[0]), raising(MemoryError()))
     assert cli.main(arguments) == 3
     assert capsys.readouterr().err == f"error: out of memory; this takes less: {smaller}\n"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pitcli import cli
+from pitcli.settings import commands as commands_of_pit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -81,8 +82,7 @@ def test_every_command_in_a_code_block_is_accepted(
     for name in STAGES:
         fake = SimpleNamespace(run=lambda config, *rest: ran.append(config))
         monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", fake)
-    monkeypatch.setattr(cli, "is_finished", lambda folder: True)
-    monkeypatch.setattr(cli, "refuse_missing", lambda trackers: None)
+    monkeypatch.setattr("pitcli.stages.refuse_missing", lambda trackers: None)
     monkeypatch.chdir(tmp_path)
     if "--config" in command:
         file = Path(command[command.index("--config") + 1])
@@ -103,7 +103,7 @@ def test_code_blocks_of_both_readme_and_tutorial_are_read() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = {name for name, *_ in cli.COMMANDS}
+    names = set(commands_of_pit.COMMANDS)
     for name, rest in re.findall(r"`(?:\w+=\S+ )?pit ([a-z][a-z-]*)([^`\n]*)`", page.read_text()):
         assert name in names, f"pit {name}"
         assert cli.main([name, "--help"]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pitcli import cli
+from pitcli.settings.commands import COMMANDS
 
 STUDIES = Path(__file__).parents[1] / "examples" / "studies"
 sys.path.insert(0, str(STUDIES))
@@ -30,7 +30,7 @@ def settings(command: str) -> Any:
     from pitcli.settings.flags import settings_of
 
     stage, *words = shlex.split(command)
-    config_class = next(config for name, config, *_ in cli.COMMANDS if name == stage)
+    config_class = COMMANDS[stage].settings
     flags: dict[str, object] = {}
     while words:
         name, equals, value = words.pop(0).removeprefix("--").partition("=")

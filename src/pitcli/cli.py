@@ -1,50 +1,28 @@
-"""The `pit` command: parse, validate, import one stage, run it, and turn errors into lines and exit codes."""
+"""The `pit` command: parse, validate, start one stage, and turn errors into lines and exit codes."""
 
-import importlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from pitcli import __version__, console
-from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
-from pitcli.processes.collectives import leave
-from pitcli.processes.ranks import SPREAD, is_first, process_count, process_index
-from pitcli.runs.folder import is_finished, refuse_busy
-from pitcli.runs.tracking import refuse_missing
-from pitcli.settings.base import Role, Settings
-from pitcli.settings.flags import command_of, smaller_command
-from pitcli.settings.tools import (
-    AgreeConfig,
-    AnnotateConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PipelineConfig,
-    PrepareConfig,
-    ReportConfig,
-    VerifyConfig,
-)
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
+from pitcli.errors import PitError, is_out_of_memory
+from pitcli.processes.collectives import leave_group
+from pitcli.processes.ranks import is_rank_0, rank
+from pitcli.settings.commands import COMMANDS
+from pitcli.settings.flags import command_of
+from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
 OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
-
-LINGER = 10.0  # seconds, in which the first of several processes can say what all of them have to say
-
-SHARED_WITH_SFT = (
-    *("data", "max_rows", "skip_long", "truncate", "max_length", "model", "load_in_4bit", "device"),
-    *("seed", "max_steps", "micro_batch_size", "gradient_checkpointing", "shard_base", "save_every"),
-    *("dry_run", "track"),
-)
+LINGER = 10.0  # seconds for rank 0 to report what all processes have to report
 
 app = typer.Typer(
     name="pit",
@@ -56,99 +34,11 @@ app = typer.Typer(
 )
 
 
-def _run_stage(module: str, config: Settings) -> int | None:
-    # Here, not above: torch takes seconds to import, and a typo in a flag has been answered by now.
-    return importlib.import_module(f"pitcli.stages.{module}").run(config)
-
-
-def _train(module: str, config: TrainingConfig) -> int | None:
-    """A training stage, on a run folder that no other process has, with a way out where memory runs out."""
-    refuse_missing(config.track)
-    if config.shard_base and process_count() == 1:
-        raise SettingsError("--shard-base: there is one process; start several (torchrun, accelerate launch)")
-    if is_first():
-        refuse_busy(config.run_folder)
-    try:
-        return _run_stage(module, config)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunError(f"out of memory; this takes less: {smaller_command(config)}") from error
-
-
-def _train_rl(config: RlConfig) -> int | None:
-    """RL starts from an SFT improver; where there is none, train it from the same settings."""
-    if is_first():
-        refuse_busy(config.run_folder)
-    if config.sft is None and config.role is Role.improver:
-        shared = {name: getattr(config, name) for name in SHARED_WITH_SFT}
-        sft = SftConfig(role=Role.improver, **shared)
-        if not is_finished(sft.run_folder):
-            console.note("no --sft and no finished runs/sft: training the improver by SFT first, then RL")
-            if code := _train("sft", sft.model_copy(update={"resume": sft.run_folder.exists()})):
-                return code
-            if config.dry_run:
-                console.note("that was the SFT; what RL itself takes is told once runs/sft is there")
-                return None
-    return _train("rl", config)
-
-
-def _run_recipe(config: PipelineConfig) -> int | None:
-    commands = {name: (config_class, run) for name, config_class, run, _ in COMMANDS}
-    return importlib.import_module("pitcli.stages.run").run(config, commands)
-
-
-COMMANDS: tuple[tuple[str, type[Settings], Callable[[Any], int | None], str], ...] = (
-    ("prepare", PrepareConfig, partial(_run_stage, "prepare"), "pit prepare --data hh.jsonl --out data"),
-    ("sft", SftConfig, partial(_train, "sft"), "pit sft --data data/sft.jsonl"),
-    ("train-reward", RewardConfig, partial(_train, "train_reward"), "pit train-reward --data hh.jsonl"),
-    (
-        "sample",
-        SampleConfig,
-        partial(_run_stage, "sample"),
-        "pit sample --data hh.jsonl --output drafts.jsonl",
-    ),
-    ("rl", RlConfig, _train_rl, "pit rl --curriculum"),
-    (
-        "improve",
-        ImproveConfig,
-        partial(_run_stage, "improve"),
-        "pit improve --input drafts.jsonl --max-iters 5",
-    ),
-    (
-        "evaluate",
-        EvaluateConfig,
-        partial(_run_stage, "evaluate"),
-        "pit evaluate --input improved.jsonl --judge gap:runs/judge",
-    ),
-    (
-        "annotate",
-        AnnotateConfig,
-        partial(_run_stage, "annotate"),
-        "pit annotate --input improved.jsonl --output labels.jsonl --annotator ada",
-    ),
-    ("agree", AgreeConfig, partial(_run_stage, "agree"), "pit agree --labels labels.jsonl"),
-    ("run", PipelineConfig, _run_recipe, "pit run examples/recipes/quickstart.yaml"),
-    ("verify", VerifyConfig, partial(_run_stage, "verify"), "pit verify runs/rl"),
-    ("report", ReportConfig, partial(_run_stage, "report"), "pit report runs/rl"),
-    ("export", ExportConfig, partial(_run_stage, "export"), "pit export runs/rl --out improver"),
-    ("doctor", DoctorConfig, partial(_run_stage, "doctor"), "pit doctor --model smollm2"),
-)
-
-
-def _alone(name: str, run: Callable[[Any], int | None], config: Settings) -> int | None:
-    """Refuse to do N times what one process does."""
-    if process_count() > 1 and name not in SPREAD:
-        raise SettingsError(f"pit {name} is one process; {', '.join(SPREAD)} can be more (torchrun, accelerate launch)")
-    return run(config)
-
-
 def _add_commands() -> None:
-    for name, config_class, run, example in COMMANDS:
-        _, _, summary = (config_class.__doc__ or "").partition(": ")
-        summary = summary[:1].upper() + summary[1:]
-        help_text = f"{summary}\n\nExample: {example}"
-        app.command(name, help=help_text, short_help=summary)(command_of(config_class, partial(_alone, name, run)))
+    for name, command in COMMANDS.items():
+        help_text = f"{command.summary}\n\nExample: {command.example}"
+        function = command_of(command.settings, partial(start, name))
+        app.command(name, help=help_text, short_help=command.summary)(function)
 
 
 _add_commands()
@@ -172,15 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, prog_name="pit", standalone_mode=False) or 0
-        leave()
+        leave_group()
         _flush_stdout()
     except (PitError, TyperException, OSError, MemoryError, RuntimeError) as error:
         ending = _ending(error)
         if ending is None or os.environ.get("PIT_DEBUG"):
             raise
         code, lines = ending
-        if not is_first():
-            lines = _not_told_by_the_first(lines)
+        if not is_rank_0():
+            lines = _not_reported_by_rank_0(lines)
         for line in lines:
             console.error(line) if code else console.note(line)
     except SystemExit as ended:
@@ -194,11 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _not_told_by_the_first(lines: list[str]) -> list[str]:
-    """What a process says of its own trouble. Where all have the same, the first says it, and the launcher ends us."""
+def _not_reported_by_rank_0(lines: list[str]) -> list[str]:
+    """The errors of this process alone: if all have the same, rank 0 reports it, and the launcher ends this one."""
     time.sleep(LINGER)
     console.speak()
-    return [f"process {process_index()}: {line}" for line in lines]
+    return [f"process {rank()}: {line}" for line in lines]
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

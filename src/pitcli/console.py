@@ -9,7 +9,7 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from pitcli.processes.ranks import is_first
+from pitcli.processes.ranks import is_rank_0
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -33,7 +33,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, quiet=not is_first())  # one process speaks for all
+    return Console(stderr=True, highlight=False, quiet=not is_rank_0())  # one process speaks for all
 
 
 def speak() -> None:
@@ -208,7 +208,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))
     # A log file has no width to keep to; 80 columns would fold the cells.
-    console = _console() if _console().is_terminal else Console(stderr=True, width=10_000, quiet=not is_first())
+    console = _console() if _console().is_terminal else Console(stderr=True, width=10_000, quiet=not is_rank_0())
     console.print(grid)
 
 

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
+from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.bases import base_digest, check_base, resolve_base
 from pitcli.engine.models.loading import ADAPTER_CONFIG, WEIGHTS
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
@@ -431,7 +432,7 @@ def test_what_lies_beside_a_gguf_file_has_no_say(
 @pytest.fixture
 def adapter(small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles, tmp_path: Path) -> Path:
     folder = tmp_path / "improver"
-    with_roles(small_llama(), PAD, IMPROVER).save_role(IMPROVER, folder)
+    save_role(with_roles(small_llama(), PAD, IMPROVER), IMPROVER, folder)
     return folder
 
 
@@ -465,7 +466,7 @@ def test_fields_that_pit_does_not_write_are_refused(
 ) -> None:
     settings(ADAPTER_CONFIG, **{field: value})(adapter)
     with pytest.raises(RunError, match=f"{ADAPTER_CONFIG}: {field} .* is not supported"):
-        RoleModel(small_llama(), PAD).load_role(IMPROVER, adapter)
+        load_role(RoleModel(small_llama(), PAD), IMPROVER, adapter)
 
 
 BROKEN_ADAPTERS: dict[str, tuple[Change, str]] = {
@@ -498,7 +499,7 @@ def test_a_hostile_adapter_is_refused(
 ) -> None:
     change(adapter)
     with pytest.raises(RunError) as raised:
-        RoleModel(small_llama(), PAD).load_role(IMPROVER, adapter)
+        load_role(RoleModel(small_llama(), PAD), IMPROVER, adapter)
     assert len(raised.value.problems) == 1
     assert problem in raised.value.problems[0]
     assert "\n" not in raised.value.problems[0]
@@ -509,7 +510,7 @@ def test_the_base_that_an_adapter_names_is_not_looked_for(
 ) -> None:
     settings(ADAPTER_CONFIG, base_model_name_or_path="evil/base")(adapter)
     (adapter / "README.md").write_text("notes")
-    RoleModel(small_llama(), PAD).load_role(IMPROVER, adapter)
+    load_role(RoleModel(small_llama(), PAD), IMPROVER, adapter)
 
 
 def test_a_head_of_another_shape_is_refused(
@@ -517,12 +518,12 @@ def test_a_head_of_another_shape_is_refused(
 ) -> None:
     """A head of one number would fit every width, if it were copied as tensors are."""
     folder = tmp_path / "gap"
-    with_roles(small_llama(), PAD, GAP).save_role(GAP, folder)
+    save_role(with_roles(small_llama(), PAD, GAP), GAP, folder)
     tensors = load_file(folder / WEIGHTS)
     tensors["base_model.model.score.weight"] = torch.ones(1, 1)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(RunError, match="do not fit the base model"):
-        RoleModel(small_llama(), PAD).load_role(GAP, folder)
+        load_role(RoleModel(small_llama(), PAD), GAP, folder)
 
 
 # --- runs

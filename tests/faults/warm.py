@@ -214,83 +214,85 @@ def poison(what: str) -> None:
     """A loss that is NaN, a gradient that is infinite or a reward that is NaN, in the third step."""
     import torch
 
-    from pitcli.engine.training import loop as training
-    from pitcli.engine.training import rollouts
+    from pitcli.engine.improving.scoring import GapModel
+    from pitcli.engine.training import loop
 
-    one_step, gaps = training._one_step, rollouts.calibrated_gaps
-    at: list[int] = []
+    one_step, gaps = loop._one_step, GapModel.gaps
+    steps_done = [0]
 
-    def poisoned_step(model: Any, task: Any, *rest: Any) -> dict[str, float]:
-        at[:] = [rest[-1]]
-        if rest[-1] == 2 and what == "loss":
-            task = task._replace(loss=lambda batch, loss=task.loss: (loss(batch)[0] * torch.nan, {}))
-        if rest[-1] == 2 and what == "gradient":
-            for parameter in model.role_parameters(task.role).values():
+    def poisoned_step(training: Any, batch: Any, step: int) -> dict[str, float]:
+        steps_done[0] = step + 1
+        if step == 2 and what == "loss":
+            loss = training.task.loss
+            task = training.task._replace(loss=lambda micro_batch: (loss(micro_batch)[0] * torch.nan, {}))
+            training = training._replace(task=task)
+        if step == 2 and what == "gradient":
+            for parameter in training.parameters.values():
                 parameter.register_hook(lambda gradient: gradient * torch.inf)
-        return one_step(model, task, *rest)
+        return one_step(training, batch, step)
 
-    def poisoned_gaps(*arguments: Any) -> Any:
-        return gaps(*arguments) * (torch.nan if at == [2] and what == "reward" else 1)
+    def poisoned_gaps(self: GapModel, comparisons: Any) -> Any:
+        return gaps(self, comparisons) * (torch.nan if steps_done == [2] and what == "reward" else 1)
 
-    training._one_step = poisoned_step
-    rollouts.calibrated_gaps = poisoned_gaps
+    loop._one_step = poisoned_step
+    GapModel.gaps = poisoned_gaps  # type: ignore[method-assign]
 
 
 def slow(seconds: float) -> None:
     """Every step takes so much longer, so that a signal finds the run where it is wanted."""
     import time
 
-    from pitcli.engine.training import loop as training
+    from pitcli.engine.training import loop
 
-    original = training._one_step
+    original = loop._one_step
 
     def slowly(*arguments: Any) -> dict[str, float]:
         time.sleep(seconds)
         return original(*arguments)
 
-    training._one_step = slowly
+    loop._one_step = slowly
 
 
 def slow_save(seconds: float) -> None:
     """A save takes so much longer."""
     import time
 
-    from pitcli.engine.training import loop as training
+    from pitcli.engine.training import checkpoints
 
-    original = training.write_tensors
+    original = checkpoints.write_tensors
 
     def slowly(*arguments: Any) -> None:
         time.sleep(seconds)
         original(*arguments)
 
-    training.write_tensors = slowly
+    checkpoints.write_tensors = slowly
 
 
 def slow_generate(seconds: float) -> None:
     """Improvements take so much longer, some at a time."""
     import time
 
-    from pitcli.engine.generation.continuous_batching import Slots
+    from pitcli.engine.generation.continuous_batching import ContinuousBatching
 
-    original = Slots.run
+    original = ContinuousBatching.run
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(seconds)
         return original(*arguments)
 
-    Slots.run = slowly  # type: ignore[method-assign]
+    ContinuousBatching.run = slowly  # type: ignore[method-assign]
 
 
 def nan_gap_of_draft(name: str) -> None:
     """The gap model says NaN of every improvement of one draft."""
-    from pitcli.engine.improving import scheduler as improvement
+    from pitcli.engine.improving import scheduler
 
-    original = improvement.chain
+    original = scheduler.after_proposal
 
-    def chain(attempt: Any, proposal: Any, gap: float | None, config: Any) -> Any:
+    def after_proposal(attempt: Any, proposal: Any, gap: float | None, config: Any) -> Any:
         return original(attempt, proposal, float("nan") if attempt.draft.id == name else gap, config)
 
-    improvement.chain = chain
+    scheduler.after_proposal = after_proposal
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {

@@ -27,8 +27,10 @@ from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, seen_be
 from pitcli.data.records import RowError, refuse_output_as_input
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
+from pitcli.engine.models import forward
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.opening import Base
 from pitcli.engine.models.roles import RoleModel
-from pitcli.engine.training.inputs import Base
 from pitcli.errors import InputError, SettingsError
 
 Change = Callable[[bytes], bytes]
@@ -82,20 +84,18 @@ def models() -> list[RoleModel]:
 @pytest.fixture(autouse=True)
 def one_model(models: list[RoleModel], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded base and the adapters of the project are loaded once for all tests: nothing here changes them."""
-    load, load_role = Base.load, RoleModel.load_role
+    load = Base.load
 
-    def load_once(self: Base) -> RoleModel:
+    def load_once(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:
         if self.folder != tiny_folder:
-            return load(self)
+            return load(self, adapters)
         models[:] = models or [load(self)]
+        for role, folder in (adapters or {}).items():
+            if models[0].peft is None or role not in models[0].peft.peft_config:
+                load_role(models[0], role, folder)
         return models[0]
 
-    def load_role_once(self: RoleModel, role: str, folder: Path) -> None:
-        if self not in models or self.peft is None or role not in self.peft.peft_config:
-            load_role(self, role, folder)
-
     monkeypatch.setattr(Base, "load", load_once)
-    monkeypatch.setattr(RoleModel, "load_role", load_role_once)
 
 
 @pytest.fixture
@@ -549,7 +549,7 @@ def test_a_model_that_returns_nothing_leaves_the_draft_and_says_so(
 def test_a_gap_that_is_not_finite_is_an_error_and_the_draft_is_kept(
     tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RoleModel, "scores", lambda self, batch: torch.full((len(batch.rows_N),), torch.nan))
+    monkeypatch.setattr(forward, "scores", lambda model, batch: torch.full((len(batch.rows_N),), torch.nan))
     (tmp_path / "rows.jsonl").write_bytes(FIRST["improve"] + b"\n")
     assert pit("improve", tmp_path / "rows.jsonl", "--max-iters", "2") == 1
     out, err = capfd.readouterr()

@@ -30,6 +30,8 @@ from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.sampling import Decoding, generate
 from pitcli.engine.models import merging
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import keep_unpacked, load_base, saved_lora
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.errors import RunError
@@ -84,7 +86,7 @@ def role_of(tiny_folder: Path) -> RoleOf:
 
     def load(run: str, role: str) -> RoleModel:
         model = RoleModel(load_base(tiny_folder, run != "whole", CPU), 0)
-        model.load_role(role, Path("runs", run, role))
+        load_role(model, role, Path("runs", run, role))
         model.use(role)
         return model
 
@@ -133,7 +135,7 @@ def test_the_merged_gap_model_scores_what_pit_scores(
     """One at a time by the code on its card, and in a padded batch."""
     pit(f"export runs/{run} {role} --out {tmp_path}/model --dtype fp32")
     trees = export.probe_trees(tiny_chat)
-    scores_N = torch.cat(role_of(run, GAP).score_trees(trees, 8))
+    scores_N = torch.cat(score_trees(role_of(run, GAP), trees, 8))
     assert scores_N.std() > 0.01
     prompt, draft, better = export.PROBES[0]
     told: dict[str, Any] = {"x": prompt, "y1": better, "y2": draft}
@@ -192,7 +194,7 @@ def test_the_gap_adapter_brings_its_head(
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     trees = export.probe_trees(tiny_chat)
     assert (
-        merging.plain_scores(plain, trees) - torch.stack(role_of("rl", GAP).score_trees(trees, 8))
+        merging.plain_scores(plain, trees) - torch.stack(score_trees(role_of("rl", GAP), trees, 8))
     ).abs().max() < 1e-5
     assert "export with `--merge`" in (tmp_path / "adapter/README.md").read_text()
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import typer
 
 from pitcli import cli
 from pitcli.engine.models.bases import resolve_base
-from pitcli.processes.ranks import SPREAD
-from pitcli.recipes.planning import FILES, RUNS, writes_of
-from pitcli.recipes.recipe import STAGES
+from pitcli.recipes.planning import writes_of
 from pitcli.runs.files import file_digest
+from pitcli.settings.commands import COMMANDS, DISTRIBUTED, IN_RECIPES
 from pitcli.settings.flags import command_of
+from pitcli.stages import run
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 SMALL = """
@@ -220,10 +220,10 @@ import os, signal, sys
 from pitcli import cli
 from pitcli.engine.training import loop as training
 step = training._one_step
-def dying(model, task, config, accelerator, optimizer, parameters, number):
-    if (task.role, number) == ({role!r}, 1):
+def dying(trained, batch, number):
+    if (trained.task.role, number) == ({role!r}, 1):
         os.kill(os.getpid(), signal.{number})
-    return step(model, task, config, accelerator, optimizer, parameters, number)
+    return step(trained, batch, number)
 training._one_step = dying
 sys.exit(cli.main(["run", "recipe.yaml"]))
 """
@@ -385,7 +385,7 @@ def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
             "improve: output: name a file",
             "evaluate: judge: must be given",
             f"evaluate: input: improved.jsonl: {here}",
-            f"doctor: doctor is no command of recipes; {', '.join(STAGES)} are",
+            f"doctor: doctor is no command of recipes; {', '.join(IN_RECIPES)} are",
             "sample: `setting: value` lines are wanted",
             "sample: output: name a file",
             "stage 11: one command is wanted, and `name: ...` beside it where it needs one",
@@ -430,19 +430,15 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Commands that only note their settings and write what they would."""
     ran: list[tuple[str, Any]] = []
 
-    def noting(name: str) -> Callable[[Any], int]:
-        def run(config: Any) -> int:
-            ran.append((name, config))
-            for path in writes_of(config):
-                place = Path(path) if Path(path).suffix else Path(path, "manifest")
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(config.model_dump_json())
-            return int(name == "sample")
+    def start(name: str, config: Any) -> int:
+        ran.append((name, config))
+        for path in writes_of(config):
+            place = Path(path) if Path(path).suffix else Path(path, "manifest")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(config.model_dump_json())
+        return int(name == "sample")
 
-        return run
-
-    commands = [(name, kind, noting(name) if name in STAGES else run, text) for name, kind, run, text in cli.COMMANDS]
-    monkeypatch.setattr(cli, "COMMANDS", commands)
+    monkeypatch.setattr(run, "start", start)
     return ran
 
 
@@ -474,13 +470,12 @@ def test_the_printed_lines_do_the_same(noted: list[tuple[str, Any]], capsys: pyt
     lines = [line[2:] for line in pit(capsys, recipe(text), code=1).splitlines() if line.startswith("$ ")]
     ran = list(noted)
     noted.clear()
-    functions = {name: run for name, _, run, _ in cli.COMMANDS}
     os.chdir("made")
     for line, (name, config) in zip(lines, ran, strict=True):
         program, command, *words = shlex.split(line)
         assert (program, command) == ("pit", name)
         app = typer.Typer()
-        app.command()(command_of(type(config), functions[name]))
+        app.command()(command_of(type(config), partial(run.start, name)))
         app(words, standalone_mode=False)
     assert noted == ran
 
@@ -493,7 +488,6 @@ def test_stages_as_several_processes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    functions = {name: (config_class, run) for name, config_class, run, _ in cli.COMMANDS}
     launched: list[tuple[str, int]] = []
 
     def launch(arguments: list[str], count: int) -> int:
@@ -501,7 +495,7 @@ def test_stages_as_several_processes(
         name, *words = arguments
         launched.append((name, count))
         app = typer.Typer()
-        app.command()(command_of(*functions[name]))
+        app.command()(command_of(COMMANDS[name].settings, partial(run.start, name)))
         return int(app(words, standalone_mode=False) or 0)
 
     monkeypatch.setattr("pitcli.stages.run.launch", launch)
@@ -509,29 +503,18 @@ def test_stages_as_several_processes(
     alone = list(noted)
     noted.clear()
     pit(capsys, recipe(f"processes: 3{SMALL}"), *more, code=1)
-    spread = [] if processes == 1 else [name for name, _ in alone if name in SPREAD]
+    spread = [] if processes == 1 else [name for name, _ in alone if name in DISTRIBUTED]
     assert launched == [(name, processes) for name in spread]
     assert noted == alone
 
 
 def test_the_exit_code_of_several_processes(folder: Path) -> None:
     """The one that failed says why, once; what the launcher has to say is left out."""
-    start = "import sys; from pitcli.processes.ranks import launch; sys.exit(launch(sys.argv[1:], 2))"
+    start = "import sys; from pitcli.processes.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
     words = ["sft", "--model", "tiny", "--data", "none.jsonl"]
     ended = subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: none.jsonl: no such file\n"
-
-
-def test_every_setting_that_names_a_place_is_known() -> None:
-    """A new setting with a path must be put among what is read or written."""
-    known = {*FILES, *RUNS, "judge", "model", "out", "output"}
-    other = {"folds", "by", "base_url", "rating_field", "track", "base_name", "license", "push_to_hub"}
-    for name, config_class, *_ in cli.COMMANDS:
-        if name in STAGES:
-            for setting, field in config_class.model_fields.items():
-                if re.search(r"\b(str|Path)\b", str(field.annotation)):
-                    assert setting in known | other, f"{name}: {setting}"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
 """Runs and rows made by the commit before this layout (c6b6764) still load, verify, resume and give the same rows.
 
-They were made on 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in its
-sixth step. On the machine that made them, the rows are equal byte for byte; other processors round gaps otherwise.
+They were made on 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in
+its sixth step. On the machine that made them, the rows are equal byte for byte; other processors round gaps otherwise.
 """
 
 import json

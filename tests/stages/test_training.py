@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from pitcli.data.synthetic import preference_rows
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.opening import Base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training import loop as training
-from pitcli.engine.training.inputs import Base
 from pitcli.errors import InputError, PitError, RunError, SettingsError
 from pitcli.settings.base import Method, Role, StopRule
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
@@ -115,9 +116,11 @@ def base_watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoleModel, dict[st
     seen = []
     original = Base.load
 
-    def load(self: Base) -> RoleModel:
+    def load(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:
         model = original(self)
         seen.append((model, {name: tensor.clone() for name, tensor in model.base.state_dict().items()}))
+        for role, folder in (adapters or {}).items():
+            load_role(model, role, folder)
         return model
 
     monkeypatch.setattr(Base, "load", load)
@@ -141,13 +144,13 @@ def test_every_adapter_tensor_moves_and_no_base_tensor_does(
     tmp_path: Path,
 ) -> None:
     starts: dict[str, torch.Tensor] = {}
-    original = training._restore
+    original = training.restore
 
     def restore(run: Any, parameters: dict[str, torch.Tensor], *rest: Any) -> Any:
         starts.update({name: tensor.detach().clone() for name, tensor in parameters.items()})
         return original(run, parameters, *rest)
 
-    monkeypatch.setattr(training, "_restore", restore)
+    monkeypatch.setattr(training, "restore", restore)
     stage(tmp_path / "run")
     ((model, weights),) = base_watch
     moved = {name for name, tensor in model.role_parameters(role).items() if not torch.equal(tensor, starts[name])}

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, encode, parse_line
 from pitcli.errors import InputError, SettingsError
-from pitcli.processes.ranks import process_count
+from pitcli.processes.ranks import world_size
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN = "<stdin>"
@@ -96,7 +96,7 @@ def write_row(row: dict[str, Any], stream: TextIO) -> None:
 
 
 def _stdin() -> AbstractContextManager[BinaryIO]:
-    if process_count() > 1:
+    if world_size() > 1:
         raise InputError("stdin: one process can read it, and this is one of several; give a file")
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(f"{STDIN}: is a terminal; name a file, or pipe rows in: pit ... < rows.jsonl")

@@ -12,15 +12,18 @@ from pitcli.data.records import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
+from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import compute_dtype, pick_device
+from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import swapped_tree
-from pitcli.engine.training.inputs import find_run, gap_temperature, open_base
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict
+from pitcli.runs.earlier import find_run, gap_temperature
 from pitcli.runs.manifest import DataIdentity
+from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.tools import EvaluateConfig
 
 
@@ -88,17 +91,16 @@ def oracle_judge() -> Judge:
 
 def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:
     """A gap model of ours: sigmoid of its symmetrised, calibrated gap; consistent where both raw orders agree."""
-    run = find_run(folder, str(folder), ("reward",), GAP, "pit train-reward makes one")
+    run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
     base = open_base(config, [run])
     temperature = gap_temperature(run.manifest)
-    model = base.load()
-    model.load_role(GAP, run.adapter)
+    model = base.load({GAP: run.adapter})
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
         trees = [swapped_tree(c.prompt, [c.response], c.reference_response, base.chat) for c in comparisons]
-        scores_B2 = torch.stack(model.score_trees(trees, config.micro_batch_size))
+        scores_B2 = torch.stack(score_trees(model, trees, config.micro_batch_size))
         p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]

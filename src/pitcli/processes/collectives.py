@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pitcli.errors import PitError, RunError
-from pitcli.processes.ranks import is_first, process_count, process_index
+from pitcli.processes.ranks import is_rank_0, rank, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -17,38 +17,38 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class OthersLost(RunError):
+class RankLost(RunError):
     """A process that belongs to the run is gone."""
 
 
-def join(device: "torch.device") -> None:
+def join_group(device: "torch.device") -> None:
     """Meet the other processes, over NCCL where each has a GPU and over gloo on CPUs; nothing where there are none."""
-    if process_count() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device.type == "cpu")
 
 
-def agreed(work: Callable[[], Result]) -> Result:
+def on_rank_0(work: Callable[[], Result]) -> Result:
     """What `work` returns, or the PitError that it raises, in the first process; the others wait for it."""
-    if process_count() == 1:
+    if world_size() == 1:
         return work()
     import torch.distributed as dist
 
     outcome: list[Any] = [None, None]
-    if is_first():
+    if is_rank_0():
         try:
             outcome[0] = work()
         except PitError as problem:
             outcome[1] = problem
-    with _all_there():
+    with _every_rank_answers():
         dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return cast(Result, outcome[0])
 
 
-def spread(
+def map_over_ranks(
     items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], alike: bool = False
 ) -> Sequence[Result]:
     """work(items), one result for each item, in their order: each process does every Nth of them and gets them all.
@@ -56,44 +56,44 @@ def spread(
     A result goes from process to process as a pickle, so it may be no tensor of a GPU. alike: every process does all of
     them, as a model must whose parts are in all processes.
     """
-    count = process_count()
+    count = world_size()
     if count == 1 or alike:
         return work(items)
-    mine = items[process_index() :: count]
-    parts = _gathered(list(work(mine)) if mine else [])
+    mine = items[rank() :: count]
+    parts = all_gather(list(work(mine)) if mine else [])
     return [parts[place % count][place // count] for place in range(len(items))]
 
 
-def sum_gradients(parameters: Iterable["torch.Tensor"]) -> None:
+def all_reduce_gradients(parameters: Iterable["torch.Tensor"]) -> None:
     """The gradients of all processes added up, in every process; where one has none, it is zero."""
-    if process_count() == 1:
+    if world_size() == 1:
         return
     import torch
 
     listed = list(parameters)
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in listed])
-    with _all_there():
+    with _every_rank_answers():
         torch.distributed.all_reduce(flat)
     for parameter, part in zip(listed, flat.split([p.numel() for p in listed]), strict=True):
         parameter.grad = part.view_as(parameter)
 
 
-def sum_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics of all processes added up by name, in every process."""
-    every = _gathered(metrics)
+    every = all_gather(metrics)
     return {
         name: sum(one.get(name, 0.0) for one in every) for name in dict.fromkeys(key for one in every for key in one)
     }
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here."""
-    _gathered(None)
+    all_gather(None)
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leave the others, at the end of a command that came to its end."""
-    if process_count() > 1:
+    if world_size() > 1:
         import torch.distributed as dist
 
         if dist.is_initialized():
@@ -101,20 +101,20 @@ def leave() -> None:
 
 
 @contextmanager
-def _all_there() -> Iterator[None]:
+def _every_rank_answers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise OthersLost(f"another process ended or cannot be reached ({reason}); --resume goes on") from error
+        raise RankLost(f"another process ended or cannot be reached ({reason}); --resume goes on") from error
 
 
-def _gathered(one: Result) -> list[Result]:
+def all_gather(one: Result) -> list[Result]:
     """What each process has, in every process, by their indices."""
-    every = [one] * process_count()
+    every = [one] * world_size()
     if len(every) > 1:
         import torch.distributed as dist
 
-        with _all_there():
+        with _every_rank_answers():
             dist.all_gather_object(every, one)
     return every

@@ -1,56 +1,22 @@
-"""Several processes for one command: which of them this one is, and how a recipe starts them."""
+"""Which of several processes this one is, as the launcher (torchrun, accelerate launch) says in the environment."""
 
-import logging
 import os
-import signal
-import sys
-import uuid
-from collections.abc import Sequence
-
-SPREAD = ("sft", "train-reward", "rl", "improve")  # commands that may be several processes
 
 
-def process_count() -> int:
-    """1 where no launcher started this process."""
+def world_size() -> int:
+    """How many processes run this command; 1 if no launcher started it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def process_index() -> int:
-    """Among all processes, on all machines; 0 writes and speaks for them all."""
-    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+def rank() -> int:
+    """Among all processes, on all machines; rank 0 writes and speaks for them all."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def local_index() -> int:
+def local_rank() -> int:
     """Among the processes of this machine: which of its GPUs is this one's."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if process_count() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
-def is_first() -> bool:
-    return process_index() == 0
-
-
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """`pit` with these arguments as so many processes on this machine; the exit code of the first that failed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed has been said by then
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        max_restarts=0,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=uuid.uuid4().hex,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "pitcli", *arguments)
-    except ChildFailedError as failed:
-        _, failure = failed.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as stopped:
-        raise (KeyboardInterrupt if stopped.sigval == signal.SIGINT else SystemExit(128 + stopped.sigval)) from None
-    return 0
+def is_rank_0() -> bool:
+    return rank() == 0

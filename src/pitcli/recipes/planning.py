@@ -8,17 +8,14 @@ from typing import NamedTuple
 from pitcli.data.sources import HUB
 from pitcli.data.splits import parse_shares
 from pitcli.errors import PitError, SettingsError
-from pitcli.recipes.recipe import Commands, Entry, read_recipe, validated
-from pitcli.runs.manifest import load_manifest
-from pitcli.settings.base import DEFAULT_MODEL, Method, Role, Settings, StopRule
+from pitcli.recipes.recipe import Entry, read_recipe, validated
+from pitcli.runs.manifest import Manifest, load_manifest
+from pitcli.settings.base import DEFAULT_MODEL, READ, Fact, Method, Role, Settings, StopRule, facts_of
+from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN, DefaultRun
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, PipelineConfig, PrepareConfig
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 
-FILES = ("data", "eval_data", "drafts", "input", "control", "validate_on", "equal_tokens", "evaluation")
-RUNS = ("sft", "reward", "policy", "run")
-NAMED = ("input", "control")  # where pit evaluate takes NAME=FILE
 BASES = ("tiny", DEFAULT_MODEL)
-POLICY_RUN, SFT_RUN, REWARD_RUN, RL_RUN = "runs/policy", "runs/sft", "runs/reward", "runs/rl"
 
 
 class PlannedStage(NamedTuple):
@@ -43,10 +40,10 @@ class Plan(NamedTuple):
     processes: int  # that each of the commands which can be several is
 
 
-def plan(config: PipelineConfig, commands: Commands) -> Plan:
+def plan(config: PipelineConfig) -> Plan:
     """The stages in their order; SettingsError lists all that is wrong with the recipe."""
     problems: list[str] = []
-    out, entries, processes = read_recipe(config, commands, problems)
+    out, entries, processes = read_recipe(config, problems)
     configs = [validated(entry, problems) for entry in entries]
     written = [
         tuple(_from(out, path) for path in _written(entry, one, problems))
@@ -164,31 +161,40 @@ class _Places:
         self.bases.append(name)
         return name
 
-    def default_run(self, setting: str, needed: bool, *folders: str) -> Path | None:
-        """What a command would find by itself: the first folder that a stage before makes, else that is there."""
-        for folder in folders:
-            if self.maker(folder):
-                return Path(folder)
-        for folder in folders:
-            # optional ones too: a second run would find there what the first did not
-            if self.is_later(setting, folder):
-                return None
-            if os.path.exists(self.key(folder)):
-                return Path(folder)
+    def earlier_run(self, run: DefaultRun) -> Path | None:
+        """What a command would find by itself: the first folder that a stage before makes, else that exists."""
+        made = [folder for folder in run.folders if self.maker(folder)]
+        there = [f for f in run.folders if self.key(f) not in self.later and os.path.exists(self.key(f))]
+        return next((Path(folder) for folder in [*made, *there]), None)
+
+    def default_run(self, run: DefaultRun, needed: bool) -> Path | None:
+        """As earlier_run; wrong if it is needed and not found, or if a later stage makes it.
+
+        The latter for optional ones too: a second `pit run` would find there what the first did not.
+        """
+        if found := self.earlier_run(run):
+            return found
+        if any(self.is_later(run.setting, folder) for folder in run.folders):
+            return None
         if needed:
-            self.wrong(setting, f"no stage before makes {' or '.join(folders)}, and it is not in {self.out}")
+            self.wrong(run.setting, f"no stage before makes {' or '.join(run.folders)}, and it is not in {self.out}")
         return None
+
+    def manifest(self, setting: str, run: Path, remedy: str) -> Manifest | None:
+        """Of a run that exists already, in the out folder or where pit was started."""
+        folder = next((path for path in (self.out / run, run) if path.exists()), None)
+        try:
+            return None if folder is None else load_manifest(folder, remedy)
+        except PitError as error:
+            self.wrong(setting, error.problems[0])
+            return None
 
     def is_rl(self, setting: str, run: Path) -> bool:
         """Whether it is a run of RL, which holds the gap model that it was trained on."""
         if maker := self.maker(run):
             return maker.command == "rl"
-        folder = next((path for path in (self.out / run, run) if path.exists()), None)
-        try:
-            return folder is None or load_manifest(folder, "pit rl makes one").kind == "rl"
-        except PitError as error:
-            self.wrong(setting, error.problems[0])
-            return True
+        manifest = self.manifest(setting, run, IMPROVER_RUN.remedy)
+        return manifest is None or manifest.kind == "rl"
 
 
 def _filled(places: _Places, config: Settings) -> dict[str, object]:
@@ -196,22 +202,22 @@ def _filled(places: _Places, config: Settings) -> dict[str, object]:
     found: dict[str, object] = {}
     match config:
         case SftConfig():
-            found = _as_reward(places, REWARD_RUN)
+            found = _of_gap_model(places, places.earlier_run(GAP_RUN))
             if config.model is not None:
                 found.pop("load_in_4bit", None)
             found["model"] = found.get("model") or DEFAULT_MODEL
         case RewardConfig():
             found["model"] = DEFAULT_MODEL
         case SampleConfig():
-            found["policy"] = config.policy or places.default_run("policy", False, POLICY_RUN)
+            found["policy"] = config.policy or places.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL
         case RlConfig():
             improver = config.role is Role.improver
             if improver:
-                found["sft"] = config.sft or places.default_run("sft", True, SFT_RUN)
-            found["policy"] = config.policy or places.default_run("policy", not improver, POLICY_RUN)
-            found["reward"] = config.reward or places.default_run("reward", True, REWARD_RUN)
-            found["data"] = _as_reward(places, config.reward or REWARD_RUN).get("data")
+                found["sft"] = config.sft or places.default_run(SFT_RUN, needed=True)
+            found["policy"] = config.policy or places.default_run(SFT_POLICY_RUN, needed=not improver)
+            reward = config.reward or places.default_run(GAP_RUN, needed=True)
+            found |= {"reward": reward, "data": _of_gap_model(places, reward).get("data")}
         case ImproveConfig():
             found = _filled_improve(places, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
@@ -219,47 +225,58 @@ def _filled(places: _Places, config: Settings) -> dict[str, object]:
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
 
-def _as_reward(places: _Places, run: str | Path) -> dict[str, object]:
-    """What later stages take over from the run of the gap model."""
-    maker = places.maker(run)
-    names = ("data", "model", "load_in_4bit")
-    return {name: getattr(maker.config, name) for name in names} if maker and maker.command == "train-reward" else {}
+def _of_gap_model(places: _Places, run: Path | None) -> dict[str, object]:
+    """What later stages take over from the run of the gap model, made by a stage or there already."""
+    if run is None:
+        return {}
+    if maker := places.maker(run):
+        names = ("data", "model", "load_in_4bit")
+        return {name: getattr(maker.config, name) for name in names} if maker.command == "train-reward" else {}
+    manifest = places.manifest("reward", run, GAP_RUN.remedy)
+    if manifest is None or manifest.kind != "reward":
+        return {}
+    data = manifest.data.path
+    return {
+        "data": data if data != "-" else None,
+        "model": manifest.base.name,
+        "load_in_4bit": manifest.base.load_in_4bit,
+    }
 
 
 def _filled_improve(places: _Places, config: ImproveConfig) -> dict[str, object]:
     pit = config.method is Method.pit
-    setting, folders = ("run", (RL_RUN, SFT_RUN)) if pit else ("policy", (POLICY_RUN,))
-    writer = getattr(config, setting) or places.default_run(setting, pit, *folders)
-    if config.reward or (writer and places.is_rl(setting, writer)):
-        return {setting: writer}
+    run = IMPROVER_RUN if pit else POLICY_RUN
+    writer = getattr(config, run.setting) or places.default_run(run, needed=pit)
+    if config.reward or (writer and places.is_rl(run.setting, writer)):
+        return {run.setting: writer}
     needed = config.stop is StopRule.gap or config.method is Method.best_of_n
-    return {setting: writer, "reward": places.default_run("reward", needed, REWARD_RUN)}
+    return {run.setting: writer, "reward": places.default_run(GAP_RUN, needed)}
 
 
 def _placed(places: _Places, config: Settings) -> Settings:
     """The settings with every file, run and base where it is found."""
     updates: dict[str, object] = {}
-    for setting in type(config).model_fields:
-        value = getattr(config, setting, None)
-        if setting not in (*FILES, *RUNS, "judge", "model") or value is None:
+    for setting, field in type(config).model_fields.items():
+        value, facts = getattr(config, setting, None), facts_of(field)
+        if not facts & READ or value is None:
             continue
         if isinstance(value, tuple):
-            updates[setting] = tuple(_place(places, setting, one) for one in value)
+            updates[setting] = tuple(_place(places, setting, facts, item) for item in value)
         else:
-            updates[setting] = type(value)(_place(places, setting, str(value)))
+            updates[setting] = type(value)(_place(places, setting, facts, str(value)))
     return config.model_copy(update=updates)
 
 
-def _place(places: _Places, setting: str, value: str) -> str:
+def _place(places: _Places, setting: str, facts: Fact, value: str) -> str:
     kind, _, rest = value.partition(":")
     system, equals, path = value.partition("=")
-    if setting == "model":
+    if facts & Fact.base:
         return places.find_base(setting, value)
-    if setting == "judge":
+    if facts & Fact.judge:
         if kind == "hf":
             return f"hf:{places.find_base(setting, rest)}"
         return f"gap:{places.find(setting, rest)}" if kind == "gap" else value
-    if places.entry.config_class is EvaluateConfig and setting in NAMED and equals:
+    if facts & Fact.named_file and equals:
         return f"{system}={places.find(setting, path)}"
     if value.startswith(HUB):
         folder, colon, split = rest.partition(":")

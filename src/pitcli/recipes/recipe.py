@@ -1,22 +1,19 @@
 """A recipe as it is written: commands with their settings in a YAML file, what they share, and --set over it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from pitcli.settings.base import Settings
+from pitcli.settings.base import Fact, Settings
+from pitcli.settings.commands import COMMANDS, IN_RECIPES
 from pitcli.settings.flags import read_yaml, what_is_wrong
-from pitcli.settings.tools import PipelineConfig, PrepareConfig
+from pitcli.settings.tools import PipelineConfig
 
-Commands = Mapping[str, tuple[type[Settings], Callable[[Any], int | None]]]
-
-STAGES = ("prepare", "sft", "train-reward", "sample", "rl", "improve", "evaluate", "export")
 KEYS = ("out", "processes", "shared", "stages")
-DECIDED = {"resume", "overwrite", "dry_run"}  # by pit run
 
 
 class Entry(NamedTuple):
@@ -39,7 +36,7 @@ class Recipe(NamedTuple):
     processes: int
 
 
-def read_recipe(config: PipelineConfig, commands: Commands, problems: list[str]) -> Recipe:
+def read_recipe(config: PipelineConfig, problems: list[str]) -> Recipe:
     """The stages of a file with all their settings; what is wrong with them is added to `problems`.
 
     SettingsError where the file is no YAML.
@@ -58,7 +55,7 @@ def read_recipe(config: PipelineConfig, commands: Commands, problems: list[str])
         problems.append(f"{file}: processes: a number of 1 or more is wanted")
         processes = 1
     shared = _mapping(content.get("shared"), f"{file}: shared", problems)
-    entries = list(_entries(file, content.get("stages"), commands, problems))
+    entries = list(_entries(file, content.get("stages"), problems))
     origins = dict.fromkeys(shared, f"{file}: shared")
     _set(config.set, entries, shared, origins, problems)
     _share(entries, shared, origins, problems)
@@ -71,7 +68,7 @@ def _mapping(value: object, where: str, problems: list[str]) -> dict[str, object
     return {str(key): one for key, one in value.items()} if isinstance(value, dict) else {}
 
 
-def _entries(file: str, stages: object, commands: Commands, problems: list[str]) -> Iterator[Entry]:
+def _entries(file: str, stages: object, problems: list[str]) -> Iterator[Entry]:
     """A misspelt command is read as the one that it looks like, so that what else is wrong is told too."""
     if not isinstance(stages, list) or not stages:
         problems.append(f"{file}: stages: a list of commands is wanted, such as `- sft: {{data: pairs.jsonl}}`")
@@ -94,13 +91,13 @@ def _entries(file: str, stages: object, commands: Commands, problems: list[str])
             problems.append(f"{where}: two stages are called so; give one `name: ...` beside its command")
         names.add(name)
         settings = _mapping(parts[keys[0]], where, problems)
-        if command not in STAGES:
-            near = get_close_matches(command, STAGES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{', '.join(STAGES)} are"
+        if command not in IN_RECIPES:
+            near = get_close_matches(command, IN_RECIPES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{', '.join(IN_RECIPES)} are"
             problems.append(f"{where}: {command} is no command of recipes; {hint}")
             command = near[0] if near else ""
         if command:
-            yield Entry(name, command, commands[command][0], settings, where, {})
+            yield Entry(name, command, COMMANDS[command].settings, settings, where, {})
 
 
 def _set(
@@ -139,15 +136,16 @@ def _share(entries: list[Entry], shared: dict[str, object], origins: dict[str, s
 
 
 def takes(config_class: type[Settings]) -> set[str]:
-    """The settings that a recipe may share; prepare's model is for its dry run alone."""
-    return config_class.model_fields.keys() - DECIDED - ({"model"} if config_class is PrepareConfig else set())
+    """The settings that a recipe may give; how a stage is started is up to `pit run`."""
+    return config_class.model_fields.keys() - config_class.named(Fact.start)
 
 
 def validated(entry: Entry, problems: list[str]) -> Settings:
     """The settings; where some are wrong, the others, so that it is known all the same what the stage writes."""
     model = entry.config_class
-    values = {key: value for key, value in entry.settings.items() if key not in DECIDED}
-    problems += [entry.problem(key, "not for recipes: pit run sees to it") for key in entry.settings if key in DECIDED]
+    decided = model.named(Fact.start)
+    values = {key: value for key, value in entry.settings.items() if key not in decided}
+    problems += [entry.problem(key, "not for recipes: pit run sees to it") for key in entry.settings if key in decided]
     wrong: set[str] = set()
     for _ in range(2):  # settings one by one, then those that are right together
         try:

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from pitcli.console import warn
 from pitcli.errors import NothingToDo, RunError, SettingsError
-from pitcli.processes.collectives import agreed
-from pitcli.processes.ranks import is_first
+from pitcli.processes.collectives import on_rank_0
+from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.files import folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
 from pitcli.runs.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from pitcli.runs.metrics import METRICS
@@ -131,9 +131,9 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
             stack.enter_context(_owned(path, manifest, resume, overwrite))
             return manifest
 
-        if agreed(own) != manifest:
+        if on_rank_0(own) != manifest:
             raise RunError(f"{path}: this process has other data or settings than the first; it must see the same")
-        yield RunFolder(path, manifest) if is_first() else FollowedRun(path, manifest)
+        yield RunFolder(path, manifest) if is_rank_0() else FollowedRun(path, manifest)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pitcli import __version__
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest, write_file
-from pitcli.settings.training import Kind
+from pitcli.settings.default_runs import Kind
 
 MANIFEST = "manifest.json"
 

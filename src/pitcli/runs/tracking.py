@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitcli.errors import RunError, SettingsError
-from pitcli.processes.ranks import is_first
+from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.files import write_file
 from pitcli.runs.folder import TRACKERS, RunFolder
 from pitcli.settings.base import Tracker
@@ -41,7 +41,7 @@ def tracking(
     rows: the steps that the run has behind it, for a tracker that does not know the run yet. sent: the last step that
     was logged before; a resumed run takes some of those again, and a tracker is not told twice.
     """
-    if not accelerator.log_with or not is_first():
+    if not accelerator.log_with or not is_rank_0():
         yield lambda step, values: None
         return
     folder = run.path / TRACKERS

@@ -1,9 +1,10 @@
 """What commands share of their settings: the choices, and sections that a command's model is put together from."""
 
-from enum import StrEnum
-from typing import Annotated, Self
+from enum import Flag, StrEnum, auto
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 DEFAULT_MODEL = "smollm2"
 
@@ -70,14 +71,61 @@ Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_split_commas)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
+class Fact(Flag):
+    """What is known of a setting besides its type, declared on its field: `resume: Annotated[bool, Fact.start]`.
+
+    A setting without facts is part of what a run is: it is saved, compared on --resume, shared by recipes, and handed
+    to the SFT that `pit rl` starts. What a text or a path names is always declared (tests/settings/test_facts.py).
+    """
+
+    start = auto()  # how one start goes (--resume): neither saved nor for recipes
+    execution = auto()  # how a run is carried out, not what it is: may differ when it is resumed
+    own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
+
+    text = auto()  # names no file
+    base = auto()  # a base model
+    file = auto()  # a file that is read, or hub:OWNER/NAME
+    named_file = auto()  # FILE or NAME=FILE
+    run = auto()  # a run folder that is read
+    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL
+    output = auto()  # a file or folder that is written: where, not what
+
+    argument = auto()  # on the command line without a flag
+    repeated = auto()  # a flag that may be given several times
+
+    @property
+    def names_something(self) -> bool:
+        return bool(self & (Fact.text | READ | Fact.output))
+
+
+READ = Fact.base | Fact.file | Fact.named_file | Fact.run | Fact.judge
+
+
+def facts_of(field: FieldInfo) -> Fact:
+    facts = Fact(0)
+    for item in field.metadata:
+        if isinstance(item, Fact):
+            facts |= item
+    return facts
+
+
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are frozen once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
+    @classmethod
+    def named(cls, facts: Fact) -> set[str]:
+        """The settings of which any of these facts is true."""
+        return {name for name, field in cls.model_fields.items() if facts_of(field) & facts}
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that say what a run is, as JSON: those that must be the same when it is resumed."""
+        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output))
+
 
 class ModelSettings(Settings):
-    model: str | None = Field(
+    model: Annotated[str | None, Fact.base] = Field(
         None,
         description="Base model: a folder, a hub name, a .gguf file, or the short names smollm2 and tiny "
         "[default: the model of the runs given, else smollm2]",
@@ -97,39 +145,45 @@ class LoraSettings(Settings):
 
 
 class OptimSettings(Settings):
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
-    batch_size: int = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
-    micro_batch_size: int = Field(8, ge=1, description="Sequences at most for each forward and backward pass")
-    tokens_per_batch: int | None = Field(
+    learning_rate: Annotated[float, Fact.own] = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
+    batch_size: Annotated[int, Fact.own] = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
+    micro_batch_size: Annotated[int, Fact.execution] = Field(
+        8, ge=1, description="Sequences at most for each forward and backward pass"
+    )
+    tokens_per_batch: Annotated[int | None, Fact.execution] = Field(
         None,
         ge=1,
         description="Tokens at most for each forward and backward pass, in place of --micro-batch-size",
     )
-    epochs: int = Field(1, ge=1, description="Passes over the data")
+    epochs: Annotated[int, Fact.own] = Field(1, ge=1, description="Passes over the data")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
-    save_every: int = Field(50, ge=1, description="Write a resumable checkpoint every so many steps")
-    gradient_checkpointing: bool = Field(
+    save_every: Annotated[int, Fact.execution] = Field(
+        50, ge=1, description="Write a resumable checkpoint every so many steps"
+    )
+    gradient_checkpointing: Annotated[bool, Fact.execution] = Field(
         False,
         description="Do not keep what happens within the layers but compute it again on the way back: less "
         "memory, about half more time",
     )
-    shard_base: bool = Field(
+    shard_base: Annotated[bool, Fact.execution] = Field(
         False,
         description="With several processes: each holds its part of the base's layers only (FSDP), where a base "
         "does not fit on one GPU; slower",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
-    resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out")
-    overwrite: bool = Field(False, description="Replace the run in --out")
-    track: Trackers = Field(
+    resume: Annotated[bool, Fact.start | Fact.own] = Field(
+        False, description="Go on from the newest valid checkpoint in --out"
+    )
+    overwrite: Annotated[bool, Fact.start | Fact.own] = Field(False, description="Replace the run in --out")
+    track: Annotated[Trackers, Fact.execution] = Field(
         (), description="Log to these too, beside metrics.jsonl: tensorboard, wandb, trackio, with commas between"
     )
 
 
 class DataSettings(Settings):
-    data: str | None = Field(
+    data: Annotated[str | None, Fact.file] = Field(
         None,
         description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, - for stdin "
         "[default: as the earlier runs]",

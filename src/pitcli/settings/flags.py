@@ -15,13 +15,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
-from pitcli.settings.base import Settings
+from pitcli.settings.base import Fact, Settings, facts_of
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
 
 CONFIG_HELP = "YAML file of these settings (learning_rate: 1e-4); flags override it"
-NOT_SAVED = {"resume", "overwrite", "dry_run"}  # they say how one start went, not what the run is
 
 
 def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callable[..., int | None]:
@@ -68,7 +67,7 @@ def settings_yaml(config: Settings) -> str:
     """What `--config` reads back to the same settings."""
     import yaml
 
-    values = config.model_dump(mode="json", exclude_none=True, exclude=NOT_SAVED)
+    values = config.model_dump(mode="json", exclude_none=True, exclude=config.named(Fact.start))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -77,7 +76,7 @@ def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
     words = ["pit", command]
     for name in names:
         value = getattr(config, name)
-        if _extra(type(config).model_fields[name]).get("argument"):
+        if facts_of(type(config).model_fields[name]) & Fact.argument:
             words.insert(2, shlex.quote(str(value)))
         elif isinstance(value, bool):
             words.append(_flag(name) if value else _flag(f"no-{name}"))
@@ -105,10 +104,10 @@ def _own_fields_first(config_class: type[Settings]) -> list[str]:
 def _flag_annotation(field: FieldInfo) -> Any:
     kind = _bare_type(field.annotation)
     text = f"{field.description}{_default_text(field)}"
-    extra = _extra(field)
-    if extra.get("argument"):
+    facts = facts_of(field)
+    if facts & Fact.argument:
         return Annotated[str | None, typer.Argument(help=text, show_default=False)]
-    if extra.get("repeated"):
+    if facts & Fact.repeated:
         return Annotated[list[str] | None, typer.Option(help=text, metavar="<text>", show_default=False)]
     if kind is bool:
         return Annotated[bool | None, typer.Option(help=text, show_default=False)]
@@ -140,11 +139,7 @@ def _default_text(field: FieldInfo) -> str:
 
 def _as_given(config_class: type[Settings], name: str | None) -> str:
     """A setting as it stands on the command line: an argument by its name, anything else as a flag."""
-    return str(name) if _extra(config_class.model_fields[name or ""]).get("argument") else _flag(str(name))
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return str(name) if facts_of(config_class.model_fields[name or ""]) & Fact.argument else _flag(str(name))
 
 
 def _flag(name: str) -> str:

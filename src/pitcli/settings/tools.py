@@ -2,63 +2,67 @@
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Files, ModelSettings, Settings
+from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, ModelSettings, Settings
 
 
 class DoctorConfig(Settings):
     """pit doctor: check this machine, and say what mends it."""
 
-    model: str = Field("smollm2", description="Base model to look for: as --model of the other commands")
+    model: Annotated[str, Fact.base] = Field(
+        "smollm2", description="Base model to look for: as --model of the other commands"
+    )
 
 
 class PipelineConfig(Settings):
     """pit run: run the stages of a recipe, skipping what is done."""
 
-    recipe: Path = Field(..., description="YAML file with the stages", json_schema_extra={"argument": True})
-    out: Path | None = Field(
+    recipe: Annotated[Path, Fact.file | Fact.argument] = Field(..., description="YAML file with the stages")
+    out: Annotated[Path | None, Fact.output] = Field(
         None, description="Folder in which the stages run [default: as the recipe says, else runs/ and its name]"
     )
-    set: tuple[str, ...] = Field(
+    set: Annotated[tuple[str, ...], Fact.text | Fact.repeated] = Field(
         (),
         description="KEY=VALUE in place of what the recipe shares, STAGE.KEY=VALUE of one stage; may be repeated",
-        json_schema_extra={"repeated": True},
     )
     processes: int | None = Field(
         None,
         ge=1,
         description="Processes that sft, train-reward, rl and improve are, one a GPU [default: the recipe's, else 1]",
     )
-    dry_run: bool = Field(False, description="Run nothing; say of each stage whether it would run, and why")
+    dry_run: Annotated[bool, Fact.start] = Field(
+        False, description="Run nothing; say of each stage whether it would run, and why"
+    )
 
 
 class VerifyConfig(Settings):
     """pit verify: check that a run is what was saved, down to its scores."""
 
-    run: Path = Field(..., description="Run folder", json_schema_extra={"argument": True})
+    run: Annotated[Path, Fact.run | Fact.argument] = Field(..., description="Run folder")
     device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
 
 
 class ReportConfig(Settings):
     """pit report: a training run as one page: curves, results, what looks wrong."""
 
-    runs: Files = Field(
+    runs: Annotated[Files, Fact.run | Fact.argument] = Field(
         ...,
         min_length=1,
         description="Run folder, finished or not; several with commas, to see them together",
-        json_schema_extra={"argument": True},
     )
-    out: Path | None = Field(None, description="The page [default: report.html in the run folder]")
+    out: Annotated[Path | None, Fact.output] = Field(
+        None, description="The page [default: report.html in the run folder]"
+    )
 
 
 class ExportConfig(Settings):
     """pit export: what a run trained as a model that others load, with its card."""
 
-    run: Path = Field(..., description="Run folder", json_schema_extra={"argument": True})
-    out: Path = Field(..., description="Folder to write")
+    run: Annotated[Path, Fact.run | Fact.argument] = Field(..., description="Run folder")
+    out: Annotated[Path, Fact.output] = Field(..., description="Folder to write")
     role: ExportRole | None = Field(
         None, description="Which model of the run; an RL run holds its gap model too [default: what the run trained]"
     )
@@ -70,18 +74,20 @@ class ExportConfig(Settings):
     )
     adapter: bool = Field(False, description="Write the adapter alone instead, as peft and vLLM load it")
     dtype: Dtype = Field(Dtype.bf16, description="--merge: type of the weights")
-    base_name: str | None = Field(
+    base_name: Annotated[str | None, Fact.text] = Field(
         None, description="OWNER/NAME of the base on the hub [default: as the run says, where that is a hub name]"
     )
-    evaluation: Path | None = Field(
+    evaluation: Annotated[Path | None, Fact.file] = Field(
         None, description="evaluation.json of pit evaluate, whose figures for this model go on the card"
     )
-    license: str | None = Field(None, description="Licence of the model, as the hub spells it, e.g. apache-2.0")
-    push_to_hub: str | None = Field(
+    license: Annotated[str | None, Fact.text] = Field(
+        None, description="Licence of the model, as the hub spells it, e.g. apache-2.0"
+    )
+    push_to_hub: Annotated[str | None, Fact.text] = Field(
         None, description="Upload to OWNER/NAME, private; the token comes from hf auth login or HF_TOKEN"
     )
     public: bool = Field(False, description="--push-to-hub: for all to see")
-    overwrite: bool = Field(False, description="Replace the export in --out")
+    overwrite: Annotated[bool, Fact.start] = Field(False, description="Replace the export in --out")
     device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
 
     @model_validator(mode="after")
@@ -109,21 +115,27 @@ def is_hub_name(name: str) -> bool:
 class PrepareConfig(Settings):
     """pit prepare: preference data to canonical JSONL, in disjoint folds."""
 
-    data: str | None = Field(
+    data: Annotated[str | None, Fact.file] = Field(
         None,
         description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, - for stdin",
     )
     synthetic: int | None = Field(None, ge=1, description="Make so many rows of the synthetic task instead")
-    dry_run: bool = Field(False, description="Write nothing; show what the data is, and fail where the command would")
-    model: str | None = Field(None, description="--dry-run: count the tokens of this base model instead of words")
-    rating_field: str | None = Field(
+    dry_run: Annotated[bool, Fact.start] = Field(
+        False, description="Write nothing; show what the data is, and fail where the command would"
+    )
+    model: Annotated[str | None, Fact.base | Fact.start] = Field(
+        None, description="--dry-run: count the tokens of this base model instead of words"
+    )
+    rating_field: Annotated[str | None, Fact.text] = Field(
         None, description="Rated responses: the field of the rating that makes pairs [default: helpfulness]"
     )
     rating_margin: float = Field(
         0, ge=0, description="Rated responses: least difference from the best; equal ratings never make a pair"
     )
-    out: Path = Field(Path("data"), description="Folder for the folds")
-    folds: str = Field("sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt")
+    out: Annotated[Path, Fact.output] = Field(Path("data"), description="Folder for the folds")
+    folds: Annotated[str, Fact.text] = Field(
+        "sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt"
+    )
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
     shuffle_labels: bool = Field(
         False, description="Swap chosen and rejected by coin flips: a control, from which nothing can be learned"
@@ -146,34 +158,40 @@ class PrepareConfig(Settings):
 class EvaluateConfig(ModelSettings):
     """pit evaluate: hold improved rows against originals and other systems."""
 
-    input: Files = Field(
+    input: Annotated[Files, Fact.named_file] = Field(
         (),
         description="Rows of pit improve, as FILE or NAME=FILE, with commas between; the first system is the one that "
         "the others are compared with; a name that stands again is another training seed of it",
     )
-    judge: Files = Field(
+    judge: Annotated[Files, Fact.judge] = Field(
         ...,
         min_length=1,
         description="oracle (the synthetic task), gap:RUN, hf:MODEL, openai:MODEL; several with commas",
     )
-    out: Path = Field(Path("runs/evaluation"), description="Folder for evaluation.json, report.html, verdicts.jsonl")
-    control: Files = Field(
+    out: Annotated[Path, Fact.output] = Field(
+        Path("runs/evaluation"), description="Folder for evaluation.json, report.html, verdicts.jsonl"
+    )
+    control: Annotated[Files, Fact.named_file] = Field(
         (),
         description="Systems that must show no gain over the originals, or NAME/SYSTEM=FILE over another system",
     )
-    validate_on: Files = Field(
+    validate_on: Annotated[Files, Fact.file] = Field(
         (), description="Pairs that people labelled: a judge that does not beat longest and shortest there is not used"
     )
-    by: str | None = Field(None, description="Compare by the values of this field too, e.g. subset")
+    by: Annotated[str | None, Fact.text] = Field(
+        None, description="Compare by the values of this field too, e.g. subset"
+    )
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of each file")
     rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank them")
     harm_cap: float = Field(0.05, ge=0, le=1, description="Greatest share of rows made worse that may be called better")
     allow_reward_as_judge: bool = Field(
         False, description="Accept a judge that has seen the rows of the gap model used in RL or stopping"
     )
-    base_url: str | None = Field(None, description="openai: the endpoint, e.g. http://localhost:8000/v1")
+    base_url: Annotated[str | None, Fact.text] = Field(
+        None, description="openai: the endpoint, e.g. http://localhost:8000/v1"
+    )
     concurrency: int = Field(8, ge=1, description="openai: requests at the same time")
-    micro_batch_size: int = Field(32, ge=1, description="gap, hf: sequences for each pass")
+    micro_batch_size: Annotated[int, Fact.execution] = Field(32, ge=1, description="gap, hf: sequences for each pass")
     draws: int = Field(10_000, ge=100, description="Bootstrap draws")
     shown: int = Field(12, ge=0, description="Rows shown in the report")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap and of the rows shown")
@@ -192,9 +210,13 @@ class EvaluateConfig(ModelSettings):
 class AnnotateConfig(Settings):
     """pit annotate: ask a person which of two responses is better, blind."""
 
-    input: str = Field(..., description="Rows with prompt, original_response and response: .jsonl or .jsonl.gz")
-    output: str = Field(..., description="Where labels are added, one a decision; goes on with those that are there")
-    annotator: str = Field(..., min_length=1, description="Who answers; stands in every label")
+    input: Annotated[str, Fact.file] = Field(
+        ..., description="Rows with prompt, original_response and response: .jsonl or .jsonl.gz"
+    )
+    output: Annotated[str, Fact.output] = Field(
+        ..., description="Where labels are added, one a decision; goes on with those that are there"
+    )
+    annotator: Annotated[str, Fact.text] = Field(..., min_length=1, description="Who answers; stands in every label")
     max_rows: int | None = Field(
         None, ge=1, description="Ask about so many pairs only, drawn at random; one --seed draws the same for everybody"
     )
@@ -204,7 +226,9 @@ class AnnotateConfig(Settings):
 class AgreeConfig(Settings):
     """pit agree: how far people agree with one another, and judges with them."""
 
-    labels: Files = Field(..., min_length=1, description="Files of pit annotate, with commas between them")
-    judge_verdicts: str | None = Field(
+    labels: Annotated[Files, Fact.file] = Field(
+        ..., min_length=1, description="Files of pit annotate, with commas between them"
+    )
+    judge_verdicts: Annotated[str | None, Fact.file] = Field(
         None, description="Rows with judge, prompt, original_response, response and p_better, to be held against labels"
     )

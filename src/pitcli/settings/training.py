@@ -5,12 +5,13 @@ A command's settings are one flat pydantic model put together from sections, so 
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
     DataSettings,
+    Fact,
     GapLoss,
     LoraSettings,
     Method,
@@ -27,8 +28,10 @@ from pitcli.settings.base import (
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
     """What the training commands share."""
 
-    out: Path | None = Field(None, description="Run folder [default: in runs/, by the name of what is trained]")
-    dry_run: bool = Field(
+    out: Annotated[Path | None, Fact.output | Fact.own] = Field(
+        None, description="Run folder [default: in runs/, by the name of what is trained]"
+    )
+    dry_run: Annotated[bool, Fact.start] = Field(
         False,
         description="Train nothing; show the settings, the first row, memory and time, and fail where training would",
     )
@@ -43,7 +46,7 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
 class SftConfig(TrainingConfig, LoraSettings):
     """pit sft: teach a policy (x -> y_w) or an improver (x, y_l -> y_w)."""
 
-    role: Role = Field(Role.improver, description="What to train")
+    role: Annotated[Role, Fact.own] = Field(Role.improver, description="What to train")
     identity_share: float = Field(
         0.1,
         ge=0,
@@ -63,7 +66,9 @@ class RewardConfig(TrainingConfig, LoraSettings):
 
     gap_loss: GapLoss = Field(GapLoss.five_term, description="Loss over the four orderings of a pair")
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of the prompts held out for the report")
-    eval_data: str | None = Field(None, description="Report on these pairs too, whose prompts are not in --data")
+    eval_data: Annotated[str | None, Fact.file] = Field(
+        None, description="Report on these pairs too, whose prompts are not in --data"
+    )
     allow_overlap: bool = Field(
         False, description="Accept prompts of --data in --eval-data; the report says nothing then"
     )
@@ -74,9 +79,11 @@ class RewardConfig(TrainingConfig, LoraSettings):
 class SampleConfig(ModelSettings, SamplingSettings):
     """pit sample: drafts from the policy."""
 
-    data: str = Field("-", description="Rows with a prompt: .jsonl or .jsonl.gz, - for stdin")
-    policy: Path | None = Field(None, description="Run folder of the policy [default: runs/policy, else the base]")
-    output: str = Field("-", description="Where drafts go, - for stdout")
+    data: Annotated[str, Fact.file] = Field("-", description="Rows with a prompt: .jsonl or .jsonl.gz, - for stdin")
+    policy: Annotated[Path | None, Fact.run] = Field(
+        None, description="Run folder of the policy [default: runs/policy, else the base]"
+    )
+    output: Annotated[str, Fact.output] = Field("-", description="Where drafts go, - for stdout")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
     sample_batch_size: int = Field(32, ge=1, description="Rows generated together")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
@@ -85,26 +92,32 @@ class SampleConfig(ModelSettings, SamplingSettings):
 class RlConfig(TrainingConfig):
     """pit rl: maximise the gap over y_ref, starting from the SFT improver."""
 
-    role: Role = Field(
+    role: Annotated[Role, Fact.own] = Field(
         Role.improver,
         description="What to train; policy is plain RLHF: it reads no reference and is rewarded by its gap over y_w",
     )
-    sft: Path | None = Field(None, description="Run folder of the SFT improver [default: runs/sft]")
-    reward: Path | None = Field(None, description="Run folder of the gap model [default: runs/reward]")
-    policy: Path | None = Field(
+    sft: Annotated[Path | None, Fact.run] = Field(
+        None, description="Run folder of the SFT improver [default: runs/sft]"
+    )
+    reward: Annotated[Path | None, Fact.run] = Field(
+        None, description="Run folder of the gap model [default: runs/reward]"
+    )
+    policy: Annotated[Path | None, Fact.run] = Field(
         None,
         description="Run folder of the policy that stage 2 samples from, or that --role policy starts from "
         "[default: runs/policy, else (stage 2) the base]",
     )
-    drafts: str | None = Field(None, description="Stage 2 takes its references from these drafts instead")
+    drafts: Annotated[str | None, Fact.file] = Field(
+        None, description="Stage 2 takes its references from these drafts instead"
+    )
     curriculum: bool = Field(False, description="Both stages: the same as --curriculum-stages dataset,policy")
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
         min_length=1,
         description="Where references come from, in turn: dataset, policy, self",
     )
-    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW")
-    batch_size: int = Field(8, ge=1, description="Prompts for each rollout")
+    learning_rate: Annotated[float, Fact.own] = Field(1e-5, gt=0, description="Peak learning rate of AdamW")
+    batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts for each rollout")
     samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled for each (x, y_ref)")
     kl_coef: float = Field(0.05, ge=0, description="beta: weight of the KL to the SFT improver in the reward")
     clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip of the probability ratio")
@@ -125,6 +138,12 @@ class RlConfig(TrainingConfig):
     @property
     def run_folder(self) -> Path:
         return self.out or Path("runs", "rlhf" if self.role is Role.policy else self.trained)
+
+    def sft_settings(self) -> SftConfig:
+        """Those of the SFT improver that RL starts from, if it has to be trained first."""
+        shared = SftConfig.model_fields.keys() & type(self).model_fields.keys()
+        inherited = shared - self.named(Fact.own) - SftConfig.named(Fact.own)
+        return SftConfig(role=Role.improver, **{name: getattr(self, name) for name in inherited})
 
     @model_validator(mode="before")
     @classmethod
@@ -154,19 +173,25 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         description="pit: the improver; self-refine: feedback and rewrite by the policy; best-of-n: --max-iters draws "
         "of the policy, the best by the gap; resample: draws of the policy in turn",
     )
-    input: str = Field("-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin")
-    output: str = Field("-", description="Where improved rows go, - for stdout")
-    resume: bool = Field(False, description="Go on with the rows in --output that a stopped command left")
-    overwrite: bool = Field(False, description="Replace what is in --output")
-    run: Path | None = Field(None, description="Run folder of the improver [default: runs/rl, else runs/sft]")
-    reward: Path | None = Field(
+    input: Annotated[str, Fact.file | Fact.execution] = Field(
+        "-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin"
+    )
+    output: Annotated[str, Fact.output] = Field("-", description="Where improved rows go, - for stdout")
+    resume: Annotated[bool, Fact.start] = Field(
+        False, description="Go on with the rows in --output that a stopped command left"
+    )
+    overwrite: Annotated[bool, Fact.start] = Field(False, description="Replace what is in --output")
+    run: Annotated[Path | None, Fact.run] = Field(
+        None, description="Run folder of the improver [default: runs/rl, else runs/sft]"
+    )
+    reward: Annotated[Path | None, Fact.run] = Field(
         None, description="Run folder of the gap model [default: the one inside --run, else runs/reward]"
     )
-    policy: Path | None = Field(
+    policy: Annotated[Path | None, Fact.run] = Field(
         None, description="Run folder of the policy for the other methods [default: runs/policy, else the base]"
     )
     max_iters: int = Field(3, ge=0, description="Most improvements of one draft")
-    equal_tokens: str | None = Field(
+    equal_tokens: Annotated[str | None, Fact.file] = Field(
         None,
         description="best-of-n: rows of another pit improve; each draft is drawn for until it has taken as many "
         "tokens as there, whatever --max-iters says",
@@ -185,20 +210,4 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         return self
 
 
-# settings that say how a run is carried out, not what it is: they may differ when it is resumed
-EXECUTION_ONLY = {
-    "resume",
-    "overwrite",
-    "dry_run",
-    "save_every",
-    "out",
-    "micro_batch_size",
-    "tokens_per_batch",
-    "gradient_checkpointing",
-    "shard_base",
-    "track",
-}
-
 CONFIG = "config.yaml"  # where a run folder keeps its settings
-
-Kind = Literal["sft", "reward", "rl"]

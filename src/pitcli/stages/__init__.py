@@ -1,0 +1,40 @@
+"""Stages are started by name: none imports another, and torch is imported only when a command begins its work."""
+
+import importlib
+
+from pitcli.errors import RunError, SettingsError, is_out_of_memory
+from pitcli.processes.ranks import is_rank_0, world_size
+from pitcli.runs.folder import refuse_busy
+from pitcli.runs.tracking import refuse_missing
+from pitcli.settings.base import Settings
+from pitcli.settings.commands import COMMANDS, DISTRIBUTED
+from pitcli.settings.flags import smaller_command
+from pitcli.settings.training import TrainingConfig
+
+
+def start(command: str, config: Settings) -> int:
+    """Run one command; its exit code.
+
+    What can be refused without torch, which takes seconds to import, is refused first.
+    """
+    if world_size() > 1 and not COMMANDS[command].distributed:
+        several = ", ".join(DISTRIBUTED)
+        raise SettingsError(f"pit {command} is one process; {several} can be more (torchrun, accelerate launch)")
+    if isinstance(config, TrainingConfig):
+        refuse_at_once(config)
+    try:
+        stage = importlib.import_module(f"pitcli.stages.{command.replace('-', '_')}")
+        return stage.run(config) or 0
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(config, TrainingConfig) and is_out_of_memory(error)):
+            raise
+        raise RunError(f"out of memory; this takes less: {smaller_command(config)}") from error
+
+
+def refuse_at_once(config: TrainingConfig) -> None:
+    """SettingsError or RunError if a training cannot begin on this machine, in this folder."""
+    refuse_missing(config.track)
+    if config.shard_base and world_size() == 1:
+        raise SettingsError("--shard-base: there is one process; start several (torchrun, accelerate launch)")
+    if is_rank_0():
+        refuse_busy(config.run_folder)

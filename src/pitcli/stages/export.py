@@ -29,11 +29,12 @@ from pitcli.engine.models.merging import (
     write_adapter,
     write_plain,
 )
+from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import GAP, POLICY
 from pitcli.engine.models.trees import Tree, swapped_tree
-from pitcli.engine.training.inputs import Base, EarlierRun, open_base
 from pitcli.errors import RunError, SettingsError
 from pitcli.pages.model_card import Exported, model_card, read_evaluation
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import DIGESTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
 from pitcli.settings.base import Dtype, ModelSettings
@@ -159,8 +160,7 @@ def write_merged_export(
 ) -> None:
     """Merge, write, load what was written as anyone would, and compare; the drift is added to `drifts`."""
     role, base, gap = source.role, source.base, source.role == GAP
-    model = base.load()
-    model.load_role(role, source.adapter)
+    model = base.load({role: source.adapter})
     keep_layout(model)
     examples, trees = probe_examples(base.chat, role), probe_trees(base.chat)
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)

@@ -17,16 +17,20 @@ from pitcli.data.streams import WINDOW, open_growing, row_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Writer, extra_room
 from pitcli.engine.generation.sampling import Decoding
-from pitcli.engine.improving.scheduler import FAILURES, Attempt, Tools, finished_row, improve_within_memory
+from pitcli.engine.improving.scheduler import Scheduler
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
 from pitcli.engine.models.loading import WEIGHTS
-from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
-from pitcli.engine.training.inputs import Base, EarlierRun, find_run, gap_temperature, open_base
+from pitcli.engine.models.opening import Base, open_base
+from pitcli.engine.models.roles import GAP, POLICY
 from pitcli.errors import InputError, RunError, SettingsError
-from pitcli.processes.collectives import agreed, spread
-from pitcli.processes.ranks import is_first, process_count
+from pitcli.processes.collectives import map_over_ranks, on_rank_0
+from pitcli.processes.ranks import is_rank_0, world_size
+from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
 from pitcli.runs.files import file_digest, write_file
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
+from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.training import ImproveConfig
 
 SHOWN = 3
@@ -103,12 +107,12 @@ def run(config: ImproveConfig) -> int:
     base = open_base(config, models.runs())
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
     with opened_output(config, base, models) as (stream, done):
-        tools = load_tools(config, base, models, budgets)
+        scheduler = load_scheduler(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
         held = windows(fits, WINDOW * config.sample_batch_size, config.input)
         with progress("improving", None, stream) as advance:
-            while group := list(islice(held, process_count())):
-                for attempt in improve_new(tools, group, done):
+            while group := list(islice(held, world_size())):
+                for attempt in improve_new(scheduler, group, done):
                     if attempt is not None:
                         write_row(finished_row(attempt), stream)
                         stream.flush()
@@ -117,7 +121,7 @@ def run(config: ImproveConfig) -> int:
     for what, count in notes.items():
         note(f"{file_label(config.input)}: {count} {what}")
     tally.report(config.output)
-    return 1 if tally.failed and is_first() else 0  # any other code would have a launcher end the first before its end
+    return 1 if tally.failed and is_rank_0() else 0  # any other code would have a launcher end the first before its end
 
 
 @contextmanager
@@ -130,11 +134,11 @@ def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator
             streams.append(stack.enter_context(open_growing(config.output, config.resume, config.overwrite)))
             return begin_output(config, base, models)
 
-        done = agreed(begin)
+        done = on_rank_0(begin)
         yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
 
 
-def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
+def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
     """The attempt at each draft, None where it has its row; the windows are spread over the processes.
 
     A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
@@ -143,12 +147,14 @@ def improve_new(tools: Tools, group: Sequence[list[Draft]], done: Counter[int]) 
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
         some = any(is_new for _, is_new in window)
-        attempts = improve_within_memory(tools, [draft for draft, _ in window]) if some else repeat(None, len(window))
+        attempts = (
+            scheduler.improve_within_memory([draft for draft, _ in window]) if some else repeat(None, len(window))
+        )
         return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, window, strict=True))
 
-    if process_count() == 1:
+    if world_size() == 1:
         return chain.from_iterable(map(attempts_at, wanted))  # each as soon as it has ended
-    return chain.from_iterable(spread(wanted, lambda mine: [list(attempts_at(window)) for window in mine]))
+    return chain.from_iterable(map_over_ranks(wanted, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:
@@ -156,7 +162,7 @@ def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[i
     if config.output == "-" or not Path(config.output).is_file():
         return Counter()
     now = {
-        "settings": config.model_dump(mode="json", exclude={"input", "output", "resume", "overwrite"}),
+        "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
         "gap_temperature": models.gap_temperature(),
@@ -213,13 +219,13 @@ def _take(done: Counter[int], draft: Draft) -> bool:
     return True
 
 
-def load_tools(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Tools:
-    model = base.load()
-    for role, folder in models.adapters().items():
-        model.load_role(role, folder)
+def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Scheduler:
+    model = base.load(models.adapters())
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
-    return Tools(Writer(model, base.chat, decoding, policy), models.gap_temperature(), config, budgets)
+    temperature = models.gap_temperature()
+    gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)
+    return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 
 def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
@@ -249,28 +255,21 @@ def read_budgets(path: str) -> dict[int, int]:
 
 def find_models(config: ImproveConfig) -> Models:
     """The improver or the policy, and the gap model."""
-    writer = find_improver(config) if config.method is Method.pit else find_policy(config)
+    writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
     if config.reward is None and writer and writer.manifest.kind == "rl":
         # an rl run holds the gap model that it was trained on
         return Models(writer, writer.folder / GAP, writer)
-    reward = find_run(config.reward, "runs/reward", ("reward",), GAP, "pit train-reward makes one")
+    reward = find_run(config.reward, GAP_RUN)
     if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):
         remedy = "" if config.method is Method.best_of_n else ", or give --stop none"
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
     return Models(writer, reward.adapter if reward else None, reward)
 
 
-def find_policy(config: ImproveConfig) -> EarlierRun | None:
-    """--policy, else runs/policy, else None: the base itself."""
-    return find_run(config.policy, "runs/policy", ("sft", "rl"), POLICY, "pit sft --role policy makes one")
-
-
 def find_improver(config: ImproveConfig) -> EarlierRun:
-    """--run, else runs/rl, else runs/sft."""
-    improver = find_run(config.run, "runs/rl", ("rl", "sft"), IMPROVER, "pit rl makes one")
-    improver = improver or find_run(None, "runs/sft", ("sft",), IMPROVER, "pit rl makes one")
+    improver = find_run(config.run, IMPROVER_RUN)
     if improver is None:
-        raise RunError("--run: no improver in runs/rl or runs/sft; pit rl makes one")
+        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
     return improver
 
 

@@ -10,24 +10,22 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stdout
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pitcli import __version__, console
 from pitcli.errors import NothingToDo, PitError, RunError, SettingsError
-from pitcli.processes.ranks import SPREAD, launch
+from pitcli.processes.launch import launch
 from pitcli.recipes.journal import Journal, Record, digest, locked, standing
 from pitcli.recipes.planning import PlannedStage, plan
-from pitcli.recipes.recipe import Commands
-from pitcli.settings.base import Settings
+from pitcli.settings.base import Fact, Settings
+from pitcli.settings.commands import DISTRIBUTED
 from pitcli.settings.flags import command_line
 from pitcli.settings.tools import PipelineConfig
-from pitcli.settings.training import EXECUTION_ONLY
+from pitcli.stages import start
 
 SOME_ROWS_FAILED = 1
-NOT_COMPARED = EXECUTION_ONLY - {"out"}
 
 
 class Decision(NamedTuple):
@@ -35,9 +33,9 @@ class Decision(NamedTuple):
     why: str
 
 
-def run(config: PipelineConfig, commands: Commands) -> int:
-    """Run what has to be run; 1 where rows failed on the way, else the code of the stage that ended it."""
-    out, stages, processes = plan(config, commands)
+def run(config: PipelineConfig) -> int:
+    """Run what has to be run; 1 if rows failed on the way, else the code of the stage that ended it."""
+    out, stages, processes = plan(config)
     if config.dry_run:
         with TemporaryDirectory() as empty, chdir(out if out.is_dir() else empty):
             show(stages, Journal())
@@ -45,20 +43,15 @@ def run(config: PipelineConfig, commands: Commands) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with chdir(out), locked(out):
         console.note(f"in {out}:")
-        return run_stages(stages, Journal(), commands if processes == 1 else spread_over(commands, processes))
+        return run_stages(stages, Journal(), processes)
 
 
-def spread_over(commands: Commands, processes: int) -> Commands:
-    """The commands, those that can be several processes started as so many."""
-
-    def several(name: str, settings: Settings) -> int:
-        line = command_line(name, settings, settings.model_fields_set)
-        return launch(shlex.split(line)[1:], processes)
-
-    return {
-        name: (config_class, partial(several, name) if name in SPREAD else run)
-        for name, (config_class, run) in commands.items()
-    }
+def carry_out(command: str, settings: Settings, processes: int) -> int:
+    """Start a command: here, or as several processes if it can be that."""
+    if processes == 1 or command not in DISTRIBUTED:
+        return start(command, settings)
+    line = command_line(command, settings, settings.model_fields_set)
+    return launch(shlex.split(line)[1:], processes)
 
 
 def refuse_foreign(stages: Sequence[PlannedStage], journal: Journal) -> None:
@@ -98,18 +91,18 @@ def show(stages: Sequence[PlannedStage], journal: Journal) -> None:
 def announce(stage: PlannedStage, decision: Decision) -> None:
     console.note(f"{stage.name}: {decision.action} ({decision.why})")
     if decision.action != "skip":
-        settings, names = started(stage, decision)
+        settings, names = settings_to_start(stage, decision)
         console.note(f"$ {command_line(stage.command, settings, names)}")
 
 
-def run_stages(stages: Sequence[PlannedStage], journal: Journal, commands: Commands) -> int:
+def run_stages(stages: Sequence[PlannedStage], journal: Journal, processes: int) -> int:
     refuse_foreign(stages, journal)
     rows = []
     for stage in stages:
         start = time.monotonic()
         decision = decide(stage, journal, {})
         announce(stage, decision)
-        if decision.action != "skip" and (code := run_one(stage, decision, journal, commands)):
+        if decision.action != "skip" and (code := run_one(stage, decision, journal, processes)):
             return code
         did = "skipped" if decision.action == "skip" else "ran"
         failed = ", some rows failed" if journal.records[stage.writes[0]].code else ""
@@ -119,7 +112,7 @@ def run_stages(stages: Sequence[PlannedStage], journal: Journal, commands: Comma
     return max(journal.records[stage.writes[0]].code for stage in stages)
 
 
-def run_one(stage: PlannedStage, decision: Decision, journal: Journal, commands: Commands) -> int:
+def run_one(stage: PlannedStage, decision: Decision, journal: Journal, processes: int) -> int:
     """Run a stage as its command does, with a record before it begins and one once it is done.
 
     0 where it is done, with all rows or some; else the code that it ended with.
@@ -127,18 +120,18 @@ def run_one(stage: PlannedStage, decision: Decision, journal: Journal, commands:
     before = journal.of(stage)
     record = Record(
         command=stage.command,
-        settings=compared(stage),
+        settings=stage.config.identity(),
         pit_version=__version__,
         inputs=journal.inputs(stage, fetch=True),
         writes=stage.writes,
         replaced=before.replaced if before and decision.action == "go on" else standing(stage),
     )
-    settings, _ = started(stage, decision)
+    settings, _ = settings_to_start(stage, decision)
     journal.save(stage, record)
     Path(stage.writes[0]).parent.mkdir(parents=True, exist_ok=True)
     try:
         with redirect_stdout(sys.stderr):  # what a command says there is not what pit run has to say
-            code = commands[stage.command][1](settings) or 0
+            code = carry_out(stage.command, settings, processes)
     except NothingToDo:  # it was stopped between its end and our record of it
         code = 0
     except (PitError, KeyboardInterrupt, SystemExit):
@@ -154,7 +147,7 @@ def run_one(stage: PlannedStage, decision: Decision, journal: Journal, commands:
     return 0
 
 
-def started(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
+def settings_to_start(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
     """The settings that a stage is started with, and the names of those on its command line."""
     flag = "resume" if decision.action == "go on" else "overwrite"
     if flag not in type(stage.config).model_fields or not os.path.exists(stage.writes[0]):
@@ -185,12 +178,10 @@ def other_inputs(before: Record, stage: PlannedStage, journal: Journal, pending:
     return f"changed: {', '.join(changed)}" if changed else ""
 
 
-def compared(stage: PlannedStage) -> dict[str, Any]:
-    return stage.config.model_dump(mode="json", exclude=NOT_COMPARED)
-
-
 def differences(before: Record, stage: PlannedStage) -> str:
-    old = {**before.settings, "command": before.command, "pit": before.pit_version, "writes": before.writes}
-    new = {**compared(stage), "command": stage.command, "pit": __version__, "writes": stage.writes}
+    kept = type(stage.config).named(Fact.start | Fact.execution | Fact.output)  # a record of earlier versions has some
+    settings = {name: value for name, value in before.settings.items() if name not in kept}
+    old = {**settings, "command": before.command, "pit": before.pit_version, "writes": before.writes}
+    new = {**stage.config.identity(), "command": stage.command, "pit": __version__, "writes": stage.writes}
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)

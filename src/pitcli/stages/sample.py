@@ -9,10 +9,13 @@ from pitcli.data.formats import iter_questions
 from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.generation.continuous_batching import Call, open_places, write_all
+from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
 from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
-from pitcli.engine.training.inputs import Base, find_run, open_base
+from pitcli.runs.earlier import find_run
+from pitcli.settings.default_runs import POLICY_RUN
 from pitcli.settings.training import SampleConfig
 
 SHOWN = 2
@@ -21,7 +24,7 @@ SHOWN = 2
 def run(config: SampleConfig) -> int:
     """Write each row with a sampled `response`; 1 where some rows could not be read."""
     refuse_output_as_input(config.data, config.output)
-    policy = find_run(config.policy, "runs/policy", ("sft", "rl"), POLICY, "pit sft --role policy makes one")
+    policy = find_run(config.policy, POLICY_RUN)
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
 
@@ -32,18 +35,16 @@ def run(config: SampleConfig) -> int:
     questions = iter_questions(config.data, on_error, notes)
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
-    model = base.load()
-    if policy:
-        model.load_role(POLICY, policy.adapter)
+    model = base.load({POLICY: policy.adapter} if policy else {})
     count = 0
     shown: list[tuple[str, str, str]] = []
     with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
         fits = fitting(islice(questions, config.max_rows), base, config, on_error)
         for window in windows(fits, WINDOW * config.sample_batch_size, config.data):
-            longest = max(len(call.prompt) for _, call in window) + config.max_new_tokens
+            longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
-            places = open_places(model, POLICY if policy else None, decoding, together, longest)
-            drawn = write_all(places, [call for _, call in window])
+            batching = open_batching(model, POLICY if policy else None, decoding, together, longest)
+            drawn = generate_in_order(batching, [request for _, request in window])
             for (question, _), sample in zip(window, drawn, strict=True):
                 response = base.chat.decode(sample.token_ids)
                 write_row({**question.row, "response": response}, stream)
@@ -62,7 +63,7 @@ def run(config: SampleConfig) -> int:
 
 def fitting(
     questions: Iterable[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
-) -> Iterator[tuple[Draft, Call]]:
+) -> Iterator[tuple[Draft, Request]]:
     """The questions whose responses fit the context, with what the model is asked for; the others are row errors."""
     for line, question in questions:
         try:
@@ -73,4 +74,4 @@ def fitting(
         except RowProblem as problem:
             on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
         else:
-            yield question, Call(prompt, row_seed(config.seed, question, 0))
+            yield question, Request(prompt, row_seed(config.seed, question, 0))

@@ -1,6 +1,7 @@
 """pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from accelerate.utils import set_seed
 from torch import Tensor
@@ -10,15 +11,19 @@ from pitcli.data.examples import sft_examples
 from pitcli.data.records import PreferencePair
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.sampling import Decoding, generate
-from pitcli.engine.models.batches import Batch, micro_batch_rows, padding_shares, planned_steps
+from pitcli.engine.models.batches import Batch, padding_share
+from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.loading import lora_config
+from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
-from pitcli.engine.training.dry_run import Work, completion_logprob, rehearse
-from pitcli.engine.training.inputs import EarlierRun, find_run, new_manifest, open_base, open_pairs
-from pitcli.engine.training.loop import Task, finish, train
+from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.inputs import new_manifest, open_pairs
+from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
+from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.settings.base import Role
+from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import SftConfig
 
@@ -30,14 +35,16 @@ def run(config: SftConfig) -> None:
     """Train the adapter that `config.role` names and write it to the run folder."""
     # without --data or --model, those of the reward run
     needs_data = config.data is None or config.model is None
-    reward = find_run(None, "runs/reward", ("reward",), "gap", "pit train-reward makes one") if needs_data else None
+    reward = find_run(None, GAP_RUN) if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
     base = open_base(config, earlier if config.model is None else [])
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     manifest = new_manifest("sft", config.role, config, base, data)
     if config.dry_run:
-        return rehearse(config, manifest, config, base, sft_work(examples, base.chat, config))
+        first_row = [(base.chat.written(examples[0].prompt), False), (base.chat.written(examples[0].completion), True)]
+        plan = DryRunPlan(lambda model: sft_task(model, examples, config), roles=1, first_row=first_row)
+        return dry_run(config, manifest, config, base, plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
@@ -52,40 +59,28 @@ def run(config: SftConfig) -> None:
     next_command("pit train-reward" if config.role is Role.improver else "pit sft --role improver")
 
 
-def sft_task(model: RoleModel, examples: list[Example], config: SftConfig) -> Task:
-    """-log p(completion given prompt), the mean over the completion tokens of a step."""
-    lengths = [len(example.prompt) + len(example.completion) for example in examples]
+class CompletionMicroBatch(NamedTuple):
+    """tokens: those of all completions of the step, which normalise the loss."""
 
-    def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
-        chunks = micro_batch_rows(step, lengths, config, config.micro_batch_size, model.device)
+    batch: Batch
+    tokens: int
+
+
+def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -> Task:
+    """-log p(completion given prompt), the mean over the completion tokens of a step."""
+
+    def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
         batches = [completion_batch([examples[row] for row in chunk], model.pad_id) for chunk in chunks]
-        shares = padding_shares(batches)
-        return [(batch.to(model.device), tokens, share) for batch, share in zip(batches, shares, strict=True)]
+        micro_batches = [CompletionMicroBatch(batch.to(model.device), tokens) for batch in batches]
+        return StepBatch(micro_batches, {"tokens": float(tokens), "padding_share": padding_share(batches)})
 
-    def loss(micro_batch: tuple[Batch, int, float]) -> tuple[Tensor, dict[str, float]]:
-        batch, tokens, padding = micro_batch
-        metrics = {"tokens": float(len(batch.targets_N)), "padding_share": padding}
-        return -model.completion_logprobs(batch).sum() / tokens, metrics
+    def loss(micro_batch: CompletionMicroBatch) -> tuple[Tensor, dict[str, float]]:
+        return -completion_logprobs(model, micro_batch.batch).sum() / micro_batch.tokens, {}
 
-    return Task(config.role, planned_steps(len(examples), config), micro_batches, loss)
-
-
-def sft_work(examples: Sequence[Example], chat: ChatFormat, config: SftConfig) -> Work:
-    """What is rehearsed."""
-
-    return Work(
-        config.role,
-        lengths=[len(example.prompt) + len(example.completion) for example in examples],
-        at_once=config.micro_batch_size,
-        steps=planned_steps(len(examples), config),
-        roles=1,
-        logit_rows=lambda rows: sum(len(examples[row].completion) for row in rows),
-        run=lambda model, rows: completion_logprob(
-            model, completion_batch([examples[row] for row in rows], model.pad_id)
-        ),
-        first=[(chat.written(examples[0].prompt), False), (chat.written(examples[0].completion), True)],
-    )
+    lengths = [len(example.prompt) + len(example.completion) for example in examples]
+    rows = PlannedRows(lengths, config.micro_batch_size, build)
+    return task_over_rows(config.role, rows, loss, config, model.device)
 
 
 def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:

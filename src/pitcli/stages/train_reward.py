@@ -1,6 +1,7 @@
 """pit train-reward: the gap model r_gap(x, y1, y2), its report on held-out pairs, and its calibration."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +12,18 @@ from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.records import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.models.batches import Batch, micro_batch_rows, padding_shares, planned_steps
+from pitcli.engine.models.batches import Batch, padding_share
+from pitcli.engine.models.forward import score_trees, scores
 from pitcli.engine.models.loading import lora_config
+from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, RoleModel
 from pitcli.engine.models.trees import Tree, ordered_tree
-from pitcli.engine.training.dry_run import Work, known, rehearse
-from pitcli.engine.training.inputs import new_manifest, open_base, open_eval_pairs, open_pairs
-from pitcli.engine.training.loop import Task, finish, train
+from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs
+from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.equations import ORDERINGS, fit_temperature, gap_loss, p_better, symmetrised_gap
-from pitcli.processes.collectives import spread
+from pitcli.processes.collectives import map_over_ranks
 from pitcli.runs.folder import open_run
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
@@ -36,7 +40,10 @@ def run(config: RewardConfig) -> None:
     manifest = new_manifest("reward", GAP, config, base, data)
     trees = [ordered_tree(pair, base.chat) for pair in training]
     if config.dry_run:
-        return rehearse(config, manifest, config, base, gap_work(trees, base.chat, config))
+        first = trees[0].conversations()[0]
+        first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
+        plan = DryRunPlan(lambda model: gap_task(model, trees, config), roles=1, first_row=first_row)
+        return dry_run(config, manifest, config, base, plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
@@ -63,51 +70,36 @@ def run(config: RewardConfig) -> None:
     next_command("pit rl --curriculum")
 
 
+class PairMicroBatch(NamedTuple):
+    """pairs: those of the whole step, which normalise the loss."""
+
+    batch: Batch
+    pairs: int
+
+
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
     """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
-    lengths = [model.tokens_read(tree) for tree in trees]
-    pairs_at_once = max(1, config.micro_batch_size // len(ORDERINGS))
 
-    def micro_batches(step: int) -> list[tuple[Batch, int, float]]:
-        chunks = micro_batch_rows(step, lengths, config, pairs_at_once, model.device)
+    def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         pairs = sum(map(len, chunks))
-        batches = [model.tree_batch([trees[row] for row in chunk]) for chunk in chunks]
-        return [(batch, pairs, share) for batch, share in zip(batches, padding_shares(batches), strict=True)]
+        batches = [tree_batch(model, [trees[row] for row in chunk]) for chunk in chunks]
+        return StepBatch([PairMicroBatch(batch, pairs) for batch in batches], {"padding_share": padding_share(batches)})
 
-    def loss(micro_batch: tuple[Batch, int, float]) -> tuple[Tensor, dict[str, float]]:
-        batch, pairs, padding = micro_batch
-        scores_B4 = model.scores(batch).view(-1, 4)
-        share = len(scores_B4) / pairs
-        correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / pairs
-        metrics = {"accuracy": float(correct.detach()), "padding_share": padding}
-        return gap_loss(config.gap_loss, scores_B4) * share, metrics
+    def loss(micro_batch: PairMicroBatch) -> tuple[Tensor, dict[str, float]]:
+        scores_B4 = scores(model, micro_batch.batch).view(-1, 4)
+        share = len(scores_B4) / micro_batch.pairs
+        correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / micro_batch.pairs
+        return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
 
-    return Task(GAP, planned_steps(len(trees), config), micro_batches, loss)
-
-
-def gap_work(trees: Sequence[Tree], chat: ChatFormat, config: RewardConfig) -> Work:
-    """What is rehearsed."""
-
-    def run(model: RoleModel, rows: Sequence[int]) -> Tensor:
-        return model.scores(known(model.tree_batch([trees[row] for row in rows]), model)).sum()
-
-    first = trees[0].conversations()[0]
-    return Work(
-        GAP,
-        lengths=[tree.tokens() for tree in trees],
-        at_once=max(1, config.micro_batch_size // len(ORDERINGS)),
-        steps=planned_steps(len(trees), config),
-        roles=1,
-        logit_rows=lambda rows: 0,
-        run=run,
-        first=[(chat.written(first[:-1]), False), (chat.written(first[-1:]), True)],
-    )
+    lengths = [tokens_read(model, tree) for tree in trees]
+    rows = PlannedRows(lengths, max(1, config.micro_batch_size // len(ORDERINGS)), build)
+    return task_over_rows(GAP, rows, loss, config, model.device)
 
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
     """r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
     trees = [ordered_tree(pair, chat) for pair in pairs]
-    scores_N4 = spread(trees, lambda part: model.score_trees(part, config.micro_batch_size), model.sharded)
+    scores_N4 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
     return torch.stack([*scores_N4])
 
 
@@ -155,7 +147,7 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 def show_scored(pairs: Sequence[PreferencePair], scores_N4: Tensor, temperature: float) -> None:
     """A few held-out pairs with what the gap model says of them."""
     rows = []
-    for pair, scores in zip(pairs, scores_N4, strict=True):
-        gap = float(symmetrised_gap(scores[0], scores[3]))
+    for pair, scores_4 in zip(pairs, scores_N4, strict=True):
+        gap = float(symmetrised_gap(scores_4[0], scores_4[3]))
         rows.append((pair.prompt[-1].content, pair.rejected, f"[P {p_better(gap, temperature):.2f}] {pair.chosen}"))
     samples(rows)

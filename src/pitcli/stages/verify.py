@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from pitcli.console import note, table
-from pitcli.engine.models.forward import TREE_TOLERANCE
-from pitcli.engine.training.inputs import EarlierRun, open_base
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.forward import probe
+from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.tree_support import TREE_TOLERANCE
 from pitcli.errors import RunError
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
@@ -24,8 +27,8 @@ def run(config: VerifyConfig) -> None:
     model = base.load()
     rows = []
     for role in manifest.probes:
-        model.load_role(role, config.run / role)
-        rows.append((role, difference(manifest, role, model.probe(role))))
+        load_role(model, role, config.run / role)
+        rows.append((role, difference(manifest, role, probe(model, role))))
     tolerance = TREE_TOLERANCE[model.base.dtype]
     if wrong := [
         f"{config.run / role}: scores off by {off:.1e} from what was saved" for role, off in rows if off > tolerance

@@ -20,17 +20,21 @@ from transformers import (
 
 from pitcli.data.records import Message
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.generation.methods import Asked
+from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.batches import Batch
+from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.loading import load_base, lora_config
 from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training import rollouts
-from pitcli.engine.training.rollouts import group_batches
+from pitcli.engine.training.curriculum import Curriculum
+from pitcli.engine.training.rollouts import lay_out
 from pitcli.equations import clipped_policy_loss, sequence_kl
-from pitcli.settings.base import LoraSettings
+from pitcli.settings.base import LoraSettings, Stage
 from pitcli.settings.training import RlConfig
+from pitcli.stages.rl import rl_task
 from tests.conftest import WithRoles
 
 NEVER = -1  # a stop id that no model writes
@@ -190,9 +194,11 @@ def test_other_architectures(positions: str) -> None:
         assert_same(generate(model, None, [prompt], [seed], Decoding(1.0, 1.0, STEPS, 4)), [sample])
 
 
-def whole_logprobs(model: RoleModel, prompt: list[int], sample: Sample, temperature: float) -> list[float]:
+def whole_logprobs(
+    model: RoleModel, prompt: list[int], sample: Sample, temperature: float, role: str | None = None
+) -> list[float]:
     """The sample's log-probs from one pass over the whole conversation, without cache, batch or padding."""
-    with torch.no_grad():
+    with torch.no_grad(), model.role(role):
         logits_TV = model.base(input_ids=torch.tensor([prompt + sample.token_ids]), use_cache=False).logits[0]
     logprobs_TV = torch.log_softmax(logits_TV[len(prompt) - 1 : -1].double() / temperature, -1)
     return logprobs_TV[range(len(sample.token_ids)), sample.token_ids].tolist()
@@ -203,7 +209,7 @@ def test_logprobs_are_those_of_the_model(model: RoleModel, temperature: float) -
     drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, 4))
     assert 0 < sum(sample.finished for sample in drawn) < len(drawn)
     for prompt, sample in zip(PROMPTS, drawn, strict=True):
-        assert sample.logprobs == pytest.approx(whole_logprobs(model, prompt, sample, temperature), abs=1e-4)
+        assert sample.logprobs == pytest.approx(whole_logprobs(model, prompt, sample, temperature, IMPROVER), abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -211,25 +217,25 @@ def test_a_rollout_starts_at_ratio_one_and_kl_zero(
     small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles, tmp_path: Path, temperature: float
 ) -> None:
     model = with_roles(small_llama(), 0, IMPROVER)
-    model.save_role(IMPROVER, tmp_path)
-    model.load_role(REFERENCE, tmp_path)
+    save_role(model, IMPROVER, tmp_path)
+    load_role(model, REFERENCE, tmp_path)
     drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, 4))
     examples = [Example(prompt, sample.token_ids) for prompt, sample in zip(PROMPTS, drawn, strict=True)]
     batch = completion_batch(examples, pad_id=0)
     old_N = torch.tensor([logprob for sample in drawn for logprob in sample.logprobs])
     lengths = [len(sample.token_ids) for sample in drawn]
     model.use(IMPROVER)
-    logprobs_N = model.completion_logprobs(batch, temperature)
+    logprobs_N = completion_logprobs(model, batch, temperature)
     assert (logprobs_N - old_N).abs().max() < 1e-4
     loss, clipped = clipped_policy_loss(logprobs_N, old_N, torch.ones(len(old_N)), clip_range=0.001)
     assert float(clipped) == 0
     assert float(loss) == pytest.approx(-sum(len(sample.token_ids) for sample in drawn), rel=1e-4)
     model.use(REFERENCE)
-    ref_logprobs_N = model.completion_logprobs(batch, temperature)
+    ref_logprobs_N = completion_logprobs(model, batch, temperature)
     assert torch.equal(ref_logprobs_N, logprobs_N)
     assert sequence_kl(old_N, ref_logprobs_N, lengths).abs().max() < 1e-3
     model.use(None)
-    base_logprobs_N = model.completion_logprobs(batch, temperature)
+    base_logprobs_N = completion_logprobs(model, batch, temperature)
     assert sequence_kl(old_N, base_logprobs_N, lengths).mean() > 0.1
 
 
@@ -248,23 +254,26 @@ def test_old_logprobs_are_those_of_training_where_sampling_rounds_otherwise(
         return [one._replace(logprobs=[p - 0.01 for p in one.logprobs]) for one in generate(*arguments, **more)]
 
     monkeypatch.setattr(rollouts, "generate", noisy)
-    monkeypatch.setattr(rollouts, "sampled_otherwise", lambda model: rounded)
-    judge = rollouts.Judge(model, tiny_chat, 1.0, 8)
-    asked = [Asked((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
-    decoding = Decoding(1.0, 1.0, 6, tiny_chat.stop_id)
-    batches = rollouts.roll_out(judge, asked, decoding, 0, RlConfig(samples_per_prompt=2, micro_batch_size=2))
+    monkeypatch.setattr(rollouts, "training_rounds_otherwise", lambda model: rounded)
+    drafts = [PromptWithReference((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
+    config = RlConfig(
+        **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},
+        curriculum_stages=(Stage.policy,),
+    )
+    task = rl_task(config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0)
+    rollout = task.batch(0)
     model.use(IMPROVER, train=True)
-    for batch in batches:
-        logprobs_N = model.completion_logprobs(batch.batch)
+    for batch in rollout.micro_batches:
+        logprobs_N = completion_logprobs(model, batch.batch)
         apart_N = logprobs_N - batch.old_logprobs_N
         assert torch.allclose(apart_N, torch.full_like(apart_N, 0.0 if rounded else 0.01), atol=0 if rounded else 1e-4)
-    assert (batches[0].metrics["kl"] == 0) == rounded
+    assert (rollout.metrics["kl"] == 0) == rounded
 
 
 def test_prompts_whose_samples_are_alike() -> None:
     one, other = Sample([3, 4], [0.0, 0.0], True), Sample([3], [0.0], True)
-    assert rollouts.alike_share([one, one, one, other], 2) == 0.5
-    assert rollouts.alike_share([one, other], 1) == 1
+    assert rollouts.identical_share([one, one, one, other], 2) == 0.5
+    assert rollouts.identical_share([one, other], 1) == 1
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 3, 16])
@@ -279,13 +288,13 @@ def test_samples_of_a_prompt_share_it_in_the_update(
     def read(batches: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:
         model.use(IMPROVER, train=True)
         model.zero_grad()
-        logprobs = [model.completion_logprobs(batch) for batch in batches]
+        logprobs = [completion_logprobs(model, batch) for batch in batches]
         torch.cat([one.exp() for one in logprobs]).sum().backward()
         gradients = [p.grad.clone() for p in model.role_parameters(IMPROVER).values() if p.grad is not None]
         return [one.detach() for one in logprobs], gradients
 
     alone, wanted = read([completion_batch([example], 0) for example in examples])
-    rows, batches = group_batches(model, PROMPTS, drawn, config)
+    batches, rows, _ = lay_out(model, PROMPTS, [sample.token_ids for sample in drawn], config)
     packed, gradients = read(batches)
     assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
     assert max(map(len, rows)) <= micro_batch_size
@@ -295,7 +304,7 @@ def test_samples_of_a_prompt_share_it_in_the_update(
     for one, other in zip(wanted, gradients, strict=True):
         assert (one - other).abs().max() < 1e-5 * max(1, float(one.abs().max()))
     monkeypatch.setitem(vars(model), "packs_trees", False)
-    rows, batches = group_batches(model, PROMPTS, drawn, config)
+    batches, rows, _ = lay_out(model, PROMPTS, [sample.token_ids for sample in drawn], config)
     apart, _ = read(batches)
     assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
     for of_batch, logprobs_N in zip(rows, apart, strict=True):

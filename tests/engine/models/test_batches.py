@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from pitcli.data.templates import Example
-from pitcli.engine.models.batches import (
-    PASS_TOKENS,
-    Batch,
-    length_sorted_chunks,
-    micro_batch_rows,
-    pad_left,
-    pad_right,
-    padding_shares,
-    rows_of_step,
-    steps_per_epoch,
-)
+from pitcli.engine.models.batches import PASS_TOKENS, Batch, length_sorted_chunks, pad_left, pad_right, padding_share
 from pitcli.engine.models.trees import completion_batch
+from pitcli.engine.training.schedule import micro_batch_rows, rows_of_step, steps_per_epoch
 from pitcli.settings.training import SftConfig
 
 CPU = torch.device("cpu")
@@ -44,10 +35,10 @@ def test_what_predicts_the_completions_is_wanted() -> None:
     assert isinstance(batch.to(CPU), Batch)
 
 
-def test_the_padding_of_a_step_is_the_sum_of_its_micro_batches() -> None:
+def test_the_share_of_padding_in_a_step() -> None:
     wide = completion_batch([Example([1, 2, 3], [4, 5]), Example([6], [7])], pad_id=0)
     narrow = completion_batch([Example([1], [2])], pad_id=0)
-    assert padding_shares([wide, narrow]) == [3 / 12, 0]
+    assert padding_share([wide, narrow]) == 3 / 12
 
 
 def test_an_epoch_takes_each_row_once() -> None:

@@ -25,15 +25,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.sampling import Decoding, generate
-from pitcli.engine.models import logprobs
-from pitcli.engine.models import roles as models
+from pitcli.engine.models import forward, loading, logprobs
+from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.bases import base_digest
 from pitcli.engine.models.batches import Batch, pad_right
+from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
 from pitcli.engine.models.loading import keep_unpacked, load_base, lora_config, pick_device
+from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.packing import tree_batch
 from pitcli.engine.models.roles import GAP, IMPROVER, POLICY, RoleModel, fingerprint
 from pitcli.engine.models.trees import Tree, completion_batch
-from pitcli.engine.training.inputs import EarlierRun, open_base
 from pitcli.errors import RunError
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import BaseIdentity, DataIdentity, Manifest
 from pitcli.settings.base import Device, LoraSettings
 from pitcli.settings.training import SftConfig
@@ -141,7 +144,7 @@ def test_training_a_role_moves_nothing_else(model: RoleModel, batch: Batch) -> N
     model.use(IMPROVER, train=True)
     ours = parameter_ids(model, IMPROVER)
     optimizer = torch.optim.SGD(model.role_parameters(IMPROVER).values(), lr=0.1)
-    model.completion_logprobs(batch).sum().backward()
+    completion_logprobs(model, batch).sum().backward()
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) not in ours), name
@@ -152,7 +155,7 @@ def test_logprobs_of_the_completions(model: RoleModel, batch: Batch) -> None:
     for temperature in (1.0, 0.5):
         logprobs_BTV = torch.log_softmax(logits(model.base, batch).double() / temperature, -1)
         with torch.no_grad():
-            found_N = model.completion_logprobs(batch, temperature)
+            found_N = completion_logprobs(model, batch, temperature)
         wanted = [
             logprobs_BTV[row, place - 1, token]
             for row, (prompt, completion) in enumerate(EXAMPLES)
@@ -167,7 +170,7 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
 
     def value_and_gradients() -> tuple[Tensor, dict[str, Tensor]]:
         model.zero_grad()
-        logprobs_N = model.completion_logprobs(batch, 0.7)
+        logprobs_N = completion_logprobs(model, batch, 0.7)
         (logprobs_N * weights_N).sum().backward()
         named = model.role_parameters(IMPROVER)
         return logprobs_N.detach(), {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
@@ -177,7 +180,7 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
         return logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
 
     with monkeypatch.context() as context:
-        context.setattr(models, "token_logprobs", plainly)
+        context.setattr(forward, "token_logprobs", plainly)
         whole, whole_gradients = value_and_gradients()
     assert len(whole_gradients) == 28
     for rows in (512, 4):  # of 3 + 5 + 1 completion tokens
@@ -226,9 +229,9 @@ def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -
         model.use(role, train=True)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             if role == GAP:
-                values_N = model.scores(model.tree_batch(TREES))
+                values_N = scores(model, tree_batch(model, TREES))
             else:
-                values_N = model.completion_logprobs(completion_batch(EXAMPLES, PAD))
+                values_N = completion_logprobs(model, completion_batch(EXAMPLES, PAD))
         values_N.square().sum().backward()
         gradients = [p.grad.clone() for p in model.role_parameters(role).values() if p.grad is not None]
         return values_N.detach(), gradients, kept
@@ -251,10 +254,10 @@ def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -
 def test_saving_and_loading_is_exact(
     role: str, model: RoleModel, small_llama: Callable[[], PreTrainedModel], batch: Batch, tmp_path: Path
 ) -> None:
-    model.save_role(role, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", models.WEIGHTS}
+    save_role(model, role, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", loading.WEIGHTS}
     fresh = RoleModel(small_llama(), PAD)
-    fresh.load_role(role, tmp_path)
+    load_role(fresh, role, tmp_path)
     ours, theirs = model.role_parameters(role), fresh.role_parameters(role)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -262,12 +265,12 @@ def test_saving_and_loading_is_exact(
     fresh.use(role)
     assert torch.equal(logits(model.base, batch), logits(fresh.base, batch))
     if role == GAP:
-        assert torch.equal(torch.stack(model.score_trees(TREES, 8)), torch.stack(fresh.score_trees(TREES, 8)))
+        assert torch.equal(torch.stack(score_trees(model, TREES, 8)), torch.stack(score_trees(fresh, TREES, 8)))
 
 
 def test_a_saved_adapter_loads_under_another_role(model: RoleModel, batch: Batch, tmp_path: Path) -> None:
-    model.save_role(IMPROVER, tmp_path)
-    model.load_role("reference", tmp_path)
+    save_role(model, IMPROVER, tmp_path)
+    load_role(model, "reference", tmp_path)
     model.use(IMPROVER)
     improved = logits(model.base, batch)
     model.use("reference")
@@ -279,7 +282,7 @@ def test_plain_peft_loads_the_improver(
     load_in_4bit: bool, llama_folder: Path, with_roles: WithRoles, batch: Batch, tmp_path: Path
 ) -> None:
     model = with_roles(load_base(llama_folder, load_in_4bit, CPU), PAD, IMPROVER)
-    model.save_role(IMPROVER, tmp_path)
+    save_role(model, IMPROVER, tmp_path)
     base = AutoModelForCausalLM.from_pretrained(
         llama_folder, dtype=torch.float32, quantization_config=NF4 if load_in_4bit else None
     )
@@ -295,8 +298,8 @@ def test_plain_peft_loads_the_gap_model(
 ) -> None:
     """The config of the base says pad = stop, as SmolLM2's does: pad_token_id must be the tokenizer's."""
     model = with_roles(load_base(llama_folder, load_in_4bit, CPU), PAD, GAP)
-    model.save_role(GAP, tmp_path)
-    scores_N = torch.cat(model.score_trees(TREES, 8))
+    save_role(model, GAP, tmp_path)
+    scores_N = torch.cat(score_trees(model, TREES, 8))
     assert scores_N.std() > 0.1
     conversations = [ids for tree in TREES for ids in tree.conversations()]
     input_ids_BT = pad_right(conversations, PAD)
@@ -321,23 +324,23 @@ def test_plain_peft_loads_the_gap_model(
 
 
 def test_an_adapter_of_another_base_is_refused(model: RoleModel, tmp_path: Path) -> None:
-    model.save_role(IMPROVER, tmp_path)
+    save_role(model, IMPROVER, tmp_path)
     config = model.base.config.to_dict()
     wider = RoleModel(type(model.base)(type(model.base.config)(**{**config, "intermediate_size": 128})), PAD)
     with pytest.raises(RunError, match="do not fit the base model"):
-        wider.load_role(IMPROVER, tmp_path)
+        load_role(wider, IMPROVER, tmp_path)
 
 
 def test_a_gap_model_is_no_improver(
     model: RoleModel, small_llama: Callable[[], PreTrainedModel], tmp_path: Path
 ) -> None:
-    model.save_role(GAP, tmp_path / "gap")
-    model.save_role(IMPROVER, tmp_path / "improver")
+    save_role(model, GAP, tmp_path / "gap")
+    save_role(model, IMPROVER, tmp_path / "improver")
     fresh = RoleModel(small_llama(), PAD)
     with pytest.raises(RunError, match="a gap model found for role improver"):
-        fresh.load_role(IMPROVER, tmp_path / "gap")
+        load_role(fresh, IMPROVER, tmp_path / "gap")
     with pytest.raises(RunError, match="no gap head found for role gap"):
-        fresh.load_role(GAP, tmp_path / "improver")
+        load_role(fresh, GAP, tmp_path / "improver")
 
 
 def test_four_bits_are_nf4_with_double_quantisation(tiny_folder: Path) -> None:
@@ -465,6 +468,6 @@ def test_a_neox_base_has_roles(with_roles: WithRoles, batch: Batch) -> None:
     model.use(IMPROVER)
     logprobs_BTV = torch.log_softmax(logits(model.base, batch), -1)
     with torch.no_grad():
-        found_N = model.completion_logprobs(batch)
+        found_N = completion_logprobs(model, batch)
     # the last row: prompt of two tokens, then STOP, predicted at place 1
     assert float(found_N[-1]) == pytest.approx(float(logprobs_BTV[2, 1, STOP]), abs=1e-5)

@@ -25,11 +25,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pitcli.data.records import Comparison, Message, PreferencePair
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.improving.scoring import calibrated_gaps
-from pitcli.engine.models import attention
-from pitcli.engine.models import forward as tree_passes
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.models import attention, tree_support
 from pitcli.engine.models.attention import tree_mask
+from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
 from pitcli.engine.models.loading import load_base
+from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.engine.models.trees import (
     Tree,
@@ -99,9 +100,9 @@ def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
 
 def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float = 1e-5) -> None:
     model.use(GAP, train=True)
-    batch = model.tree_batch(trees)
+    batch = tree_batch(model, trees)
     assert len(batch.input_ids_BT) == len(trees)
-    packed_N, separate_N = model.scores(batch), separate_scores(model, trees)
+    packed_N, separate_N = scores(model, batch), separate_scores(model, trees)
     assert separate_N.std() > 0.02  # the comparison below means something
     assert (packed_N - separate_N).abs().max() < 1e-5
     packed, separate = gradients(model, packed_N), gradients(model, separate_N)
@@ -111,7 +112,7 @@ def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float 
         assert (packed[name] - gradient).norm() < 1e-4 * gradient.norm(), name
     whole = torch.cat([gradient.flatten() for gradient in separate.values()])
     assert (torch.cat([packed[name].flatten() for name in separate]) - whole).norm() < 1e-5 * whole.norm()
-    assert torch.cat(model.score_trees(trees, micro_batch_size=8)).tolist() == pytest.approx(
+    assert torch.cat(score_trees(model, trees, micro_batch_size=8)).tolist() == pytest.approx(
         separate_N.tolist(), abs=1e-5
     )
 
@@ -129,7 +130,7 @@ def test_rows_are_read_as_by_the_model_itself(architecture: str, with_roles: Wit
     model = with_roles(base, 0, IMPROVER)
     model.use(IMPROVER)
     rows = [Example([3, 4, 5], [6, 7]), Example([8] * 60, [9, 10, 11]), Example([12], [13])]
-    logprobs_N = model.completion_logprobs(completion_batch(rows, 0))
+    logprobs_N = completion_logprobs(model, completion_batch(rows, 0))
     wanted = []
     for row in rows:
         ids = torch.tensor([row.prompt + row.completion])
@@ -159,7 +160,7 @@ def test_a_base_that_does_not_take_branches_takes_the_mask(
     trees = [random_tree(seed) for seed in range(5)]
     with torch.no_grad():
         separate_N = separate_scores(model, trees)
-        packed_N = model.scores(packed_batch(trees, 0))
+        packed_N = scores(model, packed_batch(trees, 0))
     assert separate_N.std() > 0.02
     assert (packed_N - separate_N).abs().max() < 1e-5
 
@@ -183,9 +184,9 @@ def test_scores_are_not_rounded_where_passes_are(with_roles: WithRoles) -> None:
     trees = [random_tree(seed) for seed in range(5)]
     model.use(GAP)
     with torch.no_grad():
-        wanted_N = model.scores(model.tree_batch(trees))
+        wanted_N = scores(model, tree_batch(model, trees))
         with torch.autocast("cpu", torch.bfloat16):
-            found_N = model.scores(model.tree_batch(trees))
+            found_N = scores(model, tree_batch(model, trees))
     assert found_N.dtype == torch.float32
     assert 0 < (found_N - wanted_N).abs().max() < 0.05
     assert not torch.equal(found_N.bfloat16().float(), found_N)
@@ -274,12 +275,12 @@ def test_scores_come_in_the_order_of_the_trees(
     model = with_roles(small_llama(), 0, GAP)
     trees = [Tree([[3] * length, [4, length], [5]], [-1, 0, 0], [1, 2]) for length in (2, 9, 4, 7, 1)]
     trees.insert(2, Tree([[3, 4], [5]], [-1, 0], [1]))  # one with fewer leaves
-    singly = [model.score_trees([tree], 1)[0] for tree in trees]
+    singly = [score_trees(model, [tree], 1)[0] for tree in trees]
     assert torch.cat(singly).std() > 0.1
     for micro_batch_size in (1, 4, 100):
-        for one, other in zip(model.score_trees(trees, micro_batch_size), singly, strict=True):
+        for one, other in zip(score_trees(model, trees, micro_batch_size), singly, strict=True):
             assert (one - other).abs().max() < 1e-5
-    assert model.score_trees([], 4) == []
+    assert score_trees(model, [], 4) == []
 
 
 WITHOUT_TREES = {
@@ -306,20 +307,20 @@ def test_a_base_without_tree_attention_reads_separately(
     architecture: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(tree_passes, "warn", warnings.append)
+    monkeypatch.setattr(tree_support, "warn", warnings.append)
     model = with_roles(random_model(WITHOUT_TREES[architecture]), 0, GAP)
     trees = [random_tree(seed) for seed in range(3)]
     model.use(GAP)
     assert not model.packs_trees
     assert len(warnings) == 1
     assert "does not take tree attention" in warnings[0]
-    input_ids_BT = model.tree_batch(trees).input_ids_BT
+    input_ids_BT = tree_batch(model, trees).input_ids_BT
     assert len(input_ids_BT) == 12
-    assert max(map(model.tokens_read, trees)) == input_ids_BT.numel() / 3
+    assert max(tokens_read(model, tree) for tree in trees) == input_ids_BT.numel() / 3
     with torch.no_grad():
         separate_N = separate_scores(model, trees)
     assert separate_N.std() > 0.1
-    assert (torch.cat(model.score_trees(trees, micro_batch_size=8)) - separate_N).abs().max() < 1e-5
+    assert (torch.cat(score_trees(model, trees, micro_batch_size=8)) - separate_N).abs().max() < 1e-5
 
 
 def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
@@ -327,17 +328,17 @@ def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRol
     model = with_roles(random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=48)), 0, GAP)
     short = Tree([[3] * 41, [4, 5, 6], [7] * 7], [-1, 0, 0], [1, 2])  # conversations of 44 and 48 tokens
     long = Tree([[3, 9] * 25, [4, 5, 6], [7, 8] * 4], [-1, 0, 0], [1, 2])
-    assert [model.tokens_read(tree) for tree in (short, long)] == [51, 2 * 58]
+    assert [tokens_read(model, tree) for tree in (short, long)] == [51, 2 * 58]
     model.use(GAP)
     assert model.packs_trees
-    assert len(model.tree_batch([short]).input_ids_BT) == 1
-    assert len(model.tree_batch([short, long]).input_ids_BT) == 4
+    assert len(tree_batch(model, [short]).input_ids_BT) == 1
+    assert len(tree_batch(model, [short, long]).input_ids_BT) == 4
     for tree in (short, long):
         with torch.no_grad():
             separate_N = separate_scores(model, [tree])
-        assert (torch.cat(model.score_trees([tree], micro_batch_size=8)) - separate_N).abs().max() < 1e-5
+        assert (torch.cat(score_trees(model, [tree], micro_batch_size=8)) - separate_N).abs().max() < 1e-5
     with torch.no_grad():
-        packed = model.scores(packed_batch([long], 0))
+        packed = scores(model, packed_batch([long], 0))
     assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
 
 
@@ -360,11 +361,12 @@ def test_gaps_of_samples_that_share_their_reference(
     tools = (Message("user", "Write 5 tools."),)
     groups = [(PAIR.prompt, "cat", ["dog", "fox dog", "cat", "owl"]), (tools, "cat", ["saw"]), (tools, "axe", ["saw"])]
     comparisons = [Comparison(prompt, text, reference) for prompt, reference, texts in groups for text in texts]
-    together = calibrated_gaps(model, tiny_chat, comparisons, 0.5, micro_batch_size)
-    singly = torch.cat([calibrated_gaps(model, tiny_chat, [one], 0.5, 2) for one in comparisons])
+    gap_model, by_two = (GapModel(model, tiny_chat, 0.5, size) for size in (micro_batch_size, 2))
+    together = gap_model.gaps(comparisons)
+    singly = torch.cat([by_two.gaps([comparison]) for comparison in comparisons])
     assert (together - singly).abs().max() < 1e-5
     assert float(together[2]) == 0.0  # a copy
     assert together.abs().max() > 0.1
     back = [Comparison(one.prompt, one.reference_response, one.response) for one in comparisons]
-    assert (calibrated_gaps(model, tiny_chat, back, 0.5, micro_batch_size) + together).abs().max() < 1e-5
-    assert len(calibrated_gaps(model, tiny_chat, [], 0.5, micro_batch_size)) == 0
+    assert (gap_model.gaps(back) + together).abs().max() < 1e-5
+    assert len(gap_model.gaps([])) == 0

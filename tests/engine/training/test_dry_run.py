@@ -12,9 +12,10 @@ import yaml
 
 from pitcli.cli import main
 from pitcli.engine.models.bases import resolve_base
-from pitcli.engine.models.batches import micro_batch_rows
 from pitcli.engine.training.dry_run import duration
-from pitcli.engine.training.footprint import all_micro_batches, padded, shape_of
+from pitcli.engine.training.footprint import _all_micro_batches, padded, shape_of
+from pitcli.engine.training.loop import PlannedRows
+from pitcli.engine.training.schedule import micro_batch_rows
 from pitcli.settings.training import SftConfig
 
 WORDS = {"prompt": "Write 4 words about sun.", "chosen": "sun is very hot", "rejected": "moon"}
@@ -61,7 +62,7 @@ def test_a_folder_that_is_taken_fails_here_too(data: Path, capsys: pytest.Captur
 def test_what_memory_does_not_hold_is_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pitcli.engine.training.dry_run.memory_there", lambda device: 50 * 2**20)
+    monkeypatch.setattr("pitcli.engine.training.dry_run.memory_available", lambda device: 50 * 2**20)
     assert main(["train-reward", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 3
     assert "are wanted and 0.0 GiB are there; --micro-batch-size" in capsys.readouterr().err
 
@@ -91,7 +92,7 @@ def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
     lengths = [5, 5, 5, 30, 2, 2, 2, 2]
     config = SftConfig(batch_size=4)
     cpu = torch.device("cpu")
-    chunks = all_micro_batches(lengths, 4, config, 2, cpu)
+    chunks = _all_micro_batches(PlannedRows(lengths, 2, build=list), 4, config, cpu)  # type: ignore[arg-type]
     trained_on = [chunk for step in range(4) for chunk in micro_batch_rows(step, lengths, config, 2, cpu)]
     assert chunks == trained_on
     assert sorted(row for chunk in chunks for row in chunk) == sorted([*range(8)] * 2)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from pitcli.data.records import Message, Prompt
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.generation.continuous_batching import Call
 from pitcli.engine.generation.sampling import Decoding, Sample
+from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import Method
 
@@ -28,8 +28,8 @@ class Writer(NamedTuple):
     policy: str | None
 
 
-class Asked(NamedTuple):
-    """x and y_ref: what a better response is wanted for."""
+class PromptWithReference(NamedTuple):
+    """x and y_ref, the response to improve."""
 
     prompt: Prompt
     reference_response: str
@@ -44,26 +44,26 @@ class Proposal(NamedTuple):
     extra: dict[str, Any]
 
 
-Writing = Generator[Call, Sample, Proposal]  # asks for what the model shall write, and is sent it
+Proposing = Generator[Request, Sample, Proposal]  # yields what the model shall write, and is sent the sample
 
 
-def improve_once(writer: Writer, asked: Asked, seed: int) -> Writing:
+def improve_once(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """y ~ improver(x, y_ref)."""
-    return _proposal(writer, (yield Call(writer.chat.improver_prompt(*asked), seed)))
+    return _proposal(writer, (yield Request(writer.chat.improver_prompt(*row), seed)))
 
 
-def resample(writer: Writer, asked: Asked, seed: int) -> Writing:
+def resample(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """y ~ policy(x), whatever y_ref is."""
-    return _proposal(writer, (yield Call(writer.chat.policy_prompt(asked.prompt), seed)))
+    return _proposal(writer, (yield Request(writer.chat.policy_prompt(row.prompt), seed)))
 
 
-def self_refine(writer: Writer, asked: Asked, seed: int) -> Writing:
+def self_refine(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """Feedback on y_ref by the policy, then a new response by it that follows the feedback; two calls."""
     chat = writer.chat
-    prompt = (*asked.prompt, Message("assistant", asked.reference_response), Message("user", FEEDBACK_INSTRUCTION))
-    said = _proposal(writer, (yield Call(chat.policy_prompt(prompt), seed)))
+    prompt = (*row.prompt, Message("assistant", row.reference_response), Message("user", FEEDBACK_INSTRUCTION))
+    said = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed)))
     prompt = (*prompt, Message("assistant", said.response), Message("user", REFINE_INSTRUCTION))
-    after = _proposal(writer, (yield Call(chat.policy_prompt(prompt), seed ^ 1)))
+    after = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed ^ 1)))
     tokens = said.generated_tokens + after.generated_tokens
     return after._replace(generated_tokens=tokens, extra={"feedback": said.response})
 
@@ -81,7 +81,7 @@ def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
     return max_new_tokens + turns + sum(map(len, instructions))
 
 
-PROPOSE: dict[Method, Callable[[Writer, Asked, int], Writing]] = {
+PROPOSE: dict[Method, Callable[[Writer, PromptWithReference, int], Proposing]] = {
     Method.pit: improve_once,
     Method.resample: resample,
     Method.best_of_n: resample,

@@ -63,44 +63,52 @@ def generate(
     The prompts are read once whatever samples_per_prompt is. Rows that have stopped leave the batch when half of
     it has stopped. The log-probs are those of the temperature-scaled distribution before top-p.
     """
-    model.use(role)
     device = model.device
     input_ids_BT, mask_BT = (tensor.to(device) for tensor in pad_left(prompts, model.pad_id))
     cache = DynamicCache(config=model.base.config)
-    hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
-    if samples_per_prompt > 1:
-        cache.batch_repeat_interleave(samples_per_prompt)
-        hidden_BD, mask_BT = (t.repeat_interleave(samples_per_prompt, 0) for t in (hidden_BD, mask_BT))
-
     uniforms_BS = row_uniforms(seeds, decoding.max_new_tokens).to(device)
-    tokens: list[list[int]] = [[] for _ in seeds]
-    logprobs: list[list[float]] = [[] for _ in seeds]
-    finished = [False] * len(seeds)
+    samples = [Sample([], [], False) for _ in seeds]
     rows = list(range(len(seeds)))  # which response each row of the shrinking batch is
-    for step in range(decoding.max_new_tokens):
-        logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
-        if step < decoding.min_new_tokens:
-            logits_BV[:, decoding.stop_id] = -torch.inf
-        picked_B = pick_tokens(logits_BV, uniforms_BS[rows, step], decoding.temperature, decoding.top_p)
-        logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
-        picked_logprobs = logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1).tolist()
-        for row, token, logprob in zip(rows, picked_B.tolist(), picked_logprobs, strict=True):
-            if not finished[row]:
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
-                finished[row] = token == decoding.stop_id
-        running = [place for place, row in enumerate(rows) if not finished[row]]
-        if not running or step == decoding.max_new_tokens - 1:
-            break
-        if len(running) <= len(rows) // 2:
-            keep = torch.tensor(running, device=device)
-            cache.batch_select_indices(keep)
-            mask_BT, picked_B = mask_BT[keep], picked_B[keep]
-            rows = [rows[place] for place in running]
-        positions_B1 = mask_BT.sum(-1, keepdim=True)
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], -1)
-        hidden_BD = _advance(model, cache, picked_B[:, None], mask_BT, positions_B1)
-    return [Sample(*row) for row in zip(tokens, logprobs, finished, strict=True)]
+    with model.role(role):
+        hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
+        if samples_per_prompt > 1:
+            cache.batch_repeat_interleave(samples_per_prompt)
+            hidden_BD, mask_BT = (t.repeat_interleave(samples_per_prompt, 0) for t in (hidden_BD, mask_BT))
+        for step in range(decoding.max_new_tokens):
+            logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
+            if step < decoding.min_new_tokens:
+                logits_BV[:, decoding.stop_id] = -torch.inf
+            picked_B, logprobs_B = draw(logits_BV, uniforms_BS[rows, step], decoding)
+            for row, token, logprob in zip(rows, picked_B.tolist(), logprobs_B.tolist(), strict=True):
+                samples[row] = _with_token(samples[row], token, logprob, decoding.stop_id)
+            running = [index for index, row in enumerate(rows) if not samples[row].finished]
+            if not running or step == decoding.max_new_tokens - 1:
+                break
+            if len(running) <= len(rows) // 2:
+                keep = torch.tensor(running, device=device)
+                cache.batch_select_indices(keep)
+                mask_BT, picked_B = mask_BT[keep], picked_B[keep]
+                rows = [rows[index] for index in running]
+            positions_B1 = mask_BT.sum(-1, keepdim=True)
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], -1)
+            hidden_BD = _advance(model, cache, picked_B[:, None], mask_BT, positions_B1)
+    return samples
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    """A token of each row, and its log-prob under the temperature-scaled distribution; shape (B,) each."""
+    picked_B = pick_tokens(logits_BV, uniforms_B, decoding.temperature, decoding.top_p)
+    logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
+    return picked_B, logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1)
+
+
+def _with_token(sample: Sample, token: int, logprob: float, stop_id: int) -> Sample:
+    """The sample with one token more; as it is if it had ended (its row is in the batch still)."""
+    if sample.finished:
+        return sample
+    sample.token_ids.append(token)
+    sample.logprobs.append(logprob)
+    return sample._replace(finished=token == stop_id)
 
 
 def _advance(

@@ -52,6 +52,20 @@ def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype, device: torc
     return mask_BTT[:, None]
 
 
+def branches_mask(branches_BS2: Tensor) -> Tensor:
+    """What `attend` takes for rows with branches: shape (B, 1, S, 2), as branches_of."""
+    return branches_BS2[:, None]
+
+
+def pieces_mask(pieces: Sequence[tuple[int, int, int]]) -> Tensor:
+    """What `attend` takes for generation without padding: shape (1, 1, R, 3).
+
+    Each piece is some of the only row's tokens in turn: how many, the row of keys that they go on from (there may be
+    many), and how many keys that row held before.
+    """
+    return torch.tensor([[pieces]])
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -64,9 +78,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """For transformers: of states of shape (B, heads, T, D) the attention of shape (B, T, heads, D).
 
-    attention_mask: branches of shape (B, 1, S, 2); or pieces of shape (1, 1, R, 3), each so many of the only row's
-    tokens in turn, the row of keys that they go on from (there may be many), and how many it held before; or what
-    scaled-dot-product attention takes.
+    The mask says who sees whom; transformers hands on whatever it is given for one:
+
+    | made by       | dtype         | shape        | attention                                          |
+    |---------------|---------------|--------------|----------------------------------------------------|
+    | branches_mask | int64         | (B, 1, S, 2) | each token sees its own branch                     |
+    | pieces_mask   | int64         | (1, 1, R, 3) | each piece sees the keys of its row, and itself    |
+    | transformers  | None or other | any          | torch's scaled-dot-product attention               |
     """
     if attention_mask is None or attention_mask.dtype != torch.long:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)

@@ -1,16 +1,11 @@
 """Token ids of conversations to padded tensors. Masks always mean keep."""
 
-import random
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from pitcli.processes.ranks import process_count
-from pitcli.settings.base import OptimSettings
 
 # what a pass costs besides that for each of its tokens, in tokens; on GPUs thousands of small kernels and the weights
 # of a 4-bit base, which become bf16 each time
@@ -61,54 +56,10 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
     return torch.tensor(input_ids), torch.tensor(mask)
 
 
-def padding_shares(batches: Sequence[Batch]) -> list[float]:
-    """What each micro-batch adds to the share of padding among all that a step's passes read."""
+def padding_share(batches: Sequence[Batch]) -> float:
+    """The share of padding among all that a step's passes read."""
     cells = sum(batch.input_ids_BT.numel() for batch in batches)
-    return [(batch.input_ids_BT.numel() - batch.tokens) / cells for batch in batches]
-
-
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    return -(-rows // batch_size)
-
-
-def planned_steps(rows: int, config: OptimSettings) -> int:
-    """The steps of all epochs, or --max-steps where that is less."""
-    steps = steps_per_epoch(rows, config.batch_size) * config.epochs
-    return min(config.max_steps or steps, steps)
-
-
-def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
-    """Which rows a step trains on: each epoch is its own shuffle, a function of the seed and the epoch alone."""
-    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    return list(_order(epoch, rows, seed)[place * batch_size : (place + 1) * batch_size])
-
-
-@lru_cache(maxsize=2)  # every step of an epoch asks for it
-def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
-    order = list(range(rows))
-    random.Random(f"{seed}-{epoch}").shuffle(order)
-    return tuple(order)
-
-
-def micro_batch_rows(
-    step: int, lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
-) -> list[list[int]]:
-    """The rows of a step in its micro-batches, those of like length together; at_once as in training_chunks."""
-    rows = rows_of_step(step, len(lengths), config.batch_size, config.seed)
-    chunks = training_chunks([lengths[row] for row in rows], config, at_once, device)
-    return [[rows[place] for place in chunk] for chunk in chunks]
-
-
-def training_chunks(
-    lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
-) -> list[list[int]]:
-    """A step's rows in micro-batches: at_once rows each, or what --tokens-per-batch holds.
-
-    They are smaller where not every process would get one.
-    """
-    size = len(lengths) if config.tokens_per_batch else at_once
-    one_for_each = max(1, min(size, -(-len(lengths) // process_count())))
-    return length_sorted_chunks(lengths, one_for_each, device, config.tokens_per_batch)
+    return sum((batch.input_ids_BT.numel() - batch.tokens) / cells for batch in batches)
 
 
 def length_sorted_chunks(

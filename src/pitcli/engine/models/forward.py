@@ -1,89 +1,65 @@
-"""Passes of a base over a batch, and in which form it takes trees, which is seen by trying it."""
+"""Passes of a model under the role in use: log-probs of completions, and scores of the gap model."""
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from pitcli.console import warn
-from pitcli.engine.models.attention import BY_BRANCH, kernels_work, tree_mask
-from pitcli.engine.models.batches import Batch
-from pitcli.engine.models.trees import Tree, packed_batch, separate_batch
+from pitcli.data.templates import Example
+from pitcli.engine.models.batches import Batch, length_sorted_chunks
+from pitcli.engine.models.logprobs import token_logprobs
+from pitcli.engine.models.packing import packs, tokens_read, tree_batch
+from pitcli.engine.models.roles import GAP, RoleModel
+from pitcli.engine.models.tree_support import Form, base_states
+from pitcli.engine.models.trees import Tree, completion_batch, separate_batch
 
-TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
-# as the base does by itself; with the branches that BY_BRANCH takes; under the mask that any other attention takes
-Form = Literal["plain", "branches", "mask"]
-# what is out of place, or seen by mistake, is so by many tokens
-PROBE = Tree([[token % 7 for token in range(length)] for length in (4, 5, 24, 32)], [-1, 0, 1, 1], [2, 3])
+PROBE_TOKENS = 16
 
 
-def transformer_of(base: PreTrainedModel) -> nn.Module:
-    """A base without its output layer: token ids to hidden states."""
-    return getattr(base, base.base_model_prefix)
+def hidden_states(model: RoleModel, batch: Batch) -> Tensor:
+    """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
+    are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
+    form: Form = "mask" if are_trees else "plain"
+    if model.reads_branches and (are_trees or packs(model, width)):
+        form = "branches"
+    return base_states(model.base, batch, form)
 
 
-def hidden_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
-    """The last hidden states that are wanted of a batch, shape (N, D)."""
-    mask, positions_BT = None, batch.position_ids_BT
-    if form == "branches":
-        mask = batch.branches_BS2[:, None]
-    elif form == "mask":
-        mask = tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], base.dtype, base.device)
-    if positions_BT is None and mask is not None:  # or some models would count them from a mask of two axes
-        positions_BT = torch.arange(batch.input_ids_BT.shape[1]).expand_as(batch.input_ids_BT)
-    output = transformer_of(base)(
-        input_ids=batch.input_ids_BT, attention_mask=mask, position_ids=positions_BT, use_cache=False
-    )
-    return output.last_hidden_state[batch.rows_N, batch.places_N]
+def completion_logprobs(model: RoleModel, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
+    output_layer = model.base.get_output_embeddings()
+    return token_logprobs(hidden_states(model, batch), output_layer, batch.targets_N, temperature)
 
 
-@torch.no_grad()
-def attends_by_branch(base: PreTrainedModel, pad_id: int) -> bool:
-    """Whether the base, on a CPU, takes the attention of attention.py; if it does, it keeps it from here on."""
-    usual = base.config._attn_implementation
-    if base.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH) or not kernels_work():
-        return False
-    if not _attends_by_interface(base):
-        return False
-    separate, packed = separate_batch([PROBE], pad_id), packed_batch([PROBE], pad_id)
-    wanted = hidden_states(base, separate, "plain")
-    base.set_attn_implementation(BY_BRANCH)
-    if _apart(base, wanted, [separate, packed], "branches") <= _tolerance(base):
-        return True
-    base.set_attn_implementation(usual)
-    return False
+def scores(model: RoleModel, batch: Batch) -> Tensor:
+    """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
+    assert model.gap_head is not None
+    states_ND = hidden_states(model, batch).float()
+    with torch.autocast(model.device.type, enabled=False):  # which would round the scores to bf16
+        return model.gap_head(states_ND).squeeze(-1)
 
 
 @torch.no_grad()
-def takes_tree_masks(base: PreTrainedModel, pad_id: int) -> bool:
-    """Whether the base, under masks of ours, gives packed trees the states of separate passes; a warning if not."""
-    why = "its attention is code of its own"
-    if _attends_by_interface(base):
-        separate, packed = (make([PROBE], pad_id).to(base.device) for make in (separate_batch, packed_batch))
-        apart = _apart(base, hidden_states(base, separate, "plain"), [packed], "mask")
-        if apart <= _tolerance(base):
-            return True
-        why = f"off by {apart:.1e}"
-    warn(f"this base does not take tree attention ({why}); every ordering is read by itself")
-    return False
+def score_trees(model: RoleModel, trees: Sequence[Tree], micro_batch_size: int) -> list[Tensor]:
+    """r_gap of the leaves of each tree, on the CPU; about micro_batch_size leaves are scored together."""
+    scores_of_tree: list[Tensor] = [torch.empty(0)] * len(trees)
+    at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
+    with model.role(GAP):
+        for chunk in length_sorted_chunks([tokens_read(model, tree) for tree in trees], at_once, model.device):
+            scores_N = scores(model, tree_batch(model, [trees[index] for index in chunk])).cpu()
+            for index, part in zip(chunk, scores_N.split([len(trees[i].leaves) for i in chunk]), strict=True):
+                scores_of_tree[index] = part
+    return scores_of_tree
 
 
-def _attends_by_interface(base: PreTrainedModel) -> bool:
-    """Whether nothing but the mask says who sees whom; GPT-Neo's own attention, say, hides what is far off in a row."""
-    return base._supports_attention_backend
-
-
-def _apart(base: PreTrainedModel, wanted: Tensor, batches: Sequence[Batch], form: Form) -> float:
-    """How far the hidden states of batches are from others, relative; infinitely where the base cannot give them."""
-    try:
-        found = [hidden_states(base, batch, form).float() for batch in batches]
-    except Exception:  # whatever the code of a model does with a mask that it does not know
-        return math.inf
-    return max(float((states - wanted).abs().max() / wanted.abs().max()) for states in found)
-
-
-def _tolerance(base: PreTrainedModel) -> float:
-    return TREE_TOLERANCE[base.dtype]
+@torch.no_grad()
+def probe(model: RoleModel, role: str) -> list[float]:
+    """What a role says of a few fixed tokens: the gap model their score, the others their log-probs."""
+    vocabulary = model.base.config.get_text_config().vocab_size
+    ids = [(7 * index + 3) % vocabulary for index in range(PROBE_TOKENS)]
+    with model.role(role):
+        if role == GAP:
+            tree = Tree([ids], [-1], [0])
+            return scores(model, separate_batch([tree], model.pad_id).to(model.device)).tolist()
+        batch = completion_batch([Example(ids[:4], ids[4:])], model.pad_id)
+        return completion_logprobs(model, batch.to(model.device)).tolist()

@@ -21,9 +21,9 @@ from transformers import (
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.engine.models.bases import check_entries, read_json, reading
-from pitcli.engine.models.forward import transformer_of
+from pitcli.engine.models.tree_support import transformer_of
 from pitcli.errors import RunError
-from pitcli.processes.ranks import local_index, process_count
+from pitcli.processes.ranks import local_rank, world_size
 from pitcli.runs.files import DIGESTS
 from pitcli.settings.base import Device, LoraSettings
 
@@ -43,8 +43,8 @@ def pick_device(device: Device) -> torch.device:
         raise RunError("--device cuda: no CUDA device is visible to torch")
     if device is Device.auto:
         device = Device.cuda if torch.cuda.is_available() else Device.cpu
-    if device is Device.cuda and process_count() > 1:
-        return torch.device("cuda", local_index())
+    if device is Device.cuda and world_size() > 1:
+        return torch.device("cuda", local_rank())
     return torch.device(device.value)
 
 

@@ -23,6 +23,7 @@ from transformers import (
 
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import read_json, reading
+from pitcli.engine.models.forward import hidden_states, score_trees
 from pitcli.engine.models.loading import ADAPTER_CONFIG, WEIGHTS
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch
@@ -165,7 +166,7 @@ def role_logprobs(model: RoleModel, role: str, examples: Sequence[Example]) -> l
     rows = []
     for example in examples:
         batch = completion_batch([example], model.pad_id).to(model.device)
-        hidden_CD = model.hidden_states(batch)
+        hidden_CD = hidden_states(model, batch)
         rows.append(model.base.get_output_embeddings()(hidden_CD).float().log_softmax(-1).cpu())
     return rows
 
@@ -190,7 +191,7 @@ def logprob_drift(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Drift:
 
 def role_scores(model: RoleModel, trees: Sequence[Tree]) -> Tensor:
     """Scores of both orders of each pair, shape (B, 2), as pit gives them."""
-    return torch.stack(model.score_trees(trees, 2))
+    return torch.stack(score_trees(model, trees, 2))
 
 
 @torch.no_grad()

@@ -1,40 +1,24 @@
-"""One quantised base, LoRA adapters by role on it, and the gap head."""
+"""One base, LoRA adapters by role on it, and the gap head: which there are, and which is in use."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from peft.utils import set_peft_model_state_dict
-from safetensors.torch import load_file, save
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pitcli.data.templates import Example
-from pitcli.engine.models.bases import reading
-from pitcli.engine.models.batches import Batch, length_sorted_chunks
-from pitcli.engine.models.forward import Form, attends_by_branch, hidden_states, takes_tree_masks, transformer_of
-from pitcli.engine.models.loading import WEIGHTS, saved_lora
-from pitcli.engine.models.logprobs import token_logprobs
-from pitcli.engine.models.trees import Tree, completion_batch, packed_batch, separate_batch
+from pitcli.engine.models.tree_support import attends_by_branch, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
-from pitcli.processes.ranks import process_count
+from pitcli.processes.ranks import world_size
 
 GAP = "gap"
 IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
-
-_SCORE_KEY = "base_model.model.score.weight"
-PROBE_TOKENS = 16
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; where the disk is full this is an OSError, which safetensors' own writer does not raise."""
-    path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"format": "pt"}))
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
@@ -53,7 +37,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 class RoleModel(nn.Module):
     """A base that plays several roles: each is a LoRA adapter, and the gap role has a linear head besides.
 
-    The role None is the base itself.
+    The role None is the base itself. Passes are in forward.py, how trees are laid out for it in packing.py, adapters
+    on disk in adapters.py.
     """
 
     def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
@@ -62,7 +47,7 @@ class RoleModel(nn.Module):
         self.pad_id = pad_id
         self.peft: PeftModel | None = None
         self.gap_head: nn.Linear | None = None
-        self._active: tuple[str | None, bool] | None = None
+        self._active: tuple[str | None, bool] | None = None  # (role, whether it trains)
         self.sharded = False
         self._recomputed: list[nn.Module] = []
         self.reads_branches = attends_by_branch(base, pad_id)
@@ -88,8 +73,19 @@ class RoleModel(nn.Module):
         assert self.peft is not None
         return self.peft.base_model
 
+    @contextmanager
+    def role(self, role: str | None, train: bool = False) -> Iterator[None]:
+        """Play a role, then the one before again; only a role that trains has gradients."""
+        before = self._active
+        self.use(role, train)
+        try:
+            yield
+        finally:
+            if before is not None:
+                self.use(*before)
+
     def use(self, role: str | None, train: bool = False) -> None:
-        """Switch to a role; only a role that is used to train has gradients."""
+        """Switch to a role until further notice; a no-op if it is in use."""
         if self.peft is None or self._active == (role, train):
             return
         if role is None:
@@ -117,7 +113,7 @@ class RoleModel(nn.Module):
         return [p.to_local() if hasattr(p, "to_local") else p for p in tensors]  # this process's part of it
 
     def recompute_layers(self) -> None:
-        """Of a training pass keep what enters each layer, and compute what is in it again on the way back."""
+        """Gradient checkpointing: keep the inputs of each layer, recompute its activations in the backward pass."""
         if not self.base.supports_gradient_checkpointing:
             raise RunError("--gradient-checkpointing: transformers does not offer it for this base")
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -136,7 +132,7 @@ class RoleModel(nn.Module):
         layers = [layer for layer in self.transformer.modules() if type(layer).__name__ in kinds]
         if not layers:
             raise RunError("--shard-base: transformers does not say what the layers of this base are")
-        mesh = init_device_mesh(self.device.type, (process_count(),))
+        mesh = init_device_mesh(self.device.type, (world_size(),))
         parts = {p for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
         whole = {p for p in self.transformer.parameters() if p not in parts}
         for layer in layers:
@@ -144,117 +140,12 @@ class RoleModel(nn.Module):
         fully_shard(self.transformer, mesh=mesh, ignored_params=whole)  # which fetches the next layer meanwhile
         self.sharded = True
 
-    @property
-    def transformer(self) -> nn.Module:
-        return transformer_of(self.base)
-
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
-        are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
-        form: Form = "mask" if are_trees else "plain"
-        if self.reads_branches and (are_trees or self.packs(width)):
-            form = "branches"
-        return hidden_states(self.base, batch, form)
-
-    def completion_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
-        output_layer = self.base.get_output_embeddings()
-        return token_logprobs(self.hidden_states(batch), output_layer, batch.targets_N, temperature)
-
-    def scores(self, batch: Batch) -> Tensor:
-        """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
-        assert self.gap_head is not None
-        states_ND = self.hidden_states(batch).float()
-        with torch.autocast(self.device.type, enabled=False):  # which would round the scores to bf16
-            return self.gap_head(states_ND).squeeze(-1)
-
-    def tree_batch(self, trees: Sequence[Tree], of_tokens: bool = False) -> Batch:
-        """Trees as this model takes them, packed or every conversation by itself; wanted is as in separate_batch."""
-        if self.packs(max(max(tree.lengths()) for tree in trees)):
-            return packed_batch(trees, self.pad_id, of_tokens).to(self.device)
-        return separate_batch(trees, self.pad_id, of_tokens).to(self.device)
-
-    def tokens_read(self, tree: Tree) -> int:
-        """Of a tree by itself: packed its own; if not, of each conversation as many as of the longest."""
-        lengths = tree.lengths()
-        return tree.tokens() if self.packs(max(lengths)) else len(lengths) * max(lengths)
-
-    @torch.no_grad()
-    def score_trees(self, trees: Sequence[Tree], micro_batch_size: int) -> list[Tensor]:
-        """r_gap of the leaves of each tree, on the CPU; about micro_batch_size leaves are scored together."""
-        self.use(GAP)
-        scores: list[Tensor] = [torch.empty(0)] * len(trees)
-        at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
-        for chunk in length_sorted_chunks([self.tokens_read(tree) for tree in trees], at_once, self.device):
-            of_chunk = self.scores(self.tree_batch([trees[index] for index in chunk])).cpu()
-            of_trees = of_chunk.split([len(trees[index].leaves) for index in chunk])
-            for index, of_tree in zip(chunk, of_trees, strict=True):
-                scores[index] = of_tree
-        return scores
-
-    def packs(self, longest: int) -> bool:
-        """Whether the base takes a mask of ours on conversations so long.
-
-        That mask takes the place of a window, sliding or not, so it is right only where the window holds all.
-        """
-        config = self.base.config.get_text_config()
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return self.packs_trees and all(window is None or longest <= window for window in windows)
-
     @cached_property
     def packs_trees(self) -> bool:
         """Whether the base gives packed trees the hidden states of separate passes."""
         return self.reads_branches or takes_tree_masks(self.base, self.pad_id)
 
-    def save_role(self, role: str, folder: Path) -> None:
-        """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""
-        assert self.peft is not None
-        config = LoraConfig(**{**self.peft.peft_config[role].to_dict(), "inference_mode": True})
-        config.base_model_name_or_path = self.base.name_or_path
-        config.target_modules = sorted(config.target_modules or [])  # a set: its order depends on the hash seed
-        state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
-        if role == GAP and self.gap_head is not None:
-            config.task_type = TaskType.SEQ_CLS
-            config.modules_to_save = ["score"]
-            state[_SCORE_KEY] = self.gap_head.weight
-        config.save_pretrained(str(folder))
-        write_tensors(folder / WEIGHTS, state)
-
-    def load_role(self, role: str, folder: Path) -> None:
-        """Add the adapter saved in a folder under a role; RunError where it does not fit this base."""
-        config = saved_lora(folder)
-        with reading(folder):
-            self.add_role(role, config)
-            self.read_role(role, folder)
-
-    def read_role(self, role: str, folder: Path) -> None:
-        """Take the weights of a role from the adapter saved in a folder."""
-        assert self.peft is not None
-        state = load_file(folder / WEIGHTS)
-        score = state.pop(_SCORE_KEY, None)
-        if (score is not None) != (role == GAP):
-            raise RunError(f"{folder}: {'no gap head' if role == GAP else 'a gap model'} found for role {role}")
-        expected = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        fits = shapes == {name: tensor.shape for name, tensor in expected.items()}
-        if not fits or (score is not None and self.gap_head is not None and score.shape != self.gap_head.weight.shape):
-            raise RunError(f"{folder}: the adapter's tensors do not fit the base model")
-        set_peft_model_state_dict(self.peft, state, adapter_name=role)
-        if score is not None and self.gap_head is not None:
-            self.gap_head.weight.data.copy_(score)
-
-    def clear_role(self, role: str) -> None:
-        """Set the weights of a role to zero, so that what is read next is seen to be all that it is."""
-        for parameter in self.role_parameters(role).values():
-            parameter.data.zero_()
-
-    @torch.no_grad()
-    def probe(self, role: str) -> list[float]:
-        """What a role says of a few fixed tokens: the gap model their score, the others their log-probs."""
-        self.use(role)
-        vocabulary = self.base.config.get_text_config().vocab_size
-        ids = [(7 * place + 3) % vocabulary for place in range(PROBE_TOKENS)]
-        if role == GAP:
-            return self.scores(separate_batch([Tree([ids], [-1], [0])], self.pad_id).to(self.device)).tolist()
-        batch = completion_batch([Example(ids[:4], ids[4:])], self.pad_id).to(self.device)
-        return self.completion_logprobs(batch).tolist()
+    @property
+    def transformer(self) -> nn.Module:
+        """The base without its output layer."""
+        return transformer_of(self.base)

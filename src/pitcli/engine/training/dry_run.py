@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from pitcli.console import marked, note, table
-from pitcli.engine.models.batches import Batch
+from pitcli.engine.models.opening import Base
 from pitcli.engine.models.roles import RoleModel
-from pitcli.engine.training.footprint import Held, all_micro_batches, footprint, memory_there, padded
-from pitcli.engine.training.inputs import Base
+from pitcli.engine.training.footprint import Footprint, Holding, Sizes, footprint, memory_available
+from pitcli.engine.training.loop import Task
 from pitcli.errors import RunError
-from pitcli.processes.ranks import is_first, process_count
+from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.folder import check_out
 from pitcli.runs.manifest import Manifest
 from pitcli.settings.base import LoraSettings
@@ -21,58 +19,38 @@ from pitcli.settings.training import TrainingConfig
 MARGIN = 1.2  # the truth may be so much above the estimate
 
 
-class Work(NamedTuple):
+class DryRunPlan(NamedTuple):
     """What a training command is about to do.
 
-    lengths: tokens of each row of the data; at_once: how many rows a micro-batch takes; steps: optimiser steps;
-    roles: adapters that the model holds; logit_rows: how many tokens of a micro-batch have logits; run: from a model
-    and the rows of a micro-batch to what is differentiated; first: the first row in parts that the loss is taken over
-    (True) and parts that it is not; share: of a row that is in one micro-batch; besides: seconds that go to other
-    things than the passes over the micro-batches, from those of one token there and back.
+    task_on: its task on a model; roles: adapters that the model holds; first_row: in parts that the loss is taken over
+    (True) and parts that it is not.
     """
 
-    role: str
-    lengths: Sequence[int]
-    at_once: int
-    steps: int
+    task_on: Callable[[RoleModel], Task]
     roles: int
-    logit_rows: Callable[[Sequence[int]], int]
-    run: Callable[[RoleModel, Sequence[int]], Tensor]
-    first: Sequence[tuple[str, bool]]
-    share: float = 1.0
-    besides: Callable[[float], float] = lambda seconds_per_token: 0.0
+    first_row: Sequence[tuple[str, bool]]
 
 
-def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, work: Work) -> None:
-    """Show what would happen on stderr, the settings on stdout; RunError where memory would not hold it."""
+def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, plan: DryRunPlan) -> None:
+    """Show what would happen on stderr, the settings on stdout; RunError if memory would not hold it."""
     check_out(config.run_folder, manifest, config.resume, config.overwrite)
-    if is_first():
+    if is_rank_0():
         print(settings_yaml(config), end="", flush=True)
     note("the first row, marked where the loss is taken:")
-    marked(work.first)
-    chunks = all_micro_batches(work.lengths, work.steps, config, work.at_once, base.device)
-    largest = max(chunks, key=lambda chunk: padded(chunk, work.lengths))
-    middle = sorted(chunks, key=lambda chunk: padded(chunk, work.lengths))[len(chunks) // 2]
-    tokens = sum(work.lengths[row] for chunk in chunks for row in chunk)
-    with_padding = sum(padded(chunk, work.lengths) for chunk in chunks)
-    need = footprint(
-        base.folder,
-        base.identity.load_in_4bit,
-        base.device,
-        lora,
-        Held(work.role, work.roles, process_count() if config.shard_base else 1, config.gradient_checkpointing),
-        work.logit_rows(largest),
-        lambda model, other: work.run(model, middle if other else largest),
+    marked(plan.first_row)
+    holding = Holding(
+        folder=base.folder,
+        load_in_4bit=base.identity.load_in_4bit,
+        device=base.device,
+        lora=lora,
+        roles=plan.roles,
+        shards=world_size() if config.shard_base else 1,
+        recompute=config.gradient_checkpointing,
     )
-    longest = max(work.lengths[row] for row in largest)
-    per_token = need.seconds / (padded(largest, work.lengths) * work.share)
-    seconds = (with_padding * per_token + work.besides(per_token)) / process_count()
-    there, wanted = memory_there(base.device), need.peak()
+    need, sizes = footprint(holding, plan.task_on, config)
+    there, wanted = memory_available(base.device), need.peak()
     lines = [
-        ("rows", f"{len(work.lengths):,}, of each {sum(work.lengths) / len(work.lengths):.0f} tokens in a step"),
-        ("steps", f"{work.steps:,}, {tokens:,} tokens and {1 - tokens / with_padding:.1%} padding"),
-        ("largest micro-batch", f"{len(largest)} rows, the longest of {longest:,} tokens"),
-        ("time", f"about {duration(seconds)}, by the speed of one layer just now"),
+        *size_lines(sizes, training_seconds(need, sizes)),
         *((name, f"{size / 2**20:,.0f} MiB") for name, size in need.parts()),
         ("memory at the peak", f"about {wanted / 2**30:.2f} GiB of {there / 2**30:.2f} GiB"),
     ]
@@ -86,15 +64,21 @@ def rehearse(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, bas
         note("that is close: an estimate may be 20% off")
 
 
-def completion_logprob(model: RoleModel, batch: Batch) -> Tensor:
-    """What is differentiated where the loss is over completions; shape ()."""
-    return model.completion_logprobs(known(batch.to(model.device), model)).sum()
+def training_seconds(need: Footprint, sizes: Sizes) -> float:
+    """Of the whole training, from the largest micro-batch."""
+    per_token = need.seconds / (sizes.in_largest * sizes.longest * sizes.share)
+    besides = sizes.besides.seconds(per_token) if sizes.besides else 0.0
+    return (sizes.padded_tokens * per_token + besides) / world_size()
 
 
-def known(batch: Batch, model: RoleModel) -> Batch:
-    """The batch with token ids that a model of few words knows."""
-    words = model.base.config.get_text_config().vocab_size
-    return batch._replace(input_ids_BT=batch.input_ids_BT % words, targets_N=batch.targets_N % words)
+def size_lines(sizes: Sizes, seconds: float) -> list[tuple[str, str]]:
+    padding = 1 - sizes.tokens / sizes.padded_tokens
+    return [
+        ("rows", f"{sizes.rows:,}, of each {sizes.row_tokens / sizes.rows:.0f} tokens in a step"),
+        ("steps", f"{sizes.steps:,}, {sizes.tokens:,} tokens and {padding:.1%} padding"),
+        ("largest micro-batch", f"{sizes.in_largest} rows, the longest of {sizes.longest:,} tokens"),
+        ("time", f"about {duration(seconds)}, by the speed of one layer just now"),
+    ]
 
 
 def duration(seconds: float) -> str:

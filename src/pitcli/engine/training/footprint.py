@@ -1,4 +1,4 @@
-"""What training will take: memory and time, told from two sizes of the model with few layers and random weights."""
+"""What training will take, memory and time, measured on two sizes of the model with few layers and random weights."""
 
 import ctypes
 import multiprocessing
@@ -10,18 +10,19 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pitcli.engine.models.bases import reading
-from pitcli.engine.models.batches import micro_batch_rows
 from pitcli.engine.models.loading import autocast, compute_dtype, load_base, lora_config
 from pitcli.engine.models.logprobs import LOGIT_ROWS
 from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.training.loop import Besides, PlannedRows, Task
+from pitcli.engine.training.schedule import micro_batch_rows
 from pitcli.errors import RunError
 from pitcli.settings.base import LoraSettings, OptimSettings
 
@@ -60,30 +61,42 @@ class Footprint(NamedTuple):
         return sum(size for _, size in self.parts())
 
 
-class Held(NamedTuple):
-    """What a process holds: the role that trains, so many roles in all, and one of so many parts of the layers.
+class Holding(NamedTuple):
+    """How a process holds a base: with how many adapters, and one of how many parts of the layers.
 
     recompute: with --gradient-checkpointing.
     """
 
-    role: str
+    folder: Path
+    load_in_4bit: bool
+    device: torch.device
+    lora: LoraSettings
     roles: int
     shards: int
     recompute: bool
 
 
-class _Cost(NamedTuple):
-    """Of both passes: bytes that they take at their peak, seconds."""
+class Sizes(NamedTuple):
+    """All the micro-batches of a task. longest, in_largest: tokens of the longest row of the largest, and its rows."""
+
+    rows: int
+    row_tokens: int
+    steps: int
+    tokens: int
+    padded_tokens: int
+    in_largest: int
+    longest: int
+    logit_rows: int  # tokens of the largest that have logits
+    share: float
+    besides: Besides | None
+
+
+class Measured(NamedTuple):
+    """Of both passes over the largest micro-batch: bytes that they take at their peak, seconds."""
 
     taken: int
     seconds: float
-
-
-def all_micro_batches(
-    lengths: Sequence[int], steps: int, config: OptimSettings, at_once: int, device: torch.device
-) -> list[list[int]]:
-    """The rows of every micro-batch of these steps."""
-    return [chunk for step in range(steps) for chunk in micro_batch_rows(step, lengths, config, at_once, device)]
+    sizes: Sizes
 
 
 def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:
@@ -109,41 +122,28 @@ def shape_of(folder: Path, rank: int) -> Shape:
     )
 
 
-def footprint(
-    folder: Path,
-    load_in_4bit: bool,
-    device: torch.device,
-    lora: LoraSettings,
-    held: Held,
-    logit_rows: int,
-    run: Callable[[RoleModel, int], Tensor],
-) -> Footprint:
-    """What training a role takes.
-
-    run: from a model to what is differentiated, on the largest micro-batch (0) or one of another shape (1);
-    logit_rows: tokens of the largest that have logits.
-    """
-    shape, width = shape_of(folder, lora.lora_rank), compute_dtype(device).itemsize
-    process = psutil.Process().memory_info().rss if device.type == "cpu" else 0  # a GPU's free memory is beside it
-    low, high = (1, 2) if device.type == "cuda" else PROBES  # a GPU's allocator counts exactly, a heap has holes
+def footprint(holding: Holding, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
+    """What training takes, measured on the task itself, on models with few layers."""
+    shape, width = shape_of(holding.folder, holding.lora.lora_rank), compute_dtype(holding.device).itemsize
+    on_gpu = holding.device.type == "cuda"
+    process = 0 if on_gpu else psutil.Process().memory_info().rss  # a GPU's free memory is beside it
+    low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly, a heap has holes
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
-
-    def measured(layers: int) -> _Cost:
-        return _measured(folder, layers, load_in_4bit, device, lora, held, run)
-
-    few, more = (_by_itself(device, partial(measured, layers)) for layers in (low, high))
+    few, more = (_by_itself(holding.device, partial(_measured, holding, n, task_on, config)) for n in (low, high))
     share = (shape.layers - low) / (high - low)
-    return Footprint(
+    bytes_a_weight = NF4_BYTES if holding.load_in_4bit else width
+    found = Footprint(
         process=process,
-        base=round(shape.linear * (NF4_BYTES if load_in_4bit else width) / held.shards) + shape.other * width,
-        adapters=shape.adapter * 4 * (held.roles - 1 + STATE_COPIES),
+        base=round(shape.linear * bytes_a_weight / holding.shards) + shape.other * width,
+        adapters=shape.adapter * 4 * (holding.roles - 1 + STATE_COPIES),
         passes=round(few.taken + (more.taken - few.taken) * share),
-        logits=min(logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
+        logits=min(few.sizes.logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
+    return found, few.sizes
 
 
-def _by_itself(device: torch.device, measure: Callable[[], _Cost]) -> _Cost:
+def _by_itself(device: torch.device, measure: Callable[[], Measured]) -> Measured:
     """On Linux's CPUs in a process of its own: what the heap kept of passes before would be taken again, unseen."""
     if device.type != "cpu" or sys.platform != "linux":
         return measure()
@@ -170,7 +170,7 @@ def _by_itself(device: torch.device, measure: Callable[[], _Cost]) -> _Cost:
     return found
 
 
-def memory_there(device: torch.device) -> int:
+def memory_available(device: torch.device) -> int:
     """Bytes that a process may have: free ones of the GPU, of this machine or of the container, and its own."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -180,38 +180,62 @@ def memory_there(device: torch.device) -> int:
     return there
 
 
-def _measured(
-    folder: Path,
-    layers: int,
-    load_in_4bit: bool,
-    device: torch.device,
-    lora: LoraSettings,
-    held: Held,
-    run: Callable[[RoleModel, int], Tensor],
-) -> _Cost:
-    """What both passes take in a model with so many layers."""
+def _measured(holding: Holding, layers: int, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> Measured:
+    """What both passes take in a model with so many layers, over the largest micro-batch of the task."""
     with TemporaryDirectory() as shallow:
-        _write_shallow(folder, layers, Path(shallow))
-        model = RoleModel(load_base(Path(shallow), load_in_4bit, device), 0)
-    model.add_role(held.role, lora_config(lora))
-    if held.recompute:
+        _write_shallow(holding.folder, layers, Path(shallow))
+        model = RoleModel(load_base(Path(shallow), holding.load_in_4bit, holding.device), 0)
+    task = task_on(model)
+    model.add_role(task.role, lora_config(holding.lora))
+    if holding.recompute:
         model.recompute_layers()
-    model.use(held.role, train=True)
-    before = _resident(model.device, anew=True)
+    rows = task.planned_rows()
+    chunks = _all_micro_batches(rows, task.total_steps, config, model.device)
+    by_size = sorted(chunks, key=lambda chunk: padded(chunk, rows.lengths))
+    largest, middle = (_first_of(rows, chunk, model) for chunk in (by_size[-1], by_size[len(by_size) // 2]))
+    with model.role(task.role, train=True):
+        before = _resident(model.device, anew=True)
+        _both_passes(model, task, largest)
+        _both_passes(model, task, middle)  # of another shape, which leaves other holes in the heap
+        seconds = _both_passes(model, task, largest)
+        taken = _resident(model.device) - before
+    sizes = Sizes(
+        rows=len(rows.lengths),
+        row_tokens=sum(rows.lengths),
+        steps=task.total_steps,
+        tokens=sum(rows.lengths[row] for chunk in chunks for row in chunk),
+        padded_tokens=sum(padded(chunk, rows.lengths) for chunk in chunks),
+        in_largest=len(by_size[-1]),
+        longest=max(rows.lengths[row] for row in by_size[-1]),
+        logit_rows=len(largest.batch.targets_N),
+        share=rows.share,
+        besides=rows.besides,
+    )
+    return Measured(taken, seconds, sizes)
 
-    def both_passes(other: int) -> float:
-        start = time.perf_counter()
-        with autocast(model.device):
-            differentiated = run(model, other)
-        differentiated.backward()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        return time.perf_counter() - start
 
-    both_passes(0)
-    both_passes(1)  # of another shape, which leaves other holes in the heap
-    seconds = both_passes(0)
-    return _Cost(_resident(model.device) - before, seconds)
+def _all_micro_batches(rows: PlannedRows, steps: int, config: OptimSettings, device: torch.device) -> list[list[int]]:
+    """The rows of every micro-batch of these steps."""
+    return [c for step in range(steps) for c in micro_batch_rows(step, rows.lengths, config, rows.at_once, device)]
+
+
+def _first_of(rows: PlannedRows, chunk: Sequence[int], model: RoleModel) -> Any:
+    """The micro-batch of these rows, with token ids that a model of few words knows."""
+    micro_batch = rows.build([chunk]).micro_batches[0]
+    batch, words = micro_batch.batch, model.base.config.get_text_config().vocab_size
+    known = batch._replace(input_ids_BT=batch.input_ids_BT % words, targets_N=batch.targets_N % words)
+    return micro_batch._replace(batch=known)
+
+
+def _both_passes(model: RoleModel, task: Task, micro_batch: Any) -> float:
+    """Seconds of the forward and the backward pass."""
+    start = time.perf_counter()
+    with autocast(model.device):
+        loss, _ = task.loss(micro_batch)
+    loss.backward()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter() - start
 
 
 def _write_shallow(folder: Path, layers: int, target: Path) -> None:

@@ -1,0 +1,122 @@
+"""A base model that is known and checked before it is loaded, with all that the runs on it must agree about."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from pitcli.data.strict_json import RowProblem
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.bases import base_digest, resolve_base
+from pitcli.engine.models.loading import load_base, load_tokenizer, pick_device
+from pitcli.engine.models.roles import RoleModel
+from pitcli.errors import RunError, SettingsError
+from pitcli.processes.collectives import join_group, on_rank_0
+from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.manifest import BaseIdentity
+from pitcli.settings.base import DEFAULT_MODEL, ModelSettings
+
+
+class Base(NamedTuple):
+    """A base model that is known and checked but not loaded."""
+
+    folder: Path
+    identity: BaseIdentity
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    device: torch.device
+    max_length: int
+
+    def load(self, adapters: Mapping[str, Path] | None = None) -> RoleModel:
+        """The base with these adapters, by their roles."""
+        base = load_base(self.folder, self.identity.load_in_4bit, self.device)
+        model = RoleModel(base, self.tokenizer.pad_token_id)
+        for role, folder in (adapters or {}).items():
+            load_role(model, role, folder)
+        return model
+
+
+def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
+    """The base that the settings name, else that of the earlier runs; all of them must have been made with it."""
+    quiet_libraries()
+    first = earlier[0].manifest.base if earlier else None
+    name = settings.model or (first.name if first else DEFAULT_MODEL)
+    device = pick_device(settings.device)
+    join_group(device)
+    folder = on_rank_0(lambda: resolve_base(name))
+    tokenizer = load_tokenizer(folder)
+    chat = open_chat(name, tokenizer)
+    inherited = first.load_in_4bit if first else True
+    identity = BaseIdentity(
+        name=name,
+        digest=base_digest(folder),
+        template=chat.digest(),
+        load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
+    )
+    refuse_other_bases(identity, earlier)
+    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    refuse_small_embeddings(name, chat, architecture)
+    return Base(folder, identity, tokenizer, chat, device, longest_conversation(name, settings, architecture))
+
+
+def quiet_libraries() -> None:
+    """Turn off what transformers and peft print: progress bars, and warnings about calls of theirs."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is", FutureWarning)
+
+
+def open_chat(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """How the tokenizer writes conversations; SettingsError if its template refuses those of an improvement."""
+    try:
+        chat = ChatFormat(tokenizer)
+        chat.digest()  # renders the template with the roles of an improvement
+    except RowProblem as problem:
+        raise SettingsError(f"--model: {name}: {problem.reason}; it needs another chat template") from None
+    return chat
+
+
+def refuse_other_bases(identity: BaseIdentity, earlier: Sequence[EarlierRun]) -> None:
+    """RunError lists the runs that were made with another base, template or quantisation."""
+    problems = []
+    for run in earlier:
+        other = run.manifest.base
+        if other.digest != identity.digest:
+            problems.append(
+                f"{run.folder}: trained on the base {other.name} ({other.digest[:12]}), not on {identity.name} "
+                f"({identity.digest[:12]}); give --model {other.name} or another run"
+            )
+        elif other.template != identity.template:
+            problems.append(f"{run.folder}: trained with another chat template; train it again")
+        elif other.load_in_4bit != identity.load_in_4bit:
+            flag = "--load-in-4bit" if other.load_in_4bit else "--no-load-in-4bit"
+            problems.append(f"{run.folder}: trained with {flag}; give the same here")
+    if problems:
+        raise RunError(problems)
+
+
+def refuse_small_embeddings(name: str, chat: ChatFormat, architecture: PreTrainedConfig) -> None:
+    """SettingsError if the tokenizer has ids beyond the model's embeddings."""
+    if (largest := chat.largest_id()) >= architecture.vocab_size:
+        raise SettingsError(
+            f"--model: {name}: its tokenizer goes up to token {largest} and its embeddings to "
+            f"{architecture.vocab_size - 1}; give the tokenizer that the model was trained with, or enlarge the model "
+            f"(model.resize_token_embeddings({largest + 1}), then save it)"
+        )
+
+
+def longest_conversation(name: str, settings: ModelSettings, architecture: PreTrainedConfig) -> int:
+    """In tokens: --max-length, else the model's context."""
+    # none for a model without positions (Mamba and its like)
+    context: int | None = getattr(architecture, "max_position_embeddings", None)
+    max_length = settings.max_length or context
+    if max_length is None:
+        raise SettingsError(f"--max-length: {name} states no context length, so give the tokens that a row may take")
+    if context and max_length > context:
+        raise SettingsError(f"--max-length: {max_length} is beyond the model's context of {context} tokens")
+    return max_length

@@ -1,0 +1,58 @@
+"""What is known of a setting is declared on its field, so that no list of names can forget one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pitcli.settings.base import Fact, facts_of
+from pitcli.settings.commands import COMMANDS
+from pitcli.settings.training import ImproveConfig, RlConfig, SftConfig, TrainingConfig
+
+FIELDS = [
+    pytest.param(field, id=f"{command}: {name}")
+    for command, (settings, *_) in COMMANDS.items()
+    for name, field in settings.model_fields.items()
+    if re.search(r"\b(str|Path)\b", str(field.annotation))
+]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_a_text_or_a_path_names_is_declared(field: object) -> None:
+    """A new setting cannot be forgotten by recipes: a file, a run and a base are found, an output is not compared."""
+    kinds = (Fact.text, Fact.base, Fact.file, Fact.named_file, Fact.run, Fact.judge, Fact.output)
+    assert sum(kind in facts_of(field) for kind in kinds) == 1  # type: ignore[arg-type]
+
+
+def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
+    """The keys that a manifest of a run does not hold; any new setting is in it, unless it says otherwise."""
+    for settings in (SftConfig, RlConfig):
+        assert settings.model_fields.keys() - settings().identity().keys() == {
+            *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
+            *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
+        }
+    kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys()
+    assert kept == {"input", "output", "resume", "overwrite"}
+
+
+def test_what_rl_hands_to_its_sft() -> None:
+    """All that both have but for what is RL's own: a new setting is handed on, unless it says otherwise."""
+    shared = RlConfig.model_fields.keys() & SftConfig.model_fields.keys()
+    assert shared >= TrainingConfig.model_fields.keys()
+    given = {
+        **{
+            "data": "d.jsonl",
+            "max_rows": 5,
+            "skip_long": True,
+            "max_length": 99,
+            "model": "tiny",
+            "load_in_4bit": True,
+        },
+        **{"device": "cpu", "seed": 1, "max_steps": 2, "micro_batch_size": 3, "tokens_per_batch": 400, "save_every": 5},
+        **{"gradient_checkpointing": True, "shard_base": True, "dry_run": True, "track": ("wandb",)},
+        **{"warmup_share": 0.5, "max_grad_norm": 6.0},
+    }
+    own = {"learning_rate": 1.0, "batch_size": 2, "epochs": 3, "out": Path("x"), "resume": True, "overwrite": False}
+    assert shared - given.keys() - own.keys() == {"role", "truncate"}  # truncate goes with skip_long
+    sft = RlConfig(**given, **own).sft_settings()  # type: ignore[arg-type]
+    assert sft == SftConfig(**given)  # type: ignore[arg-type]
