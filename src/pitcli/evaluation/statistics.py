@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 
 DRAWS = 10_000
 BLOCK = 4_000_000  # weights computed with at a time
@@ -187,8 +186,16 @@ def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+    """Holm's adjusted p-values, in the order given.
+
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none falls below the one before it or exceeds 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        adjusted[index] = largest
+    return adjusted
 
 
 def rows_needed(values_D: np.ndarray, rows: int, power: float = 0.8) -> int | None:
