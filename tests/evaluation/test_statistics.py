@@ -65,7 +65,7 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_two_copies_of_every_row_add_nothing_where_they_share_a_prompt() -> None:
+def test_two_copies_of_every_row_add_nothing_if_they_share_a_prompt() -> None:
     values = np.random.default_rng(1).normal(size=200)
     once = Bootstrap(range(200)).interval(mean_of(values))
     twice = Bootstrap([*range(200), *range(200)]).interval(mean_of([*values, *values]))
@@ -120,7 +120,7 @@ def test_seeds_that_do_not_differ_leave_the_interval_as_it_is() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_the_interval_over_seeds_covers_the_truth(spread: float) -> None:
-    """Six seeds, 40 rows of noise 1 each: 95% are wanted, and six seeds cannot quite give them where seeds are all."""
+    """Six seeds, 40 rows of noise 1 each: the aim is 95%, which six seeds cannot quite give."""
     rng = np.random.default_rng(15)
     covered = 0
     for _ in range(200):
@@ -179,7 +179,7 @@ def test_the_length_controlled_fit_has_the_greatest_likelihood() -> None:
     assert found[0] == pytest.approx(200 / (1 + math.exp(-intercept)) - 100, abs=0.01)
 
 
-def test_length_control_changes_nothing_where_lengths_say_nothing() -> None:
+def test_length_control_changes_nothing_if_lengths_say_nothing() -> None:
     rng = np.random.default_rng(8)
     signs = np.where(rng.random(3000) < 0.6, 1, -1)
     lengths = rng.integers(10, 50, (2, 3000))
