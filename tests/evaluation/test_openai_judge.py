@@ -20,8 +20,8 @@ import pytest
 from pitcli.data.records import Comparison, Message
 from pitcli.errors import PitError, RunError, SettingsError
 from pitcli.evaluation import openai_judge as module
+from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.evaluation.verdicts import Verdict
 
 KEY = "sk-test-3c1a8f52"
 QUESTION = (Message("user", "Why is the sky blue?"),)
@@ -170,7 +170,7 @@ def test_a_judge_of_positions_says_nothing(cache: Path) -> None:
     ],
 )
 def test_replies_to_verdicts(texts: tuple[str, str], verdict: Verdict, cache: Path) -> None:
-    """The first text where the response comes as A, the second where it comes as B."""
+    """The first text if the response comes as A, the second if it comes as B."""
     with serving(lambda request: Reply(texts[responses(request)[0] != LONGER.response])) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [verdict]
 
@@ -233,7 +233,7 @@ def test_a_request_that_keeps_failing_costs_one_verdict(cache: Path, capsys: pyt
     assert shown == f"warning: openai:m: {host} answered 500; such comparisons get no verdict (said once)\n"
 
 
-def test_each_kind_of_failure_is_told_once(
+def test_each_kind_of_failure_is_warned_of_once(
     cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_RETRIES", 0)
@@ -335,7 +335,7 @@ def test_what_came_before_the_end_is_kept(cache: Path) -> None:
 
 
 def test_the_key_is_neither_kept_nor_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Not even where the model repeats it."""
+    """Not even if the model repeats it."""
     with serving(lambda request: Reply(f"<think>{request.authorization}</think>A")) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [Verdict(0.5, False)]
     assert {request.authorization for request in server.requests} == {f"Bearer {KEY}"}
@@ -400,7 +400,7 @@ def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
     assert cache.read_text() == '{"prompt": "..."}\n' * 100
 
 
-def test_where_nobody_listens(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RETRIES", 0)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

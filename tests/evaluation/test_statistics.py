@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
+from scipy.optimize import minimize
 
 from pitcli.evaluation.statistics import (
     Bootstrap,
@@ -65,7 +65,7 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_two_copies_of_every_row_add_nothing_where_they_share_a_prompt() -> None:
+def test_two_copies_of_every_row_add_nothing_if_they_share_a_prompt() -> None:
     values = np.random.default_rng(1).normal(size=200)
     once = Bootstrap(range(200)).interval(mean_of(values))
     twice = Bootstrap([*range(200), *range(200)]).interval(mean_of([*values, *values]))
@@ -120,7 +120,7 @@ def test_seeds_that_do_not_differ_leave_the_interval_as_it_is() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_the_interval_over_seeds_covers_the_truth(spread: float) -> None:
-    """Six seeds, 40 rows of noise 1 each: 95% are wanted, and six seeds cannot quite give them where seeds are all."""
+    """Six seeds, 40 rows of noise 1 each: the aim is 95%, which six seeds cannot quite give."""
     rng = np.random.default_rng(15)
     covered = 0
     for _ in range(200):
@@ -165,18 +165,21 @@ def test_padding_wins_before_a_judge_that_loves_length_and_loses_under_length_co
     assert controlled[0] < truth < controlled[1]
 
 
-def test_the_length_controlled_fit_is_that_of_statsmodels() -> None:
+def test_the_length_controlled_fit_has_the_greatest_likelihood() -> None:
+    """A general optimiser finds the same intercept of the weighted logistic regression."""
     signs, lengths, baseline = padded(500)
     terms = length_terms(lengths, baseline)
     weights = np.random.default_rng(7).integers(0, 4, 500).astype(float)
-    fit = sm.GLM((signs + 1) / 2, sm.add_constant(terms), family=sm.families.Binomial(), freq_weights=weights).fit(
-        tol=1e-12
-    )
+
+    def negative_log_likelihood(parameters: np.ndarray) -> float:
+        return float(weights @ np.logaddexp(0, -signs * (parameters[0] + parameters[1] * terms)))
+
+    intercept = minimize(negative_log_likelihood, x0=[0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9}).x[0]
     found = length_controlled(signs, terms)(weights[None])
-    assert found[0] == pytest.approx(200 / (1 + math.exp(-fit.params[0])) - 100, abs=0.01)
+    assert found[0] == pytest.approx(200 / (1 + math.exp(-intercept)) - 100, abs=0.01)
 
 
-def test_length_control_changes_nothing_where_lengths_say_nothing() -> None:
+def test_length_control_changes_nothing_if_lengths_say_nothing() -> None:
     rng = np.random.default_rng(8)
     signs = np.where(rng.random(3000) < 0.6, 1, -1)
     lengths = rng.integers(10, 50, (2, 3000))
@@ -196,8 +199,30 @@ def test_a_length_never_seen_at_zero_is_not_read_there() -> None:
     assert length_is_identified([40] * 50 + [10] * 50, [20] * 100)
 
 
-def test_holm_is_the_textbook_example() -> None:
+def test_holm_of_four_p_values() -> None:
+    """In order: 4 * 0.005 = 0.02, 3 * 0.01 = 0.03, 2 * 0.03 = 0.06, and 1 * 0.04, which may not be below 0.06."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_of_equal_p_values_is_equal() -> None:
+    """3 * 0.02 = 0.06 for the first of the two; the second's 2 * 0.02 = 0.04 is raised to it, and so is 0.05."""
+    assert holm([0.02, 0.05, 0.02]) == pytest.approx([0.06, 0.06, 0.06])
+
+
+def test_holm_keeps_the_order_of_the_p_values() -> None:
+    p_values = np.random.default_rng(16).random(50) ** 3
+    adjusted = holm(p_values.tolist())
+    assert np.all(np.diff(np.array(adjusted)[np.argsort(p_values)]) >= 0)
+    assert np.all(np.array(adjusted) >= p_values)
+
+
+def test_holm_is_never_above_one() -> None:
+    """2 * 0.6 = 1.2 is capped, and 0.9 is raised to it."""
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_of_one_p_value_and_of_none() -> None:
+    assert holm([0.03]) == [0.03]
     assert holm([]) == []
 
 

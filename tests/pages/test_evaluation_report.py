@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from pitcli.evaluation.results import (
-    Bin,
+    CalibrationBin,
     Claim,
-    Comparison,
     Control,
     Decile,
+    EvaluatedSystem,
     Evaluation,
     Iteration,
-    Iterations,
     JudgeResult,
-    Sample,
-    System,
+    ShownRow,
+    SystemComparison,
+    SystemIterations,
     Validation,
 )
 from pitcli.pages.evaluation_report import SAMPLE_CHARACTERS, differences, render
@@ -81,7 +81,9 @@ def deciles(*harm: float) -> list[Decile]:
     return [Decile(harm_rate=share, copy_rate=0.1, edit_size=0.5) for share in harm]
 
 
-def comparison(system: str = "pit", baseline: str = "original", judge: str = "oracle", **other: Any) -> Comparison:
+def comparison(
+    system: str = "pit", baseline: str = "original", judge: str = "oracle", **other: Any
+) -> SystemComparison:
     values: dict[str, Any] = {
         "dataset": "all",
         "seed": None,
@@ -113,7 +115,7 @@ def comparison(system: str = "pit", baseline: str = "original", judge: str = "or
         "rows_needed": None,
         "verdict": "better",
     }
-    return Comparison(system=system, baseline=baseline, judge=judge, **{**values, **other})
+    return SystemComparison(system=system, baseline=baseline, judge=judge, **{**values, **other})
 
 
 def validation(beats_length: bool, dataset: str = "all") -> Validation:
@@ -143,7 +145,7 @@ def judge(name: str = "oracle", *validations: Validation) -> JudgeResult:
     )
 
 
-def iterations(system: str = "pit", judge: str = "oracle", calibrated: bool = True) -> Iterations:
+def iterations(system: str = "pit", judge: str = "oracle", calibrated: bool = True) -> SystemIterations:
     steps = [
         Iteration(
             iteration=number,
@@ -163,15 +165,19 @@ def iterations(system: str = "pit", judge: str = "oracle", calibrated: bool = Tr
         for number in range(1, 6)
     ]
     bins = [
-        Bin(p_better=p, judged_better=0.45 + 0.4 * p, judged_better_ci=(0.4 + 0.4 * p, 0.5 + 0.4 * p), rows=80)
+        CalibrationBin(
+            p_better=p, judged_better=0.45 + 0.4 * p, judged_better_ci=(0.4 + 0.4 * p, 0.5 + 0.4 * p), rows=80
+        )
         for p in (0.55, 0.65, 0.75, 0.85, 0.95)
     ]
-    return Iterations(system=system, judge=judge, by_iteration=steps, calibration=bins if calibrated else [])
+    return SystemIterations(system=system, judge=judge, by_iteration=steps, calibration=bins if calibrated else [])
 
 
-def system(name: str, temperature: object = None, method: str = "pit", **training: float) -> System:
+def system(name: str, temperature: object = None, method: str = "pit", **training: float) -> EvaluatedSystem:
     settings = {"method": method, "temperature": temperature}
-    return System(name=name, files=[f"{name}.jsonl"], rows=400, record={"settings": settings}, training=training)
+    return EvaluatedSystem(
+        name=name, files=[f"{name}.jsonl"], rows=400, record={"settings": settings}, training=training
+    )
 
 
 def evaluation(**parts: Any) -> Evaluation:
@@ -186,7 +192,7 @@ def full() -> Evaluation:
     compared = [comparison(deciles=deciles(0.01, 0.02, 0, 0.03, 0.02, 0.05, 0.04, 0.08, 0.09, 0.12))]
     compared.append(comparison(baseline="best-of-4", delta=8.0, rows_needed=1840, verdict="no"))
     compared.append(comparison(system="pads", delta=14.0, mean_length=190.0))
-    compared += [comparison(system=name, delta=40 - 30 * at) for name, at in temperatures]
+    compared += [comparison(system=name, delta=40 - 30 * temperature) for name, temperature in temperatures]
     compared += [
         comparison(
             system=name,
@@ -198,7 +204,7 @@ def full() -> Evaluation:
         for name, kl, _ in kls
     ]
     compared += [comparison(seed=seed, delta=25.0 + seed) for seed in range(3)]
-    systems = [system("pit"), system("pads", method="pads"), *(system(name, at) for name, at in temperatures)]
+    systems = [system("pit"), system("pads", method="pads"), *(system(name, value) for name, value in temperatures)]
     systems += [system(name, kl=kl, gap=gap, reward=gap) for name, kl, gap in kls]
     reasons = ["its length-controlled Δ is not above zero", "the control shuffled failed"]
     return evaluation(
@@ -212,7 +218,7 @@ def full() -> Evaluation:
         ],
         claims=[Claim(system="pit", improves=True, reasons=[]), Claim(system="pads", improves=False, reasons=reasons)],
         samples=[
-            Sample(
+            ShownRow(
                 system="pit",
                 prompt="Write a sentence\nabout the sea.",
                 original_response="The sea is big and  it is blue.",
@@ -234,17 +240,17 @@ def test_a_full_evaluation_has_every_section_and_can_be_read(full_html: str) -> 
     assert full_html.startswith("<!DOCTYPE html>")
     assert page.sections == SECTIONS
     assert page.tags.count("svg") == 1 + 2 + 1 + 2 + 1 + 3 + 1
-    said = words(page)
-    assert "1 of 2 systems improves on the originals: pit. 1 of 2 negative controls passed." in said
-    assert "pads not shown to improve" in said
-    assert "231 / 58 / 111" in said
-    assert "+30.0 [+21.5, +38.2]" in said
-    assert "−12.3 [−15.5, 0.0]" in said
-    assert "4.2% [2.1%, 6.6%]" in said
-    assert "about 1,840 rows would show this Δ" in said
-    assert "oracle shares no rows with the reward 91.0% 2 needs none: it is the truth" in said
-    assert "70.1% [67.0%, 73.0%] 55.1% [+11.2, +18.8]" in said
-    assert "pit, 2 against original" in said
+    text = words(page)
+    assert "1 of 2 systems improves on the originals: pit. 1 of 2 negative controls passed." in text
+    assert "pads not shown to improve" in text
+    assert "231 / 58 / 111" in text
+    assert "+30.0 [+21.5, +38.2]" in text
+    assert "−12.3 [−15.5, 0.0]" in text
+    assert "4.2% [2.1%, 6.6%]" in text
+    assert "about 1,840 rows would show this Δ" in text
+    assert "oracle shares no rows with the reward 91.0% 2 needs none: it is the truth" in text
+    assert "70.1% [67.0%, 73.0%] 55.1% [+11.2, +18.8]" in text
+    assert "pit, 2 against original" in text
 
 
 def test_nothing_is_fetched_and_nothing_runs(full_html: str) -> None:
@@ -260,7 +266,7 @@ def test_the_page_is_the_same_each_time(full_html: str) -> None:
     assert render(full()) == full_html
 
 
-def test_links_within_the_page_lead_somewhere_and_ids_stand_once(full_html: str) -> None:
+def test_links_within_the_page_lead_somewhere_and_ids_are_unique(full_html: str) -> None:
     attributes = Page(full_html).attributes
     ids = [value for name, value in attributes if name == "id"]
     links = {value[1:] for name, value in attributes if name == "href" and value}
@@ -278,7 +284,7 @@ def test_sections_without_data_are_left_out() -> None:
     assert some.sections == ["summary", "comparisons", "forest", "length", "made"]
 
 
-def test_what_could_not_be_estimated_is_a_dash() -> None:
+def test_a_value_that_could_not_be_estimated_is_a_dash() -> None:
     compared = comparison(length_controlled_delta=None, length_controlled_ci=None, rows_needed=300)
     unranked = {"strength": None, "strength_ci": None, "elo": None, "grade": None}
     iterated = iterations()
@@ -288,11 +294,11 @@ def test_what_could_not_be_estimated_is_a_dash() -> None:
             evaluation(comparisons=[compared], iterations=[iterated.model_copy(update={"by_iteration": steps})]),
         )
     )
-    said = words(page)
-    assert "+30.0 [+21.5, +38.2] – 121.4 vs 110.4" in said
-    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 10.0% 30.0% 2,000 – –" in said
+    text = words(page)
+    assert "+30.0 [+21.5, +38.2] – 121.4 vs 110.4" in text
+    assert "+29.1 [+21.1, +37.1] – 10.0% 10.0% 10.0% 30.0% 2,000 – –" in text
     assert page.tags.count("svg") == 1 + 1 + 1 + 1
-    assert "would show" not in said  # there are more rows than that
+    assert "would show" not in text  # there are more rows than that
 
 
 @pytest.mark.parametrize("others", [[], [True]])
@@ -300,7 +306,7 @@ def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]
     biased = judge("ruler", *(validation(beats) for beats in others), validation(False))
     compared = comparison(judge="ruler", wins=317, delta=58.5, delta_ci=(51.5, 64.5), deciles=deciles(*[0.1] * 10))
     seen = Control(name="pads", judge="ruler", wanted="no gain", seen="+77.7", passed=False)
-    sample = Sample(system="pit", prompt="p", original_response="a", response="b", p_better=0.6, judged=0.93)
+    sample = ShownRow(system="pit", prompt="p", original_response="a", response="b", p_better=0.6, judged=0.93)
     withheld = evaluation(
         judges=[biased],
         systems=[system(f"beta-{kl}", kl=kl, gap=1.0) for kl in (1, 2, 3)],
@@ -312,10 +318,10 @@ def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]
     page = Page(render(withheld))
     assert page.sections == ["summary", "over-optimisation", "samples", "made"]
     assert page.tags.count("svg") == 1  # the gap in training, which no judge has a part in
-    said = words(page)
-    assert "The win rates of ruler are not shown. On all (1,200 pairs) it agrees with people in 55.4%" in said
-    assert not {"317", "58.5", "77.7", "93.0%"} & set(re.findall(r"[\d.]+%?", said))
-    assert "pads ruler no gain not shown failed" in said
+    text = words(page)
+    assert "The win rates of ruler are not shown. On all (1,200 pairs) it agrees with people in 55.4%" in text
+    assert not {"317", "58.5", "77.7", "93.0%"} & set(re.findall(r"[\d.]+%?", text))
+    assert "pads ruler no gain not shown failed" in text
 
 
 def test_only_the_failing_judge_is_left_out() -> None:
@@ -330,8 +336,8 @@ def test_only_the_failing_judge_is_left_out() -> None:
 
 
 def test_a_curve_takes_three_temperatures_of_one_method_against_the_originals() -> None:
-    def sections(*systems: System, baseline: str = "original") -> list[str]:
-        compared = [comparison(system=one.name, baseline=baseline) for one in systems]
+    def sections(*systems: EvaluatedSystem, baseline: str = "original") -> list[str]:
+        compared = [comparison(system=system.name, baseline=baseline) for system in systems]
         return Page(render(evaluation(systems=systems, comparisons=compared))).sections
 
     three = [system("a", 0.2), system("b", 0.4), system("c", 1)]
@@ -389,7 +395,7 @@ def test_words_that_differ_are_marked(before: str, after: str, marked: tuple[str
 
 def test_long_samples_are_cut_and_say_so() -> None:
     long = "word " * SAMPLE_CHARACTERS
-    sample = Sample(system="pit", prompt="p", original_response=long, response="b", p_better=None, judged=None)
-    said = words(Page(render(evaluation(samples=[sample]))))
-    assert f"({len(long.strip()) - SAMPLE_CHARACTERS} more characters)" in said
-    assert len(said) < 2 * SAMPLE_CHARACTERS
+    sample = ShownRow(system="pit", prompt="p", original_response=long, response="b", p_better=None, judged=None)
+    text = words(Page(render(evaluation(samples=[sample]))))
+    assert f"({len(long.strip()) - SAMPLE_CHARACTERS} more characters)" in text
+    assert len(text) < 2 * SAMPLE_CHARACTERS

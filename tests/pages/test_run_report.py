@@ -1,4 +1,4 @@
-"""pit report: what the page says of runs that are finished, going, cut off or damaged, and what it must not do."""
+"""pit report: its page on runs that are finished, going, cut off or damaged, and what it must not do."""
 
 import fcntl
 import json
@@ -47,17 +47,17 @@ def manifest(kind: str, results: dict[str, Any] | None = None, **config: Any) ->
     )
 
 
-def run_of(rows: list[dict[str, float]], what: Manifest | None = None, name: str = "run") -> Path:
+def run_of(rows: list[dict[str, float]], about: Manifest | None = None, name: str = "run") -> Path:
     folder = Path(name)
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if what:
-        write_manifest(folder, what)
+    if about:
+        write_manifest(folder, about)
     return folder
 
 
 def rl_run(last: dict[str, float], steps: int = 40, **config: Any) -> list[str]:
-    """What is said of an rl run that is good but for `last`, which its metrics come to in the second half."""
+    """The concerns about an rl run that is good except for `last`, the values of its metrics in the second half."""
     rows = [{"step": n + 1, **GOOD_RL, "gap": n / 100, **(last if n >= steps // 2 else {})} for n in range(steps)]
     return concerns(read_run(run_of(rows, manifest("rl", {"stopped": None}, max_kl=30.0, **config))))
 
@@ -76,7 +76,7 @@ def test_a_real_run_gets_its_page_into_its_folder_and_stays_what_it_was(capsys: 
     assert out == ""
     assert "runs/sft/report.html: open it in a browser" in err
     assert "Supervised fine-tuning of the improver on tiny, 3 steps, finished." in words(page)
-    for told in (
+    for expected in (
         "loss",
         "learning_rate",
         "grad_norm",
@@ -86,7 +86,7 @@ def test_a_real_run_gets_its_page_into_its_folder_and_stays_what_it_was(capsys: 
         "pairs.jsonl, 40 rows",
         "torch 2",
     ):
-        assert told in words(page), told
+        assert expected in words(page), expected
     assert page.tags.count("svg") == 5
     assert main(["verify", "runs/sft"]) == 0
     assert main([*sft, "--resume"]) == 0  # finished: nothing to do
@@ -155,7 +155,7 @@ def test_a_good_rl_run_raises_no_concern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "told"),
+    ("last", "expected"),
     [
         ({"kl": 16.0}, "KL 16.0 at the end, where --max-kl is 30"),
         ({"truncated_share": 0.25}, "25% of the rollouts have no end"),
@@ -169,20 +169,20 @@ def test_a_good_rl_run_raises_no_concern() -> None:
         ({"entropy": 0.1}, "the entropy collapsed: 1 in the first 10 steps, 0.1 in the last"),
     ],
 )
-def test_what_is_wrong_with_an_rl_run_is_told(last: dict[str, float], told: str) -> None:
+def test_what_is_wrong_with_an_rl_run_is_a_concern(last: dict[str, float], expected: str) -> None:
     (only,) = rl_run(last)
-    assert told in only
+    assert expected in only
 
 
-def test_a_gap_that_falls_where_the_next_stage_begins_is_no_concern() -> None:
+def test_a_gap_that_falls_at_the_start_of_a_stage_is_no_concern() -> None:
     rows = [{"step": n + 1, **GOOD_RL, "gap": n % 40 / 100, "stage": float(n >= 40)} for n in range(80)]
     rows += [{"step": n + 1, **GOOD_RL, "gap": 0.1, "stage": 2.0} for n in range(80, 85)]  # too short to tell
-    what = manifest("rl", {}, curriculum_stages=["dataset", "policy", "self"])
-    assert concerns(read_run(run_of(rows, what))) == []
+    about = manifest("rl", {}, curriculum_stages=["dataset", "policy", "self"])
+    assert concerns(read_run(run_of(rows, about))) == []
 
 
 @pytest.mark.parametrize(
-    ("results", "told"),
+    ("results", "expected"),
     [
         ({}, None),
         ({"accuracy_low": 0.49}, "not shown to be better than a coin"),
@@ -197,11 +197,11 @@ def test_a_gap_that_falls_where_the_next_stage_begins_is_no_concern() -> None:
         ({f"eval_{name}": value for name, value in GOOD_REWARD.items()} | {"eval_pairs": 3}, "--eval-data are few: 3"),
     ],
 )
-def test_what_is_wrong_with_a_gap_model_is_told(results: dict[str, Any], told: str | None) -> None:
+def test_what_is_wrong_with_a_gap_model_is_a_concern(results: dict[str, Any], expected: str | None) -> None:
     rows = [{"step": n + 1, "loss": 2 - n / 100, "accuracy": 0.8} for n in range(40)]
     found = concerns(read_run(run_of(rows, manifest("reward", GOOD_REWARD | results))))
-    assert len(found) == (told is not None), found
-    assert told is None or told in found[0]
+    assert len(found) == (expected is not None), found
+    assert expected is None or expected in found[0]
 
 
 def test_the_report_on_held_out_pairs_is_on_the_page() -> None:
@@ -215,7 +215,7 @@ def test_the_report_on_held_out_pairs_is_on_the_page() -> None:
     assert "gap_temperature 1.5" in words(page)
 
 
-def test_a_loss_that_does_not_fall_is_told() -> None:
+def test_a_loss_that_does_not_fall_is_a_concern() -> None:
     rows = [{"step": n + 1, "loss": 1.0} for n in range(40)]
     (only,) = concerns(read_run(run_of(rows, manifest("sft", {}))))
     assert only == "the loss did not fall: 1 in the first 10 steps, 1 in the last"
@@ -235,8 +235,8 @@ def test_several_runs_lie_in_the_same_plots(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_names_cannot_write_into_the_page() -> None:
-    what = manifest("sft", {}, data="<script>alert(1)</script>\u202e")
-    run_of([{"step": 1, "loss": 2.0, "<b>": 1.0}], what, "<i>run")
+    about = manifest("sft", {}, data="<script>alert(1)</script>\u202e")
+    run_of([{"step": 1, "loss": 2.0, "<b>": 1.0}], about, "<i>run")
     page = page_of("<i>run", out="<i>run/report.html")
     assert "<script>alert(1)</script>\\u202e" in words(page)
     assert "<b>" in words(page)
@@ -244,7 +244,7 @@ def test_names_cannot_write_into_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("[]", "metrics.jsonl:2: damaged"),
         ("{", "metrics.jsonl:2: damaged"),
@@ -255,15 +255,15 @@ def test_names_cannot_write_into_the_page() -> None:
         ('{"step": 2, "loss": 1' + "0" * 5000 + "}", "metrics.jsonl:2: loss: not a finite number"),
     ],
 )
-def test_damaged_metrics_are_named(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_metrics_are_named(line: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_of([{"step": 1, "loss": 2.0}])
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write(line + "\n")
     assert main(["report", "run"]) == 3
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
-def test_folders_that_are_no_runs_are_all_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_no_runs_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     run_of([], name="run")
     assert main(["report", "empty,missing,run", "--out", "page.html"]) == 2
@@ -281,7 +281,7 @@ def test_smoothing_is_the_mean_of_the_neighbours() -> None:
 def test_thinning_keeps_the_spikes() -> None:
     values = np.zeros(10_000)
     values[1234], values[8765] = 5.0, -5.0
-    places = thinned(values, 100)
-    assert len(places) <= 100
-    assert {1234, 8765} <= set(places.tolist())
+    indices = thinned(values, 100)
+    assert len(indices) <= 100
+    assert {1234, 8765} <= set(indices.tolist())
     assert thinned(np.zeros(7), 100).tolist() == list(range(7))

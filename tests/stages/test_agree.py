@@ -88,7 +88,7 @@ def test_two_annotators_who_always_differ_are_below_chance() -> None:
 
 
 @pytest.mark.parametrize("units", [[], [[RESPONSE], [ORIGINAL]], [[TIE, TIE]] * 5])
-def test_no_alpha_where_nothing_tells_agreement_from_chance(units: list[list[str]]) -> None:
+def test_no_alpha_if_nothing_tells_agreement_from_chance(units: list[list[str]]) -> None:
     assert alpha(units) is None
 
 
@@ -115,7 +115,7 @@ def test_resampled_alphas_are_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("preferences", "expected"),
     [
         ([RESPONSE], RESPONSE),
         ([RESPONSE, ORIGINAL], TIE),
@@ -125,8 +125,8 @@ def test_resampled_alphas_are_the_packages() -> None:
         ([TIE, RESPONSE, TIE], TIE),
     ],
 )
-def test_majority(said: list[str], expected: str) -> None:
-    assert majority(said) == expected
+def test_majority(preferences: list[str], expected: str) -> None:
+    assert majority(preferences) == expected
 
 
 def test_pairwise_agreement_is_over_items_with_two_labels() -> None:
@@ -146,9 +146,9 @@ def test_wins_ties_and_losses_of_the_response() -> None:
 
 def test_a_judge_against_the_majority() -> None:
     majorities = {item(n): RESPONSE if n < 4 else ORIGINAL if n < 8 else TIE for n in range(10)}
-    calls: dict[Item, str | None] = {item(n): RESPONSE for n in range(6)}  # 4 right, 2 wrong
-    calls |= {item(6): TIE, item(7): None, item(8): TIE, item(9): RESPONSE, item(99): RESPONSE}
-    found = judge_agreement("j", calls, majorities)
+    choices: dict[Item, str | None] = {item(n): RESPONSE for n in range(6)}  # 4 right, 2 wrong
+    choices |= {item(6): TIE, item(7): None, item(8): TIE, item(9): RESPONSE, item(99): RESPONSE}
+    found = judge_agreement("j", choices, majorities)
     assert found.failed == 1
     assert found.agreement[:2] == (9, pytest.approx(5 / 9))
     assert found.without_ties[:2] == (6, pytest.approx(4 / 6))
@@ -160,7 +160,7 @@ def test_a_judge_against_the_majority() -> None:
 
 
 def test_the_command_over_two_files_and_judges(agree: Callable[..., tuple[Row, str]]) -> None:
-    ada = [label("ada", n, RESPONSE if n < 6 else ORIGINAL, ORIGINAL) for n in range(8)]
+    ada = [label("ada", n, RESPONSE if n < 6 else ORIGINAL, shown_first=ORIGINAL) for n in range(8)]
     ben = [label("ben", n, RESPONSE if n < 5 else ORIGINAL) for n in range(8)]
     verdicts = [verdict("good", n, 0.9 if n < 5 else 0.1) for n in range(8)]
     verdicts += [verdict("lost", 0, None), verdict("elsewhere", 50, 0.9), verdict("halves", 0, 0.5)]

@@ -1,4 +1,4 @@
-"""pit annotate: blind, in a random order, one label a decision, and on from where it was left."""
+"""pit annotate: blind, in a random order, one label a decision, and resumed after an interruption."""
 
 import fcntl
 import io
@@ -64,7 +64,7 @@ def test_a_label_says_what_was_chosen_and_what_it_was_shown_as(annotate: Annotat
     assert len({label["key"] for label in labels()}) == 8
 
 
-def test_what_is_labelled_first_is_what_is_shown_first(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_says_which_response_was_shown_first(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     annotate("11111111")
     err = capsys.readouterr().err
     for label in labels():
@@ -97,7 +97,7 @@ def test_sides_are_even_and_differ_by_annotator_and_seed() -> None:
         assert 450 < sum(a == b for a, b in zip(ada, other, strict=True)) < 550
 
 
-def test_goes_on_where_this_annotator_stopped(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumes_after_the_last_label_of_this_annotator(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     assert annotate("12q") == 0
     assert "2 labels by ada, 0 skipped, 6 pairs left" in capsys.readouterr().err
     assert annotate("1" * 20) == 0

@@ -1,4 +1,4 @@
-"""Labels by people: how far annotators agree with one another, and judges with them."""
+"""Agreement on labels by people: of annotators with one another, and of judges with their majority."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ PREFERENCES = (RESPONSE, ORIGINAL, TIE)
 MAX_LISTED = 20
 
 Interval = tuple[float, float]
-Row = TypeVar("Row")
+Parsed = TypeVar("Parsed")
 
 
 class Item(NamedTuple):
@@ -33,12 +33,12 @@ class Item(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the item is known by, in whatever file it stands: its texts alone."""
+        """A hash of its texts alone, so that it is the same in every file."""
         return hashlib.sha256(json.dumps(self).encode("utf-8")).hexdigest()[:16]
 
 
 class Label(NamedTuple):
-    """One decision of a person; chose_first: whether it was for the response that was shown first, None for a tie."""
+    """One decision of a person; chose_first: whether they chose the response that was shown first, None for a tie."""
 
     annotator: str
     item: Item
@@ -46,8 +46,8 @@ class Label(NamedTuple):
     chose_first: bool | None
 
 
-class Call(NamedTuple):
-    """What a judge says of an item; None where it could not say anything."""
+class JudgeChoice(NamedTuple):
+    """One decision of a judge; preferred: None if it gave no verdict."""
 
     judge: str
     item: Item
@@ -55,7 +55,7 @@ class Call(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A share of n things with its 95% interval; None where there is none."""
+    """A share of n items, pairs or labels with its 95% interval; None if n is 0."""
 
     n: int
     share: float | None
@@ -70,7 +70,7 @@ class Alpha(NamedTuple):
 
 
 class Annotator(NamedTuple):
-    """How one annotator labelled; chose_first is about one half where the place of a response does not matter."""
+    """How one annotator labelled; chose_first is about one half if the order of the responses does not matter."""
 
     annotator: str
     labels: int
@@ -79,7 +79,7 @@ class Annotator(NamedTuple):
 
 
 class JudgeAgreement(NamedTuple):
-    """A judge against the majority of the annotators; without_ties: where neither of the two calls a tie."""
+    """A judge against the majority of the annotators; without_ties: over the items that neither calls a tie."""
 
     judge: str
     failed: int
@@ -98,20 +98,25 @@ def parse_label(row: dict[str, Any], file: str, line: int) -> Label:
     preferred = _one_of(row, "preferred", PREFERENCES)
     shown_first = _one_of(row, "shown_first", (RESPONSE, ORIGINAL))
     chose_first = None if preferred == TIE else preferred == shown_first
-    return Label(_field(row, "annotator", str), parse_item(row, file, line), preferred, chose_first)
+    return Label(
+        annotator=_field(row, "annotator", str),
+        item=parse_item(row, file, line),
+        preferred=preferred,
+        chose_first=chose_first,
+    )
 
 
-def parse_call(row: dict[str, Any], file: str, line: int) -> Call:
+def parse_judge_choice(row: dict[str, Any], file: str, line: int) -> JudgeChoice:
     judge, item = _field(row, "judge", str), parse_item(row, file, line)
     if row.get("p_better", 0) is None:
-        return Call(judge, item, None)
+        return JudgeChoice(judge, item, None)
     p_better = _field(row, "p_better", int | float)
     if not 0 <= p_better <= 1:
         raise RowProblem("p_better", "must lie between 0 and 1")
-    return Call(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
+    return JudgeChoice(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
 
 
-def load(path: str, parse: Callable[[dict[str, Any], str, int], Row]) -> list[Row]:
+def load_rows(path: str, parse: Callable[[dict[str, Any], str, int], Parsed]) -> list[Parsed]:
     """Every row of a file, or one InputError that lists what is wrong with it."""
     errors: list[RowError] = []
     rows = []
@@ -119,7 +124,7 @@ def load(path: str, parse: Callable[[dict[str, Any], str, int], Row]) -> list[Ro
         try:
             rows.append(parse(row, file_label(path), line))
         except RowProblem as problem:
-            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+            errors.append(RowError(file=file_label(path), line=line, field=problem.field, reason=problem.reason))
     if errors:
         more = [f"and {len(errors) - MAX_LISTED} more"] if len(errors) > MAX_LISTED else []
         raise InputError([*map(str, errors[:MAX_LISTED]), *more])
@@ -127,15 +132,15 @@ def load(path: str, parse: Callable[[dict[str, Any], str, int], Row]) -> list[Ro
 
 
 def majority(preferences: Iterable[str]) -> str:
-    """What most say; a tie where two are said equally often."""
+    """The most frequent preference; a tie if two are equally frequent."""
     ranked = Counter(preferences).most_common(2)
     return TIE if len(ranked) == 2 and ranked[0][1] == ranked[1][1] else ranked[0][0]
 
 
 def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) -> Alpha | None:
-    """Over what was said of each item; the interval resamples items that have two labels or more.
+    """Over the labels of each item (units); the interval resamples items that have two labels or more.
 
-    None where nothing tells agreement from chance: no such item, or one label for all of them.
+    None if agreement cannot be told from chance: no item has two labels, or all labels are the same.
     """
     pairable = [unit for unit in units if len(unit) >= 2]
     domain = sorted({value for unit in pairable for value in unit})
@@ -150,7 +155,7 @@ def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) ->
 
 
 def resampled_alphas(counts_NV: np.ndarray, picked_DN: np.ndarray) -> np.ndarray:
-    """The package's nominal alpha for many resamples at once; NaN where a resample holds one value only.
+    """The package's nominal alpha for many resamples at once; NaN if a resample holds one value only.
 
     counts_NV: how often each of N items was given each of V values; picked_DN: how often each draw has each item.
     """
@@ -170,34 +175,35 @@ def share(hits: Sequence[float]) -> Share:
 
 
 def pairwise_agreement(units: Iterable[Sequence[str]]) -> Share:
-    """For an item with two labels or more: the share of its pairs of labels that are the same."""
+    """The share of equal pairs among the pairs of labels of an item, for items with two labels or more."""
     pairs = [list(combinations(unit, 2)) for unit in units if len(unit) >= 2]
     return share([sum(a == b for a, b in unit) / len(unit) for unit in pairs])
 
 
 def describe_annotator(annotator: str, labels: Sequence[Label]) -> Annotator:
     firsts = [label.chose_first for label in labels if label.chose_first is not None]
-    return Annotator(annotator, len(labels), len(labels) - len(firsts), share(firsts))
+    ties = len(labels) - len(firsts)
+    return Annotator(annotator=annotator, labels=len(labels), ties=ties, chose_first=share(firsts))
 
 
 def wins(majorities: dict[Item, str]) -> PairedComparison:
-    """Responses against originals by the majority, an interval over prompts."""
+    """Responses against originals by the majority; the interval resamples prompts."""
     sign = {RESPONSE: 1.0, ORIGINAL: -1.0, TIE: 0.0}
     signs = [sign[preferred] for preferred in majorities.values()]
     return compare(signs, [0.0] * len(signs), [json.dumps(item.prompt) for item in majorities])
 
 
-def judge_agreement(judge: str, calls: dict[Item, str | None], majorities: dict[Item, str]) -> JudgeAgreement:
-    """Over the items that annotators labelled and of which the judge says something."""
-    labelled = [item for item in calls if item in majorities]
-    pairs = [(called, majorities[item]) for item in labelled if (called := calls[item]) is not None]
+def judge_agreement(judge: str, choices: dict[Item, str | None], majorities: dict[Item, str]) -> JudgeAgreement:
+    """Over the items that annotators labelled and the judge chose in."""
+    labelled = [item for item in choices if item in majorities]
+    pairs = [(choice, majorities[item]) for item in labelled if (choice := choices[item]) is not None]
     decided = [pair for pair in pairs if TIE not in pair]
     return JudgeAgreement(
-        judge,
-        len(labelled) - len(pairs),
-        share([called == people for called, people in pairs]),
-        share([called == people for called, people in decided]),
-        alpha(pairs),
+        judge=judge,
+        failed=len(labelled) - len(pairs),
+        agreement=share([choice == people for choice, people in pairs]),
+        without_ties=share([choice == people for choice, people in decided]),
+        alpha=alpha(pairs),
     )
 
 

@@ -1,124 +1,138 @@
-"""May a system be said to improve? Holm's correction, the negative controls, and all that must hold."""
+"""Decide whether a system may be said to improve: Holm's correction, the negative controls, and every other check."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pitcli.evaluation import results
-from pitcli.evaluation.comparing import verdict
+from pitcli.evaluation.compare_systems import verdict_text
+from pitcli.evaluation.judge import ORACLE
+from pitcli.evaluation.results import (
+    Claim,
+    Control,
+    JudgeResult,
+    SystemComparison,
+    controlled_delta_text,
+    delta_text,
+)
 from pitcli.evaluation.statistics import holm
 from pitcli.evaluation.systems import MADE, ORIGINAL, System
-from pitcli.evaluation.verdicts import ORACLE
 
-EQUAL_TOKENS = (0.95, 2.0)  # of the system's tokens, what a best-of-n has spent: its last draw may be long
-WIDEST = 40.0  # points: a control whose interval is wider says nothing
+EQUAL_TOKENS = (0.95, 2.0)  # best-of-n's tokens over the system's: the last draw may be long
+WIDEST = 40.0  # points: a control with a wider interval shows nothing
 
 
-def corrected(comparisons: Sequence[results.Comparison]) -> list[results.Comparison]:
+def corrected(comparisons: Sequence[SystemComparison]) -> list[SystemComparison]:
     """Holm over data sets x judges, for each system and baseline; single seeds are not tested by themselves."""
     families: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, one in enumerate(comparisons):
-        if one.seed is None:
-            families[one.system, one.baseline].append(place)
+    for index, comparison in enumerate(comparisons):
+        if comparison.seed is None:
+            families[comparison.system, comparison.baseline].append(index)
     after = list(comparisons)
-    for places in families.values():
-        for place, p in zip(places, holm([comparisons[place].p_value for place in places]), strict=True):
-            one = comparisons[place]
-            after[place] = one.model_copy(update={"p_holm": p, "verdict": verdict(one.delta_ci, p)})
+    for family in families.values():
+        for index, p in zip(family, holm([comparisons[index].p_value for index in family]), strict=True):
+            verdict = verdict_text(comparisons[index].delta_ci, p)
+            after[index] = comparisons[index].model_copy(update={"p_holm": p, "verdict": verdict})
     return after
 
 
-def shown(one: results.Comparison | None) -> str:
-    """Delta with its interval, in points."""
-    if one is None:
-        return "no verdicts"
-    return f"{one.delta:+.1f} [{one.delta_ci[0]:+.1f}, {one.delta_ci[1]:+.1f}]"
+def gains_under_length_control(comparison: SystemComparison) -> bool:
+    return comparison.length_controlled_ci is not None and comparison.length_controlled_ci[0] > 0
 
 
-def shown_controlled(one: results.Comparison) -> str:
-    """The length-controlled delta with its interval, in points."""
-    if one.length_controlled_delta is None or one.length_controlled_ci is None:
-        return "not identified"
-    low, high = one.length_controlled_ci
-    return f"{one.length_controlled_delta:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def gains_under_length_control(one: results.Comparison) -> bool:
-    return one.length_controlled_ci is not None and one.length_controlled_ci[0] > 0
-
-
-def control_result(name: str, baseline: str, one: results.Comparison) -> results.Control:
-    """padded: no gain under length control; constant: must lose; any other: no gain."""
-    if name == "padded":
-        wanted, passed = "no gain under length control", not gains_under_length_control(one)
-        seen = f"{shown(one)}, under length control {shown_controlled(one)}"
-    elif name == "constant":
-        wanted, passed, seen = "must lose", one.delta_ci[1] < 0, shown(one)
+def control_result(comparison: SystemComparison) -> Control:
+    """Of a control against its baseline. padded: no gain under length control; constant: must lose; others: no gain."""
+    low, high = comparison.delta_ci
+    seen = delta_text(comparison)
+    if comparison.system == "padded":
+        expected, passed = "no gain under length control", not gains_under_length_control(comparison)
+        seen += f", under length control {controlled_delta_text(comparison)}"
+    elif comparison.system == "constant":
+        expected, passed = "must lose", high < 0
     else:
-        wanted, passed, seen = f"no gain over {baseline}", one.delta_ci[0] <= 0, shown(one)
-    if one.delta_ci[1] - one.delta_ci[0] > WIDEST:
+        expected, passed = f"no gain over {comparison.baseline}", low <= 0
+    if high - low > WIDEST:
         passed, seen = False, f"{seen}: too few rows to tell"
-    return results.Control(name=name, judge=one.judge, wanted=wanted, seen=seen, passed=passed)
+    return Control(name=comparison.system, judge=comparison.judge, wanted=expected, seen=seen, passed=passed)
 
 
 def claim(
     system: System,
     systems: Sequence[System],
-    judges: Sequence[results.JudgeResult],
-    comparisons: Sequence[results.Comparison],
-    controls: Sequence[results.Control],
+    judges: Sequence[JudgeResult],
+    comparisons: Sequence[SystemComparison],
+    controls: Sequence[Control],
     harm_cap: float,
-) -> results.Claim:
-    """May it be said? Only where everything holds; else each thing that does not."""
-    usable = [judge.name for judge in judges if judge.usable]
-    reasons = [f"{judge.name} does not beat length on human labels" for judge in judges if judge.name not in usable]
-    reasons += [
-        f"{judge.name}: not held against human labels"
-        for judge in judges
-        if not (judge.validation or judge.name == ORACLE)
+) -> Claim:
+    """The system improves only if every check passes; the reasons are those that do not."""
+    usable = {judge.name for judge in judges if judge.usable}
+    own = [
+        comparison
+        for comparison in comparisons
+        if comparison.system == system.name and comparison.dataset == "all" and comparison.judge in usable
     ]
-    reasons += [f"{judge.name}: {judge.independence}" for judge in judges if not judge.independent]
-    mine = [one for one in comparisons if one.system == system.name and one.dataset == "all" and one.judge in usable]
-    over_originals = [one for one in mine if one.baseline == ORIGINAL]
-    several = any(one.seed is not None for one in over_originals)
-    for one in over_originals:
-        where = f"{one.judge}, seed {one.seed}" if one.seed is not None else one.judge
-        if (one.seed is not None or not several) and not gains_under_length_control(one):
-            reasons.append(f"{where}: length-controlled delta {shown_controlled(one)}")
-        if one.seed is None and one.verdict != "better":
-            reasons.append(f"{where}: {one.verdict} in {one.rows} rows")
-        if one.seed is None and one.harm_rate > harm_cap:
-            reasons.append(f"{where}: harm rate {one.harm_rate:.1%}, over {harm_cap:.0%}")
+    over_originals = [comparison for comparison in own if comparison.baseline == ORIGINAL]
+    reasons = [*_against_judges(judges), *_against_gains(over_originals, harm_cap)]
     if usable and not over_originals:
         reasons.append("no judge gave a verdict")
-    if all(one.name in MADE for one in controls):
+    if all(control.name in MADE for control in controls):
         reasons.append("no control of a gap model on shuffled labels (--control)")
     if usable:
-        reasons += _over_best_of_n(system, systems, [one for one in mine if one.seed is None])
+        reasons += _against_best_of_n(system, systems, [comparison for comparison in own if comparison.seed is None])
     reasons += [
-        f"control {one.name} failed ({one.judge}: {one.seen}; {one.wanted})"
-        for one in controls
-        if one.judge in usable and not one.passed
+        f"control {control.name} failed ({control.judge}: {control.seen}; {control.wanted})"
+        for control in controls
+        if control.judge in usable and not control.passed
     ]
-    return results.Claim(system=system.name, improves=not reasons, reasons=reasons)
+    return Claim(system=system.name, improves=not reasons, reasons=reasons)
 
 
-def _over_best_of_n(system: System, systems: Sequence[System], comparisons: Sequence[results.Comparison]) -> list[str]:
+def _against_judges(judges: Sequence[JudgeResult]) -> Iterator[str]:
+    for judge in judges:
+        if not judge.usable:
+            yield f"{judge.name} does not beat length on human labels"
+    for judge in judges:
+        if not (judge.validation or judge.name == ORACLE):
+            yield f"{judge.name}: not held against human labels"
+    for judge in judges:
+        if not judge.independent:
+            yield f"{judge.name}: {judge.independence}"
+
+
+def _against_gains(over_originals: Sequence[SystemComparison], harm_cap: float) -> Iterator[str]:
+    """Each seed must gain under length control; all seeds together must be better and do little harm."""
+    several = any(comparison.seed is not None for comparison in over_originals)
+    for comparison in over_originals:
+        single = comparison.seed is not None
+        label = f"{comparison.judge}, seed {comparison.seed}" if single else comparison.judge
+        if (single or not several) and not gains_under_length_control(comparison):
+            yield f"{label}: length-controlled delta {controlled_delta_text(comparison)}"
+        if not single and comparison.verdict != "better":
+            yield f"{label}: {comparison.verdict} in {comparison.rows} rows"
+        if not single and comparison.harm_rate > harm_cap:
+            yield f"{label}: harm rate {comparison.harm_rate:.1%}, over {harm_cap:.0%}"
+
+
+def _against_best_of_n(system: System, systems: Sequence[System], comparisons: Sequence[SystemComparison]) -> list[str]:
     rivals = {other.name: other for other in systems if other.method() == "best-of-n"}
-    mine = {Path(file).name for file in system.files}
-    against = [
-        one
-        for one in comparisons
-        if (rival := rivals.get(one.baseline)) and _equal_tokens(one, rival.equal_tokens() in mine)
+    file_names = {Path(file).name for file in system.files}
+    at_equal_tokens = [
+        comparison
+        for comparison in comparisons
+        if (rival := rivals.get(comparison.baseline))
+        and _equal_tokens(comparison, named=rival.equal_tokens() in file_names)
     ]
-    if not against:
+    if not at_equal_tokens:
         return ["best-of-n at equal tokens was not compared"]
-    return [f"{one.judge}: over {one.baseline} {shown(one)}" for one in against if one.delta_ci[0] <= 0]
+    return [
+        f"{comparison.judge}: over {comparison.baseline} {delta_text(comparison)}"
+        for comparison in at_equal_tokens
+        if comparison.delta_ci[0] <= 0
+    ]
 
 
-def _equal_tokens(one: results.Comparison, named: bool) -> bool:
-    """Whether the rival spent what the system did; no matter how much more, if --equal-tokens named its rows."""
-    if not one.generated_tokens or one.baseline_generated_tokens is None:
+def _equal_tokens(comparison: SystemComparison, named: bool) -> bool:
+    """Whether the baseline spent as many tokens as the system; any number above counts if --equal-tokens named it."""
+    if not comparison.generated_tokens or comparison.baseline_generated_tokens is None:
         return False
-    share = one.baseline_generated_tokens / one.generated_tokens
+    share = comparison.baseline_generated_tokens / comparison.generated_tokens
     return share >= EQUAL_TOKENS[0] and (named or share <= EQUAL_TOKENS[1])

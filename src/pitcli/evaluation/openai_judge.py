@@ -1,4 +1,4 @@
-"""An LLM behind an OpenAI-compatible endpoint as judge: asked in both orders, every reply kept in a cache on disk."""
+"""The judge openai:MODEL, an LLM behind an OpenAI-compatible endpoint: asked in both orders, replies cached on disk."""
 
 import asyncio
 import json
@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pitcli.console import progress, warn
 from pitcli.data.records import Comparison
 from pitcli.errors import RunError, SettingsError
-from pitcli.evaluation.verdicts import Judge, Verdict
+from pitcli.evaluation.judge import Judge, Verdict
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "OPENAI_API_KEY"
 MAX_RETRIES = 5
 TIMEOUT_S = 300.0
-# Only a bound: a word is wanted, but some models think aloud before it.
+# Only a bound: the answer is one word, but some models think aloud before it.
 MAX_REPLY_TOKENS = 2048
 CACHE_WAIT_S = 60.0
 
-# Part of what a cached reply is known by: raise it with any change to what is sent.
+# Part of the cache key of a reply: raise it with any change to what is sent.
 PROMPT_VERSION = 1
 JUDGE_PROMPT = """\
 Below are a conversation and two responses to its last message, A and B. Each stands between tags that carry the mark \
@@ -47,27 +47,36 @@ _ANSWER = re.compile(r"\W*(A|B|TIE)\W*", re.IGNORECASE)
 _THOUGHT_END = "</think>"
 
 
+class _Endpoint(NamedTuple):
+    """A model behind an address, and how many requests it gets at the same time."""
+
+    model: str
+    base_url: str | None
+    concurrency: int
+
+
 def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int = 8) -> Judge:
     """The judge `openai:MODEL`, at base_url or at OpenAI; the key is read from the environment and kept nowhere."""
     name = f"openai:{model}"
     _check_address(base_url)
     _api_key(base_url)
-    told: set[str] = set()
+    warned: set[str] = set()
 
-    def tell(what: str) -> None:
-        if what not in told:
-            told.add(what)
-            warn(f"{name}: {what}; such comparisons get no verdict (said once)")
+    def warn_once(problem: str) -> None:
+        if problem not in warned:
+            warned.add(problem)
+            warn(f"{name}: {problem}; such comparisons get no verdict (said once)")
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        asked = [_questions(comparison) for comparison in comparisons]
-        questions = [question for pair in asked for question in pair]
+        pairs = [_questions(comparison) for comparison in comparisons]
+        questions = [question for pair in pairs for question in pair]
+        endpoint = _Endpoint(model, base_url, concurrency)
         try:
             with closing(_open_cache(cache)) as stored:
-                answers = asyncio.run(_answers(questions, model, base_url, stored, concurrency, tell))
+                answers = asyncio.run(_answers(questions, endpoint=endpoint, stored=stored, warn_once=warn_once))
         except sqlite3.Error as error:
             raise RunError(f"{cache}: the judge's cache cannot be used: {error}") from None
-        return [_verdict(*(answers[question] for question in pair)) if pair else Verdict(0.5) for pair in asked]
+        return [_verdict(*(answers[question] for question in pair)) if pair else Verdict(0.5) for pair in pairs]
 
     return Judge(name, verdicts)
 
@@ -94,7 +103,7 @@ def _api_key(base_url: str | None) -> str:
 
 
 def _questions(comparison: Comparison) -> tuple[str, str] | tuple[()]:
-    """What is asked with the response as A, and with it as B; nothing where there is no difference to judge."""
+    """The question with the response as A, and the one with it as B; none if the two responses are the same."""
     prompt, response, reference = comparison
     if response == reference:
         return ()
@@ -115,16 +124,12 @@ def _part(label: str, mark: str, text: str) -> str:
 
 
 async def _answers(
-    questions: Sequence[str],
-    model: str,
-    base_url: str | None,
-    stored: sqlite3.Connection,
-    concurrency: int,
-    tell: Callable[[str], None],
+    questions: Sequence[str], endpoint: _Endpoint, stored: sqlite3.Connection, warn_once: Callable[[str], None]
 ) -> dict[str, str | None]:
-    """A, B or TIE to each question, None where there is no such answer; what is not stored is asked, and that once."""
+    """A, B or TIE to each question, None if the reply is neither; questions without a stored reply are asked once."""
     from openai import AsyncOpenAI
 
+    model, base_url, concurrency = endpoint
     limit = asyncio.Semaphore(concurrency)
     key = _api_key(base_url)
     async with AsyncOpenAI(api_key=key, base_url=base_url, max_retries=MAX_RETRIES, timeout=TIMEOUT_S) as client:
@@ -134,11 +139,11 @@ async def _answers(
 
         async def ask(question: str, advance: Callable[..., None]) -> None:
             async with limit:
-                reply = await _ask(client, model, question, tell)
+                reply = await _ask(client, model=model, question=question, warn_once=warn_once)
             if reply:
                 replies[question] = reply = _without_key(reply, key)
                 stored.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (names[question], reply))
-                _answer(reply, tell)
+                _answer(reply, warn_once)
             advance()
 
         try:
@@ -148,16 +153,16 @@ async def _answers(
                         group.create_task(ask(question, advance))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-    return {question: _answer(reply, tell) if reply else None for question, reply in replies.items()}
+    return {question: _answer(reply, warn_once) if reply else None for question, reply in replies.items()}
 
 
-async def _ask(client: "AsyncOpenAI", model: str, question: str, tell: Callable[[str], None]) -> str:
-    """The text of the reply, empty where there is none; SettingsError where no other request would fare better."""
+async def _ask(client: "AsyncOpenAI", model: str, question: str, warn_once: Callable[[str], None]) -> str:
+    """The text of the reply, empty if there is none; SettingsError if every other request would fail too."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     host = client.base_url.netloc.decode()  # without a user or a password
     try:
-        # Raw: servers differ, and what is read of the body is checked below.
+        # Raw: servers differ, and the parts of the body that are used are checked below.
         response = await client.chat.completions.with_raw_response.create(
             model=model,
             messages=[{"role": "user", "content": question}],
@@ -168,17 +173,17 @@ async def _ask(client: "AsyncOpenAI", model: str, question: str, tell: Callable[
     except APIStatusError as error:
         if refusal := _refusal(error.status_code, host, model):
             raise refusal from None
-        tell(f"{host} answered {error.status_code}")
+        warn_once(f"{host} answered {error.status_code}")
     except APITimeoutError:
-        tell(f"{host} did not answer within {TIMEOUT_S:g} s")
+        warn_once(f"{host} did not answer within {TIMEOUT_S:g} s")
     except APIConnectionError as error:
         if type(error.__cause__).__name__ == "ConnectError":  # of whichever HTTP library openai uses
             raise RunError(f"--judge openai:{model}: {host} cannot be reached; replies so far are kept") from None
-        tell(f"the connection to {host} broke")
+        warn_once(f"the connection to {host} broke")
     else:
         if text := _reply_text(response.text):
             return text
-        tell(f"{host} answered without text")
+        warn_once(f"{host} answered without text")
     return ""
 
 
@@ -205,14 +210,14 @@ def _reply_text(body: str) -> str:
 
 
 def _without_key(reply: str, key: str) -> str:
-    """A server may repeat what it was sent. No secret is as short as an answer, and an answer must stay."""
+    """A server may repeat the key that it was sent. No secret is as short as an answer, and an answer must stay."""
     return reply.replace(key, "[key]") if len(key) > len("TIE") else reply
 
 
-def _answer(reply: str, tell: Callable[[str], None]) -> str | None:
+def _answer(reply: str, warn_once: Callable[[str], None]) -> str | None:
     found = _ANSWER.fullmatch(reply.rpartition(_THOUGHT_END)[2])
     if found is None:
-        tell("a reply was not A, B or TIE")
+        warn_once("a reply was not A, B or TIE")
         return None
     return found[1].upper()
 
@@ -228,7 +233,7 @@ def _verdict(as_first: str | None, as_second: str | None) -> Verdict:
 def _open_cache(path: Path) -> sqlite3.Connection:
     """Replies by key, each committed as it comes; sqlite's own locks keep two processes apart.
 
-    Replies that are no answer are kept too: at temperature 0 the same question gets the same reply, and the same bill.
+    Replies without an answer are kept too: at temperature 0 the same question gets the same reply, and the same bill.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = sqlite3.connect(path, timeout=CACHE_WAIT_S, isolation_level=None)

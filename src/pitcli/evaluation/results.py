@@ -1,4 +1,4 @@
-"""What an evaluation found: the content of evaluation.json, and all that report.html is made from."""
+"""The format of evaluation.json: every field of it, from which report.html, the tables and model cards are made."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ class Decile(_Result):
     edit_size: float
 
 
-class Comparison(_Result):
+class SystemComparison(_Result):
     """One system against one baseline by one judge. Deltas are win% - lose%, in points, with 95% intervals.
 
-    dataset: the value of --by, else "all". seed: the place of a training seed's file, None for all of them together.
+    dataset: the value of --by, else "all". seed: the index of a training seed's file, None for all seeds together.
     Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means a row.
-    length_controlled_delta: None where no row is near an equal length, so that nothing can be read there.
-    grades: mean quality of the system and of the baseline, where the judge grades single responses.
-    deciles: the rows by the baseline's grade, where there is one, the worst baselines first.
-    p_value: 1 where there are fewer than 20 prompts.
-    rows_needed: how many would show a delta of this size with 80% power, where none is shown; of several seeds too few,
-    because more rows do not bring the seeds together.
+    length_controlled_delta: None if no row is near an equal length, because the fit would then extrapolate.
+    grades: mean quality of the system and of the baseline, if the judge grades single responses.
+    deciles: the rows by the baseline's grade, the worst baselines first; empty without grades.
+    p_value: 1 if there are fewer than 20 prompts.
+    rows_needed: how many rows would show a delta of this size with 80% power, if none is shown. With several seeds it
+    is too low, because more rows do not reduce the differences between seeds.
     """
 
     system: str
@@ -87,7 +87,7 @@ class Validation(_Result):
 class JudgeResult(_Result):
     """A judge: what it is, how it did on human labels, how often its two orders agreed, and how often it failed.
 
-    independent: False where it has seen what the reward has seen, or where that is not known.
+    independent: False if it has seen data of the reward, or if that is not known.
     """
 
     name: str
@@ -100,16 +100,16 @@ class JudgeResult(_Result):
 
     @property
     def usable(self) -> bool:
-        """Whether its win rates may be shown: on human labels it beats length, or it was not held against any."""
-        return all(one.beats_length for one in self.validation if one.dataset == "all")
+        """Whether its win rates may be shown: it beats length on human labels, or was not validated on any."""
+        return all(validation.beats_length for validation in self.validation if validation.dataset == "all")
 
 
 class Iteration(_Result):
-    """The responses after so many iterations, against the originals.
+    """The responses after this many iterations, against the originals.
 
-    worse_than_before: the share that is worse than after the iteration before. reached: the share of rows that went so
-    far; the others stand with what they had. copy_rate, edit_size: against the iteration before. strength, elo: None
-    where no iterations were judged against one another.
+    worse_than_before: the share that is worse than after the iteration before. reached: the share of rows that got this
+    far; the others keep their last response. copy_rate, edit_size: against the iteration before. strength, elo: None
+    unless every pair of iterations was judged.
     """
 
     iteration: int
@@ -127,8 +127,8 @@ class Iteration(_Result):
     elo: float | None
 
 
-class Bin(_Result):
-    """Improvements whose p_better lies in one bin: what the gap model said, and how often the judge said better."""
+class CalibrationBin(_Result):
+    """Improvements whose p_better lies in one bin: the gap model's mean, and how often the judge agreed."""
 
     p_better: float
     judged_better: float
@@ -136,17 +136,20 @@ class Bin(_Result):
     rows: int
 
 
-class Iterations(_Result):
+class SystemIterations(_Result):
     """A system's iterations by one judge; strengths are Bradley-Terry's, in logits, the originals at 0."""
 
     system: str
     judge: str
     by_iteration: list[Iteration]
-    calibration: list[Bin]
+    calibration: list[CalibrationBin]
 
 
 class Control(_Result):
-    """A negative control and whether the evaluation found it out."""
+    """A negative control and whether it passed.
+
+    wanted: the result that passes. seen: the result.
+    """
 
     name: str
     judge: str
@@ -155,10 +158,10 @@ class Control(_Result):
     passed: bool
 
 
-class System(_Result):
-    """A system that was evaluated: where its rows are from, and what they were made with (the record beside them).
+class EvaluatedSystem(_Result):
+    """A system that was evaluated: the files of its rows, and how they were made (the manifest beside them).
 
-    training: the last metrics of its improver's RL run (kl, reward, gap), empty where there is none.
+    training: the last metrics of its improver's RL run (kl, reward, gap), empty without one.
     """
 
     name: str
@@ -169,15 +172,18 @@ class System(_Result):
 
 
 class Claim(_Result):
-    """Does a system improve on the originals? Only where all that EVALUATION asks for holds; reasons: what does not."""
+    """Whether a system improves on the originals: only if every check passes. reasons: those that do not."""
 
     system: str
     improves: bool
     reasons: list[str]
 
 
-class Sample(_Result):
-    """One row, to be read by a person."""
+class ShownRow(_Result):
+    """One row of a system, shown in the report for a person to read.
+
+    p_better: by the system's gap model. judged: P(better) by the first judge.
+    """
 
     system: str
     prompt: str
@@ -193,9 +199,22 @@ class Evaluation(_Result):
     pit_version: str
     settings: dict[str, Any]
     judges: list[JudgeResult]
-    systems: list[System]
-    comparisons: list[Comparison]
-    iterations: list[Iterations]
+    systems: list[EvaluatedSystem]
+    comparisons: list[SystemComparison]
+    iterations: list[SystemIterations]
     controls: list[Control]
     claims: list[Claim]
-    samples: list[Sample]
+    samples: list[ShownRow]
+
+
+def delta_text(comparison: SystemComparison) -> str:
+    """Delta with its interval, in points."""
+    return f"{comparison.delta:+.1f} [{comparison.delta_ci[0]:+.1f}, {comparison.delta_ci[1]:+.1f}]"
+
+
+def controlled_delta_text(comparison: SystemComparison) -> str:
+    """The length-controlled delta with its interval, in points."""
+    if comparison.length_controlled_delta is None or comparison.length_controlled_ci is None:
+        return "not identified"
+    low, high = comparison.length_controlled_ci
+    return f"{comparison.length_controlled_delta:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,4 +1,4 @@
-"""Paired comparisons: clustered bootstrap, length control, Bradley-Terry, power, Holm."""
+"""The statistics of paired comparisons: clustered bootstrap, length control, Bradley-Terry, power, Holm."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,17 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 
 DRAWS = 10_000
-BLOCK = 4_000_000  # weights computed with at a time
-KEPT = 60_000_000  # weights of two bytes that are kept to be used again
+BLOCK = 4_000_000  # weights in memory at a time
+KEPT = 60_000_000  # at most this many weights, of two bytes each, are kept for the next statistic
 WITHIN_DRAWS = 400  # draws by which the variance within a seed is estimated
 SIMILAR_LENGTH = 0.1
 
 Interval = tuple[float, float]
 Statistic = Callable[[np.ndarray], np.ndarray]
-Places = Sequence[str] | Sequence[int] | np.ndarray
+GroupLabels = Sequence[str] | Sequence[int] | np.ndarray
+
+
+class BootstrapSettings(NamedTuple):
+    """How many resamples a bootstrap draws, and the seed that they come from."""
+
+    draws: int
+    seed: int
 
 
 class PairedComparison(NamedTuple):
@@ -34,7 +40,7 @@ class PairedComparison(NamedTuple):
 class Bootstrap:
     """95% percentile intervals that resample prompts and, as far as they differ, training seeds.
 
-    A row's weight in a draw is how often its prompt was drawn. Where there are several seeds it is multiplied by
+    A row's weight in a draw is how often its prompt was drawn. If there are several seeds it is multiplied by
     1 + c (k - 1), k being how often its seed was drawn; c makes the variance between seeds what it is estimated to be:
     that of the seeds' own values less what prompts alone put between them (variance components, as in the reflated
     residual bootstrap of Carpenter, Goldstein and Rasbash 2003). Drawing seeds and prompts both in full (c = 1) would
@@ -42,7 +48,9 @@ class Bootstrap:
     draws are the same for every statistic.
     """
 
-    def __init__(self, clusters: Places, seeds: Places | None = None, draws: int = DRAWS, seed: int = 0) -> None:
+    def __init__(
+        self, clusters: GroupLabels, seeds: GroupLabels | None = None, draws: int = DRAWS, seed: int = 0
+    ) -> None:
         self.cluster_N = np.unique(np.asarray(clusters), return_inverse=True)[1]
         self.seed_N = np.zeros(len(self.cluster_N), int) if seeds is None else np.unique(seeds, return_inverse=True)[1]
         self.seeds = int(self.seed_N.max()) + 1
@@ -55,11 +63,11 @@ class Bootstrap:
         block = max(1, BLOCK // len(self.cluster_N))
         for start in range(0, self.draws, block):
             # two bytes: a draw that holds one prompt 65,536 times will not be seen
-            yield _counts(rng, prompts, min(block, self.draws - start)).astype(np.uint16)[:, self.cluster_N]
+            yield _resample_counts(rng, prompts, min(block, self.draws - start)).astype(np.uint16)[:, self.cluster_N]
 
     @cached_property
     def kept(self) -> list[np.ndarray] | None:
-        """All of them, where they are few enough to be kept: drawing them takes longer than using them."""
+        """All prompt weights, if they are few enough to keep: drawing them takes longer than using them."""
         return list(self.prompt_weights()) if self.draws * len(self.cluster_N) <= KEPT else None
 
     def sample(self, statistic: Statistic) -> np.ndarray:
@@ -68,12 +76,12 @@ class Bootstrap:
         rng = np.random.default_rng(self.seed + 1)
         values = []
         for weights_BN in self.kept or self.prompt_weights():
-            times_BS = 1 + spread * (_counts(rng, self.seeds, len(weights_BN)) - 1)
+            times_BS = 1 + spread * (_resample_counts(rng, self.seeds, len(weights_BN)) - 1)
             values.append(statistic(weights_BN * times_BS[:, self.seed_N]))
         return np.concatenate(values)
 
     def seed_spread(self, statistic: Statistic) -> float:
-        """c: 0 where the seeds differ no more than their prompts make them, 1 where prompts explain nothing of it."""
+        """c: 0 if the seeds differ no more than their prompts make them, 1 if prompts explain nothing of it."""
         if self.seeds == 1:
             return 0.0
         weights_BN = next(iter(self.kept or self.prompt_weights()))[:WITHIN_DRAWS].astype(float)
@@ -87,8 +95,8 @@ class Bootstrap:
         return percentile_interval(self.sample(statistic))
 
 
-def _counts(rng: np.random.Generator, groups: int, draws: int) -> np.ndarray:
-    """How often each group is drawn when as many are drawn as there are, shape (draws, groups)."""
+def _resample_counts(rng: np.random.Generator, groups: int, draws: int) -> np.ndarray:
+    """How often each group is in a resample of all groups, shape (draws, groups)."""
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
@@ -128,30 +136,31 @@ def compare(
     percentage points.
     """
     signs_N = np.sign(np.asarray(system) - np.asarray(baseline))
-    low, high = Bootstrap(clusters, None, draws, seed).interval(mean_of(signs_N))
-    wins, ties, losses = counts(signs_N)
-    return PairedComparison(wins, ties, losses, float(100 * signs_N.mean()), (100 * low, 100 * high))
+    low, high = Bootstrap(clusters, draws=draws, seed=seed).interval(mean_of(signs_N))
+    wins, ties, losses = win_tie_loss_counts(signs_N)
+    delta = float(100 * signs_N.mean())
+    return PairedComparison(wins=wins, ties=ties, losses=losses, delta=delta, delta_ci=(100 * low, 100 * high))
 
 
-def counts(signs_N: np.ndarray) -> tuple[int, int, int]:
+def win_tie_loss_counts(signs_N: np.ndarray) -> tuple[int, int, int]:
     """Wins, ties and losses."""
     return int((signs_N > 0).sum()), int((signs_N == 0).sum()), int((signs_N < 0).sum())
 
 
 def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
     """95% percentile bootstrap interval of the mean of independent values, e.g. differences of paired grades."""
-    return Bootstrap(range(len(values)), None, draws, seed).interval(mean_of(values))
+    return Bootstrap(range(len(values)), draws=draws, seed=seed).interval(mean_of(values))
 
 
 def length_terms(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> np.ndarray:
-    """tanh of the length difference over its standard deviation, shape (N,); 0 where the lengths are the same."""
+    """tanh of the length difference over its standard deviation, shape (N,); 0 if the lengths are the same."""
     difference_N = np.asarray(lengths, dtype=float) - np.asarray(baseline_lengths, dtype=float)
     spread = float(difference_N.std())
     return np.tanh(difference_N / spread) if spread else np.zeros(len(difference_N))
 
 
 def length_is_identified(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> bool:
-    """Whether a length difference of zero is within what was seen: by similar rows, or by rows on both sides."""
+    """Whether the rows cover a length difference of zero: some are of similar length, or some lie on both sides."""
     ours_N, theirs_N = np.asarray(lengths, dtype=float), np.asarray(baseline_lengths, dtype=float)
     near = float((np.abs(ours_N - theirs_N) <= SIMILAR_LENGTH * theirs_N).mean())
     return near >= 0.02 or min((ours_N > theirs_N).mean(), (ours_N < theirs_N).mean()) >= 0.02
@@ -160,7 +169,7 @@ def length_is_identified(lengths: Sequence[int], baseline_lengths: Sequence[int]
 def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
     """Delta in points at equal lengths: P(win) = sigmoid(a + b * term), ties as half a win, read at term 0.
 
-    By Newton's method for all draws at once. The ridge of 1e-3 matters only where wins and losses are separated.
+    By Newton's method for all draws at once. The ridge of 1e-3 matters only if wins and losses are separated.
     """
     wins_N, squares_N = (signs_N + 1) / 2, terms_N**2
     ridge = 1e-3
@@ -187,12 +196,20 @@ def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+    """Holm's adjusted p-values, in the order given.
+
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none falls below the one before it or exceeds 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        adjusted[index] = largest
+    return adjusted
 
 
 def rows_needed(values_D: np.ndarray, rows: int, power: float = 0.8) -> int | None:
-    """How many rows would show the mean of these bootstrapped values at 5% with that power; None where it is zero.
+    """How many rows would show the mean of these bootstrapped values at 5% with that power; None if it is zero.
 
     The standard error of the draws shrinks with the square root of the rows, whatever the clusters.
     """
@@ -226,8 +243,8 @@ def bradley_terry(wins_DKK: np.ndarray, rounds: int = 200) -> np.ndarray:
 def elo(games: Sequence[tuple[int, int, float]], items: int, step: float = 16.0, seed: int = 0) -> list[float]:
     """ELO from 1000 over the games (i, j, score of i) in one random order: it depends on that order."""
     ratings = np.full(items, 1000.0)
-    for place in np.random.default_rng(seed).permutation(len(games)):
-        i, j, score = games[place]
+    for index in np.random.default_rng(seed).permutation(len(games)):
+        i, j, score = games[index]
         gain = step * (score - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / 400)))
         ratings[i] += gain
         ratings[j] -= gain

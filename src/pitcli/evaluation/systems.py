@@ -1,4 +1,4 @@
-"""The rows that are evaluated: systems as `pit improve` wrote them, aligned, and the controls that are made here."""
+"""Read the rows of the systems that are compared, as `pit improve` wrote them, align them, and make two controls."""
 
 import json
 import random
@@ -16,11 +16,11 @@ from pitcli.errors import InputError, SettingsError
 
 MAX_LISTED = 20
 ORIGINAL = "original"
-MADE = ("padded", "constant")  # controls that are made here
+MADE = ("padded", "constant")  # the controls of made_controls
 
 
 class Step(NamedTuple):
-    """One iteration: what it was shown, what it wrote, what the gap model said, and what stood afterwards."""
+    """One iteration: the response before it, the text it wrote, the gap model's p_better, the response after."""
 
     before: str
     written: str
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One draft as a system left it."""
+    """One draft and what a system made of it."""
 
     seed: int
     prompt: Prompt
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     dataset: str
 
     def standing(self, iteration: int) -> str:
-        """The response after so many iterations; the last one stands where there were fewer."""
+        """The response after this many iterations, or after the last one if there were fewer."""
         return self.steps[min(iteration, len(self.steps)) - 1].standing if iteration and self.steps else self.original
 
     def tokens_until(self, iteration: int) -> int:
@@ -55,7 +55,10 @@ Key = tuple[int, Prompt, str, int]
 
 
 class System(NamedTuple):
-    """A named system: its rows by key, where they are from, and the records that stand beside its files."""
+    """A named system: its rows by key, its files, and the manifests beside these.
+
+    baseline: what a control is compared with.
+    """
 
     name: str
     files: tuple[str, ...]
@@ -67,23 +70,23 @@ class System(NamedTuple):
         return [self.rows[key] for key in keys]
 
     def record(self) -> dict[str, Any]:
-        """Of the first file; those of other training seeds differ from it by the seed."""
+        """The manifest of the first file; those of other training seeds differ from it by the seed."""
         return self.records[0] if self.records else {}
 
     def method(self) -> str:
         return str(self.record().get("settings", {}).get("method", ""))
 
     def equal_tokens(self) -> str:
-        """The name of the file whose tokens a best-of-n was to spend."""
+        """The name of the file whose number of tokens a best-of-n was to match."""
         return Path(self.record().get("settings", {}).get("equal_tokens") or "").name
 
     def training(self) -> dict[str, float]:
-        """How RL ended, the mean over the training seeds."""
+        """The last metrics of RL, averaged over the training seeds; empty without RL."""
         runs = [origin["training"] for origin in self.origins() if origin.get("training")]
         return {name: fmean(run[name] for run in runs) for name in runs[0]} if runs else {}
 
     def origins(self) -> list[dict[str, Any]]:
-        """What each file's record says of its gap models' data and of RL; empty where nothing is known."""
+        """For each file, its gap models' data and its RL metrics by the manifest; an empty dict if there is none."""
         return [record.get("origin", {}) for record in self.records]
 
 
@@ -105,14 +108,22 @@ def named_files(values: Sequence[str], option: str) -> dict[str, list[str]]:
 
 
 def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: int | None) -> list[System]:
-    """The systems that an option names; NAME/SYSTEM names the system that a control is held against."""
+    """The systems that an option names; in --control, NAME/SYSTEM names the system that a control is compared with."""
     systems = []
     for name, files in named_files(values, option).items():
         rows: dict[Key, Row] = {}
         for seed, file in enumerate(files):
-            rows |= _read(file, seed, by, max_rows)
+            rows |= _read(file, seed=seed, by=by, max_rows=max_rows)
         label, _, baseline = name.partition("/") if option == "--control" else (name, "", "")
-        systems.append(System(label, tuple(files), rows, tuple(map(_record, files)), baseline or ORIGINAL))
+        systems.append(
+            System(
+                name=label,
+                files=tuple(files),
+                rows=rows,
+                records=tuple(map(_record, files)),
+                baseline=baseline or ORIGINAL,
+            )
+        )
     return systems
 
 
@@ -122,9 +133,9 @@ def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Ke
     seen: Counter[tuple[Prompt, str]] = Counter()
     for line, row in read_rows(file, problems.append):
         try:
-            parsed = parse_row(row, file, line, seed, by)
+            parsed = parse_row(row, file, line=line, seed=seed, by=by)
         except RowProblem as problem:
-            problems.append(RowError(file, line, problem.field, problem.reason))
+            problems.append(RowError(file=file, line=line, field=problem.field, reason=problem.reason))
             continue
         seen[parsed.prompt, parsed.original] += 1
         rows[seed, parsed.prompt, parsed.original, seen[parsed.prompt, parsed.original]] = parsed
@@ -138,7 +149,7 @@ def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Ke
 
 
 def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | None) -> Row:
-    """A row with prompt, original_response and response; what else pit improve writes is used where it is there."""
+    """A row with prompt, original_response and response; the other fields of pit improve are optional."""
     response = parse_draft(row, file, line).response
     if "original_response" not in row:
         raise RowProblem("original_response", "missing; rows of pit improve have it")
@@ -150,9 +161,14 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
     except (KeyError, TypeError, AttributeError):
         raise RowProblem("iterations", "not as pit improve writes them") from None
     tokens = row.get("generated_tokens")
-    dataset = str(row[by]) if by is not None else "all"
     return Row(
-        seed, draft.prompt, draft.response, response, steps, tokens if isinstance(tokens, int) else None, dataset
+        seed=seed,
+        prompt=draft.prompt,
+        original=draft.response,
+        response=response,
+        steps=steps,
+        generated_tokens=tokens if isinstance(tokens, int) else None,
+        dataset=str(row[by]) if by is not None else "all",
     )
 
 
@@ -162,13 +178,19 @@ def _steps(original: str, iterations: Sequence[dict[str, Any]]) -> tuple[Step, .
     for iteration in iterations:
         before, standing = standing, iteration["response"] if iteration["accepted"] else standing
         steps.append(
-            Step(before, iteration["response"], iteration["p_better"], standing, iteration["generated_tokens"])
+            Step(
+                before=before,
+                written=iteration["response"],
+                p_better=iteration["p_better"],
+                standing=standing,
+                generated_tokens=iteration["generated_tokens"],
+            )
         )
     return tuple(steps)
 
 
 def _record(file: str) -> dict[str, Any]:
-    """What `pit improve --output` wrote beside its rows; empty where there is nothing."""
+    """The manifest that `pit improve --output` wrote beside its rows; empty if there is none."""
     path = Path(f"{file}.manifest.json")
     if not path.is_file():
         return {}
@@ -182,7 +204,7 @@ def _record(file: str) -> dict[str, Any]:
 
 
 def align(systems: Sequence[System]) -> list[Key]:
-    """The rows that all of them have, in the order of the first; InputError where there is none."""
+    """The keys of the rows that all systems have, in the order of the first; InputError if there are none."""
     keys = [key for key in systems[0].rows if all(key in system.rows for system in systems)]
     if not keys:
         names = ", ".join(system.name for system in systems)
@@ -195,7 +217,7 @@ def align(systems: Sequence[System]) -> list[Key]:
 
 
 def made_controls(system: System, seed: int) -> list[System]:
-    """Rewriters that must not be taken for better: one only pads, one always gives the same answer."""
+    """Two controls that must not be judged better: one only pads, one always gives the same response."""
     originals = [row.original for row in system.rows.values()]
     typical = median_low(len(text) for text in originals)
     constant = next(text for text in originals if len(text) == typical)
@@ -206,7 +228,7 @@ def made_controls(system: System, seed: int) -> list[System]:
             key: row._replace(response=text, steps=(), generated_tokens=None)
             for (key, row), text in zip(system.rows.items(), texts, strict=True)
         }
-        return System(name, (), rows, ())
+        return System(name, files=(), rows=rows, records=())
 
     return [
         rewritten(MADE[0], [pad(text, draw.random()) for text in originals]),
@@ -215,5 +237,5 @@ def made_controls(system: System, seed: int) -> list[System]:
 
 
 def pad(text: str, share: float) -> str:
-    """The text with that share of it once more at its end."""
+    """The text, followed by that share of it again."""
     return f"{text} {text[: round(share * len(text))]}".rstrip()

@@ -1,4 +1,4 @@
-"""What a training run logged, as small curves over its steps: raw and smoothed, several runs in one."""
+"""The metrics of training runs as small curves over their steps: raw and smoothed, several runs in one plot."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from pitcli.pages.figures import COLORS, GREY, Mark, blank_axes, svg_of
+from pitcli.pages.figures import COLORS, GREY, LegendEntry, blank_axes, svg_of
 from pitcli.pages.page import short
 from pitcli.pages.trained_run import TrainedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMOOTHED_FROM = 20  # steps; fewer are few enough to be seen one by one
+SMOOTHED_FROM = 20  # steps; fewer can be seen one by one
 RAW_POINTS = 600
 SMOOTH_POINTS = 200
 NO_METRICS = {"step", "stage"}
 NO_NOISE = {"learning_rate"}
 FLAT = 0.02  # an axis spans at least this share of its values, so that rounding errors look flat
-# how a run is drawn: matplotlib's name of the line, and a character for the legend
+# the line style of a run: matplotlib's name, and characters for the legend
 LINES = (("-", "━━"), ("--", "╍╍"), (":", "┉┉"), ("-.", "━╍"))
 MEANINGS = {
     "loss": "What is minimised. For rl its level says nothing.",
@@ -67,7 +67,8 @@ def _curve(name: str, runs: Sequence[TrainedRun]) -> Curve:
         if points:
             steps, values = np.array(points).T
             smooth = len(values) >= SMOOTHED_FROM and name not in NO_NOISE
-            ends.append((_smooth if smooth else _plain)(axes, steps, values, line_of(number)))
+            draw = _smooth if smooth else _plain
+            ends.append(draw(axes, steps, values, line=line_of(number)))
     if len(runs) == 1:
         _mark_stages(axes, runs[0])
     low, high = axes.get_ylim()
@@ -76,7 +77,8 @@ def _curve(name: str, runs: Sequence[TrainedRun]) -> Curve:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(lambda value, _: short(value))
-    return Curve(name, MEANINGS.get(name, ""), svg_of(figure, f"{name} over steps"), ends)
+    svg = svg_of(figure, f"{name} over steps")
+    return Curve(name=name, meaning=MEANINGS.get(name, ""), svg=svg, ends=ends)
 
 
 def line_of(number: int) -> tuple[str, str]:
@@ -84,8 +86,8 @@ def line_of(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], LINES[number % len(LINES)][0]
 
 
-def legend_of(names: Sequence[str]) -> list[Mark]:
-    return [Mark(line_of(number)[0], LINES[number % len(LINES)][1], name) for number, name in enumerate(names)]
+def legend_of(names: Sequence[str]) -> list[LegendEntry]:
+    return [LegendEntry(line_of(number)[0], LINES[number % len(LINES)][1], name) for number, name in enumerate(names)]
 
 
 def _plain(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str, str]) -> tuple[float, float]:
@@ -98,20 +100,20 @@ def _plain(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str,
 
 
 def _smooth(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str, str]) -> tuple[float, float]:
-    """Raw values faint and their smoothed course over them; the ends of the latter."""
-    course = smoothed(values, len(values) // 40 + 1)
+    """Raw values, faint, under the smoothed ones; returns the ends of the smoothed ones."""
+    smooth = smoothed(values, len(values) // 40 + 1)
     shown = thinned(values, RAW_POINTS)
     axes.plot(steps[shown], values[shown], color=line[0], linewidth=0.8, alpha=0.35)
     shown = np.unique(np.linspace(0, len(values) - 1, SMOOTH_POINTS).astype(int))
-    axes.plot(steps[shown], course[shown], color=line[0], linestyle=line[1], linewidth=1.8)
-    return float(course[0]), float(course[-1])
+    axes.plot(steps[shown], smooth[shown], color=line[0], linestyle=line[1], linewidth=1.8)
+    return float(smooth[0]), float(smooth[-1])
 
 
 def _mark_stages(axes: "Axes", run: TrainedRun) -> None:
     stages = run.stages()
-    for place, (name, rows) in enumerate(stages if len(stages) > 1 else []):
+    for index, (name, rows) in enumerate(stages if len(stages) > 1 else []):
         begin, end = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
-        if place % 2:
+        if index % 2:
             axes.axvspan(begin, end, color=GREY, alpha=0.15, linewidth=0)
         axes.text(begin, 1.02, name, transform=axes.get_xaxis_transform(), fontsize=10.5, va="bottom")
 
@@ -119,13 +121,13 @@ def _mark_stages(axes: "Axes", run: TrainedRun) -> None:
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     """The mean of each value and its `reach` neighbours on either side, of fewer at the ends; shape (N,)."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    indices = np.arange(len(values))
+    low, high = np.maximum(indices - reach, 0), np.minimum(indices + reach + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most `most` values, the least and the greatest of each part among them, so that no spike is lost."""
+    """Indices of at most `most` values: the least and the greatest of each part, so that no spike is lost."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)

@@ -1,4 +1,4 @@
-"""How every figure of a page is drawn: matplotlib to inline SVG, in colours that serve light and dark alike."""
+"""How every figure of a page is drawn: matplotlib to inline SVG, in colours for both light and dark pages."""
 
 import io
 import re
@@ -36,8 +36,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-class Mark(NamedTuple):
-    """One line of a legend; the page writes it, so that long names wrap."""
+class LegendEntry(NamedTuple):
+    """One line of a legend; it is HTML beside the SVG, so that long names wrap."""
 
     color: str
     glyph: str
@@ -47,12 +47,12 @@ class Mark(NamedTuple):
 class Plot(NamedTuple):
     svg: Markup
     caption: str
-    legend: list[Mark]
+    legend: list[LegendEntry]
 
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Our style whatever the user's matplotlibrc says, and no word about letters that only the browser can draw."""
+    """Our style whatever the user's matplotlibrc says, and no warnings about letters that only the browser can draw."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -68,12 +68,12 @@ def style_of(number: int) -> tuple[str, str, str]:
     return COLORS[number % len(COLORS)], _MARKERS[shape], _GLYPHS[shape]
 
 
-def mark(number: int, label: str) -> Mark:
-    return Mark(*style_of(number)[::2], label)
+def legend_entry(number: int, label: str) -> LegendEntry:
+    return LegendEntry(*style_of(number)[::2], label)
 
 
 def blank_axes(width: int, height: int, left: int = 62, bottom: int = 48, top: int = 12) -> tuple["Figure", "Axes"]:
-    """A figure of so many CSS pixels with one plot in it. Set by hand: to measure labels would take their fonts."""
+    """A figure of this size in CSS pixels with one plot. Margins are given: measuring labels needs their fonts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)

@@ -15,20 +15,19 @@ from pitcli.console import visible
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
 from pitcli.errors import InputError
-from pitcli.evaluation.claims import shown, shown_controlled
-from pitcli.evaluation.results import Evaluation
+from pitcli.evaluation.results import Evaluation, controlled_delta_text, delta_text
 from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
 
 TITLES = {IMPROVER: "Improver", POLICY: "Policy", GAP: "Gap model"}
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# settings that say where files were on the machine, or nothing about the model
-_UNTOLD = {"model", "load_in_4bit", "data", "device", "track", "dry_run"}
+# settings that name files of the machine, or say nothing about the model
+_LEFT_OUT = {"model", "load_in_4bit", "data", "device", "track", "dry_run"}
 
 
 class Exported(NamedTuple):
-    """What a card tells of.
+    """What a card is written from.
 
-    base_name: the base on the hub, None where it is not known; converted: whether it was read from a GGUF file;
+    base_name: the base on the hub, None if it is not known; converted: whether it was read from a GGUF file;
     dtype: of merged weights, None for an adapter; drift: what the check of merged weights found; rank: of the LoRA.
     """
 
@@ -44,7 +43,7 @@ class Exported(NamedTuple):
 
 
 def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evaluation:
-    """The part of evaluation.json that is about this adapter; InputError where there is none.
+    """The part of evaluation.json that is about this adapter; InputError if there is none.
 
     Comparisons by judges that do not beat length on human labels are left out.
     """
@@ -54,21 +53,22 @@ def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evalu
         raise InputError(f"--evaluation: {path}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        what = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({what})") from None
-    systems = [one for one in whole.systems if _adapter(one.record, role) == adapter_digest]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({problem})") from None
+    systems = [system for system in whole.systems if _adapter(system.record, role) == adapter_digest]
     if not systems:
+        known = ", ".join(system.name for system in whole.systems)
         raise InputError(
-            f"--evaluation: {path}: none of its systems ({', '.join(one.name for one in whole.systems)}) is known to "
+            f"--evaluation: {path}: none of its systems ({known}) is known to "
             f"be made with this {role}; evaluate rows that pit improve --output wrote with it"
         )
-    names = {one.name for one in systems}
+    names = {system.name for system in systems}
     usable = {judge.name for judge in whole.judges if judge.usable}
     return whole.model_copy(
         update={
             "systems": systems,
             "comparisons": [c for c in whole.comparisons if names & {c.system, c.baseline} and c.judge in usable],
-            "claims": [one for one in whole.claims if one.system in names],
+            "claims": [claim for claim in whole.claims if claim.system in names],
         }
     )
 
@@ -107,7 +107,7 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
 
 
 def conversation(chat: ChatFormat, role: AdapterRole) -> str:
-    """What the chat template makes of x (and y_ref, or y2 and y1), in the place of which their names stand."""
+    """The chat template applied to the names {x}, and {y_ref} or {y2} and {y1}, in place of texts."""
     messages = [{"role": "user", "content": "{x}"}]
     if role != POLICY:
         messages.append({"role": "assistant", "content": "{y2}" if role == GAP else "{y_ref}"})
@@ -121,7 +121,7 @@ def _stop_token(chat: ChatFormat) -> str:
 
 
 def front_matter(exported: Exported) -> dict[str, Any]:
-    """What the hub reads of a card; the base and the licence only where they are known."""
+    """The fields of a card that the hub reads; the base and the licence only if they are known."""
     merged, gap = exported.dtype is not None, exported.role == GAP
     known: dict[str, Any] = {"license": exported.license} if exported.license else {}
     if exported.base_name:
@@ -147,9 +147,9 @@ def _sources(exported: Exported, base: str) -> Iterator[tuple[str, object]]:
         yield from _data("data of the gap model that rewarded it", manifest.gap_data)
 
 
-def _data(what: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
-    yield what, f"{file_name(data.path)}, {data.rows} rows"
-    yield f"{what}, SHA-256 of its rows", data.digest
+def _data(label: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
+    yield label, f"{file_name(data.path)}, {data.rows} rows"
+    yield f"{label}, SHA-256 of its rows", data.digest
 
 
 def _trained_elsewhere(exported: Exported) -> bool:
@@ -165,7 +165,7 @@ def _results(exported: Exported) -> Iterator[tuple[str, object]]:
 
 def _settings(exported: Exported) -> Iterator[tuple[str, object]]:
     for name, value in exported.manifest.config.items():
-        if value is not None and name not in _UNTOLD and not _trained_elsewhere(exported):
+        if value is not None and name not in _LEFT_OUT and not _trained_elsewhere(exported):
             yield name, file_name(value) if isinstance(value, str) else value
 
 
@@ -188,7 +188,7 @@ def _limits(exported: Exported) -> Iterator[str]:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, for a card must not say where things lie on a machine; hub names stay whole."""
+    """The last part of a path, because a card must not show folders of the machine; hub names stay whole."""
     return path if path.startswith("hub:") else re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
@@ -200,5 +200,5 @@ def _cell(value: object) -> str:
 
 def _template() -> Template:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(cell=_cell, delta=shown, controlled=shown_controlled)
+    environment.filters.update(cell=_cell, delta=delta_text, controlled=controlled_delta_text)
     return environment.from_string(files("pitcli").joinpath("assets", "model_card.md.jinja").read_text("utf-8"))

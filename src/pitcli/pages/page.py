@@ -1,4 +1,4 @@
-"""Pages: the templates of assets/, filled in strictly, and how numbers are written on them."""
+"""The templates of assets/, in which an undefined name is an error, and the filters that format numbers in them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pitcli.evaluation.results import Interval
 
 
 def template(name: str) -> Any:
-    """A template of assets/; it may include the others that are there."""
+    """A template of assets/; it may include others."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

@@ -1,10 +1,10 @@
-"""The plots of an evaluation: what was compared, against iterations, temperature, length, calibration and KL."""
+"""The plots of an evaluation: deltas by iteration, temperature, length and KL, and the gap model's calibration."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pitcli.evaluation.results import Comparison, Decile, Interval, Iterations, System
-from pitcli.pages.figures import GREY, Plot, blank_axes, mark, style_of, svg_of
+from pitcli.evaluation.results import Decile, EvaluatedSystem, Interval, SystemComparison, SystemIterations
+from pitcli.pages.figures import GREY, Plot, blank_axes, legend_entry, style_of, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +14,9 @@ LABEL_CHARACTERS = 34
 _DELTA = "Δ against the originals, points"
 Key = TypeVar("Key")
 Item = TypeVar("Item")
-# by what a caption says of the judge and the data set
-Places = Mapping[str, Sequence[Comparison]]
+# by caption, which names the judge and the data set
+ComparisonsByCaption = Mapping[str, Sequence[SystemComparison]]
+IterationsByCaption = Mapping[str, Sequence[SystemIterations]]
 
 
 class _Point(NamedTuple):
@@ -37,33 +38,35 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return groups
 
 
-def forest(places: Places) -> list[Plot]:
+def forest(comparisons: ComparisonsByCaption) -> list[Plot]:
     """Delta and length-controlled delta of every comparison, with intervals, by baseline."""
-    return [_forest(place, of_place) for place, of_place in places.items()]
+    return [_forest(caption, group) for caption, group in comparisons.items()]
 
 
-def _forest(place: str, comparisons: Sequence[Comparison]) -> Plot:
-    rows: list[tuple[str, Comparison | None]] = []
-    for baseline, of_baseline in grouped(comparisons, lambda one: one.baseline).items():
+def _forest(caption: str, comparisons: Sequence[SystemComparison]) -> Plot:
+    rows: list[tuple[str, SystemComparison | None]] = []
+    for baseline, group in grouped(comparisons, lambda comparison: comparison.baseline).items():
         rows.append((f"against {_label(baseline)}", None))
-        rows += [(_label(one.system), one) for one in of_baseline]
+        rows += [(_label(comparison.system), comparison) for comparison in group]
     # Pixels that are enough for the labels in most fonts.
     left = 24 + max(sum(7 if character.isascii() else 12 for character in label) for label, _ in rows)
     figure, axes = blank_axes(720, 30 * len(rows) + 56, left=left, top=6)
-    for at, (_, one) in enumerate(rows):
-        if one:
-            _estimate(axes, one.delta, one.delta_ci, at - 0.14, 0)
-            if one.length_controlled_delta is not None and one.length_controlled_ci:
-                _estimate(axes, one.length_controlled_delta, one.length_controlled_ci, at + 0.14, 1)
+    for y, (_, comparison) in enumerate(rows):
+        if comparison:
+            _estimate(axes, comparison.delta, ends=comparison.delta_ci, y=y - 0.14, number=0)
+            controlled, ends = comparison.length_controlled_delta, comparison.length_controlled_ci
+            if controlled is not None and ends:
+                _estimate(axes, controlled, ends=ends, y=y + 0.14, number=1)
     axes.axvline(0, color=GREY, linewidth=1.2)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    for text, (_, one) in zip(axes.get_yticklabels(), rows, strict=True):
-        text.set_fontstyle("normal" if one else "italic")
+    for text, (_, comparison) in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_fontstyle("normal" if comparison else "italic")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, pad=8)
     axes.spines["left"].set_visible(False)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points, with 95% intervals")
-    return Plot(svg_of(figure, f"Forest plot. {place}"), place, [mark(0, "Δ"), mark(1, "Δ, length-controlled")])
+    legend = [legend_entry(0, "Δ"), legend_entry(1, "Δ, length-controlled")]
+    return Plot(svg_of(figure, f"Forest plot. {caption}"), caption, legend)
 
 
 def _estimate(axes: "Axes", x: float, ends: Interval, y: float, number: int) -> None:
@@ -72,99 +75,101 @@ def _estimate(axes: "Axes", x: float, ends: Interval, y: float, number: int) -> 
     axes.plot(x, y, color=color, marker=marker, markersize=6)
 
 
-def by_iteration(places: Mapping[str, Sequence[Iterations]]) -> list[Plot]:
-    """Delta, and grade where there is one, against the number of iterations."""
+def by_iteration(iterations: IterationsByCaption) -> list[Plot]:
+    """Delta, and grade if there is one, against the number of iterations."""
     plots = []
-    for place, of_place in places.items():
+    for caption, group in iterations.items():
         deltas, grades = [], []
-        for one in of_place:
-            steps = one.by_iteration
-            deltas.append(_Series(one.system, [_Point(s.iteration, s.delta, s.delta_ci) for s in steps]))
+        for system in group:
+            steps = system.by_iteration
+            deltas.append(_Series(system.system, [_Point(s.iteration, s.delta, s.delta_ci) for s in steps]))
             graded = [_Point(s.iteration, s.grade) for s in steps if s.grade is not None]
-            grades.append(_Series(one.system, graded))
-        for name, series, finish in ((_DELTA, deltas, _zero_line), ("mean grade", grades, None)):
-            ticks = sorted({point.x for one in series for point in one.points})
+            grades.append(_Series(system.system, graded))
+        for name, lines, finish in ((_DELTA, deltas, _zero_line), ("mean grade", grades, None)):
+            ticks = sorted({point.x for line in lines for point in line.points})
             if ticks:
-                plots.append(_curves(place, series, ("iterations", name), finish, ticks))
+                plots.append(_curves(caption, lines, labels=("iterations", name), finish=finish, ticks=ticks))
     return plots
 
 
-def by_temperature(originals: Places, temperatures: dict[str, dict[str, float]]) -> list[Plot]:
+def by_temperature(originals: ComparisonsByCaption, temperatures: dict[str, dict[str, float]]) -> list[Plot]:
     """Delta over the sampling temperature; originals: comparisons with them; temperatures: by method, then system."""
     plots = []
-    for place, of_place in originals.items():
+    for caption, group in originals.items():
         series = []
         for method, by_system in temperatures.items():
-            points = [_Point(by_system[c.system], c.delta, c.delta_ci) for c in of_place if c.system in by_system]
+            points = [_Point(by_system[c.system], c.delta, c.delta_ci) for c in group if c.system in by_system]
             if len({point.x for point in points}) >= CURVE_POINTS:
                 series.append(_Series(method, points))
         if series:
-            plots.append(_curves(place, series, ("temperature", _DELTA), _zero_line))
+            plots.append(_curves(caption, series, labels=("temperature", _DELTA), finish=_zero_line))
     return plots
 
 
-def by_length(places: Places) -> list[Plot]:
+def by_length(comparisons: ComparisonsByCaption) -> list[Plot]:
     """Delta against how much longer the responses became, a plot for each baseline."""
     plots = []
-    for place, of_place in places.items():
-        for baseline, of_baseline in grouped(of_place, lambda one: one.baseline).items():
-            known = [(c, c.mean_length / c.baseline_mean_length) for c in of_baseline if c.baseline_mean_length]
+    labels = ("mean length, change in %", "Δ, points")
+    for caption, group in comparisons.items():
+        for baseline, against in grouped(group, lambda comparison: comparison.baseline).items():
+            known = [(c, c.mean_length / c.baseline_mean_length) for c in against if c.baseline_mean_length]
             series = [_Series(c.system, [_Point(100 * ratio - 100, c.delta, c.delta_ci)]) for c, ratio in known]
-            caption = f"{place}: against {baseline}"
-            plots.append(_curves(caption, series, ("mean length, change in %", "Δ, points"), _origin))
+            plots.append(_curves(f"{caption}: against {baseline}", series, labels=labels, finish=_origin))
     return plots
 
 
-def calibration(places: Mapping[str, Sequence[Iterations]]) -> list[Plot]:
+def calibration(iterations: IterationsByCaption) -> list[Plot]:
     """How often the judge says better against how sure the gap model was."""
     plots = []
-    for place, of_place in places.items():
+    for caption, group in iterations.items():
         series = []
-        for one in (one for one in of_place if one.calibration):
-            bins = [(100 * b.p_better, 100 * b.judged_better, b.judged_better_ci) for b in one.calibration]
+        for system in group:
+            bins = [(100 * b.p_better, 100 * b.judged_better, b.judged_better_ci) for b in system.calibration]
             points = [_Point(x, y, (100 * low, 100 * high)) for x, y, (low, high) in bins]
-            series.append(_Series(one.system, points))
+            if points:
+                series.append(_Series(system.system, points))
         if series:
-            plots.append(_curves(place, series, ("gap model: better, %", "judge: better, %"), _diagonal))
+            labels = ("gap model: better, %", "judge: better, %")
+            plots.append(_curves(caption, series, labels=labels, finish=_diagonal))
     return plots
 
 
-def over_optimisation(systems: Sequence[System], originals: Places) -> list[Plot]:
+def over_optimisation(systems: Sequence[EvaluatedSystem], originals: ComparisonsByCaption) -> list[Plot]:
     """What training maximised, and how the same systems compare with the originals, against KL."""
     kl = {system.name: system.training["kl"] for system in systems if "kl" in system.training}
     if len(kl) < CURVE_POINTS:
         return []
     rewarded = "gap" if any("gap" in system.training for system in systems) else "reward"
-    ends = [one.training for one in systems if {"kl", rewarded} <= one.training.keys()]
+    ends = [system.training for system in systems if {"kl", rewarded} <= system.training.keys()]
     trained = [_Series("at the end of training", [_Point(end["kl"], end[rewarded]) for end in ends])] if ends else []
     deltas, grades = [], []
-    for place, of_place in originals.items():
-        compared = [one for one in of_place if one.system in kl]
+    for caption, group in originals.items():
+        compared = [comparison for comparison in group if comparison.system in kl]
         if compared:
-            deltas.append(_Series(place, [_Point(kl[c.system], c.delta, c.delta_ci) for c in compared]))
+            deltas.append(_Series(caption, [_Point(kl[c.system], c.delta, c.delta_ci) for c in compared]))
         gains = [(c, c.grades[0] - c.grades[1]) for c in compared if c.grades]
         if gains:
-            grades.append(_Series(place, [_Point(kl[c.system], gain, c.grade_difference_ci) for c, gain in gains]))
+            grades.append(_Series(caption, [_Point(kl[c.system], gain, c.grade_difference_ci) for c, gain in gains]))
     drawn = ((f"training {rewarded}", trained), (_DELTA, deltas), ("grade above the originals", grades))
     return [_curves("", series, ("KL from the start of RL", name)) for name, series in drawn if series]
 
 
-def by_decile(places: Places) -> list[Plot]:
+def by_decile(comparisons: ComparisonsByCaption) -> list[Plot]:
     """Harm, copies and edits of each comparison whose baseline was graded."""
     return [
-        _deciles(f"{place}: {one.system} against {one.baseline}", one.deciles)
-        for place, of_place in places.items()
-        for one in of_place
-        if one.deciles
+        _deciles(f"{caption}: {comparison.system} against {comparison.baseline}", comparison.deciles)
+        for caption, group in comparisons.items()
+        for comparison in group
+        if comparison.deciles
     ]
 
 
 def _deciles(caption: str, deciles: Sequence[Decile]) -> Plot:
     series = [
-        _Series(label, [_Point(place, 100 * getattr(one, name)) for place, one in enumerate(deciles, 1)])
+        _Series(label, [_Point(number, 100 * getattr(decile, name)) for number, decile in enumerate(deciles, 1)])
         for name, label in (("harm_rate", "made worse"), ("copy_rate", "copies"), ("edit_size", "words changed"))
     ]
-    return _curves(caption, series, ("decile of the baseline's grade", "%"), _zero_line)
+    return _curves(caption, series, labels=("decile of the baseline's grade", "%"), finish=_zero_line)
 
 
 def _curves(
@@ -174,12 +179,12 @@ def _curves(
     finish: Callable[["Axes"], None] | None = None,
     ticks: Sequence[float] = (),
 ) -> Plot:
-    """Lines through points with intervals. Where x is only one of `ticks`, the series stand a little apart."""
+    """Lines through points with intervals. With `ticks`, the series are moved apart a little, as they share each x."""
     figure, axes = blank_axes(460, 300)
-    for number, one in enumerate(series):
+    for number, line in enumerate(series):
         color, marker, _ = style_of(number)
         shift = 0.05 * (number - (len(series) - 1) / 2) if ticks else 0.0
-        points = [point._replace(x=point.x + shift) for point in sorted(one.points, key=lambda point: point.x)]
+        points = [point._replace(x=point.x + shift) for point in sorted(line.points, key=lambda point: point.x)]
         for x, _, interval in points:
             if interval:
                 axes.plot((x, x), interval, color=color, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
@@ -190,7 +195,7 @@ def _curves(
         axes.set_xticks(ticks)
     if finish:
         finish(axes)
-    legend = [mark(number, one.label) for number, one in enumerate(series)]
+    legend = [legend_entry(number, line.label) for number, line in enumerate(series)]
     return Plot(svg_of(figure, f"{labels[1]} over {labels[0]}. {caption}"), caption, legend)
 
 

@@ -1,4 +1,4 @@
-"""The report of training runs as one page: what they are, what is worth a look, their results and curves."""
+"""The page of pit report: what training runs are, what may be wrong with them, their results and their curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from pitcli.runs.manifest import Manifest
 MISSING = "–"
 KINDS = {"sft": "Supervised fine-tuning of the", "reward": "Training of the", "rl": "Reinforcement learning of the"}
 SHARES = {"accuracy", "longer_wins_accuracy", "shorter_wins_accuracy", "swap_flip_rate"}
-# what train-reward says of pairs that it was not trained on
+# the results of train-reward on pairs that it was not trained on
 HELD_OUT = {
     "pairs": "pairs",
     "accuracy": "ranked as their label says",
@@ -25,11 +25,11 @@ HELD_OUT = {
     "swap_flip_rate": "another winner when the responses swap places",
     "log_loss": "log loss of the calibrated gap",
 }
-NOT_ALONE = {"accuracy_low", "accuracy_high"}  # these stand with the accuracy
+WITH_ACCURACY = {"accuracy_low", "accuracy_high"}  # shown in the same cell as the accuracy
 
 
-class Table(NamedTuple):
-    """rows: a label and a cell a column, and whether the cells differ."""
+class RunTable(NamedTuple):
+    """Facts about runs side by side; rows: a label, a cell for each column, and whether the cells differ."""
 
     columns: list[str]
     rows: list[tuple[str, list[str], bool]]
@@ -42,7 +42,7 @@ def render(runs: Sequence[TrainedRun]) -> str:
     page = template("run_report.html.jinja").render(
         version=__version__,
         runs=runs,
-        what=[f"{_what(run.manifest)} on {run.manifest.base.name}" if run.manifest else "" for run in runs],
+        what=[f"{_title(run.manifest)} on {run.manifest.base.name}" if run.manifest else "" for run in runs],
         concerns=[(run.name, concerns(run)) for run in runs],
         legend=legend_of([run.name for run in runs]),
         facts=_table(runs, [_facts(run) for run in runs]),
@@ -51,22 +51,22 @@ def render(runs: Sequence[TrainedRun]) -> str:
         curves=drawn,
         settings=_table(runs, [_texts(run.manifest.config) if run.manifest else {} for run in runs]),
     )
-    # Names of runs and of data are untrusted: overrides of direction would make the page say what it does not.
+    # Names of runs and of data are untrusted: bidirectional overrides could make the page read differently.
     return visible(page.lstrip())
 
 
-def _table(runs: Sequence[TrainedRun], by_run: Sequence[dict[str, str]]) -> Table:
-    labels = dict.fromkeys(label for of_one in by_run for label in of_one)
-    cells = {label: [of_one.get(label, MISSING) for of_one in by_run] for label in labels}
-    return Table([run.name for run in runs], [(label, row, len(set(row)) > 1) for label, row in cells.items()])
+def _table(runs: Sequence[TrainedRun], by_run: Sequence[dict[str, str]]) -> RunTable:
+    labels = dict.fromkeys(label for texts in by_run for label in texts)
+    cells = {label: [texts.get(label, MISSING) for texts in by_run] for label in labels}
+    return RunTable([run.name for run in runs], [(label, row, len(set(row)) > 1) for label, row in cells.items()])
 
 
 def _facts(run: TrainedRun) -> dict[str, str]:
     state = {"state": run.state, "steps": str(run.steps)}
-    return state if run.manifest is None else {"what": _what(run.manifest), **state, **_origin(run.manifest)}
+    return state if run.manifest is None else {"what": _title(run.manifest), **state, **_origin(run.manifest)}
 
 
-def _what(manifest: Manifest) -> str:
+def _title(manifest: Manifest) -> str:
     return f"{KINDS[manifest.kind]} {manifest.role}{' model' if manifest.kind == 'reward' else ''}"
 
 
@@ -82,18 +82,18 @@ def _origin(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _held_out(runs: Sequence[TrainedRun]) -> Table:
+def _held_out(runs: Sequence[TrainedRun]) -> RunTable:
     """A column for the held-out pairs of each gap model, and one for its --eval-data."""
     columns = [
-        (f"{run.name}, {where}" if len(runs) > 1 else where, run, prefix)
+        (f"{run.name}, {pairs}" if len(runs) > 1 else pairs, run, prefix)
         for run in runs
-        for prefix, where in (("", "held out"), ("eval_", str(run.setting("eval_data"))))
+        for prefix, pairs in (("", "held out"), ("eval_", str(run.setting("eval_data"))))
         if run.result(f"{prefix}accuracy") is not None
     ]
     rows = [
         (label, [_measured(run, prefix, name) for _, run, prefix in columns], False) for name, label in HELD_OUT.items()
     ]
-    return Table([label for label, _, _ in columns], rows if columns else [])
+    return RunTable([label for label, _, _ in columns], rows if columns else [])
 
 
 def _measured(run: TrainedRun, prefix: str, name: str) -> str:
@@ -106,10 +106,12 @@ def _measured(run: TrainedRun, prefix: str, name: str) -> str:
 
 
 def _results(run: TrainedRun) -> dict[str, str]:
-    """What the manifest says beyond the report on held-out pairs."""
+    """The results in the manifest that are not in the table of held-out pairs."""
     results = run.manifest.results if run.manifest else {}
     shown = {
-        name: value for name, value in results.items() if name.removeprefix("eval_") not in HELD_OUT.keys() | NOT_ALONE
+        name: value
+        for name, value in results.items()
+        if name.removeprefix("eval_") not in HELD_OUT.keys() | WITH_ACCURACY
     }
     return _texts(shown)
 

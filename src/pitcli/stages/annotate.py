@@ -19,7 +19,7 @@ from pitcli.data.records import RowError, file_label, read_rows, refuse_output_a
 from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
-from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load, parse_item, parse_label
+from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load_rows, parse_item, parse_label
 from pitcli.settings.tools import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 def run(config: AnnotateConfig) -> int:
-    """Ask about every pair that this annotator has not labelled; 1 where some rows could not be read."""
+    """Ask about every pair that this annotator has not labelled; 1 if some rows could not be read."""
     if "-" in (config.input, config.output):
         raise SettingsError("--input and --output: name files; stdin is for the answers")
     refuse_output_as_input(config.input, config.output)
@@ -46,8 +46,8 @@ def run(config: AnnotateConfig) -> int:
     pairs = drawn_pairs(config, read_pairs(config.input, errors, notes))
     for problem in errors:
         error(str(problem))
-    for what, count in notes.items():
-        note(f"{file_label(config.input)}: {count} {what}")
+    for text, count in notes.items():
+        note(f"{file_label(config.input)}: {count} {text}")
     if not pairs:
         raise InputError(f"{file_label(config.input)}: no pair to ask about")
     with open_growing(config.output, resume=True, overwrite=False) as stream:
@@ -58,7 +58,7 @@ def run(config: AnnotateConfig) -> int:
 
 
 def refuse_other_rows(output: str) -> None:
-    """InputError where --output holds anything but labels: a cut last line is taken off later, and not from that."""
+    """InputError if --output holds anything but labels: a partial last line is removed later, but only from labels."""
     if not Path(output).is_file() or not Path(output).stat().st_size:
         return
     problems: list[RowError] = []
@@ -78,7 +78,7 @@ def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[P
         try:
             item = parse_item(row, file_label(path), line)
         except RowProblem as problem:
-            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+            errors.append(RowError(file=file_label(path), line=line, field=problem.field, reason=problem.reason))
             continue
         if item.response == item.original_response:
             notes["pairs of identical texts skipped"] += 1
@@ -90,26 +90,26 @@ def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[P
 
 
 def drawn_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:
-    """In this annotator's order; of --max-rows, the pairs are those that every annotator gets."""
+    """In this annotator's own order; --max-rows draws the same pairs for every annotator."""
     shared = sorted(pairs, key=lambda pair: random_number(config.seed, pair.item.key))[: config.max_rows]
     return sorted(shared, key=lambda pair: random_number(config.seed, config.annotator, pair.item.key))
 
 
 def shown_order(config: AnnotateConfig, item: Item) -> tuple[str, str]:
-    """Which of the two responses stands first and which second."""
+    """Which of the two responses is shown first and which second."""
     swap = random_number(config.seed, config.annotator, item.key, "side") % 2
     return (ORIGINAL, RESPONSE) if swap else (RESPONSE, ORIGINAL)
 
 
 def random_number(*parts: int | str) -> int:
-    """From what it is for alone, so that neither the order of the rows nor a pause changes it."""
+    """A hash of the parts alone, so that neither the order of the rows nor a pause changes it."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def labelled(output: str, annotator: str) -> set[Item]:
     if not Path(output).is_file():
         return set()
-    return {label.item for label in load(output, parse_label) if label.annotator == annotator}
+    return {label.item for label in load_rows(output, parse_label) if label.annotator == annotator}
 
 
 def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> None:
@@ -128,7 +128,8 @@ def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> No
                 break
             counts["skipped" if answer == SKIP else "labels"] += 1
             if answer != SKIP:
-                write_row(label_row(config, pair, order, answer, time.monotonic() - start), stream)
+                seconds = time.monotonic() - start
+                write_row(label_row(config, pair, order=order, choice=answer, seconds=seconds), stream)
                 stream.flush()
     finally:
         console.print()
@@ -137,7 +138,7 @@ def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> No
 
 
 def typed_lines() -> Iterator[str]:
-    """What is typed or piped in; bytes that are no UTF-8 are a typo like any other."""
+    """Lines from stdin; bytes that are not UTF-8 count as a typo."""
     while sys.stdin is not None and (line := sys.stdin.buffer.readline()):
         yield line.decode("utf-8", "replace").strip().lower()
 

@@ -1,4 +1,4 @@
-"""pit report: a training run, finished or not, as one page with its curves and what is worth a look."""
+"""pit report: a training run, finished or not, as one page with its curves and its likely problems."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def run(config: ReportConfig) -> None:
         raise SettingsError(f"--out: {out} is a folder; name a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, render(runs))
-    for one in runs:
-        for concern in concerns(one):
-            warn(f"{one.name}: {concern}")
+    for trained_run in runs:
+        for concern in concerns(trained_run):
+            warn(f"{trained_run.name}: {concern}")
     note(f"{out}: open it in a browser")
 
 
 def read_runs(names: tuple[str, ...]) -> list[TrainedRun]:
-    """The runs; all that cannot be read are told at once."""
+    """The runs, or one InputError that names every folder that cannot be read."""
     runs, problems = [], []
     for name in names:
         try:

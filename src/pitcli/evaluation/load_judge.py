@@ -1,4 +1,4 @@
-"""Judges: is a response better than another as an answer to a prompt?"""
+"""Load the judge that --judge names: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,59 +19,62 @@ from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import swapped_tree
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
+from pitcli.evaluation.judge import ORACLE, Judge, Verdict
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.evaluation.verdicts import ORACLE, Judge, Verdict
 from pitcli.runs.earlier import find_run, gap_temperature
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.tools import EvaluateConfig
 
 
-class Seated(NamedTuple):
-    """A judge with what it is (for evaluation.json), and the rows that it was trained on where that is known."""
+class LoadedJudge(NamedTuple):
+    """A judge and a description of it for evaluation.json; trained_on: its training data if pit trained it."""
 
     judge: Judge
     identity: dict[str, Any]
     trained_on: DataIdentity | None = None
 
 
-def seat(name: str, config: EvaluateConfig) -> Seated:
-    """The judge of a --judge: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
+def load_judge(name: str, config: EvaluateConfig) -> LoadedJudge:
+    """SettingsError if the name is not that of a judge."""
     check_name(name)
     kind, _, rest = name.partition(":")
     if name == ORACLE:
-        return Seated(oracle_judge(), {"kind": "the synthetic task's quality function"})
+        return LoadedJudge(oracle_judge(), {"kind": "the synthetic task's quality function"})
     if kind == "gap":
         return gap_judge(name, Path(rest), config)
     if kind == "hf":
-        return Seated(sequence_classifier_judge(name, rest, config), {"kind": "sequence classifier", "model": rest})
-    judge = openai_judge(rest, config.base_url, config.out / "openai-cache.sqlite", config.concurrency)
-    return Seated(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
+        return LoadedJudge(
+            sequence_classifier_judge(name, rest, config), {"kind": "sequence classifier", "model": rest}
+        )
+    cache = config.out / "openai-cache.sqlite"
+    judge = openai_judge(rest, base_url=config.base_url, cache=cache, concurrency=config.concurrency)
+    return LoadedJudge(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
 
 
 def check_name(name: str) -> None:
-    """SettingsError where --judge names no judge."""
+    """SettingsError if --judge names no kind of judge."""
     kind, _, rest = name.partition(":")
     if name != ORACLE and not (kind in ("gap", "hf", "openai") and rest):
         raise SettingsError(f"--judge: {name}: oracle, gap:RUN, hf:MODEL or openai:MODEL is wanted")
 
 
-def by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
-    """A judge that grades each response once: P(better) = sigmoid(difference * scale), a tie where they are equal."""
+def judge_by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
+    """A judge that grades each response once: P(better) = sigmoid(difference * scale), so that equal grades tie."""
 
     known: dict[tuple[Prompt, str], float] = {}
 
-    def grades(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
-        new = [row for row in dict.fromkeys(rows) if row not in known]
+    def grades(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
+        new = [response for response in dict.fromkeys(responses) if response not in known]
         known.update(zip(new, grade(new) if new else [], strict=True))
-        return [known[row] for row in rows]
+        return [known[response] for response in responses]
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
         ours = grades([(c.prompt, c.response) for c in comparisons])
         theirs = grades([(c.prompt, c.reference_response) for c in comparisons])
         return [
-            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (b - a) * scale)))))
-            for a, b in zip(ours, theirs, strict=True)
+            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (reference - response) * scale)))))
+            for response, reference in zip(ours, theirs, strict=True)
         ]
 
     return Judge(name, verdicts, grades)
@@ -80,17 +83,17 @@ def by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[fl
 def oracle_judge() -> Judge:
     """The synthetic task's own quality function."""
 
-    def grade(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
+    def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
         try:
-            return [quality(prompt[-1].content, response) for prompt, response in rows]
+            return [quality(prompt[-1].content, response) for prompt, response in responses]
         except ValueError as error:
             raise InputError(f"--judge oracle: {error}; it can judge the synthetic task only") from None
 
-    return by_grades(ORACLE, grade, 1e6)
+    return judge_by_grades(ORACLE, grade, 1e6)
 
 
-def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:
-    """A gap model of ours: sigmoid of its symmetrised, calibrated gap; consistent where both raw orders agree."""
+def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
+    """A gap model that pit trained: sigmoid of its symmetrised, calibrated gap; consistent if both raw orders agree."""
     run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
@@ -106,7 +109,7 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> Seated:
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]
 
     identity = {"kind": "gap model", "run": str(folder), "data": run.manifest.data.path, "base": run.manifest.base.name}
-    return Seated(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
+    return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
 
 
 def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
@@ -140,9 +143,9 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
         return ids
 
     @torch.no_grad()
-    def grade(rows: Sequence[tuple[Prompt, str]]) -> list[float]:
-        encoded = [encode(*row) for row in rows]
-        grades = [0.0] * len(rows)
+    def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
+        encoded = [encode(prompt, response) for prompt, response in responses]
+        grades = [0.0] * len(responses)
         for chunk in length_sorted_chunks([len(ids) for ids in encoded], config.micro_batch_size, device):
             longest = max(len(encoded[row]) for row in chunk)
             ids_BT = torch.tensor([encoded[row] + [pad_id] * (longest - len(encoded[row])) for row in chunk])
@@ -152,4 +155,4 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
                 grades[row] = reward
         return grades
 
-    return by_grades(name, grade, 1.0)
+    return judge_by_grades(name, grade, 1.0)

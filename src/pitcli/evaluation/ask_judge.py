@@ -1,0 +1,72 @@
+"""Ask a judge about each comparison once, and look up its verdicts in either order."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from pitcli.console import note, progress
+from pitcli.data.records import Comparison, Prompt
+from pitcli.evaluation.judge import Judge, Verdict
+
+COMPARISONS_PER_CALL = 64
+
+
+class JudgeVerdicts(NamedTuple):
+    """All verdicts of one judge, and its grades of single responses if it gives any."""
+
+    judge: Judge
+    verdicts: dict[Comparison, Verdict]
+    grades: dict[tuple[Prompt, str], float]
+
+    def p_better(self, comparison: Comparison) -> float | None:
+        """P(better): 0.5 for a copy; 1 minus the verdict's if the judge was asked about the reversed comparison."""
+        if comparison.response == comparison.reference_response:
+            return 0.5
+        if verdict := self.verdicts.get(comparison):
+            return verdict.p_better
+        reversed_p_better = self.verdicts[_reversed(comparison)].p_better
+        return None if reversed_p_better is None else 1 - reversed_p_better
+
+    def sign(self, comparison: Comparison) -> float:
+        """1 for a win, 0 for a tie, -1 for a loss, NaN if there is no verdict."""
+        p_better = self.p_better(comparison)
+        return float("nan") if p_better is None else float(np.sign(p_better - 0.5))
+
+    def consistency(self) -> float | None:
+        """How often both orders named the same winner, if the judge has orders."""
+        known = [verdict.consistent for verdict in self.verdicts.values() if verdict.consistent is not None]
+        return sum(known) / len(known) if known else None
+
+    def failed(self) -> int:
+        return sum(verdict.p_better is None for verdict in self.verdicts.values())
+
+
+def _reversed(comparison: Comparison) -> Comparison:
+    return Comparison(comparison.prompt, comparison.reference_response, comparison.response)
+
+
+def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
+    """The verdict on every comparison, asked once; copies and reversed duplicates are not asked."""
+    distinct: dict[Comparison, None] = {}
+    for comparison in comparisons:
+        if comparison.response != comparison.reference_response and _reversed(comparison) not in distinct:
+            distinct[comparison] = None
+    verdicts: dict[Comparison, Verdict] = {}
+    # long ones together: a batch then holds little padding
+    ordered = sorted(distinct, key=lambda c: -len(c.response) - len(c.reference_response))
+    note(f"{judge.name}: {len(ordered)} comparisons to judge")
+    with progress(f"asking {judge.name}", len(ordered)) as advance:
+        for start in range(0, len(ordered), COMPARISONS_PER_CALL):
+            chunk = ordered[start : start + COMPARISONS_PER_CALL]
+            verdicts |= zip(chunk, judge.verdicts(chunk), strict=True)
+            advance(len(chunk))
+    return JudgeVerdicts(judge, verdicts, {})
+
+
+def with_grades(judged: JudgeVerdicts, responses: Iterable[tuple[Prompt, str]]) -> JudgeVerdicts:
+    """The same verdicts together with the judge's grades of these responses, if it grades single responses."""
+    if judged.judge.grades is None:
+        return judged
+    distinct = list(dict.fromkeys(responses))
+    return judged._replace(grades=dict(zip(distinct, judged.judge.grades(distinct), strict=True)))

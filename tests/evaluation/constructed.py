@@ -1,0 +1,65 @@
+"""Constructed rows, steps, systems and judges, from which tests make cases whose result is known."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pitcli.data.records import Comparison, Message
+from pitcli.evaluation.ask_judge import ask
+from pitcli.evaluation.compare_systems import against_originals, compare_rows
+from pitcli.evaluation.judge import Judge, Verdict
+from pitcli.evaluation.results import SystemComparison
+from pitcli.evaluation.statistics import BootstrapSettings
+from pitcli.evaluation.systems import Row, Step, System
+
+SETTINGS = BootstrapSettings(500, 0)
+
+
+def row(number: int, original: str, response: str, steps: Sequence[Step] = ()) -> Row:
+    return Row(
+        seed=0,
+        prompt=(Message("user", f"prompt {number}"),),
+        original=original,
+        response=response,
+        steps=tuple(steps),
+        generated_tokens=10,
+        dataset="all",
+    )
+
+
+def step(before: str, written: str, p_better: float | None = 0.7, standing: str | None = None) -> Step:
+    """An accepted step of three tokens, unless another response is the one that is kept."""
+    kept = written if standing is None else standing
+    return Step(before=before, written=written, p_better=p_better, standing=kept, generated_tokens=3)
+
+
+def steps(original: str, *written: str) -> list[Step]:
+    return [step(before, after) for before, after in pairwise([original, *written])]
+
+
+def system(name: str, files: tuple[str, ...] = (), **settings: str) -> System:
+    """A system without rows, and with these settings in its record."""
+    return System(name, files=files, rows={}, records=({"settings": settings},) if settings else ())
+
+
+def judge_of(p_better: Any, asked: list[Comparison] | None = None) -> Judge:
+    def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
+        if asked is not None:
+            asked.extend(comparisons)
+        return [Verdict(p_better(comparison)) for comparison in comparisons]
+
+    return Judge("constructed", verdicts)
+
+
+def compared(rows: list[Row], judge: Judge) -> SystemComparison:
+    pair = against_originals("system", rows)
+    found = compare_rows(pair, ask(judge, pair.comparisons()), SETTINGS)
+    assert found is not None
+    return found
+
+
+def pairs_file(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

@@ -1,0 +1,112 @@
+"""May a system be said to improve? Each check by itself."""
+
+from typing import Any
+
+import pytest
+
+from pitcli.evaluation.claims import claim, corrected
+from pitcli.evaluation.results import Control, JudgeResult, SystemComparison
+from tests.evaluation.constructed import compared, judge_of, row, system
+
+
+def line(p_value: float, **fields: Any) -> SystemComparison:
+    found = compared([row(0, "a", "b"), row(1, "a", "c")], judge_of(lambda c: 1.0))
+    return found.model_copy(update={"p_value": p_value, "p_holm": p_value, **fields})
+
+
+def test_holm_takes_data_sets_and_judges_of_one_comparison_together() -> None:
+    lines = [line(0.02), line(0.03, judge="other"), line(0.02, baseline="another"), line(0.01, seed=1)]
+    found = corrected(lines)
+    assert [comparison.p_holm for comparison in found] == pytest.approx([0.04, 0.04, 0.02, 0.01])
+    worse = corrected([line(0.03), line(0.04, judge="other")])
+    assert [comparison.verdict for comparison in worse] == ["no difference shown"] * 2
+
+
+def judge_result(name: str = "oracle", **fields: Any) -> JudgeResult:
+    usual: dict[str, Any] = {
+        "validation": [],
+        "consistency": None,
+        "failed": 0,
+        "independence": "",
+        "independent": True,
+    }
+    return JudgeResult(name=name, identity={}, **{**usual, **fields})
+
+
+def good(**fields: Any) -> SystemComparison:
+    return line(
+        0.001,
+        **{
+            "judge": "oracle",
+            "length_controlled_ci": (5.0, 20.0),
+            "delta_ci": (5.0, 20.0),
+            "harm_rate": 0.01,
+            "verdict": "better",
+            **fields,
+        },
+    )
+
+
+SHUFFLED = Control(name="shuffled", judge="oracle", wanted="no gain", seen="", passed=True)
+
+
+def reasons_of(*comparisons: SystemComparison, **fields: Any) -> list[str]:
+    rival, improver = system("rival", method="best-of-n"), system("system")
+    over = good(baseline="rival", baseline_generated_tokens=10.0)
+    settings = {"judges": [judge_result()], "comparisons": [*comparisons, over], "controls": [SHUFFLED], **fields}
+    found = claim(improver, [improver, rival], harm_cap=0.05, **settings)
+    assert found.improves == (not found.reasons)
+    return found.reasons
+
+
+def test_a_system_that_passes_every_check_improves() -> None:
+    assert reasons_of(good()) == []
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "fields", "reason"),
+    [
+        ([good(length_controlled_ci=(-1.0, 20.0))], {}, "length-controlled delta"),
+        ([good(length_controlled_delta=None, length_controlled_ci=None)], {}, "not identified"),
+        (
+            [good(), good(seed=0), good(seed=1, length_controlled_ci=(-1.0, 9.0))],
+            {},
+            "oracle, seed 1: length-controlled",
+        ),
+        ([good(harm_rate=0.06)], {}, "harm rate 6.0%, over 5%"),
+        ([good(), good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)], {}, "over rival"),
+        ([good()], {"judges": [judge_result(), judge_result("gap:j")]}, "gap:j: not held against human labels"),
+        (
+            [good()],
+            {"controls": [SHUFFLED, SHUFFLED.model_copy(update={"name": "padded", "passed": False})]},
+            "control padded failed",
+        ),
+        ([good()], {"controls": []}, "no control of a gap model on shuffled labels"),
+        ([good()], {"judges": [judge_result(independent=False, independence="not known: x")]}, "not known: x"),
+        ([good(verdict="no difference shown")], {}, "oracle: no difference shown in 2 rows"),
+    ],
+)
+def test_each_check_that_fails_is_a_reason(
+    comparisons: list[SystemComparison], fields: dict[str, Any], reason: str
+) -> None:
+    (found,) = reasons_of(*comparisons, **fields)
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named", "counts"),
+    [(5.0, "", False), (5.0, "s.jsonl", False), (10.0, "", True), (30.0, "", False), (30.0, "a/s.jsonl", True)],
+)
+def test_a_best_of_n_counts_if_it_spent_as_much(tokens: float, named: str, counts: bool) -> None:
+    """The system spent 10 a row; one whose last draws were long spent more, and its record says why."""
+    rival = system("rival", method="best-of-n", equal_tokens=named)
+    over = good(baseline="rival", baseline_generated_tokens=tokens)
+    found = claim(
+        system("system", files=("b/s.jsonl",)),
+        systems=[rival],
+        judges=[judge_result()],
+        comparisons=[good(), over],
+        controls=[SHUFFLED],
+        harm_cap=0.05,
+    )
+    assert found.reasons == ([] if counts else ["best-of-n at equal tokens was not compared"])

@@ -1,0 +1,52 @@
+"""Asking judges, and validating them on labelled pairs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pitcli.data.records import Comparison, Message
+from pitcli.errors import RunError
+from pitcli.evaluation.ask_judge import ask
+from pitcli.evaluation.judge_checks import validate
+from tests.evaluation.constructed import SETTINGS, judge_of, pairs_file
+
+
+def test_copies_are_not_asked_and_the_other_way_round_is_the_same_question() -> None:
+    asked: list[Comparison] = []
+    prompt = (Message("user", "p"),)
+    judged = ask(
+        judge_of(lambda c: 0.8, asked),
+        [
+            Comparison(prompt, "a", "b"),
+            Comparison(prompt, "b", "a"),
+            Comparison(prompt, "a", "a"),
+            Comparison(prompt, "a", "b"),
+        ],
+    )
+    assert asked == [Comparison(prompt, "a", "b")]
+    assert judged.p_better(Comparison(prompt, "b", "a")) == pytest.approx(0.2)
+    assert judged.p_better(Comparison(prompt, "a", "a")) == 0.5
+
+
+def test_a_judge_without_a_verdict_on_any_labelled_pair_is_an_error(tmp_path: Path) -> None:
+    file = pairs_file(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(RunError, match="constructed: no verdict on any pair of"):
+        validate(judge_of(lambda c: None), file, by=None, settings=SETTINGS)
+
+
+def test_a_judge_that_only_counts_words_does_not_beat_length(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{n}", "chosen": "a " * (2 + n % 3), "rejected": "b " * 3, "subset": "xy"[n % 2]}
+        for n in range(300)
+    ]
+    rows = [row for row in rows if row["chosen"].strip() != row["rejected"].strip()]
+    file = pairs_file(tmp_path / "pairs.jsonl", rows)
+    longer = judge_of(lambda c: 0.5 + 0.5 * np.sign(len(c.response) - len(c.reference_response)))
+    found = validate(longer, file, by="subset", settings=SETTINGS)
+    assert [validation.dataset for validation in found] == ["all", "x", "y"]
+    assert found[0].agreement == found[0].longest
+    assert not found[0].beats_length
+    knows = validate(judge_of(lambda c: float(c.response.startswith("a"))), file, by=None, settings=SETTINGS)
+    assert knows[0].agreement == 1
+    assert knows[0].beats_length
