@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from pitcli.data.examples import check_conversation, cut_to_fit, fitting_pairs, sft_examples
-from pitcli.data.records import Message, PreferencePair
+from pitcli.data.examples import Limit, check_conversation, cut_to_fit, fitting_pairs, sft_examples
+from pitcli.data.rows import Message, PreferencePair
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.errors import InputError
@@ -21,7 +21,7 @@ def pair(chosen: str, rejected: str, line: int = 1, prompt: tuple[Message, ...] 
 
 def fit(pairs: list[PreferencePair], chat: ChatFormat, limit: int, room: int = 0, **settings: bool) -> tuple:
     notes: Counter[str] = Counter()
-    return fitting_pairs(pairs, chat, limit, "-", DataSettings(**settings), notes, room), notes
+    return fitting_pairs(pairs, Limit(chat, limit, room), "-", DataSettings(**settings), notes), notes
 
 
 SHORT = pair("ant cat dog", "cat dog")
@@ -60,7 +60,7 @@ def test_a_pair_that_is_one_token_too_long_is_refused_left_out_or_cut(tiny_chat:
 
 def test_what_is_cut_fits_and_only_its_own_end_is_missing(tiny_chat: ChatFormat) -> None:
     for limit in range(limit_of(SHORT, tiny_chat), limit_of(LONG, tiny_chat)):
-        cut = cut_to_fit(LONG, tiny_chat, limit)
+        cut = cut_to_fit(LONG, Limit(tiny_chat, limit))
         assert limit_of(cut, tiny_chat) <= limit
         assert LONG.chosen.startswith(cut.chosen)
         assert LONG.rejected.startswith(cut.rejected)
@@ -70,7 +70,7 @@ def test_what_is_cut_fits_and_only_its_own_end_is_missing(tiny_chat: ChatFormat)
 
 @pytest.mark.parametrize("role", list(Role))
 def test_a_chosen_that_was_cut_has_no_stop_token(role: Role, tiny_chat: ChatFormat) -> None:
-    cut = cut_to_fit(LONG, tiny_chat, limit_of(SHORT, tiny_chat) + 20)
+    cut = cut_to_fit(LONG, Limit(tiny_chat, limit_of(SHORT, tiny_chat) + 20))
     assert cut.chosen_cut
     examples = sft_examples([SHORT, cut], tiny_chat, role, 1.0, seed=0)
     assert len(examples) == (2 if role is Role.policy else 4)
@@ -121,7 +121,7 @@ def test_control_tokens_are_counted_by_row_wherever_they_stand(tiny_chat: ChatFo
         ((Message("user", hostile),), hostile),
         ((Message("system", hostile), *PROMPT), "ant"),
     ]:
-        check_conversation(prompt, {"response": response}, tiny_chat, 1000, notes)
+        check_conversation(prompt, {"response": response}, Limit(tiny_chat, 1000), notes)
     assert notes == {"rows with the text of a control token, read as plain text": 3}
 
 
@@ -131,5 +131,5 @@ def test_the_longest_field_is_named(tiny_chat: ChatFormat) -> None:
         ((Message("user", "ant " * 600),), "ant", "prompt"),
     ]:
         with pytest.raises(RowProblem) as caught:
-            check_conversation(prompt, {"response": response}, tiny_chat, 200, Counter())
+            check_conversation(prompt, {"response": response}, Limit(tiny_chat, 200), Counter())
         assert caught.value.field == field

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, parse_draft, parse_pair
-from pitcli.data.records import Message, RowError, read_rows
+from pitcli.data.reading import read_rows
+from pitcli.data.rows import Message, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 

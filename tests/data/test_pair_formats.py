@@ -8,7 +8,7 @@ import pytest
 
 from pitcli.data.formats import iter_questions, load_pairs
 from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, recognise
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 from pitcli.settings.tools import PrepareConfig

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from pitcli.data.ratings import Rated, pairs_of_ratings, parse_rated
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.data.strict_json import RowProblem
 
 P, Q = (Message("user", "p"),), (Message("user", "q"),)

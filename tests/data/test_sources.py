@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from pitcli.data import sources
 from pitcli.data.formats import load_pairs, read_pairs
-from pitcli.data.records import RowError
+from pitcli.data.rows import RowError
 from pitcli.data.sources import open_rows
 from pitcli.errors import InputError
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pitcli.data.records import Message, PreferencePair
+from pitcli.data.rows import Message, PreferencePair
 from pitcli.data.splits import hold_out, parse_shares, prompt_key, split_folds
 from pitcli.errors import InputError, SettingsError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pitcli.data.records import Message, Prompt
+from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.models.loading import load_tokenizer

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pitcli.data.records import Comparison, Message
+from pitcli.data.rows import Comparison, Message
 from pitcli.evaluation.ask_judge import ask
 from pitcli.evaluation.compare_systems import against_originals, compare_rows
 from pitcli.evaluation.judge import Judge, Verdict

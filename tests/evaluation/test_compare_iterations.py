@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.evaluation.ask_judge import ask
 from pitcli.evaluation.compare_iterations import compare_iterations, iteration_comparisons
 from tests.evaluation.constructed import SETTINGS, judge_of, row, step, steps, system

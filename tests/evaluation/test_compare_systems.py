@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.evaluation.compare_systems import edit_size
 from pitcli.evaluation.systems import pad
 from tests.evaluation.constructed import compared, judge_of, row

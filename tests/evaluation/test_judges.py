@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pitcli.data.records import Comparison, Message
+from pitcli.data.rows import Comparison, Message
 from pitcli.errors import RunError
 from pitcli.evaluation.ask_judge import ask
 from pitcli.evaluation.judge_checks import validate

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pitcli.data.records import Comparison, Message
+from pitcli.data.rows import Comparison, Message
 from pitcli.errors import PitError, RunError, SettingsError
 from pitcli.evaluation import openai_judge as module
 from pitcli.evaluation.judge import Verdict

@@ -35,6 +35,10 @@ def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
     assert kept == {"input", "output", "resume", "overwrite"}
 
 
+def test_what_later_stages_take_from_the_gap_model() -> None:
+    assert SftConfig.named(Fact.handed_on) == {"data", "model", "load_in_4bit"}
+
+
 def test_what_rl_hands_to_its_sft() -> None:
     """All that both have but for what is RL's own: a new setting is handed on, unless it says otherwise."""
     shared = RlConfig.model_fields.keys() & SftConfig.model_fields.keys()

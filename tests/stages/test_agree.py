@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pitcli import cli
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.evaluation.agreement import (
     ORIGINAL,
     RESPONSE,

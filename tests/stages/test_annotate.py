@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pitcli import cli
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, Item
 from pitcli.settings.tools import AnnotateConfig
 from pitcli.stages.annotate import show, shown_order

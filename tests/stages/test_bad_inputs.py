@@ -24,7 +24,8 @@ import torch
 
 from pitcli import cli
 from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, seen_before
-from pitcli.data.records import RowError, refuse_output_as_input
+from pitcli.data.reading import refuse_output_as_input
+from pitcli.data.rows import RowError
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models import forward
@@ -487,7 +488,7 @@ def test_the_input_is_not_written_to_by_another_name(no_model: None, tmp_path: P
 @pytest.mark.parametrize("redirection", ["rows.jsonl >> rows.jsonl", "< rows.jsonl >> rows.jsonl"])
 def test_rows_are_not_added_to_the_file_that_is_being_read(redirection: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(FIRST["improve"] + b"\n")
-    code = "import sys; from pitcli.data.records import refuse_output_as_input as r; r([*sys.argv, '-'][1], '-')"
+    code = "import sys; from pitcli.data.reading import refuse_output_as_input as r; r([*sys.argv, '-'][1], '-')"
     command = f'"{sys.executable}" -c "{code}" {redirection}'
     done = subprocess.run(command, check=False, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert "SettingsError: --output: stdout is the input" in done.stderr

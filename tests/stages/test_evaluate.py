@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pitcli import cli
-from pitcli.data.records import Comparison, Message
+from pitcli.data.rows import Comparison, Message
 from pitcli.data.synthetic import preference_rows, quality
 from pitcli.settings.base import Device
 from pitcli.settings.training import RewardConfig

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from pitcli import cli
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.sampling import Decoding, generate

@@ -5,7 +5,7 @@ import re
 from itertools import groupby
 from typing import Any
 
-from pitcli.data.records import Message, Prompt
+from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem, describe
 
 ROLE_OF_SPEAKER = {"Human": "user", "Assistant": "assistant"}

@@ -5,14 +5,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from pitcli.data.records import PreferencePair, Prompt, RowError, file_label
+from pitcli.data.reading import file_label, listed
+from pitcli.data.rows import PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.errors import InputError
 from pitcli.settings.base import DataSettings, Role
-
-MAX_LISTED = 20
 
 
 class TooLong(RowProblem):
@@ -46,6 +46,14 @@ def sft_examples(
     return [Example(chat.improver_prompt(pair.prompt, reference), completion(pair)) for pair, reference in references]
 
 
+class Limit(NamedTuple):
+    """What a conversation must fit into; room: tokens that a sampled response may take."""
+
+    chat: ChatFormat
+    max_length: int
+    room: int = 0
+
+
 def _conversation_tokens(prompt: Prompt, response_tokens: int, chat: ChatFormat) -> int:
     """Of the whole conversation, where the reference and the response take so many each."""
     return len(chat.improver_prompt(prompt, "")) + 2 * response_tokens + 1
@@ -54,15 +62,14 @@ def _conversation_tokens(prompt: Prompt, response_tokens: int, chat: ChatFormat)
 def check_conversation(
     prompt: Prompt,
     responses: Mapping[str, str],
-    chat: ChatFormat,
-    max_length: int,
+    limit: Limit,
     notes: Counter[str],
-    room: int = 0,
 ) -> None:
     """RowProblem where no conversation can be made of a prompt and its responses, by field; TooLong where none fits.
 
-    It must hold any two of the responses, or sampled ones of `room` tokens.
+    It must hold any two of the responses, or sampled ones.
     """
+    chat, max_length, room = limit
     lengths = {field: len(chat.encode_text(text)) for field, text in responses.items()}
     for field, length in lengths.items():
         if not length:
@@ -79,12 +86,10 @@ def check_conversation(
 
 def fitting_pairs(
     pairs: Sequence[PreferencePair],
-    chat: ChatFormat,
-    max_length: int,
+    limit: Limit,
     source: str,
     settings: DataSettings,
     notes: Counter[str],
-    room: int = 0,
 ) -> list[PreferencePair]:
     """The pairs whose conversations fit; longer ones are cut or left out, and counted, where the settings say so.
 
@@ -94,27 +99,28 @@ def fitting_pairs(
     problems: list[tuple[int, RowProblem]] = []
     for pair in pairs:
         try:
-            kept = cut_to_fit(pair, chat, max_length, room) if settings.truncate else pair
+            kept = cut_to_fit(pair, limit) if settings.truncate else pair
             responses = {"chosen": kept.chosen, "rejected": kept.rejected}
-            check_conversation(kept.prompt, responses, chat, max_length, notes, room)
+            check_conversation(kept.prompt, responses, limit, notes)
         except RowProblem as problem:
             problems.append((pair.line, problem))
         else:
             fitting.append(kept)
             if cut := (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected):
-                notes[f"completions cut so that {max_length} tokens hold the conversation"] += cut
+                notes[f"completions cut so that {limit.max_length} tokens hold the conversation"] += cut
     if settings.skip_long and fitting:
         others = [(line, problem) for line, problem in problems if not isinstance(problem, TooLong)]
         if left_out := len(problems) - len(others):
-            notes[f"rows longer than {max_length} tokens left out"] += left_out
+            notes[f"rows longer than {limit.max_length} tokens left out"] += left_out
         problems = others
     if problems:
         raise InputError(_listing(problems, source, settings))
     return fitting
 
 
-def cut_to_fit(pair: PreferencePair, chat: ChatFormat, max_length: int, room: int = 0) -> PreferencePair:
+def cut_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:
     """The pair with completions short enough for its conversation; TooLong where the prompt leaves no place for any."""
+    chat, max_length, room = limit
     fit = (max_length - _conversation_tokens(pair.prompt, 0, chat)) // 2
     if fit < max(1, room):
         reason = f"the prompt leaves {max(0, fit)} of {max_length} tokens to each response"
@@ -133,12 +139,10 @@ def cut_to_fit(pair: PreferencePair, chat: ChatFormat, max_length: int, room: in
 
 def _listing(problems: Sequence[tuple[int, RowProblem]], source: str, settings: DataSettings) -> list[str]:
     label = file_label(source)
-    listed = [str(RowError(label, line, problem.field, problem.reason)) for line, problem in problems[:MAX_LISTED]]
-    if (more := len(problems) - len(listed)) > 0:
-        listed.append(f"and {more} more")
+    lines = listed([RowError(label, line, problem.field, problem.reason) for line, problem in problems])
     if any(isinstance(problem, TooLong) for _, problem in problems):
-        listed.append(_remedy(settings))
-    return listed
+        lines.append(_remedy(settings))
+    return lines
 
 
 def _remedy(settings: DataSettings) -> str:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from pitcli.data.conversations import checked_text, parse_prompt, required
 from pitcli.data.pair_formats import KNOWN, RATING_FIELD, RATINGS, UnknownFormat, parse_id, parse_pair, recognise
 from pitcli.data.ratings import Rated, pairs_of_ratings, parse_rated
-from pitcli.data.records import Draft, PreferencePair, Prompt, RowError, file_label
+from pitcli.data.reading import file_label, listed
+from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 
-MAX_LISTED_ERRORS = 20
 UNKNOWN = "unknown"
 
 
@@ -78,12 +78,10 @@ def read_pairs(
         pairs[content] = pair
         if len(pairs) == max_rows:
             break
-    listed = [str(error) for error in errors[:MAX_LISTED_ERRORS]]
-    if len(errors) > len(listed):
-        listed.append(f"and {len(errors) - len(listed)} more")
+    lines = listed(errors)
     if not errors and not pairs:
-        listed.append(f"{label}: no pairs can be made of its ratings" if formats[RATINGS] else f"{label}: no rows")
-    return Reading(list(pairs.values()), listed, +formats)
+        lines.append(f"{label}: no pairs can be made of its ratings" if formats[RATINGS] else f"{label}: no rows")
+    return Reading(list(pairs.values()), lines, +formats)
 
 
 def _parsed_pairs(

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pitcli.data.conversations import checked, checked_text, completion_of, messages_of, parse_prompt, parse_shared
-from pitcli.data.records import Message, PreferencePair, Prompt
+from pitcli.data.rows import Message, PreferencePair, Prompt
 from pitcli.data.strict_json import RowProblem, describe
 
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, quantiles
 
 from pitcli import console
-from pitcli.data.records import PreferencePair, Prompt
+from pitcli.data.rows import PreferencePair, Prompt
 
 Ruler = Callable[[str], int]
 

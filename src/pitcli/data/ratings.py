@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pitcli.data.conversations import checked_text, completion_of, conversation, parse_prompt
 from pitcli.data.pair_formats import content_id
-from pitcli.data.records import Message, PreferencePair, Prompt
+from pitcli.data.rows import Message, PreferencePair, Prompt
 from pitcli.data.strict_json import RowProblem, describe
 
 # HelpSteer parts the turns of a prompt by these lines; its first turn, the user's, has none.

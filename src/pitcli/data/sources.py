@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from pitcli.data.records import BYTE_ORDER_MARK, RowError, read_rows
+from pitcli.data.reading import BYTE_ORDER_MARK, read_rows
+from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, check_values
 from pitcli.errors import InputError
 

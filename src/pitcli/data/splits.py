@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from pitcli.data.records import PreferencePair
+from pitcli.data.rows import PreferencePair
 from pitcli.errors import InputError, SettingsError
 
 

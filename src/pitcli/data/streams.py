@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
 
-from pitcli.data.records import Draft
+from pitcli.data.rows import Draft
 from pitcli.errors import RunError, SettingsError
 
 Item = TypeVar("Item")

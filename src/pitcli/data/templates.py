@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-from pitcli.data.records import Message, Prompt
+from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem
 
 IMPROVE_INSTRUCTION = "Write a better response."

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,9 +11,8 @@ import krippendorff
 import numpy as np
 
 from pitcli.data.formats import parse_draft
-from pitcli.data.records import Prompt, RowError, file_label, read_rows
+from pitcli.data.rows import Prompt
 from pitcli.data.strict_json import RowProblem, describe
-from pitcli.errors import InputError
 from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval
 
 RESPONSE, ORIGINAL, TIE = "response", "original_response", "tie"
@@ -114,21 +113,6 @@ def parse_judge_choice(row: dict[str, Any], file: str, line: int) -> JudgeChoice
     if not 0 <= p_better <= 1:
         raise RowProblem("p_better", "must lie between 0 and 1")
     return JudgeChoice(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
-
-
-def load_rows(path: str, parse: Callable[[dict[str, Any], str, int], Parsed]) -> list[Parsed]:
-    """Every row of a file, or one InputError that lists what is wrong with it."""
-    errors: list[RowError] = []
-    rows = []
-    for line, row in read_rows(path, errors.append):
-        try:
-            rows.append(parse(row, file_label(path), line))
-        except RowProblem as problem:
-            errors.append(RowError(file=file_label(path), line=line, field=problem.field, reason=problem.reason))
-    if errors:
-        more = [f"and {len(errors) - MAX_LISTED} more"] if len(errors) > MAX_LISTED else []
-        raise InputError([*map(str, errors[:MAX_LISTED]), *more])
-    return rows
 
 
 def majority(preferences: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pitcli.console import note, progress
-from pitcli.data.records import Comparison, Prompt
+from pitcli.data.rows import Comparison, Prompt
 from pitcli.evaluation.judge import Judge, Verdict
 
 COMPARISONS_PER_CALL = 64

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.evaluation.ask_judge import JudgeVerdicts
 from pitcli.evaluation.compare_systems import bootstrap_of, edit_size
 from pitcli.evaluation.results import CalibrationBin, Interval, Iteration, SystemIterations

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.evaluation.ask_judge import JudgeVerdicts
 from pitcli.evaluation.results import Decile, Interval, SystemComparison
 from pitcli.evaluation.statistics import (

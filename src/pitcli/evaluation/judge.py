@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pitcli.data.records import Comparison, Prompt
+from pitcli.data.rows import Comparison, Prompt
 
 ORACLE = "oracle"
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pitcli.console import warn
 from pitcli.data.formats import load_pairs
-from pitcli.data.records import Comparison, PreferencePair
+from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import prompt_key, prompt_sketch
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.ask_judge import JudgeVerdicts, ask

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pitcli.data.records import Comparison, Prompt
+from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pitcli.console import progress, warn
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.judge import Judge, Verdict
 

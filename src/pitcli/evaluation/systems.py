@@ -4,17 +4,18 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
 from pitcli.console import note, warn
 from pitcli.data.formats import parse_draft
-from pitcli.data.records import Comparison, Prompt, RowError, read_rows
+from pitcli.data.reading import listed, parsed_rows
+from pitcli.data.rows import Comparison, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
-MAX_LISTED = 20
 ORIGINAL = "original"
 MADE = ("padded", "constant")  # the controls of made_controls
 
@@ -128,21 +129,16 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
 
 
 def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Key, Row]:
-    problems: list[RowError] = []
+    errors: list[RowError] = []
     rows: dict[Key, Row] = {}
     seen: Counter[tuple[Prompt, str]] = Counter()
-    for line, row in read_rows(file, problems.append):
-        try:
-            parsed = parse_row(row, file, line=line, seed=seed, by=by)
-        except RowProblem as problem:
-            problems.append(RowError(file=file, line=line, field=problem.field, reason=problem.reason))
-            continue
+    for _, parsed in parsed_rows(file, partial(parse_row, seed=seed, by=by), errors.append):
         seen[parsed.prompt, parsed.original] += 1
         rows[seed, parsed.prompt, parsed.original, seen[parsed.prompt, parsed.original]] = parsed
         if len(rows) == max_rows:
             break
-    if problems:
-        raise InputError([str(problem) for problem in problems[:MAX_LISTED]])
+    if errors:
+        raise InputError(listed(errors))
     if not rows:
         raise InputError(f"{file}: no rows")
     return rows

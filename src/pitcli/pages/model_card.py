@@ -17,11 +17,11 @@ from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
 from pitcli.errors import InputError
 from pitcli.evaluation.results import Evaluation, controlled_delta_text, delta_text
 from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
+from pitcli.settings.base import Fact
+from pitcli.settings.training import TrainingConfig
 
 TITLES = {IMPROVER: "Improver", POLICY: "Policy", GAP: "Gap model"}
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# settings that name files of the machine, or say nothing about the model
-_LEFT_OUT = {"model", "load_in_4bit", "data", "device", "track", "dry_run"}
 
 
 class Exported(NamedTuple):
@@ -164,8 +164,9 @@ def _results(exported: Exported) -> Iterator[tuple[str, object]]:
 
 
 def _settings(exported: Exported) -> Iterator[tuple[str, object]]:
+    left_out = TrainingConfig.named(Fact.off_card | Fact.start | Fact.execution)
     for name, value in exported.manifest.config.items():
-        if value is not None and name not in _LEFT_OUT and not _trained_elsewhere(exported):
+        if value is not None and name not in left_out and not _trained_elsewhere(exported):
             yield name, file_name(value) if isinstance(value, str) else value
 
 

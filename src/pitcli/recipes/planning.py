@@ -230,8 +230,9 @@ def _of_gap_model(places: _Places, run: Path | None) -> dict[str, object]:
     if run is None:
         return {}
     if maker := places.maker(run):
-        names = ("data", "model", "load_in_4bit")
-        return {name: getattr(maker.config, name) for name in names} if maker.command == "train-reward" else {}
+        if maker.command != "train-reward":
+            return {}
+        return {name: getattr(maker.config, name) for name in type(maker.config).named(Fact.handed_on)}
     manifest = places.manifest("reward", run, GAP_RUN.remedy)
     if manifest is None or manifest.kind != "reward":
         return {}

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar, cast
 
 from pitcli.console import warn
 from pitcli.errors import NothingToDo, RunError, SettingsError
@@ -25,22 +26,39 @@ REPORT = "report.html"
 KEPT_CHECKPOINTS = 2
 
 
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _on_rank_0(method: Method) -> Method:
+    """On every other rank a no-op: those read what rank 0 writes."""
+
+    @wraps(method)
+    def guarded(*arguments: Any, **more: Any) -> None:
+        if is_rank_0():
+            method(*arguments, **more)
+
+    return cast(Method, guarded)
+
+
 class RunFolder:
-    """A folder that one training run owns while it is open."""
+    """A folder that one training run owns while it is open; of several ranks only rank 0 writes."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
 
+    @_on_rank_0
     def keep_settings(self, text: str) -> None:
         """Write what --config reads back."""
         write_file(self.path / CONFIG, text)
 
+    @_on_rank_0
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append one line of metrics."""
         with (self.path / METRICS).open("a") as stream:
             stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
+    @_on_rank_0
     def cut_metrics(self, last_step: int) -> None:
         """Drop the lines of steps that a resumed run takes again."""
         path = self.path / METRICS
@@ -48,11 +66,13 @@ class RunFolder:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         write_file(path, "".join(kept))
 
+    @_on_rank_0
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int | None = None) -> None:
         """Publish checkpoints/step-N; of the older ones the newest few stay, and the step `keep`."""
         publish_dir(self.checkpoint(step), write)
         self.prune(keep)
 
+    @_on_rank_0
     def prune(self, *keep: int | None) -> None:
         """Delete the checkpoints but the newest few and the steps `keep`."""
         for folder in self._checkpoints()[KEPT_CHECKPOINTS:]:
@@ -76,10 +96,12 @@ class RunFolder:
             return folder
         return None
 
+    @_on_rank_0
     def publish(self, role: str, write: Callable[[Path], None]) -> None:
         """The final folder of an adapter."""
         publish_dir(self.path / role, write)
 
+    @_on_rank_0
     def complete(self, results: dict[str, Any], roles: Sequence[str], probes: dict[str, list[float]]) -> None:
         """Write the manifest that makes the run complete, with the digests of what was published."""
         files = {
@@ -88,31 +110,6 @@ class RunFolder:
         done = {"complete": True, "results": results, "files": files, "probes": probes}
         self.manifest = self.manifest.model_copy(update=done)
         write_manifest(self.path, self.manifest)
-
-
-class FollowedRun(RunFolder):
-    """The folder as all processes but the first have it: they read what that one writes."""
-
-    def keep_settings(self, text: str) -> None:
-        """Nothing."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def cut_metrics(self, last_step: int) -> None:
-        """Nothing."""
-
-    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int | None = None) -> None:
-        """Nothing."""
-
-    def prune(self, *keep: int | None) -> None:
-        """Nothing."""
-
-    def publish(self, role: str, write: Callable[[Path], None]) -> None:
-        """Nothing."""
-
-    def complete(self, results: dict[str, Any], roles: Sequence[str], probes: dict[str, list[float]]) -> None:
-        """Nothing."""
 
 
 def _step(folder: Path) -> int:
@@ -133,7 +130,7 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
 
         if on_rank_0(own) != manifest:
             raise RunError(f"{path}: this process has other data or settings than the first; it must see the same")
-        yield RunFolder(path, manifest) if is_rank_0() else FollowedRun(path, manifest)
+        yield RunFolder(path, manifest)
 
 
 @contextmanager

@@ -81,6 +81,8 @@ class Fact(Flag):
     start = auto()  # how one start goes (--resume): neither saved nor for recipes
     execution = auto()  # how a run is carried out, not what it is: may differ when it is resumed
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
+    handed_on = auto()  # later stages take it from the run of the gap model, if it is not given
+    off_card = auto()  # said on a model card in another way, or not of the model
 
     text = auto()  # names no file
     base = auto()  # a base model
@@ -125,15 +127,17 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    model: Annotated[str | None, Fact.base] = Field(
+    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
         None,
         description="Base model: a folder, a hub name, a .gguf file, or the short names smollm2 and tiny "
         "[default: the model of the runs given, else smollm2]",
     )
-    load_in_4bit: bool | None = Field(
+    load_in_4bit: Annotated[bool | None, Fact.handed_on | Fact.off_card] = Field(
         None, description="Hold the base in 4-bit NF4 [default: as the runs given, else on]"
     )
-    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+    device: Annotated[Device, Fact.off_card] = Field(
+        Device.auto, description="Where to run: auto takes a GPU if there is one"
+    )
     max_length: int | None = Field(
         None, ge=16, description="Longest conversation in tokens [default: the model's context]"
     )
@@ -183,7 +187,7 @@ class OptimSettings(Settings):
 
 
 class DataSettings(Settings):
-    data: Annotated[str | None, Fact.file] = Field(
+    data: Annotated[str | None, Fact.file | Fact.handed_on | Fact.off_card] = Field(
         None,
         description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, - for stdin "
         "[default: as the earlier runs]",

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from pitcli.console import note, table
-from pitcli.data.records import file_label, write_row
+from pitcli.data.reading import file_label, load_rows, write_row
 from pitcli.errors import InputError
 from pitcli.evaluation.agreement import (
     Alpha,
@@ -18,7 +18,6 @@ from pitcli.evaluation.agreement import (
     alpha,
     describe_annotator,
     judge_agreement,
-    load_rows,
     majority,
     pairwise_agreement,
     parse_judge_choice,

@@ -15,11 +15,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pitcli.console import error, next_command, note, visible
-from pitcli.data.records import RowError, file_label, read_rows, refuse_output_as_input, write_row
+from pitcli.data.reading import file_label, load_rows, parsed_rows, read_rows, refuse_output_as_input, write_row
+from pitcli.data.rows import RowError
 from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
-from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, load_rows, parse_item, parse_label
+from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, parse_item, parse_label
 from pitcli.settings.tools import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
@@ -74,12 +75,7 @@ def refuse_other_rows(output: str) -> None:
 def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[Pair]:
     """Every pair of different texts, once."""
     pairs: dict[Item, Pair] = {}
-    for line, row in read_rows(path, errors.append, notes):
-        try:
-            item = parse_item(row, file_label(path), line)
-        except RowProblem as problem:
-            errors.append(RowError(file=file_label(path), line=line, field=problem.field, reason=problem.reason))
-            continue
+    for _, (item, row) in parsed_rows(path, parse_pair, errors.append, notes):
         if item.response == item.original_response:
             notes["pairs of identical texts skipped"] += 1
         elif item in pairs:
@@ -87,6 +83,10 @@ def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[P
         else:
             pairs[item] = Pair(item, row)
     return list(pairs.values())
+
+
+def parse_pair(row: dict[str, Any], file: str, line: int) -> Pair:
+    return Pair(parse_item(row, file, line), row)
 
 
 def drawn_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:

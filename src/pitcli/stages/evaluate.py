@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pitcli import __version__
 from pitcli.console import note, warn
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.errors import SettingsError
 from pitcli.evaluation.ask_judge import JudgeVerdicts, ask, with_grades
 from pitcli.evaluation.claims import claim, control_result, corrected

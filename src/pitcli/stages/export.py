@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pitcli.console import note, table, warn
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
 from pitcli.engine.models.hub import check_signed_in, upload

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pitcli.console import error, next_command, note, progress, samples
-from pitcli.data.examples import check_conversation
+from pitcli.data.examples import Limit, check_conversation
 from pitcli.data.formats import iter_drafts, parse_draft
-from pitcli.data.records import Draft, RowError, file_label, read_rows, refuse_output_as_input, write_row
+from pitcli.data.reading import file_label, listed, load_rows, parsed_rows, refuse_output_as_input, write_row
+from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, open_growing, row_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Writer, extra_room
@@ -23,7 +24,7 @@ from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import GAP, POLICY
-from pitcli.errors import InputError, RunError, SettingsError
+from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import map_over_ranks, on_rank_0
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
@@ -34,7 +35,6 @@ from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.training import ImproveConfig
 
 SHOWN = 3
-MAX_LISTED = 20
 
 
 class Models(NamedTuple):
@@ -200,15 +200,10 @@ def refuse_differences(record: Path, now: dict[str, Any]) -> None:
 
 def done_rows(output: str) -> Counter[int]:
     """How often each draft has its row in the output."""
-    problems: list[RowError] = []
-    done: Counter[int] = Counter()
-    for line, row in read_rows(output, problems.append):
-        try:
-            done[row_key(improved_draft(row, output, line))] += 1
-        except RowProblem as problem:
-            problems.append(RowError(output, line, problem.field, problem.reason))
-    if problems:
-        raise RunError([f"{problem}; the rows there cannot be gone on with" for problem in problems[:MAX_LISTED]])
+    errors: list[RowError] = []
+    done = Counter(row_key(draft) for _, draft in parsed_rows(output, improved_draft, errors.append))
+    if errors:
+        raise RunError([f"{error}; the rows there cannot be gone on with" for error in listed(errors)])
     return done
 
 
@@ -237,20 +232,13 @@ def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
 
 def read_budgets(path: str) -> dict[int, int]:
     """The tokens that each draft took, by its key, in rows of another pit improve."""
-    problems: list[RowError] = []
-    budgets: dict[int, int] = {}
-    for line, row in read_rows(path, problems.append):
-        try:
-            draft = improved_draft(row, path, line)
-            if not isinstance(tokens := row.get("generated_tokens"), int):
-                raise RowProblem("generated_tokens", "a number is wanted; is it the output of pit improve?")
-        except RowProblem as problem:
-            problems.append(RowError(path, line, problem.field, problem.reason))
-        else:
-            budgets[row_key(draft)] = tokens
-    if problems:
-        raise InputError([str(problem) for problem in problems[:MAX_LISTED]])
-    return budgets
+
+    def parse(row: dict[str, Any], file: str, line: int) -> tuple[int, int]:
+        if not isinstance(tokens := row.get("generated_tokens"), int):
+            raise RowProblem("generated_tokens", "a number is wanted; is it the output of pit improve?")
+        return row_key(improved_draft(row, file, line)), tokens
+
+    return dict(load_rows(path, parse))
 
 
 def find_models(config: ImproveConfig) -> Models:
@@ -283,12 +271,12 @@ def fitting(
 ) -> Iterator[Draft]:
     """The drafts whose improvement fits the context; the others are errors of their rows."""
     room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
+    limit = Limit(base.chat, base.max_length, room)
     for line, draft in drafts:
-        responses = {"response": draft.response}
         try:
             if budgets is not None and row_key(draft) not in budgets:
                 raise RowProblem("", f"not among the rows of --equal-tokens {config.equal_tokens}")
-            check_conversation(draft.prompt, responses, base.chat, base.max_length, notes, room)
+            check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
             on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
         else:

@@ -14,7 +14,8 @@ from pitcli.data.conversations import TRANSCRIPTS
 from pitcli.data.formats import Reading, read_pairs
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
 from pitcli.data.preview import Ruler, preview
-from pitcli.data.records import PreferencePair, write_row
+from pitcli.data.reading import write_row
+from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows

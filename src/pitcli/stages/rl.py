@@ -19,7 +19,7 @@ from torch import Tensor, tensor, zeros
 
 from pitcli.console import next_command, note
 from pitcli.console import samples as show_samples
-from pitcli.data.records import Comparison, PreferencePair
+from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
@@ -35,6 +35,7 @@ from pitcli.engine.training.rollouts import (
     group_gaps,
     identical_share,
     lay_out,
+    reward_metrics,
     role_logprobs,
     role_prompts,
     sample_groups,
@@ -141,61 +142,60 @@ def lora_of(run: EarlierRun) -> LoraSettings:
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
-    """RLOO with PPO's clip on rollouts of the improver; each rollout serves updates_per_rollout steps."""
-    model, chat, k = curriculum.model, curriculum.chat, config.samples_per_prompt
-    gap_model = GapModel(model, chat, gap_temperature, config.micro_batch_size)
-    decoding = rollout_decoding(config, chat)
-
-    def rollout(index: int) -> StepBatch:
-        """k samples for each (x, y_ref), with rewards, advantages and the log-probs that they were drawn at."""
-        stage, rows = curriculum.references(index)
-        prompts = role_prompts(config.role, chat, rows)
-        seed = step_seed(config.seed, index * config.updates_per_rollout)
-        samples = sample_groups(model, config.role, prompts, decoding, seed, k)
-        comparisons = [
-            Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
-            for number, sample in enumerate(samples)
-        ]
-        gaps_B = group_gaps(gap_model, comparisons, k)
-        layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
-        old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
-        reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
-        kl_B = layout.sequence_kl(old_logprobs, reference_logprobs)
-        finished_B = tensor([sample.finished for sample in samples])
-        rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
-        advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
-        tokens = sum(len(sample.token_ids) for sample in samples)
-        metrics = {
-            "padding_share": padding_share(layout.batches),
-            "reward": float(rewards_B.mean()),
-            "gap": float(gaps_B.mean()),
-            "p_better": float(gaps_B.sigmoid().mean()),
-            "kl": float(kl_B.mean()),
-            "truncated_share": float((~finished_B).float().mean()),
-            "zero_spread_share": identical_share(samples, k),
-            **text_metrics(samples, comparisons),
-            "stage": float(stage),
-        }
-        parts = zip(layout.batches, old_logprobs, layout.by_token(advantages_B), strict=True)
-        return StepBatch([RolloutMicroBatch(*part, tokens).to(model.device) for part in parts], metrics)
-
-    def loss(micro_batch: RolloutMicroBatch) -> tuple[Tensor, dict[str, float]]:
-        batch, old_logprobs_N, advantages_N, tokens = micro_batch
-        logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
-        total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
-        return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
-
+    """RLOO with PPO's clip; each rollout serves updates_per_rollout steps."""
+    gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
     return Task(
         config.role,
         total_steps=sum(curriculum.rollouts()) * config.updates_per_rollout,
-        batch=rollout,
-        loss=loss,
+        batch=partial(roll_out, config, curriculum, gap_model),
+        loss=partial(policy_loss, config, curriculum.model),
         planned_rows=partial(longest_rollouts, config, curriculum),
         steps_per_batch=config.updates_per_rollout,
         runaway=partial(runaway, config),
         patience=config.runaway_patience,
         score="reward",
     )
+
+
+def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, index: int) -> StepBatch:
+    """k samples for each (x, y_ref), with rewards, advantages and the log-probs that they were drawn at.
+
+    Axis B: all samples of the rollout, those of one prompt being neighbours.
+    """
+    model, chat, k = curriculum.model, curriculum.chat, config.samples_per_prompt
+    stage, rows = curriculum.references(index)
+    prompts = role_prompts(config.role, chat, rows)
+    decoding = rollout_decoding(config, chat)
+    seed = step_seed(config.seed, index * config.updates_per_rollout)
+    samples = sample_groups(model, config.role, prompts, decoding, seed, k)
+    comparisons = [
+        Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
+        for number, sample in enumerate(samples)
+    ]
+    gaps_B = group_gaps(gap_model, comparisons, k)
+    layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
+    old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
+    reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
+    kl_B = layout.sequence_kl(old_logprobs, reference_logprobs)
+    finished_B = tensor([sample.finished for sample in samples])
+    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
+    advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
+    metrics = {
+        "padding_share": padding_share(layout.batches),
+        **reward_metrics(rewards_B, gaps_B, kl_B, finished_B),
+        "zero_spread_share": identical_share(samples, k),
+        **text_metrics(samples, comparisons),
+        "stage": float(stage),
+    }
+    return StepBatch(layout.micro_batches(old_logprobs, layout.by_token(advantages_B), model.device), metrics)
+
+
+def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBatch) -> tuple[Tensor, dict[str, float]]:
+    """Summed over the tokens and divided by those of the whole rollout."""
+    batch, old_logprobs_N, advantages_N, tokens = micro_batch
+    logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
+    total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
+    return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
 
 
 def runaway(config: RlConfig, metrics: dict[str, float]) -> str | None:
@@ -217,8 +217,7 @@ def longest_rollouts(config: RlConfig, curriculum: Curriculum) -> PlannedRows:
         rows = [row for chunk in chunks for row in chunk]
         layout = lay_out(model, [prompts[row] for row in rows], [[0] * new] * (k * len(rows)), config)
         empty = [zeros(len(batch.targets_N)) for batch in layout.batches]
-        batches = zip(layout.batches, empty, empty, strict=True)
-        return StepBatch([RolloutMicroBatch(*part, 1).to(model.device) for part in batches], {})
+        return StepBatch(layout.micro_batches(empty, empty, model.device), {})
 
     prompt = sum(map(len, prompts)) / len(prompts)
     read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL

@@ -6,7 +6,8 @@ from itertools import islice
 
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
-from pitcli.data.records import Draft, RowError, file_label, refuse_output_as_input, write_row
+from pitcli.data.reading import file_label, refuse_output_as_input, write_row
+from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching

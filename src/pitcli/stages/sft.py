@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pitcli.console import next_command, note, samples
 from pitcli.data.examples import sft_examples
-from pitcli.data.records import PreferencePair
+from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.sampling import Decoding, generate
 from pitcli.engine.models.batches import Batch, padding_share

@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.console import next_command, note, samples, table, warn
-from pitcli.data.records import PreferencePair
+from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.batches import Batch, padding_share

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pitcli.data.records import Message
+from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from pitcli.data.records import Draft, Message
+from pitcli.data.rows import Draft, Message
+from pitcli.engine.generation.methods import PromptWithReference, Proposal, Proposing, Writer
+from pitcli.engine.generation.sampling import Decoding, Sample
+from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.improving import scheduler as scheduler_module
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import Attempt, StopReason
+from pitcli.settings.base import Method
 from pitcli.settings.training import ImproveConfig
 
 
@@ -46,3 +51,35 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     scheduler = Scheduler(None, None, ImproveConfig())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="shapes"):
         list(scheduler.improve_within_memory([draft("a"), draft("b")]))
+
+
+@pytest.mark.parametrize(("max_iters", "written"), [(0, 0), (1, 1), (3, 3)])
+def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft that gets better each time ends with max_iters, with as many responses."""
+    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, 2), None), None, ImproveConfig(max_iters=max_iters))  # type: ignore[arg-type]
+    count = iter(range(99))
+
+    def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
+        yield Request([1], seed)
+        return Proposal(f"better {next(count)}", 4, True, {})
+
+    class Batching:
+        refill = 1
+
+        def __init__(self) -> None:
+            self.admitted: list[int] = []
+
+        def free(self) -> int:
+            return 1 - len(self.admitted)
+
+        def admit(self, requests: list[tuple[int, Request]]) -> None:
+            self.admitted += [key for key, _ in requests]
+
+        def run(self, until: int) -> list[tuple[int, Sample]]:
+            ended, self.admitted = self.admitted, []
+            return [(key, Sample([5], [0.0], True)) for key in ended]
+
+    monkeypatch.setitem(scheduler_module.PROPOSE, Method.pit, propose)
+    monkeypatch.setattr(Scheduler, "_open_batching", lambda self, requests: Batching())
+    attempts = list(scheduler.improve([draft("a"), draft("b")]))
+    assert [(attempt.stop_reason, len(attempt.iterations)) for attempt in attempts] == [("max_iters", written)] * 2

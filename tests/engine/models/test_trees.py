@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pitcli.data.records import Comparison, Message, PreferencePair
+from pitcli.data.rows import Comparison, Message, PreferencePair
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models import attention, tree_support

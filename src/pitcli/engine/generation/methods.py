@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
-from pitcli.data.records import Message, Prompt
+from pitcli.data.rows import Message, Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.sampling import Decoding, Sample
 from pitcli.engine.generation.static_batching import Request

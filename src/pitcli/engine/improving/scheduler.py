@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pitcli.console import warn
-from pitcli.data.records import Comparison, Draft
+from pitcli.data.rows import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
 from pitcli.engine.generation.methods import PROPOSE, PromptWithReference, Proposal, Proposing, Writer, extra_room

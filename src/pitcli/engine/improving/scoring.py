@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.roles import RoleModel

@@ -8,7 +8,7 @@ import math
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from pitcli.data.records import Draft
+from pitcli.data.rows import Draft
 from pitcli.engine.generation.methods import Proposal
 from pitcli.equations import p_better
 from pitcli.settings.base import StopRule

@@ -72,9 +72,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **more: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """For transformers: of states of shape (B, heads, T, D) the attention of shape (B, T, heads, D).
 
@@ -87,8 +85,9 @@ def attend(
     | transformers  | None or other | any          | torch's scaled-dot-product attention               |
     """
     if attention_mask is None or attention_mask.dtype != torch.long:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-    if dropout or any(more.get(name) is not None for name in NOT_PLAIN):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    scaling: float | None = options.get("scaling")
+    if options.get("dropout") or any(options.get(name) is not None for name in NOT_PLAIN):
         raise ValueError("this attention is more than a mask")
     if attention_mask.shape[-1] == 3:
         return _by_piece(query, key, value, scaling, attention_mask[0, 0].tolist()), None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pitcli.data.records import PreferencePair, Prompt
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.attention import branches_of
 from pitcli.engine.models.batches import Batch, pad_right

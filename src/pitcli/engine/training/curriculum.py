@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pitcli.console import note
-from pitcli.data.examples import check_conversation
+from pitcli.data.examples import Limit, check_conversation
 from pitcli.data.formats import iter_drafts
-from pitcli.data.records import PreferencePair, RowError, file_label
+from pitcli.data.reading import file_label, listed
+from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
@@ -123,15 +124,16 @@ def load_drafts(path: str, base: Base, room: int) -> References:
     """Drafts of the policy from a file; each leaves room for what is sampled. All errors in one InputError."""
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
+    limit = Limit(base.chat, base.max_length, room)
     drafts = []
     for line, draft in iter_drafts(path, errors.append, notes):
         drafts.append(PromptWithReference(draft.prompt, draft.response))
         try:
-            check_conversation(draft.prompt, {"response": draft.response}, base.chat, base.max_length, notes, room)
+            check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
             errors.append(RowError(file_label(path), line, problem.field, problem.reason))
     if errors or not drafts:
-        raise InputError([str(error) for error in errors[:20]] or f"{path}: no rows")
+        raise InputError(listed(errors) or f"{path}: no rows")
     for what, count in notes.items():
         note(f"{file_label(path)}: {count} {what}")
     return drafts

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pitcli.console import note, warn
-from pitcli.data.examples import fitting_pairs, pairs_digest
+from pitcli.data.examples import Limit, fitting_pairs, pairs_digest
 from pitcli.data.formats import load_pairs
-from pitcli.data.records import PreferencePair
+from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import prompt_key, prompt_sketch
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base
@@ -49,7 +49,7 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, base.chat, base.max_length, path, settings, notes, room)
+    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), path, settings, notes)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate
@@ -29,10 +29,6 @@ class RolloutMicroBatch(NamedTuple):
     old_logprobs_N: Tensor
     advantages_N: Tensor
     tokens: int
-
-    def to(self, device: torch.device) -> "RolloutMicroBatch":
-        old_logprobs_N, advantages_N = self.old_logprobs_N.to(device), self.advantages_N.to(device)
-        return self._replace(old_logprobs_N=old_logprobs_N, advantages_N=advantages_N)
 
 
 class Layout(NamedTuple):
@@ -59,6 +55,15 @@ class Layout(NamedTuple):
         return [
             values_B[indices].repeat_interleave(torch.tensor(lengths))
             for indices, lengths in zip(self.samples, self.lengths, strict=True)
+        ]
+
+    def micro_batches(
+        self, old_logprobs: Sequence[Tensor], advantages: Sequence[Tensor], device: torch.device
+    ) -> list[RolloutMicroBatch]:
+        tokens = sum(map(sum, self.lengths))
+        return [
+            RolloutMicroBatch(batch, old_logprobs_N.to(device), advantages_N.to(device), tokens)
+            for batch, old_logprobs_N, advantages_N in zip(self.batches, old_logprobs, advantages, strict=True)
         ]
 
 
@@ -154,6 +159,16 @@ def role_logprobs(model: RoleModel, role: str, batches: Sequence[Batch], tempera
             return [completion_logprobs(model, batches[index], temperature).cpu() for index in indices]
 
     return list(map_over_ranks(range(len(batches)), of_batches, model.sharded))
+
+
+def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor) -> dict[str, float]:
+    return {
+        "reward": float(rewards_B.mean()),
+        "gap": float(gaps_B.mean()),
+        "p_better": float(torch.sigmoid(gaps_B).mean()),
+        "kl": float(kl_B.mean()),
+        "truncated_share": float((~finished_B).float().mean()),
+    }
 
 
 def identical_share(samples: Sequence[Sample], k: int) -> float:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.data import records, strict_json
+from pitcli.data import reading, strict_json
 from pitcli.data.formats import parse_draft, parse_pair
-from pitcli.data.records import RowError, read_rows, write_row
+from pitcli.data.reading import read_rows, write_row
+from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem
 from pitcli.errors import InputError
 
@@ -197,7 +198,7 @@ def test_a_100_megabyte_line_is_an_error_and_memory_is_bounded(tmp_path):
 @pytest.mark.parametrize(("extra", "read_whole"), [(0, True), (1, False)])
 @pytest.mark.parametrize("end", [b"\n", b""], ids=["newline", "end of file"])
 def test_the_line_limit_is_exact(tmp_path, monkeypatch, extra, read_whole, end):
-    for module in (records, strict_json):
+    for module in (reading, strict_json):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", 32)
     line = b'{"a": "' + b"x" * (32 - 9 + extra) + b'"}'
     rows, errors, _ = read(write(tmp_path, line + end))

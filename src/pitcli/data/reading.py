@@ -1,4 +1,4 @@
-"""Strict JSON lines: what a row is, how rows are read with file:line:field errors, and how one is written."""
+"""Strict JSON lines: how rows are read, with file:line:field errors, and how one is written."""
 
 import gzip
 import os
@@ -8,65 +8,24 @@ import stat
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
+from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, encode, parse_line
 from pitcli.errors import InputError, SettingsError
 from pitcli.processes.ranks import world_size
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN = "<stdin>"
+MAX_LISTED = 20  # errors of a file
 
 
-class Message(NamedTuple):
-    role: str
-    content: str
-
-
-Prompt = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PreferencePair:
-    id: str
-    prompt: Prompt
-    chosen: str
-    rejected: str
-    extra: dict[str, Any]
-    line: int = field(default=0, compare=False)
-    chosen_cut: bool = False  # its end is missing, so that nothing may be learned from where it ends
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    id: str | None
-    prompt: Prompt
-    response: str
-    row: dict[str, Any]
-    line: int = field(default=0, compare=False)
-
-
-class Comparison(NamedTuple):
-    """Is `response` better than `reference_response` as an answer to `prompt`?"""
-
-    prompt: Prompt
-    response: str
-    reference_response: str
-
-
-class RowError(NamedTuple):
-    file: str
-    line: int
-    field: str
-    reason: str
-
-    def __str__(self) -> str:
-        field = f":{self.field}" if self.field else ""
-        return f"{self.file}:{self.line}{field}: {self.reason}"
+Parsed = TypeVar("Parsed")
+Parse = Callable[[dict[str, Any], str, int], Parsed]  # (row, file, line); raises RowProblem
+OnError = Callable[[RowError], None]
 
 
 def file_label(path: str | Path) -> str:
@@ -74,11 +33,45 @@ def file_label(path: str | Path) -> str:
 
 
 def read_rows(
-    path: str | Path, on_error: Callable[[RowError], None], notes: Counter[str] | None = None
+    path: str | Path, on_error: OnError, notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Open at once, so that an unusable file is refused here; then stream (line number, object)."""
     source: AbstractContextManager[BinaryIO] = _stdin() if str(path) == "-" else _open(str(path))
     return _rows(source, file_label(path), on_error, Counter() if notes is None else notes)
+
+
+def parsed_rows(
+    path: str | Path, parse: Parse[Parsed], on_error: OnError, notes: Counter[str] | None = None
+) -> Iterator[tuple[int, Parsed]]:
+    """Rows as they arrive, parsed; an unusable file is refused at once, a row that cannot be parsed is an error."""
+    return _parsed(read_rows(path, on_error, notes), parse, file_label(path), on_error)
+
+
+def _parsed(
+    rows: Iterator[tuple[int, dict[str, Any]]], parse: Parse[Parsed], label: str, on_error: OnError
+) -> Iterator[tuple[int, Parsed]]:
+    for line, row in rows:
+        try:
+            parsed = parse(row, label, line)
+        except RowProblem as problem:
+            on_error(RowError(label, line, problem.field, problem.reason))
+        else:
+            yield line, parsed
+
+
+def load_rows(path: str | Path, parse: Parse[Parsed]) -> list[Parsed]:
+    """Every row of a file, or one InputError that lists what is wrong with it."""
+    errors: list[RowError] = []
+    rows = [row for _, row in parsed_rows(path, parse, errors.append)]
+    if errors:
+        raise InputError(listed(errors))
+    return rows
+
+
+def listed(errors: Sequence[object]) -> list[str]:
+    """The first errors as lines, and how many more there are."""
+    more = len(errors) - MAX_LISTED
+    return [*map(str, errors[:MAX_LISTED]), *([f"and {more} more"] if more > 0 else [])]
 
 
 def refuse_output_as_input(source: str, output: str) -> None:
@@ -160,7 +153,7 @@ def _gz_name(label: str) -> str:
 def _rows(
     source: AbstractContextManager[BinaryIO],
     label: str,
-    on_error: Callable[[RowError], None],
+    on_error: OnError,
     notes: Counter[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     started = False

@@ -1,0 +1,51 @@
+"""What rows are: preference pairs, drafts, comparisons, and what is wrong with a row."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Message(NamedTuple):
+    role: str
+    content: str
+
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    extra: dict[str, Any]
+    line: int = field(default=0, compare=False)
+    chosen_cut: bool = False  # its end is missing, so that nothing may be learned from where it ends
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    id: str | None
+    prompt: Prompt
+    response: str
+    row: dict[str, Any]
+    line: int = field(default=0, compare=False)
+
+
+class Comparison(NamedTuple):
+    """Is `response` better than `reference_response` as an answer to `prompt`?"""
+
+    prompt: Prompt
+    response: str
+    reference_response: str
+
+
+class RowError(NamedTuple):
+    file: str
+    line: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        field = f":{self.field}" if self.field else ""
+        return f"{self.file}:{self.line}{field}: {self.reason}"
