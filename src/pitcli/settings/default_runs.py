@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["sft", "reward", "rl"]
 
-POLICY_FOLDER, SFT_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER = (
-    f"runs/{name}" for name in ("policy", "sft", "reward", "rl", "rlhf")
-)
+POLICY_FOLDER = "runs/policy"
+SFT_FOLDER = "runs/sft"
+REWARD_FOLDER = "runs/reward"
+RL_FOLDER = "runs/rl"
+RLHF_FOLDER = "runs/rlhf"
 
 
 class DefaultRun(NamedTuple):

@@ -23,6 +23,7 @@ from pitcli.settings.base import (
     Stages,
     StopRule,
 )
+from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
@@ -36,11 +37,12 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
         description="Train nothing; show the settings, the first row, memory and time, and fail where training would",
     )
 
-    trained: ClassVar[str]
+    default_folders: ClassVar[dict[str, str]]  # by the role that is trained
 
     @property
     def run_folder(self) -> Path:
-        return self.out or Path("runs", self.trained)
+        """--out, else the folder in which later commands look for such a run."""
+        return self.out or Path(self.default_folders[getattr(self, "role", "gap")])
 
 
 class SftConfig(TrainingConfig, LoraSettings):
@@ -54,11 +56,7 @@ class SftConfig(TrainingConfig, LoraSettings):
         description="Improver only: share of extra rows (x, y_w) -> y_w, a good answer may stay",
     )
 
-    trained = "sft"
-
-    @property
-    def run_folder(self) -> Path:
-        return self.out or Path("runs", "policy" if self.role is Role.policy else self.trained)
+    default_folders = {"policy": POLICY_FOLDER, "improver": SFT_FOLDER}  # noqa: RUF012
 
 
 class RewardConfig(TrainingConfig, LoraSettings):
@@ -73,7 +71,7 @@ class RewardConfig(TrainingConfig, LoraSettings):
         False, description="Accept prompts of --data in --eval-data; the report says nothing then"
     )
 
-    trained = "reward"
+    default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
 
 
 class SampleConfig(ModelSettings, SamplingSettings):
@@ -133,11 +131,7 @@ class RlConfig(TrainingConfig):
         10, ge=1, description="Steps in a row beyond --max-kl or --max-truncated-share before stopping"
     )
 
-    trained = "rl"
-
-    @property
-    def run_folder(self) -> Path:
-        return self.out or Path("runs", "rlhf" if self.role is Role.policy else self.trained)
+    default_folders = {"policy": RLHF_FOLDER, "improver": RL_FOLDER}  # noqa: RUF012
 
     def sft_settings(self) -> SftConfig:
         """Those of the SFT improver that RL starts from, if it has to be trained first."""
