@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pitcli.errors import RunError
 from pitcli.runs.manifest import Manifest, load_manifest
+from pitcli.settings.base import LoraSettings
 from pitcli.settings.default_runs import DefaultRun
 
 
@@ -18,6 +19,11 @@ class EarlierRun(NamedTuple):
     @property
     def adapter(self) -> Path:
         return self.folder / self.manifest.role
+
+    def lora(self) -> LoraSettings:
+        """The rank that the run was trained with."""
+        config = self.manifest.config
+        return LoraSettings(lora_rank=config["lora_rank"], lora_alpha=config["lora_alpha"])
 
 
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:

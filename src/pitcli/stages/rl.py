@@ -9,52 +9,58 @@ takes the improver's own outputs.
 --role policy is plain RLHF, to compare with: the policy is shown x alone and rewarded by its gap over y_w.
 """
 
+import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from accelerate.utils import set_seed
-from torch import Tensor, tensor, zeros
+from torch import Tensor, tensor
 
 from pitcli.console import next_command, note
 from pitcli.console import samples as show_samples
 from pitcli.data.rows import Comparison, PreferencePair
+from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
-from pitcli.engine.models.roles import GAP, POLICY, REFERENCE, RoleModel
-from pitcli.engine.training.curriculum import Curriculum, load_drafts, rollout_decoding
+from pitcli.engine.models.roles import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_pairs
-from pitcli.engine.training.loop import Besides, PlannedRows, StepBatch, Task, finish, step_seed, train
+from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs
+from pitcli.engine.training.loop import StepBatch, Task, finish, step_seed, train
 from pitcli.engine.training.rollouts import (
     RolloutMicroBatch,
     group_gaps,
     identical_share,
     lay_out,
+    longest_rollouts,
     reward_metrics,
     role_logprobs,
     role_prompts,
+    rollout_decoding,
+    runaway,
     sample_groups,
     sample_texts,
     sampling_logprobs,
     text_metrics,
 )
+from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step, stage_of
 from pitcli.equations import clipped_policy_loss, leave_one_out_advantages, rl_rewards
 from pitcli.errors import InputError
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
-from pitcli.settings.base import LoraSettings, Role
+from pitcli.settings.base import Role, Stage
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.stages import start
 
 SHOWN = 3
-SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation, with both orders
+
+References = list[PromptWithReference]
 
 
 class Runs(NamedTuple):
@@ -83,7 +89,7 @@ def run(config: RlConfig) -> int:
     runs = find_runs(config)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
-    drafts = load_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
+    drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
     manifest = new_manifest("rl", config.role, config, base, data, runs.all())
     temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
 
@@ -91,7 +97,8 @@ def run(config: RlConfig) -> int:
         return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
 
     if config.dry_run:
-        (prompt,) = role_prompts(config.role, base.chat, longest_rows(pairs, drafts)[:1])
+        row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
+        (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
             task_on=lambda model: rl_task(config, curriculum_of(model), temperature),
             roles=4 if runs.policy else 3,
@@ -100,7 +107,7 @@ def run(config: RlConfig) -> int:
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
             ],
         )
-        dry_run(config, manifest, lora_of(runs.start), base, plan)
+        dry_run(config, manifest, runs.start.lora(), base, plan)
         return 0
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
@@ -136,9 +143,82 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def lora_of(run: EarlierRun) -> LoraSettings:
-    """The rank that the run was trained with."""
-    return LoraSettings(lora_rank=run.manifest.config["lora_rank"], lora_alpha=run.manifest.config["lora_alpha"])
+class Curriculum(NamedTuple):
+    """Where (x, y_ref) come from, stage by stage.
+
+    drafts: of the policy, from a file, in place of sampling; policy_role: the policy's adapter (None: the base).
+    """
+
+    config: RlConfig
+    model: RoleModel
+    chat: ChatFormat
+    pairs: Sequence[PreferencePair]
+    drafts: Sequence[PromptWithReference] | None
+    policy_role: str | None
+
+    def rollouts(self) -> list[int]:
+        """How many each stage gets."""
+        return rollouts_by_stage(self.config, [self.rows(stage) for stage in self.config.curriculum_stages])
+
+    def rows(self, stage: Stage) -> int:
+        return len(self.pairs) if stage is Stage.dataset or self.drafts is None else len(self.drafts)
+
+    def references(self, rollout: int) -> tuple[int, References]:
+        """The stage that a rollout belongs to, by its index, and the (x, y_ref) of its prompts."""
+        number, within = stage_of(rollout, self.rollouts())
+        stage, config = self.config.curriculum_stages[number], self.config
+        rows = rows_of_step(within, self.rows(stage), config.batch_size, config.seed)
+        progress = within / self.rollouts()[number]
+        return number, self.of_stage(stage, rows, rollout * config.updates_per_rollout, progress)
+
+    def of_stage(self, stage: Stage, rows: Sequence[int], step: int, progress: float) -> References:
+        """step: seeds what is sampled; progress: the share of the stage that is done."""
+        if stage is Stage.dataset:
+            return self.from_dataset(rows, step, progress)
+        return self.from_policy(rows, step) if stage is Stage.policy else self.from_self(rows, step)
+
+    def from_dataset(self, rows: Sequence[int], step: int, progress: float) -> References:
+        """Easy first: y_l, and from the middle of the stage on y_w for half of the prompts. Plain RLHF: always y_w."""
+        pairs = [self.pairs[row] for row in rows]
+        if self.config.role is Role.policy:
+            return [PromptWithReference(pair.prompt, pair.chosen) for pair in pairs]
+        rng = random.Random(step_seed(self.config.seed, step))
+        hard = [progress >= 0.5 and rng.random() < 0.5 for _ in pairs]
+        return [
+            PromptWithReference(pair.prompt, pair.chosen if is_hard else pair.rejected)
+            for pair, is_hard in zip(pairs, hard, strict=True)
+        ]
+
+    def from_policy(self, rows: Sequence[int], step: int) -> References:
+        """What the policy writes, or wrote into --drafts: what will be improved in use."""
+        if self.drafts is not None:
+            return [self.drafts[row] for row in rows]
+        prompts = [self.chat.policy_prompt(self.pairs[row].prompt) for row in rows]
+        texts = self.sampled(self.policy_role, prompts, step_seed(self.config.seed, step, 1))
+        return [
+            PromptWithReference(self.pairs[row].prompt, text or self.pairs[row].rejected)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def from_self(self, rows: Sequence[int], step: int) -> References:
+        """What the improver made of the policy's drafts: what its second iteration will be given."""
+        drafts = self.from_policy(rows, step)
+        prompts = [self.chat.improver_prompt(*draft) for draft in drafts]
+        texts = self.sampled(IMPROVER, prompts, step_seed(self.config.seed, step, 2))
+        return [
+            PromptWithReference(draft.prompt, text or draft.reference_response)
+            for draft, text in zip(drafts, texts, strict=True)
+        ]
+
+    def longest_prompts(self) -> list[list[int]]:
+        """What the role is shown at most: each draft, or of each pair the longer response."""
+        rows = self.drafts
+        if rows is None:
+            rows = [PromptWithReference(p.prompt, longer_response(p)) for p in self.pairs]
+        return role_prompts(self.config.role, self.chat, rows)
+
+    def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
+        return sample_texts(self.model, role, self.chat, prompts, rollout_decoding(self.config, self.chat), seed)
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
@@ -149,7 +229,9 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) ->
         total_steps=sum(curriculum.rollouts()) * config.updates_per_rollout,
         batch=partial(roll_out, config, curriculum, gap_model),
         loss=partial(policy_loss, config, curriculum.model),
-        planned_rows=partial(longest_rollouts, config, curriculum),
+        planned_rows=lambda: longest_rollouts(
+            config, curriculum.model, curriculum.longest_prompts(), sum(curriculum.rollouts())
+        ),
         steps_per_batch=config.updates_per_rollout,
         runaway=partial(runaway, config),
         patience=config.runaway_patience,
@@ -198,42 +280,8 @@ def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBat
     return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
 
 
-def runaway(config: RlConfig, metrics: dict[str, float]) -> str | None:
-    if metrics["kl"] > config.max_kl:
-        return f"KL {metrics['kl']:.1f} beyond --max-kl"
-    if metrics["truncated_share"] > config.max_truncated_share:
-        return f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS"
-    return None
-
-
-def longest_rollouts(config: RlConfig, curriculum: Curriculum) -> PlannedRows:
-    """What a dry run measures: rollouts that never end early, over the longer response of each pair or the drafts."""
-    model, k, new = curriculum.model, config.samples_per_prompt, config.rollout_max_new_tokens
-    prompts = role_prompts(config.role, curriculum.chat, longest_rows(curriculum.pairs, curriculum.drafts))
-    together = min(k, config.micro_batch_size)
-    parts = -(-k // together)  # micro-batches that the samples of one prompt are in
-
-    def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
-        rows = [row for chunk in chunks for row in chunk]
-        layout = lay_out(model, [prompts[row] for row in rows], [[0] * new] * (k * len(rows)), config)
-        empty = [zeros(len(batch.targets_N)) for batch in layout.batches]
-        return StepBatch(layout.micro_batches(empty, empty, model.device), {})
-
-    prompt = sum(map(len, prompts)) / len(prompts)
-    read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL
-    rollouts = sum(curriculum.rollouts())
-    besides = Besides(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
-    lengths = [parts * (len(prompt) + together * new) for prompt in prompts]
-    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, 1 / parts, besides)
-
-
-def longest_rows(
-    pairs: Sequence[PreferencePair], drafts: Sequence[PromptWithReference] | None
-) -> Sequence[PromptWithReference]:
-    """The drafts, or of each pair the longer response as reference."""
-    if drafts is not None:
-        return drafts
-    return [PromptWithReference(pair.prompt, max(pair.chosen, pair.rejected, key=len)) for pair in pairs]
+def longer_response(pair: PreferencePair) -> str:
+    return max(pair.chosen, pair.rejected, key=len)
 
 
 def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:

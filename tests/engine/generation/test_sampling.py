@@ -29,12 +29,11 @@ from pitcli.engine.models.loading import load_base, lora_config
 from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training import rollouts
-from pitcli.engine.training.curriculum import Curriculum
 from pitcli.engine.training.rollouts import lay_out
 from pitcli.equations import clipped_policy_loss, sequence_kl
 from pitcli.settings.base import LoraSettings, Stage
 from pitcli.settings.training import RlConfig
-from pitcli.stages.rl import rl_task
+from pitcli.stages.rl import Curriculum, rl_task
 from tests.conftest import WithRoles
 
 NEVER = -1  # a stop id that no model writes

@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pitcli.console import note, warn
-from pitcli.data.examples import Limit, fitting_pairs, pairs_digest
-from pitcli.data.formats import load_pairs
-from pitcli.data.rows import PreferencePair
+from pitcli.data.examples import Limit, check_conversation, fitting_pairs, pairs_digest
+from pitcli.data.formats import iter_drafts, load_pairs
+from pitcli.data.reading import file_label, listed
+from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import prompt_key, prompt_sketch
+from pitcli.data.strict_json import RowProblem
+from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base
 from pitcli.errors import InputError, SettingsError
@@ -72,3 +75,22 @@ def new_manifest(
             "inputs": {run.manifest.role: run.manifest.files[f"{run.manifest.role}/{WEIGHTS}"] for run in earlier},
         }
     )
+
+
+def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
+    """Drafts of the policy from a file; each leaves room for what is sampled. All errors in one InputError."""
+    errors: list[RowError] = []
+    notes: Counter[str] = Counter()
+    limit = Limit(base.chat, base.max_length, room)
+    drafts = []
+    for line, draft in iter_drafts(path, errors.append, notes):
+        drafts.append(PromptWithReference(draft.prompt, draft.response))
+        try:
+            check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
+        except RowProblem as problem:
+            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+    if errors or not drafts:
+        raise InputError(listed(errors) or f"{path}: no rows")
+    for what, count in notes.items():
+        note(f"{file_label(path)}: {count} {what}")
+    return drafts

@@ -16,10 +16,13 @@ from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import POLICY, RoleModel
 from pitcli.engine.models.trees import group_tree
+from pitcli.engine.training.loop import Besides, PlannedRows, StepBatch
 from pitcli.engine.training.schedule import training_chunks
 from pitcli.equations import sequence_kl
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.settings.training import RlConfig
+
+SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation, with both orders
 
 
 class RolloutMicroBatch(NamedTuple):
@@ -65,6 +68,10 @@ class Layout(NamedTuple):
             RolloutMicroBatch(batch, old_logprobs_N.to(device), advantages_N.to(device), tokens)
             for batch, old_logprobs_N, advantages_N in zip(self.batches, old_logprobs, advantages, strict=True)
         ]
+
+
+def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
+    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
 
 
 def role_prompts(role: str, chat: ChatFormat, rows: Sequence[PromptWithReference]) -> list[list[int]]:
@@ -161,6 +168,25 @@ def role_logprobs(model: RoleModel, role: str, batches: Sequence[Batch], tempera
     return list(map_over_ranks(range(len(batches)), of_batches, model.sharded))
 
 
+def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[int]], rollouts: int) -> PlannedRows:
+    """What a dry run measures: so many rollouts over these prompts that never end early."""
+    k, new = config.samples_per_prompt, config.rollout_max_new_tokens
+    together = min(k, config.micro_batch_size)
+    parts = -(-k // together)  # micro-batches that the samples of one prompt are in
+
+    def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
+        rows = [row for chunk in chunks for row in chunk]
+        layout = lay_out(model, [prompts[row] for row in rows], [[0] * new] * (k * len(rows)), config)
+        empty = [torch.zeros(len(batch.targets_N)) for batch in layout.batches]
+        return StepBatch(layout.micro_batches(empty, empty, model.device), {})
+
+    prompt = sum(map(len, prompts)) / len(prompts)
+    read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL
+    besides = Besides(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
+    lengths = [parts * (len(prompt) + together * new) for prompt in prompts]
+    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, 1 / parts, besides)
+
+
 def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor) -> dict[str, float]:
     return {
         "reward": float(rewards_B.mean()),
@@ -169,6 +195,15 @@ def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: 
         "kl": float(kl_B.mean()),
         "truncated_share": float((~finished_B).float().mean()),
     }
+
+
+def runaway(config: RlConfig, metrics: dict[str, float]) -> str | None:
+    """What is beyond its limit, or None."""
+    if metrics["kl"] > config.max_kl:
+        return f"KL {metrics['kl']:.1f} beyond --max-kl"
+    if metrics["truncated_share"] > config.max_truncated_share:
+        return f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS"
+    return None
 
 
 def identical_share(samples: Sequence[Sample], k: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from pitcli.engine.models.batches import length_sorted_chunks
 from pitcli.processes.ranks import world_size
 from pitcli.settings.base import OptimSettings
+from pitcli.settings.training import RlConfig
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -53,3 +54,22 @@ def training_chunks(
     size = len(lengths) if config.tokens_per_batch else at_once
     one_for_each = max(1, min(size, -(-len(lengths) // world_size())))
     return length_sorted_chunks(lengths, one_for_each, device, config.tokens_per_batch)
+
+
+def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
+    """How many rollouts each stage gets: its epochs, or an equal part of --max-steps. rows: of each stage."""
+    full = [steps_per_epoch(count, config.batch_size) * config.epochs for count in rows]
+    if config.max_steps is None:
+        return full
+    total = max(len(rows), config.max_steps // config.updates_per_rollout)
+    even = [total * (index + 1) // len(rows) - total * index // len(rows) for index in range(len(rows))]
+    return [min(most, share) for most, share in zip(full, even, strict=True)]
+
+
+def stage_of(rollout: int, rollouts: Sequence[int]) -> tuple[int, int]:
+    """(stage, rollout within it)."""
+    for stage, count in enumerate(rollouts):
+        if rollout < count:
+            return stage, rollout
+        rollout -= count
+    raise ValueError("beyond the last rollout")
