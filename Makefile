@@ -49,6 +49,7 @@ $(VENV)/.docs: $(VENV)/.installed
 # the documentation in build/site; `mkdocs serve` shows it while it is written
 docs: $(VENV)/.docs
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_architecture.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # slow: every fault at the counts of the table that it prints, about an hour on 2 cores

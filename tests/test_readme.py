@@ -1,6 +1,5 @@
-"""The README says what is so: its file tree, its commands' names and flags, its test command."""
+"""The README says what is so: its commands' names and flags, its test command."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -10,24 +9,6 @@ from pitcli.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def summary(module: Path) -> str:
-    return " ".join((ast.get_docstring(ast.parse(module.read_text())) or "").split("\n\n")[0].split())
-
-
-def file_tree() -> str:
-    source = ROOT / "src" / "pitcli"
-    lines = ["src/pitcli/"]
-    for folder in [source, *sorted({m.parent for m in source.rglob("[a-z]*.py")} - {source})]:
-        if folder != source:
-            lines.append(f"  {folder.relative_to(source).as_posix()}/")
-        lines += [f"    {m.name:<24} {summary(m)}" for m in sorted(folder.glob("[a-z]*.py"))]
-    return "\n".join(lines)
-
-
-def test_file_tree_repeats_the_first_sentence_of_each_module() -> None:
-    assert file_tree() in README
 
 
 def test_every_pit_command_in_the_readme_exists_with_its_flags() -> None:

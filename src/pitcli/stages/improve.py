@@ -234,9 +234,10 @@ def read_budgets(path: str) -> dict[int, int]:
     """The tokens that each draft took, by its key, in rows of another pit improve."""
 
     def parse(row: dict[str, Any], file: str, line: int) -> tuple[int, int]:
+        draft = improved_draft(row, file, line)
         if not isinstance(tokens := row.get("generated_tokens"), int):
             raise RowProblem("generated_tokens", "a number is wanted; is it the output of pit improve?")
-        return row_key(improved_draft(row, file, line)), tokens
+        return row_key(draft), tokens
 
     return dict(load_rows(path, parse))
 

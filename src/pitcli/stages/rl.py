@@ -212,9 +212,7 @@ class Curriculum(NamedTuple):
 
     def longest_prompts(self) -> list[list[int]]:
         """What the role is shown at most: each draft, or of each pair the longer response."""
-        rows = self.drafts
-        if rows is None:
-            rows = [PromptWithReference(p.prompt, longer_response(p)) for p in self.pairs]
+        rows = self.drafts or [PromptWithReference(p.prompt, longer_response(p)) for p in self.pairs]
         return role_prompts(self.config.role, self.chat, rows)
 
     def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
