@@ -13,14 +13,14 @@ BOXES: dict[str, tuple[float, float, str]] = {
     "cli": (0, 0, "what was asked for?"),
     "stages": (1, 0, "one file a command"),
     "recipes": (2, 0, "which stages, in which order?"),
-    "data": (1, 1.2, "what is a row?"),
-    "engine/models": (2, 1.2, "tokens to states and scores"),
+    "data": (1, 1.7, "what is a row?"),
+    "engine/models": (2, 1.7, "tokens to states and scores"),
     "engine/training": (3, 1.2, "batches to adapters"),
     "runs": (4, 1.2, "what is on disk?"),
-    "engine/generation": (2, 2.2, "states to text"),
-    "engine/improving": (3, 2.2, "draft to better draft"),
-    "evaluation": (2, 3.2, "is it better?"),
-    "pages": (3, 3.2, "how is it shown?"),
+    "engine/generation": (3, 2.2, "states to text"),
+    "engine/improving": (4, 2.2, "draft to better draft"),
+    "evaluation": (5, 3.2, "is it better?"),
+    "pages": (4, 3.2, "how is it shown?"),
     "settings": (0, 4.4, "what can be set?"),
     "equations": (1, 4.4, "the paper"),
     "console": (2, 4.4, "what people read"),
@@ -30,8 +30,8 @@ BOXES: dict[str, tuple[float, float, str]] = {
 FILES = {
     "pairs.jsonl": (0, 1.2),
     "drafts.jsonl": (0, 2.2),
-    "improved.jsonl": (4, 2.2),
-    "report.html": (4, 3.2),
+    "improved.jsonl": (5, 2.2),
+    "report.html": (3, 3.2),
 }
 ARROWS = (
     ("cli", "stages"),
@@ -90,12 +90,12 @@ def picture() -> str:
         '<path d="M0 0 8 4 0 8z" fill="#5b6b7a"/></marker>'
     )
     parts = [*(arrow(*ends) for ends in ARROWS), *map(box, (*FILES, *BOXES))]
-    size = "0 0 960 500"
+    size = "0 0 1150 500"
     title = "Data flow through the folders of pit"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" role="img" aria-label="{title}">\n'
         f"<title>{title}</title>\n<style>{style}</style>\n<defs>{head}</defs>\n"
-        '<rect width="960" height="500" rx="10" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        '<rect width="1150" height="500" rx="10" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
