@@ -202,8 +202,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     from rich.text import Text
 
     grid = Table(title=Text(visible(title)), title_justify="left", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         grid.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))

@@ -94,7 +94,7 @@ def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[in
     sum_t [log pi(y_t) - log pi_ref(y_t)] of y ~ pi, so its mean is KL(pi || pi_ref). The N tokens are those of B
     sequences of these lengths, one after the other. Returns nats of shape (B,).
     """
-    return torch.stack([of_one.sum() for of_one in (logprobs_N - ref_logprobs_N).split(list(lengths))])
+    return torch.stack([differences_T.sum() for differences_T in (logprobs_N - ref_logprobs_N).split(list(lengths))])
 
 
 def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float, missing_eos_penalty: float) -> Tensor:

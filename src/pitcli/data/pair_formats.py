@@ -56,7 +56,7 @@ def _alpaca_ranked(row: Row) -> Parts:
     if not isinstance(outputs, list) or len(outputs) != 2:
         found = f"{len(outputs)} texts" if isinstance(outputs, list) else describe(outputs)
         raise RowProblem("output", f"{found} where two are wanted, the better first (or give chosen and rejected)")
-    better, worse = (checked_text(text, f"output[{place}]").strip() for place, text in enumerate(outputs))
+    better, worse = (checked_text(text, f"output[{index}]").strip() for index, text in enumerate(outputs))
     return _question(row, "instruction"), better, worse
 
 
@@ -66,8 +66,8 @@ def _question(row: Row, field: str) -> Prompt:
     history = row.get("history") or []
     if not isinstance(history, list):
         raise RowProblem("history", f"{describe(history)} where pairs of texts are wanted")
-    for place, turns in enumerate(history):
-        where = f"history[{place}]"
+    for index, turns in enumerate(history):
+        where = f"history[{index}]"
         if not isinstance(turns, list) or len(turns) != 2:
             raise RowProblem(where, "a question and its answer are wanted")
         messages.append(Message("user", checked_text(turns[0], f"{where}[0]")))
@@ -91,7 +91,7 @@ def _sharegpt(row: Row) -> Parts:
     turns = row["conversations"]
     if not isinstance(turns, list):
         raise RowProblem("conversations", f"{describe(turns)} where messages with from and value are wanted")
-    sent = [_sent(turn, f"conversations[{place}]") for place, turn in enumerate(turns)]
+    sent = [_sent(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
     before = [] if sent and sent[0]["role"] == "system" else _system(row)
     prompt = checked([*before, *messages_of(sent, "conversations")], "conversations")
     chosen, rejected = ({field: [_sent(row[field], field)]} for field in ("chosen", "rejected"))
@@ -119,14 +119,14 @@ def _summaries(row: Row) -> Parts:
     if choice not in (0, 1) or not isinstance(choice, int) or isinstance(choice, bool):
         raise RowProblem("choice", "0 or 1 is wanted: the place of the better summary")
     if _absent(info, "post") and not _absent(info, "article"):
-        asked = f"Article:\n{checked_text(info['article'], 'info.article')}\n\nTL;DR:"
+        question = f"Article:\n{checked_text(info['article'], 'info.article')}\n\nTL;DR:"
     else:
         post = checked_text(info.get("post"), "info.post")
         heads = (("subreddit", "SUBREDDIT: r/"), ("title", "TITLE: "))
         lines = [f"{head}{checked_text(info[key], f'info.{key}')}" for key, head in heads if not _absent(info, key)]
-        asked = "\n\n".join([*lines, f"POST: {post}", "TL;DR:"])
+        question = "\n\n".join([*lines, f"POST: {post}", "TL;DR:"])
     texts = [checked_text(item.get("text"), f"summaries[{n}].text").strip() for n, item in enumerate(summaries)]
-    return (Message("user", asked),), texts[choice], texts[1 - choice]
+    return (Message("user", question),), texts[choice], texts[1 - choice]
 
 
 def _one_rating(row: Row) -> Parts:
@@ -167,16 +167,16 @@ def recognise(row: Row, rating_field: str = RATING_FIELD) -> Format:
 def _recognise(present: frozenset[str], shown: tuple[str, ...], rating_field: str) -> Format:
     ratings = FORMATS[-1]._replace(fields=("prompt", "response", rating_field))
     known = (*FORMATS[:-1], ratings)
-    fitting = [one for one in known if present.issuperset(one.fields)]
+    fitting = [candidate for candidate in known if present.issuperset(candidate.fields)]
     if present.issuperset(CANONICAL):  # what names its prompt and both responses needs no guessing
-        fitting = [one for one in fitting if set(one.fields).issuperset(CANONICAL)]
+        fitting = [candidate for candidate in fitting if set(candidate.fields).issuperset(CANONICAL)]
     # the one that explains most: Orca's question, chosen and rejected hold TRL's chosen and rejected
-    fitting = [one for one in fitting if not any(set(one.fields) < set(other.fields) for other in fitting)]
+    fitting = [f for f in fitting if not any(set(f.fields) < set(other.fields) for other in fitting)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise UnknownFormat("", f"fits more than one format: {', or '.join(map(str, fitting))}; leave fields out")
-    nearest = max(known, key=lambda one: len(present.intersection(one.fields)) / len(one.fields))
+    nearest = max(known, key=lambda f: len(present.intersection(f.fields)) / len(f.fields))
     missing = next(field for field in nearest.fields if field not in present)
     fields = ", ".join(map(repr, shown))[:120] or "no fields"
     raise UnknownFormat(missing, f"missing; the row has {fields}; the nearest format is {nearest}")

@@ -32,10 +32,10 @@ def parse_rated(row: dict[str, Any], rating_field: str, line: int) -> Rated:
 def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str]) -> Iterator[PreferencePair]:
     """For every prompt, where it stands first: its best response against those rated lower, by `margin` or more."""
     by_prompt: dict[Prompt, list[Rated]] = {}
-    for one in rated:
-        by_prompt.setdefault(one.prompt, []).append(one)
+    for response in rated:
+        by_prompt.setdefault(response.prompt, []).append(response)
     for prompt, responses in by_prompt.items():
-        best = max(responses, key=lambda one: one.rating)
+        best = max(responses, key=lambda response: response.rating)
         if len(responses) == 1:
             notes["rated responses left out: the only one to their prompt"] += 1
         for worse in responses:

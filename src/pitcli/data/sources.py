@@ -184,7 +184,7 @@ def _plain(value: Any, field: str) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(inner, f"{field}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, f"{field}[{place}]") for place, inner in enumerate(value)]
+        return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
     if isinstance(value, bytes):
         raise RowProblem(field, "bytes, which are no text; leave the column out")
     return str(value)

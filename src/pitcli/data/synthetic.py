@@ -26,7 +26,7 @@ MAX_ERROR_RATE = 0.6  # how often an author of skill 0 breaks each single demand
 _DEMAND = re.compile(r"(First|Include|Avoid|Last) (\w+)\.")
 
 
-class Task(NamedTuple):
+class WordListTask(NamedTuple):
     """One prompt's demands; size is in words, a word is None where the prompt does not ask for it."""
 
     size: int
@@ -43,17 +43,17 @@ class Task(NamedTuple):
             ("Avoid", self.avoid),
             ("Last", self.last),
         ]
-        asked = "".join(f" {verb} {word}." for verb, word in demands if word)
-        return f"Write {self.size} {self.topic}.{asked}"
+        demanded = "".join(f" {verb} {word}." for verb, word in demands if word)
+        return f"Write {self.size} {self.topic}.{demanded}"
 
 
-def parse_task(prompt: str) -> Task:
+def parse_task(prompt: str) -> WordListTask:
     """Read the demands back from a prompt; ValueError where it is not one of ours."""
     head = re.match(r"Write (\d+) (\w+)\.", prompt)
     if not head or head[2] not in TOPICS:
         raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
     words = dict(_DEMAND.findall(prompt))
-    return Task(
+    return WordListTask(
         int(head[1]),
         head[2],
         words.get("Include"),
@@ -87,17 +87,17 @@ def quality(prompt: str, response: str) -> float:
     return sum(grades) / len(grades)
 
 
-def draw_task(rng: random.Random) -> Task:
+def draw_task(rng: random.Random) -> WordListTask:
     """Count, topic and two or three of the four word demands; the demanded words are distinct."""
     topic = rng.choice(list(TOPICS))
-    asked = set(rng.sample(["first", "include", "avoid", "last"], rng.choice([2, 3])))
+    demanded = set(rng.sample(["first", "include", "avoid", "last"], rng.choice([2, 3])))
     avoid = rng.choice(TOPICS[topic])
     others = rng.sample([word for word in WORDS if word != avoid], 3)
     words = {"avoid": avoid, "include": others[0], "first": others[1], "last": others[2]}
-    return Task(rng.choice(COUNTS), topic, **{name: words[name] for name in asked})
+    return WordListTask(rng.choice(COUNTS), topic, **{name: words[name] for name in demanded})
 
 
-def draw_response(task: Task, skill: float, rng: random.Random) -> str:
+def draw_response(task: WordListTask, skill: float, rng: random.Random) -> str:
     """An answer by an author who breaks each demand with probability MAX_ERROR_RATE * (1 - skill)."""
 
     def slips() -> bool:
@@ -115,10 +115,10 @@ def draw_response(task: Task, skill: float, rng: random.Random) -> str:
             words.append(rng.choice(off_topic))
         else:
             words.append(on_topic.pop())
-    places = iter(rng.sample(range(1, count - 1), min(2, max(0, count - 2))))
+    indices = iter(rng.sample(range(1, count - 1), min(2, max(0, count - 2))))
     for wanted in (None if slips() else task.include, task.avoid if task.avoid and slips() else None):
-        if wanted and (place := next(places, None)) is not None:
-            words[place] = wanted
+        if wanted and (index := next(indices, None)) is not None:
+            words[index] = wanted
     if task.first and not slips():
         words[0] = task.first
     if task.last and not slips():

@@ -61,7 +61,7 @@ def map_over_ranks(
         return work(items)
     mine = items[rank() :: count]
     parts = all_gather(list(work(mine)) if mine else [])
-    return [parts[place % count][place // count] for place in range(len(items))]
+    return [parts[index % count][index // count] for index in range(len(items))]
 
 
 def all_reduce_gradients(parameters: Iterable["torch.Tensor"]) -> None:
@@ -82,7 +82,8 @@ def all_reduce_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics of all processes added up by name, in every process."""
     every = all_gather(metrics)
     return {
-        name: sum(one.get(name, 0.0) for one in every) for name in dict.fromkeys(key for one in every for key in one)
+        name: sum(metrics.get(name, 0.0) for metrics in every)
+        for name in dict.fromkeys(key for metrics in every for key in metrics)
     }
 
 
@@ -109,12 +110,12 @@ def _every_rank_answers() -> Iterator[None]:
         raise RankLost(f"another process ended or cannot be reached ({reason}); --resume goes on") from error
 
 
-def all_gather(one: Result) -> list[Result]:
+def all_gather(item: Result) -> list[Result]:
     """What each process has, in every process, by their indices."""
-    every = [one] * world_size()
+    every = [item] * world_size()
     if len(every) > 1:
         import torch.distributed as dist
 
         with _every_rank_answers():
-            dist.all_gather_object(every, one)
+            dist.all_gather_object(every, item)
     return every

@@ -25,7 +25,7 @@ Digests = dict[str, str | None]  # by path, and of bases by name
 
 
 class Record(BaseModel):
-    """A stage as it was run. replaced: what stood in its place when it began; outputs: None until it is finished."""
+    """A stage as it was run. replaced: what was in its place when it began; outputs: None until it is finished."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -86,16 +86,16 @@ def standing(stage: PlannedStage) -> str | None:
 
 def digest(path: str) -> str | None:
     """Of a file, of a run that is whole, or of a folder of data; None where it is not."""
-    place = Path(path)
-    if (place / MANIFEST).is_file():
+    location = Path(path)
+    if (location / MANIFEST).is_file():
         try:
-            load_manifest(place, "")
+            load_manifest(location, "")
         except RunError:
             return None
-        return file_digest(place / MANIFEST)
-    if place.is_dir():
-        return hashlib.sha256(json.dumps(folder_digests(place)).encode()).hexdigest()
-    return file_digest(place) if place.is_file() else None
+        return file_digest(location / MANIFEST)
+    if location.is_dir():
+        return hashlib.sha256(json.dumps(folder_digests(location)).encode()).hexdigest()
+    return file_digest(location) if location.is_file() else None
 
 
 def _local_base(name: str) -> Path:

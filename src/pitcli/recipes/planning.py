@@ -46,20 +46,20 @@ def plan(config: PipelineConfig) -> Plan:
     out, entries, processes = read_recipe(config, problems)
     configs = [validated(entry, problems) for entry in entries]
     written = [
-        tuple(_from(out, path) for path in _written(entry, one, problems))
-        for entry, one in zip(entries, configs, strict=True)
+        tuple(_from(out, path) for path in _written(entry, config_of_entry, problems))
+        for entry, config_of_entry in zip(entries, configs, strict=True)
     ]
-    places = _Places(out, problems)
+    finder = _PathFinder(out, problems)
     stages = []
-    for number, (entry, one) in enumerate(zip(entries, configs, strict=True)):
-        places.turn_to(entry, [(other.name, *paths) for other, paths in zip(entries, written, strict=True)][number:])
-        filled = _filled(places, one)
-        settings = _placed(places, one.model_copy(update=filled))
-        given = tuple(name for name in type(one).model_fields if name in entry.settings or name in filled)
+    for number, (entry, config_of_entry) in enumerate(zip(entries, configs, strict=True)):
+        finder.turn_to(entry, [(other.name, *paths) for other, paths in zip(entries, written, strict=True)][number:])
+        filled = _filled(finder, config_of_entry)
+        settings = _with_paths(finder, config_of_entry.model_copy(update=filled))
+        given = tuple(name for name in type(config_of_entry).model_fields if name in entry.settings or name in filled)
         stage = PlannedStage(
-            entry.name, entry.command, settings, given, (*places.reads,), (*places.bases,), written[number]
+            entry.name, entry.command, settings, given, (*finder.reads,), (*finder.bases,), written[number]
         )
-        places.add(stage)
+        finder.add(stage)
         stages.append(stage)
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
@@ -97,11 +97,11 @@ def writes_of(config: Settings) -> tuple[str, ...]:
 
 def _from(out: Path, path: str) -> str:
     """One way to write a path: from the out folder where it is in that."""
-    place = os.path.normpath(out / path)
-    return os.path.relpath(place, out) if Path(place).is_relative_to(out) else place
+    location = os.path.normpath(out / path)
+    return os.path.relpath(location, out) if Path(location).is_relative_to(out) else location
 
 
-class _Places:
+class _PathFinder:
     """Where paths are found: made by a stage before, or there already, in the out folder or where pit was started."""
 
     def __init__(self, out: Path, problems: list[str]) -> None:
@@ -197,43 +197,43 @@ class _Places:
         return manifest is None or manifest.kind == "rl"
 
 
-def _filled(places: _Places, config: Settings) -> dict[str, object]:
+def _filled(finder: _PathFinder, config: Settings) -> dict[str, object]:
     """Settings that were not given, as the command would find them by itself."""
     found: dict[str, object] = {}
     match config:
         case SftConfig():
-            found = _of_gap_model(places, places.earlier_run(GAP_RUN))
+            found = _of_gap_model(finder, finder.earlier_run(GAP_RUN))
             if config.model is not None:
                 found.pop("load_in_4bit", None)
             found["model"] = found.get("model") or DEFAULT_MODEL
         case RewardConfig():
             found["model"] = DEFAULT_MODEL
         case SampleConfig():
-            found["policy"] = config.policy or places.default_run(POLICY_RUN, needed=False)
+            found["policy"] = config.policy or finder.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL
         case RlConfig():
             improver = config.role is Role.improver
             if improver:
-                found["sft"] = config.sft or places.default_run(SFT_RUN, needed=True)
-            found["policy"] = config.policy or places.default_run(SFT_POLICY_RUN, needed=not improver)
-            reward = config.reward or places.default_run(GAP_RUN, needed=True)
-            found |= {"reward": reward, "data": _of_gap_model(places, reward).get("data")}
+                found["sft"] = config.sft or finder.default_run(SFT_RUN, needed=True)
+            found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
+            reward = config.reward or finder.default_run(GAP_RUN, needed=True)
+            found |= {"reward": reward, "data": _of_gap_model(finder, reward).get("data")}
         case ImproveConfig():
-            found = _filled_improve(places, config)
+            found = _filled_improve(finder, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
-        places.wrong("data", "must be given")
+        finder.wrong("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
 
-def _of_gap_model(places: _Places, run: Path | None) -> dict[str, object]:
+def _of_gap_model(finder: _PathFinder, run: Path | None) -> dict[str, object]:
     """What later stages take over from the run of the gap model, made by a stage or there already."""
     if run is None:
         return {}
-    if maker := places.maker(run):
+    if maker := finder.maker(run):
         if maker.command != "train-reward":
             return {}
         return {name: getattr(maker.config, name) for name in type(maker.config).named(Fact.handed_on)}
-    manifest = places.manifest("reward", run, GAP_RUN.remedy)
+    manifest = finder.manifest("reward", run, GAP_RUN.remedy)
     if manifest is None or manifest.kind != "reward":
         return {}
     data = manifest.data.path
@@ -244,17 +244,17 @@ def _of_gap_model(places: _Places, run: Path | None) -> dict[str, object]:
     }
 
 
-def _filled_improve(places: _Places, config: ImproveConfig) -> dict[str, object]:
+def _filled_improve(finder: _PathFinder, config: ImproveConfig) -> dict[str, object]:
     pit = config.method is Method.pit
     run = IMPROVER_RUN if pit else POLICY_RUN
-    writer = getattr(config, run.setting) or places.default_run(run, needed=pit)
-    if config.reward or (writer and places.is_rl(run.setting, writer)):
+    writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)
+    if config.reward or (writer and finder.is_rl(run.setting, writer)):
         return {run.setting: writer}
     needed = config.stop is StopRule.gap or config.method is Method.best_of_n
-    return {run.setting: writer, "reward": places.default_run(GAP_RUN, needed)}
+    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed)}
 
 
-def _placed(places: _Places, config: Settings) -> Settings:
+def _with_paths(finder: _PathFinder, config: Settings) -> Settings:
     """The settings with every file, run and base where it is found."""
     updates: dict[str, object] = {}
     for setting, field in type(config).model_fields.items():
@@ -262,25 +262,25 @@ def _placed(places: _Places, config: Settings) -> Settings:
         if not facts & READ or value is None:
             continue
         if isinstance(value, tuple):
-            updates[setting] = tuple(_place(places, setting, facts, item) for item in value)
+            updates[setting] = tuple(_found_path(finder, setting, facts, item) for item in value)
         else:
-            updates[setting] = type(value)(_place(places, setting, facts, str(value)))
+            updates[setting] = type(value)(_found_path(finder, setting, facts, str(value)))
     return config.model_copy(update=updates)
 
 
-def _place(places: _Places, setting: str, facts: Fact, value: str) -> str:
+def _found_path(finder: _PathFinder, setting: str, facts: Fact, value: str) -> str:
     kind, _, rest = value.partition(":")
     system, equals, path = value.partition("=")
     if facts & Fact.base:
-        return places.find_base(setting, value)
+        return finder.find_base(setting, value)
     if facts & Fact.judge:
         if kind == "hf":
-            return f"hf:{places.find_base(setting, rest)}"
-        return f"gap:{places.find(setting, rest)}" if kind == "gap" else value
+            return f"hf:{finder.find_base(setting, rest)}"
+        return f"gap:{finder.find(setting, rest)}" if kind == "gap" else value
     if facts & Fact.named_file and equals:
-        return f"{system}={places.find(setting, path)}"
+        return f"{system}={finder.find(setting, path)}"
     if value.startswith(HUB):
         folder, colon, split = rest.partition(":")
-        local = any(os.path.isdir(place) for place in (places.key(folder), folder))
-        return f"{HUB}{places.find(setting, folder)}{colon}{split}" if folder and local else value
-    return places.find(setting, value)
+        local = any(os.path.isdir(location) for location in (finder.key(folder), folder))
+        return f"{HUB}{finder.find(setting, folder)}{colon}{split}" if folder and local else value
+    return finder.find(setting, value)

@@ -27,9 +27,9 @@ INSTEAD = {Tracker.tensorboard: "tensorboardx"}  # writes the same files
 def refuse_missing(trackers: Sequence[Tracker]) -> None:
     """SettingsError with the pip line for every tracker that is not installed."""
     # by distribution: wandb leaves folders of that name about, which import as packages
-    installed = {one.name.lower() for one in distributions()} if trackers else set()
-    if missing := [one for one in trackers if not {one.value, INSTEAD.get(one)} & installed]:
-        raise SettingsError([f"--track: {one} is not installed; pip install {one}" for one in missing])
+    installed = {package.name.lower() for package in distributions()} if trackers else set()
+    if missing := [tracker for tracker in trackers if not {tracker.value, INSTEAD.get(tracker)} & installed]:
+        raise SettingsError([f"--track: {tracker} is not installed; pip install {tracker}" for tracker in missing])
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def tracking(
     """Start the accelerator's trackers; yields log(step, values).
 
     rows: the steps that the run has behind it, for a tracker that does not know the run yet. sent: the last step that
-    was logged before; a resumed run takes some of those again, and a tracker is not told twice.
+    was logged before; a resumed run takes some of those again, and a tracker gets each step once.
     """
     if not accelerator.log_with or not is_rank_0():
         yield lambda step, values: None
@@ -52,18 +52,20 @@ def tracking(
             accelerator.init_trackers(PROJECT, init_kwargs=_settings(run.path.name, known["id"], folder))
         except _failures() as error:
             raise RunError(f"--track: {' '.join(str(error).split())}") from error
-        told = {one.name: sent if one.name in known["trackers"] else 0 for one in accelerator.trackers}
+        sent_steps = {
+            tracker.name: sent if tracker.name in known["trackers"] else 0 for tracker in accelerator.trackers
+        }
         for tracker in accelerator.trackers:
             if tracker.name not in known["trackers"]:
                 tracker.store_init_configuration(_flat(run.manifest.config))
                 for row in rows:
                     tracker.log({name: row[name] for name in row if name != "step"}, step=int(row["step"]))
-    known["trackers"] = sorted({*known["trackers"], *told})
+    known["trackers"] = sorted({*known["trackers"], *sent_steps})
     write_file(folder / KNOWN, json.dumps(known))
 
     def log(step: int, values: dict[str, float]) -> None:
         for tracker in accelerator.trackers:
-            if step > told[tracker.name]:
+            if step > sent_steps[tracker.name]:
                 tracker.log(values, step=step)
 
     try:
@@ -71,7 +73,7 @@ def tracking(
     finally:
         with redirect_stdout(sys.stderr):
             accelerator.end_training()
-            if Tracker.trackio in told:
+            if Tracker.trackio in sent_steps:
                 import trackio
 
                 trackio.finish()  # accelerate ends the run only, and trackio would say so again at exit, on stdout

@@ -138,8 +138,8 @@ def library_trouble(requirement: "Requirement") -> Result | None:
         if name in IMPORTED:
             importlib.import_module(name)
     except FAILURES as failure:
-        told = f"{found} does not import: {first_line(failure)}"
-        return Result(name, "trouble", told, f"pip install --force-reinstall {wanted}")
+        found_text = f"{found} does not import: {first_line(failure)}"
+        return Result(name, "trouble", found_text, f"pip install --force-reinstall {wanted}")
     return None
 
 
@@ -220,19 +220,19 @@ def check_disk() -> Iterator[Result]:
 
 def check_files() -> Iterator[Result]:
     """In runs/: files and folders are replaced whole, and a lock keeps others out."""
-    place = nearest(Path("runs"))
-    with TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
+    location = nearest(Path("runs"))
+    with TemporaryDirectory(prefix=".doctor-", dir=location) as scratch:
         folder = Path(scratch)
         for text in ("old", "new"):
             write_file(folder / "file", text)
             publish_dir(folder / "run", lambda inside: write_file(inside / "file", (folder / "file").read_text()))
         verify_dir(folder / "run")
         if {(folder / "file").read_text(), (folder / "run" / "file").read_text()} != {"new"}:
-            yield Result("files", "trouble", f"files are not replaced in {place.resolve()}", ELSEWHERE)
+            yield Result("files", "trouble", f"files are not replaced in {location.resolve()}", ELSEWHERE)
         elif not locks_out(folder / "lock"):
-            yield Result("files", "trouble", f"a lock in {place.resolve()} keeps nobody out", ELSEWHERE)
+            yield Result("files", "trouble", f"a lock in {location.resolve()} keeps nobody out", ELSEWHERE)
         else:
-            yield Result("files", "ok", f"locks and atomic renames work in {place.resolve()}")
+            yield Result("files", "ok", f"locks and atomic renames work in {location.resolve()}")
 
 
 def locks_out(path: Path) -> bool:

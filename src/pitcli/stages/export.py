@@ -182,8 +182,8 @@ def write_merged_export(
     refuse_absurd(drift, scale, gap)
     if ChatFormat(load_tokenizer(folder)).digest() != base.identity.template:
         raise RunError("the tokenizer that was written does not make the same tokens of a conversation")
-    told = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
-    card = model_card(exported._replace(drift=told), base.chat)
+    drift_text = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
+    card = model_card(exported._replace(drift=drift_text), base.chat)
     (folder / CARD).write_text(card, encoding="utf-8")
     drifts.append(drift)
 
@@ -191,8 +191,8 @@ def write_merged_export(
 def probe_examples(chat: ChatFormat, role: str) -> list[Example]:
     examples = []
     for prompt, draft, better in PROBES:
-        asked = (Message("user", prompt),)
-        ids = chat.policy_prompt(asked) if role == POLICY else chat.improver_prompt(asked, draft)
+        message = (Message("user", prompt),)
+        ids = chat.policy_prompt(message) if role == POLICY else chat.improver_prompt(message, draft)
         examples.append(Example(ids, chat.completion(better)))
     return examples
 

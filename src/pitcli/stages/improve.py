@@ -109,9 +109,9 @@ def run(config: ImproveConfig) -> int:
     with opened_output(config, base, models) as (stream, done):
         scheduler = load_scheduler(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
-        held = windows(fits, WINDOW * config.sample_batch_size, config.input)
+        batches = windows(fits, WINDOW * config.sample_batch_size, config.input)
         with progress("improving", None, stream) as advance:
-            while group := list(islice(held, world_size())):
+            while group := list(islice(batches, world_size())):
                 for attempt in improve_new(scheduler, group, done):
                     if attempt is not None:
                         write_row(finished_row(attempt), stream)
@@ -143,7 +143,7 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: Counte
 
     A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
     """
-    wanted = [[(draft, not _take(done, draft)) for draft in window] for window in group]
+    pending = [[(draft, not _take(done, draft)) for draft in window] for window in group]
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
         some = any(is_new for _, is_new in window)
@@ -153,8 +153,8 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: Counte
         return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, window, strict=True))
 
     if world_size() == 1:
-        return chain.from_iterable(map(attempts_at, wanted))  # each as soon as it has ended
-    return chain.from_iterable(map_over_ranks(wanted, lambda mine: [list(attempts_at(window)) for window in mine]))
+        return chain.from_iterable(map(attempts_at, pending))  # each as soon as it has ended
+    return chain.from_iterable(map_over_ranks(pending, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
 def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:

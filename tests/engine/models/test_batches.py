@@ -29,7 +29,7 @@ def test_what_predicts_the_completions_is_wanted() -> None:
     batch = completion_batch([Example([1, 2, 3], [4, 5]), Example([6], [7]), Example([8], [9, 10, 11])], pad_id=0)
     assert batch.input_ids_BT.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [8, 9, 10, 11, 0]]
     assert batch.rows_N.tolist() == [0, 0, 1, 2, 2, 2]
-    assert batch.places_N.tolist() == [2, 3, 0, 0, 1, 2]
+    assert batch.columns_N.tolist() == [2, 3, 0, 0, 1, 2]
     assert batch.targets_N.tolist() == [4, 5, 7, 9, 10, 11]
     assert batch.tokens == 11
     assert isinstance(batch.to(CPU), Batch)

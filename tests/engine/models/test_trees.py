@@ -239,7 +239,7 @@ def test_the_layout_of_a_small_tree() -> None:
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
     assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 2, 3]
     assert batch.rows_N.tolist() == [0, 0, 1]
-    assert batch.places_N.tolist() == [4, 2, 0]
+    assert batch.columns_N.tolist() == [4, 2, 0]
     assert batch.targets_N.tolist() == []
     assert batch.tokens == 6
     mask_B1TT = tree_mask(batch.branches_BS2, 5, torch.float32, torch.device("cpu"))
@@ -262,9 +262,9 @@ def test_the_tokens_of_leaves_are_predicted_by_what_stands_before_them_on_their_
     assert packed.input_ids_BT.tolist() == [[5, 6, 7, 1, 8, 9, 1], [5, 1, 0, 0, 0, 0, 0]]
     assert packed.targets_N.tolist() == separate.targets_N.tolist() == [7, 1, 8, 9, 1, 1]
     assert packed.rows_N.tolist() == [0, 0, 0, 0, 0, 1]
-    assert packed.places_N.tolist() == [1, 2, 1, 4, 5, 0]
+    assert packed.columns_N.tolist() == [1, 2, 1, 4, 5, 0]
     assert separate.rows_N.tolist() == [0, 0, 1, 1, 1, 2]
-    assert separate.places_N.tolist() == [1, 2, 1, 2, 3, 0]
+    assert separate.columns_N.tolist() == [1, 2, 1, 2, 3, 0]
     assert (packed.tokens, separate.tokens) == (9, 11)
 
 
@@ -348,7 +348,7 @@ def test_a_separate_batch_is_padded_on_the_right() -> None:
     assert batch.position_ids_BT is None
     assert batch.branches_BS2.tolist() == [[[-1, 4]], [[-1, 3]]]
     assert batch.rows_N.tolist() == [0, 1]
-    assert batch.places_N.tolist() == [3, 2]
+    assert batch.columns_N.tolist() == [3, 2]
     assert batch.tokens == 7
 
 

@@ -13,19 +13,19 @@ PASS_TOKENS = {"cpu": 64, "cuda": 2048}
 
 
 class Batch(NamedTuple):
-    """Right-padded sequences, and which of their hidden states are wanted.
+    """Right-padded sequences, and which of their hidden states are selected.
 
-    input_ids_BT: token ids. position_ids_BT: None where each row is one conversation, in which every token sees all
-    before it. branches_BS2: who sees whom (attention.branches_of). rows_N, places_N: where the wanted states are;
-    targets_N: the tokens that they predict, empty where it is not that they are wanted for. tokens: how many of the
-    B x T are no padding.
+    input_ids_BT: token ids. position_ids_BT: None if each row is one conversation, in which every token sees all
+    before it. branches_BS2: who sees whom (attention.branches_of). rows_N, columns_N: where the selected states are;
+    targets_N: the token that each of them predicts, empty if only the states are used. tokens: how many of the B x T
+    are no padding.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor | None
     branches_BS2: Tensor
     rows_N: Tensor
-    places_N: Tensor
+    columns_N: Tensor
     targets_N: Tensor
     tokens: int
 

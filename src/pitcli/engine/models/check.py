@@ -103,11 +103,11 @@ def _hub_result(name: str) -> Result:
     return _download_result(name, files, Path(constants.HF_HUB_CACHE))
 
 
-def _download_result(name: str, files: list[Any], place: Path) -> Result:
+def _download_result(name: str, files: list[Any], cache: Path) -> Result:
     size = sum(file.file_size for file in files if file.will_download)
     if not any(file.filename.endswith(".safetensors") for file in files):
         return Result("model", "trouble", f"{name}: has no safetensors on the hub", OTHER_MODEL)
-    if size > shutil.disk_usage(nearest(place)).free:
-        found = f"{name}: {gib(size)} would be downloaded, and {place} has no room for it"
+    if size > shutil.disk_usage(nearest(cache)).free:
+        found = f"{name}: {gib(size)} would be downloaded, and {cache} has no room for it"
         return Result("model", "trouble", found, "export HF_HOME=/a/folder/of/yours/with/space")
-    return Result("model", "ok", f"{name}: on the hub; the first command downloads {gib(size)} into {place}")
+    return Result("model", "ok", f"{name}: on the hub; the first command downloads {gib(size)} into {cache}")

@@ -37,7 +37,7 @@ def base_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
     output = transformer_of(base)(
         input_ids=batch.input_ids_BT, attention_mask=mask, position_ids=positions_BT, use_cache=False
     )
-    return output.last_hidden_state[batch.rows_N, batch.places_N]
+    return output.last_hidden_state[batch.rows_N, batch.columns_N]
 
 
 @torch.no_grad()

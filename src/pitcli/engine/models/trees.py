@@ -21,7 +21,7 @@ class Tree(NamedTuple):
     """Conversations with shared beginnings.
 
     segments: token ids, each parent before its children; parents: the index of the segment that each continues
-    (-1 for the root); leaves: the segments that end a conversation, in the order that their scores are wanted.
+    (-1 for the root); leaves: the segments that end a conversation, in the order of their scores.
     """
 
     segments: list[list[int]]
@@ -70,10 +70,10 @@ def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: s
     segments = [chat.policy_prompt(prompt), chat.after_prompt(reference_response)]
     parents, leaves = [-1, 0], []
     for response in responses:
-        place = len(segments)
+        first = len(segments)
         segments += [chat.completion(response), chat.after_prompt(response), reference]
-        parents += [1, 0, place + 1]
-        leaves += [place, place + 2]
+        parents += [1, 0, first + 1]
+        leaves += [first, first + 2]
     return Tree(segments, parents, leaves)
 
 
@@ -83,56 +83,60 @@ def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:
 
 
 def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Each example in a row; wanted are the states that predict its completion."""
-    return separate_batch([group_tree(one.prompt, [one.completion]) for one in examples], pad_id, of_tokens=True)
+    """Each example in a row; the states that predict its completion are selected."""
+    return separate_batch(
+        [group_tree(example.prompt, [example.completion]) for example in examples], pad_id, of_tokens=True
+    )
 
 
 def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
     """Each conversation in a row of its own, under the usual attention: for models that take no trees.
 
-    Wanted are the last states of the leaves, or those that predict the leaves' tokens, leaf by leaf.
+    Selected are the last states of the leaves, or (of_tokens) those that predict the leaves' tokens, leaf by leaf.
     """
     conversations = [ids for tree in trees for ids in tree.conversations()]
     leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
     input_ids_BT = pad_right(conversations, pad_id)
-    wanted = []
+    selected = []
     for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
         path = range(len(ids) - len(leaf) - 1, len(ids))
-        wanted.append(_Wanted(row, path[:-1], leaf) if of_tokens else _Wanted(row, path[-1:], []))
+        columns, targets = (path[:-1], leaf) if of_tokens else (path[-1:], [])
+        selected.append(_SelectedStates(row, columns, targets))
     branches_BS2 = branches_of([([-1], [len(ids)]) for ids in conversations])
-    return Batch(input_ids_BT, None, branches_BS2, *_flat(wanted), tokens=sum(map(len, conversations)))
+    return Batch(input_ids_BT, None, branches_BS2, *_flat(selected), tokens=sum(map(len, conversations)))
 
 
 def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
     """As separate_batch, with each tree in one row."""
     input_ids_BT = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
     position_ids_BT = torch.zeros_like(input_ids_BT)
-    wanted = []
+    selected = []
     for row, tree in enumerate(trees):
         position_ids_BT[row, : tree.tokens()], ends = _layout(tree)
         for leaf in tree.leaves:
             segment = tree.segments[leaf]
             path = [ends[tree.parents[leaf]], *range(ends[leaf] + 1 - len(segment), ends[leaf] + 1)]
-            wanted.append(_Wanted(row, path[:-1], segment) if of_tokens else _Wanted(row, path[-1:], []))
+            columns, targets = (path[:-1], segment) if of_tokens else (path[-1:], [])
+            selected.append(_SelectedStates(row, columns, targets))
     branches_BS2 = branches_of([(tree.parents, [len(ids) for ids in tree.segments]) for tree in trees])
     tokens = sum(tree.tokens() for tree in trees)
-    return Batch(input_ids_BT, position_ids_BT, branches_BS2, *_flat(wanted), tokens=tokens)
+    return Batch(input_ids_BT, position_ids_BT, branches_BS2, *_flat(selected), tokens=tokens)
 
 
-class _Wanted(NamedTuple):
-    """States that are wanted of one leaf."""
+class _SelectedStates(NamedTuple):
+    """The states that are selected of one leaf."""
 
     row: int
-    places: Sequence[int]
+    columns: Sequence[int]
     targets: Sequence[int]
 
 
-def _flat(wanted: Sequence[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
-    """rows_N, places_N and targets_N of a batch."""
-    rows = [one.row for one in wanted for _ in one.places]
-    places = [place for one in wanted for place in one.places]
-    targets = [target for one in wanted for target in one.targets]
-    return torch.tensor(rows), torch.tensor(places), torch.tensor(targets, dtype=torch.long)
+def _flat(selected: Sequence[_SelectedStates]) -> tuple[Tensor, Tensor, Tensor]:
+    """rows_N, columns_N and targets_N of a batch."""
+    rows = [states.row for states in selected for _ in states.columns]
+    columns = [column for states in selected for column in states.columns]
+    targets = [target for states in selected for target in states.targets]
+    return torch.tensor(rows), torch.tensor(columns), torch.tensor(targets, dtype=torch.long)
 
 
 def _layout(tree: Tree) -> tuple[Tensor, list[int]]:

@@ -150,11 +150,11 @@ def _by_itself(device: torch.device, measure: Callable[[], Measured]) -> Measure
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
 
-    def answer(place: Connection) -> None:
+    def answer(connection: Connection) -> None:
         try:
-            place.send(measure())
+            connection.send(measure())
         except Exception as problem:
-            place.send(problem)
+            connection.send(problem)
 
     process = fork.Process(target=answer, args=(theirs,))
     process.start()

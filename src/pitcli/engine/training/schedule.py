@@ -24,8 +24,8 @@ def planned_steps(rows: int, config: OptimSettings) -> int:
 
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     """Which rows a step trains on: each epoch is its own shuffle, a function of the seed and the epoch alone."""
-    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    return list(_order(epoch, rows, seed)[place * batch_size : (place + 1) * batch_size])
+    epoch, step_of_epoch = divmod(step, steps_per_epoch(rows, batch_size))
+    return list(_order(epoch, rows, seed)[step_of_epoch * batch_size : (step_of_epoch + 1) * batch_size])
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
@@ -41,7 +41,7 @@ def micro_batch_rows(
     """The rows of a step in its micro-batches, those of like length together; at_once as in training_chunks."""
     rows = rows_of_step(step, len(lengths), config.batch_size, config.seed)
     chunks = training_chunks([lengths[row] for row in rows], config, at_once, device)
-    return [[rows[place] for place in chunk] for chunk in chunks]
+    return [[rows[index] for index in chunk] for chunk in chunks]
 
 
 def training_chunks(
