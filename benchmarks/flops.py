@@ -1,15 +1,10 @@
-"""How much arithmetic a training step is, and how much of it a second this machine can do at most."""
+"""How much arithmetic a pass or a training step is, counted from the shape of the model."""
 
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from worker import Gate
+from typing import Any, NamedTuple
 
 # of a pair's tree (see pitcli.engine.models.trees): x, then w and l each as reference, each followed by w and by l
 TREE_PARENTS = (-1, 0, 1, 1, 0, 4, 4)
-SECONDS_AT_PEAK = 2.0
 
 
 class Shape(NamedTuple):
@@ -83,32 +78,3 @@ def seen_in_tree(lengths: Sequence[int], parents: Sequence[int]) -> int:
     for parent in parents:
         before.append(0 if parent < 0 else before[parent] + lengths[parent])
     return sum(own * start + seen_in_row(own) for own, start in zip(lengths, before, strict=True))
-
-
-def measure_matmul(spec: dict[str, Any], side: str, gate: "Gate") -> None:
-    """Run by run the most FLOP a second of torch.mm: at the model's shapes and at 2048 cubed, in the model's dtype."""
-    import torch
-
-    on_gpu = spec["device"] == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    shape = llama_shape(spec["config"], spec["lora_rank"])
-    sizes = {(2048, 2048, 2048), *((1024, inputs, outputs) for inputs, outputs in shape.linear_in_out)}
-    if on_gpu:
-        sizes.add((8192, 8192, 8192))
-    best: dict[str, float] = {}
-    gate.figures = lambda steps: {"flops_per_second": max(best.values()), "by_size": dict(best)}
-    while True:
-        gate.arrive()
-        for rows, inputs, outputs in sorted(sizes):
-            left = torch.randn(rows, inputs, dtype=dtype, device=spec["device"])
-            right = torch.randn(inputs, outputs, dtype=dtype, device=spec["device"])
-            fastest, until = float("inf"), time.perf_counter() + SECONDS_AT_PEAK / len(sizes)
-            while time.perf_counter() < until:
-                start = time.perf_counter()
-                for _ in range(repeats := 20 if on_gpu else 1):
-                    torch.mm(left, right)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                fastest = min(fastest, (time.perf_counter() - start) / repeats)
-            name = f"{rows}x{inputs}x{outputs}"
-            best[name] = max(best.get(name, 0.0), 2 * rows * inputs * outputs / fastest)

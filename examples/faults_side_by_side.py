@@ -1,7 +1,7 @@
 """Faults side by side: transformers Trainer + peft, and pit, on the same tiny base and the same preference pairs.
 
-`python examples/faults_side_by_side.py` prints one markdown table, in which every figure is counted in that run. Both
-sides save at every step and are left at their defaults otherwise.
+`python examples/faults_side_by_side.py` prints one markdown table; it counts every figure in that run. Both sides save
+at every step and otherwise keep their defaults.
 
 A run is killed by an audit hook of its own, at every file event from its second save to its end: before a folder is
 made, a name changes, something is removed or a file is opened for writing, and when that file has just been opened and
@@ -45,7 +45,7 @@ from pitcli.stages import improve, sft  # noqa: F401  (imported once, for all th
 
 PAIRS, DRAFTS, OTHER_BASE, LOG = "pairs.jsonl", "drafts.jsonl", "other_base", "log"
 STEPS = 3
-LONG = 20  # steps of the runs that have to overlap
+LONG = 20  # steps of the runs that must overlap
 PIT_SFT = f"sft --model tiny --data {PAIRS} --epochs 9 --save-every 1 --lora-rank 4 --batch-size 8 --micro-batch-size 4"
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -67,7 +67,7 @@ class Stack(NamedTuple):
 
 
 def poison(owner: object, name: str, now: Callable[[], bool]) -> None:
-    """What a method returns is NaN for as long as `now` says so."""
+    """Make a method return NaN while `now()` is true."""
     sound = getattr(owner, name)
     setattr(owner, name, lambda *arguments, **options: sound(*arguments, **options) * (torch.nan if now() else 1))
 
@@ -130,7 +130,7 @@ def in_child(work: Callable[..., object], *arguments: Any, **options: Any) -> tu
 
 
 def killed_run(stack: Stack, out: str, save: int, point: int) -> int | None:
-    """A run that kills itself at a point, the first being where the save of step `save` begins."""
+    """A run that kills itself at a point; the first is the beginning of the save of step `save`."""
     for module, name in ((tensor_files, "serialize_file"), (torch, "save")):
         setattr(module, name, announced(getattr(module, name)))
     sys.addaudithook(killer(point, Path(stack.checkpoint.format(save)).name))
@@ -166,14 +166,14 @@ def killer(point: int, begin: str) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-def told(text: str, *words: str) -> str:
+def message(text: str, *words: str) -> str:
     """The first line that holds one of the words."""
     lines = (line.strip() for line in text.splitlines() if any(word in line for word in words))
     return f"says `{line}`" if (line := next(lines, "")) else "says nothing of it"
 
 
 def ending(stack: Stack, out: str, status: int, sound: str) -> str:
-    """How a run ended, and whether in the same bytes as the sound one, which nothing disturbed."""
+    """How a run ended, and whether its weights have the same bytes as those of an undisturbed run."""
     if status:
         return f"exit {status}"
     equal = "equal" if stack.final(out).read_bytes() == stack.final(sound).read_bytes() else "differ from"
@@ -197,7 +197,7 @@ def every_kill(stack: Stack, sound: str) -> str:
 
 
 def flipped_byte(stack: Stack, sound: str) -> str:
-    """Kill a run where its third save begins, and change a byte in the middle of the tensors of the second."""
+    """Kill a run when its third save begins, and change a byte in the middle of the tensors of the second."""
     out = f"{stack.name}-flipped"
     status, said = in_child(killed_run, stack, out, save=3, point=1)
     assert status == -signal.SIGKILL, said
@@ -207,17 +207,17 @@ def flipped_byte(stack: Stack, sound: str) -> str:
     content[(tensors + len(content)) // 2] ^= 0xFF
     path.write_bytes(content)
     status, said = in_child(stack.run, out, resume=True)
-    return f"resume: {ending(stack, out, status, sound)}; {told(said, stack.weights)}"
+    return f"resume: {ending(stack, out, status, sound)}; {message(said, stack.weights)}"
 
 
 def nan_loss(stack: Stack, sound: str) -> str:
-    """Make the loss of step 2 NaN, and look into all that was saved; then resume without the fault."""
+    """Make the loss of step 2 NaN, check every saved tensor, then resume without the fault."""
     out = f"{stack.name}-nan"
     status, said = in_child(stack.run, out, nan=True)
     files = Path(out).rglob("*.safetensors")
     finite = {path: [bool(t.isfinite().all()) for t in tensor_files.load_file(path).values()] for path in files}
     every, final = [flag for flags in finite.values() for flag in flags], finite.get(stack.final(out), [])
-    text = f"exit {status}; {told(said, 'nan', 'error:')}; not finite: {every.count(False)} of {len(every)} tensors"
+    text = f"exit {status}; {message(said, 'nan', 'error:')}; not finite: {every.count(False)} of {len(every)} tensors"
     text += f" saved, {final.count(False)} of {len(final)} in a final adapter; resume without the fault: "
     return text + ending(stack, out, in_child(stack.run, out, resume=True)[0], sound)
 
@@ -231,16 +231,16 @@ def two_at_once(stack: Stack, sound: str) -> str:
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in "12"]
     said = "".join(process.communicate()[1] for process in both)
     codes = " and ".join(str(process.returncode) for process in both)
-    return f"exits {codes}; {told(said, 'error:', 'Error')}; {ending(stack, out, 0, alone).removeprefix('exit 0, ')}"
+    return f"exits {codes}; {message(said, 'error:', 'Error')}; {ending(stack, out, 0, alone).removeprefix('exit 0, ')}"
 
 
 def wrong_base(stack: Stack, sound: str) -> str:
-    """Put the adapter on another base of the same shape; what is said on the right one too does not count."""
+    """Put the adapter on another base of the same shape; lines that the right base gets too do not count."""
     status, usual = in_child(stack.on_base, sound, str(resolve_base("tiny")))
     assert status == 0, usual
     status, said = in_child(stack.on_base, sound, OTHER_BASE)
     said = "\n".join(line for line in said.splitlines() if line not in usual)
-    return f"exit {status}; {told(said, 'warning', 'Warning', 'error:')}"
+    return f"exit {status}; {message(said, 'warning', 'Warning', 'error:')}"
 
 
 FAULTS = {
@@ -285,7 +285,7 @@ def main() -> None:
     if len(sys.argv) == 3:  # a run of two_at_once
         sys.exit(STACKS[sys.argv[1]].run(sys.argv[2], steps=LONG))
     start = time.monotonic()
-    # done once here, not in every forked process; nor do they copy it all when they collect garbage
+    # imported once here, not in every forked process; freeze keeps their garbage collection from copying it all
     for module in ("peft.tuners.lora.bnb", "rich.console", "transformers.models.llama.modeling_llama"):
         importlib.import_module(module)
     get_checkpoint_conversion_mapping("llama")

@@ -1,9 +1,9 @@
 """The whole path on real text: `python examples/smollm2_hh.py --train hh_train.jsonl.gz --test hh_test.jsonl.gz`.
 
 Reward model (reported on the test file too), SFT and RL of the improver on the train file, drafts of the base for
-prompts of the test file, and their improvement. Ends in a table of wall-clock time and peak memory of each command.
-Where there is a GPU, all rows are used; `--small` is for a CPU: short conversations and a few RL steps. Started again,
-it goes on where it was stopped.
+prompts of the test file, and their improvement. It ends with a table of wall-clock time and peak memory of each
+command. By default it uses all rows, which takes a GPU; `--small` is for a CPU: short conversations and a few RL steps.
+Started again, it resumes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def timed(arguments: list[str], folder: Path) -> tuple[str, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="HH transcripts, as published")
-    parser.add_argument("--test", type=Path, required=True, help="the same of other prompts")
+    parser.add_argument("--test", type=Path, required=True, help="the same, with other prompts")
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2-hh"))
     parser.add_argument("--small", action="store_true", help="a size for CPUs")
     arguments = parser.parse_args()

@@ -1,10 +1,9 @@
 """Train the embedded tiny base model from scratch: `python examples/train_tiny_base.py --out FOLDER`.
 
-The corpus is text alone: no grade of the oracle and no preference enters it. A document is a prompt of the
-synthetic task with one or two answers. After half of the answers stands who wrote it and what is in it: how many
-words, how many on the topic, how many twice, and for some words whether they are there. Authors differ in
-skill, which the text never says. So the base can tell what is in an answer, as language models can, but nothing
-tells it what is better.
+The corpus is text alone: it holds no grade of the oracle and no preference. A document is a prompt of the synthetic
+task with one or two answers. A remark follows half of the answers: the author, how many words there are, how many on
+the topic, how many repeated, and for some words whether they occur. Authors differ in skill, which the text never
+mentions. So the base can say what is in an answer, as language models can, but never learns what is better.
 """
 
 import argparse
@@ -29,12 +28,12 @@ CHAT_TEMPLATE = (
 AUTHORS = ["Ann", "Bob", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal"]  # the skill of author i is i / 7
 REMARK_SHARE = 0.5
 REMARKS = [*"0123456789", "yes", "no"]
-NAME_WEIGHT = 4.0  # of a name in the loss, where any other token counts 1
+NAME_WEIGHT = 4.0  # of a name in the loss; any other token counts 1
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every word of the task is one token, any other text is bytes."""
+    """Byte-level BPE: every word of the task is one token; other text is bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -61,7 +60,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[float]]:
-    """Token ids of one document and what each weighs in the loss: 0 where the author did not write."""
+    """Token ids of one document and the weight of each in the loss: 0 for what the author did not write."""
     end, user, assistant = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"])
     task, author = draw_task(rng), rng.randrange(len(AUTHORS))
     ids: list[int] = []
@@ -83,7 +82,7 @@ def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[li
 
 
 def remark(task: Task, response: str, rng: random.Random) -> str:
-    """What is in an answer, e.g. `5 4 0 fox yes red no`; no word on what was wanted."""
+    """What is in an answer, e.g. `5 4 0 fox yes red no`; nothing on what the prompt asked for."""
     words = response.split()
     counts = (len(words), sum(word in TOPICS[task.topic] for word in words), len(words) - len(set(words)))
     asked = [word for word in (task.first, task.include, task.avoid, task.last) if word] + rng.sample(WORDS, 2)

@@ -43,9 +43,12 @@ def settings(command: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     systems, evaluations = study(name, monkeypatch)
-    recipe = project.TINY
+    scale = project.TINY
     made = set()
-    for step in [*project.base_steps(recipe, 3), *(s for one in systems for s in project.system_steps(recipe, 3, one))]:
+    for step in [
+        *project.base_steps(scale, 3),
+        *(s for system in systems for s in project.system_steps(scale, 3, system)),
+    ]:
         config = settings(step.removeprefix("pit "))
         made.add(str(getattr(config, "output", "")))
     folders = {3: Path("seed-3")}
@@ -58,7 +61,7 @@ def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.M
             assert Path(file.partition("=")[2]).name in made
 
 
-def test_a_real_recipe_judges_by_a_model_of_a_fold_of_its_own() -> None:
+def test_a_real_study_judges_by_a_model_of_a_fold_of_its_own() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
     steps = project.base_steps(project.real(args), 3)
     assert all("--max-length 99 --max-steps 9" in step for step in steps if "sft" in step.split()[1:2])

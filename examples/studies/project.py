@@ -1,7 +1,7 @@
 """What the studies share: one folder a seed with the data, the runs and the improved rows; each is made once.
 
-Every step is a `pit` command. A study names the systems that it compares, and asks here for their rows; what is there
-already is not made again, so that studies under one --out share their runs.
+Every step is a `pit` command. A study names the systems that it compares, and this module makes their rows. Finished
+steps are skipped, so that studies under one --out share their runs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Recipe(NamedTuple):
+class StudyScale(NamedTuple):
     """How large and with which settings: the tiny model on the synthetic task, or a real one on real pairs."""
 
     model: str
@@ -26,12 +26,12 @@ class Recipe(NamedTuple):
     sft: str
     reward: str
     rl: str
-    far: str  # what RL takes besides for the study of over-optimisation: far enough to see it
+    far: str  # further settings of RL in the study of over-optimisation: far enough to see it
     decoding: str
-    judge: str = ""  # real pairs only: as good as its fold makes it, whatever bounds the rest
+    judge: str = ""  # real pairs only: trained on its whole fold, whatever bounds the other trainings
 
 
-TINY = Recipe(
+TINY = StudyScale(
     model="tiny",
     prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
     drafts="--max-rows 500",
@@ -44,126 +44,136 @@ TINY = Recipe(
 )
 
 
-def real(args: argparse.Namespace) -> Recipe:
+def real(args: argparse.Namespace) -> StudyScale:
     """Default settings on real pairs; a judge is trained on a fold of its own."""
     judge = "--skip-long" + (f" --max-length {args.max_length}" if args.max_length else "")
     bounds = judge + (f" --max-steps {args.steps}" if args.steps else "")
-    return Recipe(
+    return StudyScale(
         model=args.model,
         prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
         drafts=f"--max-rows {args.rows}",
         sft=bounds,
         reward=bounds,
         rl=f"{bounds} --rollout-max-new-tokens {args.max_new_tokens}",
-        far="",  # --steps says how far
+        far="",  # --steps sets how far
         decoding=f"--max-new-tokens {args.max_new_tokens}",
         judge=judge,
     )
 
 
-def base_steps(recipe: Recipe, seed: int) -> list[str]:
+def base_steps(scale: StudyScale, seed: int) -> list[str]:
     """The data, the policy, the SFT improver, the gap model, and drafts for held-out prompts."""
-    model = f"--model {recipe.model} --seed {seed}"
+    model = f"--model {scale.model} --seed {seed}"
     # real pairs fall into the same folds whatever the seed: the judge's fold must be new to the gap models of all seeds
     steps = [
-        f"pit prepare {recipe.prepare} --seed {seed if recipe.model == 'tiny' else 0} --out data",
-        f"pit sft --role policy --data data/sft.jsonl {model} {recipe.sft}",
-        f"pit sft --role improver --data data/sft.jsonl {model} {recipe.sft}",
-        f"pit train-reward --data data/reward.jsonl {model} {recipe.reward}",
-        f"pit sample --data data/test.jsonl {recipe.drafts} --output drafts.jsonl --seed {seed} {recipe.decoding}",
+        f"pit prepare {scale.prepare} --seed {seed if scale.model == 'tiny' else 0} --out data",
+        f"pit sft --role policy --data data/sft.jsonl {model} {scale.sft}",
+        f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
+        f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
+        f"pit sample --data data/test.jsonl {scale.drafts} --output drafts.jsonl --seed {seed} {scale.decoding}",
     ]
-    if recipe.model != "tiny":
-        # another seed and other rows than the gap model that RL and the stop rule use
+    if scale.model != "tiny":
+        # not the seed and the rows of the gap model that RL and the stop rule use
         steps.append(
-            f"pit train-reward --data data/judge.jsonl --model {recipe.model} --seed {seed + 1000} --out runs/judge"
-            f" {recipe.judge}"
+            f"pit train-reward --data data/judge.jsonl --model {scale.model} --seed {seed + 1000} --out runs/judge"
+            f" {scale.judge}"
         )
     return steps
 
 
-def rl(recipe: Recipe, seed: int, name: str, settings: str) -> str:
-    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {recipe.rl} {settings}"
+def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
+    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {settings}"
 
 
-def improve(recipe: Recipe, seed: int, name: str, settings: str) -> str:
-    return f"pit improve --input drafts.jsonl --output {name}.jsonl --seed {seed} {recipe.decoding} {settings}"
+def improve(scale: StudyScale, seed: int, name: str, settings: str) -> str:
+    return f"pit improve --input drafts.jsonl --output {name}.jsonl --seed {seed} {scale.decoding} {settings}"
 
 
 ONCE = "--stop none --max-iters 1"
 BEST_OF_4 = "--method best-of-n --max-iters 4 --temperature 1.0"
 
 
-def system_steps(recipe: Recipe, seed: int, name: str) -> list[str]:
+def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     """The commands that make NAME.jsonl, the rows of one system."""
     kind, _, value = name.partition("@")
-    both = rl(recipe, seed, "rl", "--curriculum")
-    pit = [both, improve(recipe, seed, "pit", f"--run runs/rl {ONCE}")]
-    shuffled = [
-        f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
-        f"pit train-reward --data data-shuffled/reward.jsonl --model {recipe.model} --seed {seed}"
-        f" --out runs/reward-shuffled {recipe.reward}",
-    ]
+    if kind in ("stage", "loss", "temperature", "beta"):
+        return variant_steps(scale, seed, kind, value)
+    trained = rl(scale, seed, "rl", "--curriculum")
+    pit = [trained, improve(scale, seed, "pit", f"--run runs/rl {ONCE}")]
+    pit_stop = [trained, improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")]
     steps = {
         "pit": pit,
-        "sft-only": [improve(recipe, seed, name, f"--run runs/sft {ONCE}")],
-        "resample": [improve(recipe, seed, name, f"--method resample {ONCE}")],
-        "best-of-n": [*pit, improve(recipe, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
-        "self-refine": [improve(recipe, seed, name, f"--method self-refine {ONCE}")],
+        "sft-only": [improve(scale, seed, name, f"--run runs/sft {ONCE}")],
+        "resample": [improve(scale, seed, name, f"--method resample {ONCE}")],
+        "best-of-n": [*pit, improve(scale, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
+        "self-refine": [improve(scale, seed, name, f"--method self-refine {ONCE}")],
         "rlhf": [
-            rl(recipe, seed, "rlhf", "--role policy"),
-            improve(recipe, seed, name, f"--method resample --policy runs/rlhf {ONCE}"),
+            rl(scale, seed, "rlhf", "--role policy"),
+            improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}"),
         ],
-        "pit-stop": [both, improve(recipe, seed, name, "--run runs/rl --max-iters 5")],
-        "pit-5": [both, improve(recipe, seed, name, "--run runs/rl --stop none --max-iters 5")],
-        "best-of-n-stop": [
-            both,
-            improve(recipe, seed, "pit-stop", "--run runs/rl --max-iters 5"),
-            improve(recipe, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl"),
-        ],
+        "pit-stop": pit_stop,
+        "pit-5": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 5")],
+        "best-of-n-stop": [*pit_stop, improve(scale, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl")],
         "shuffled": [
-            *shuffled,
-            rl(recipe, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
-            improve(recipe, seed, name, f"--run runs/rl-shuffled {ONCE}"),
+            *shuffled_reward(scale, seed),
+            rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
+            improve(scale, seed, name, f"--run runs/rl-shuffled {ONCE}"),
         ],
-        # drafts and draws at one temperature: whatever is gained is the gap model's
+        # drafts and draws at one temperature: any gain comes from the gap model
         "shuffled-best-of-n": [
-            *shuffled,
-            improve(recipe, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
+            *shuffled_reward(scale, seed),
+            improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
         ],
-        "best-of-4": [improve(recipe, seed, name, BEST_OF_4)],
-        "stage": [
-            rl(recipe, seed, f"rl-{value}", f"--curriculum-stages {value.replace('+', ',')}"),
-            improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
-        ],
-        "loss": [
-            f"pit train-reward --data data/reward.jsonl --model {recipe.model} --seed {seed} --gap-loss {value}"
-            f" --out runs/reward-{value} {recipe.reward}",
-            rl(recipe, seed, f"rl-{value}", f"--curriculum --reward runs/reward-{value}"),
-            improve(recipe, seed, name, f"--run runs/rl-{value} {ONCE}"),
-        ],
-        "temperature": [both, improve(recipe, seed, name, f"--run runs/rl {ONCE} --temperature {value}")],
-        "beta": [
-            rl(recipe, seed, f"rl-beta-{value}", f"--curriculum --kl-coef {value} {recipe.far}"),
-            improve(recipe, seed, name, f"--run runs/rl-beta-{value} {ONCE}"),
-        ],
+        "best-of-4": [improve(scale, seed, name, BEST_OF_4)],
     }
     return steps[kind]
 
 
-# a gap model on shuffled labels: RL on it may not add to the SFT improver, nor its choice among draws to the drafts
+def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
+    """A gap model on shuffled labels."""
+    return [
+        f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
+        f"pit train-reward --data data-shuffled/reward.jsonl --model {scale.model} --seed {seed}"
+        f" --out runs/reward-shuffled {scale.reward}",
+    ]
+
+
+def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:
+    """The commands of a system that differs from `pit` in one setting, named KIND@VALUE."""
+    name = f"{kind}@{value}"
+    if kind == "temperature":
+        trained = rl(scale, seed, "rl", "--curriculum")
+        return [trained, improve(scale, seed, name, f"--run runs/rl {ONCE} --temperature {value}")]
+    if kind == "stage":
+        run = f"rl-{value}"
+        steps = [rl(scale, seed, run, f"--curriculum-stages {value.replace('+', ',')}")]
+    elif kind == "loss":
+        run = f"rl-{value}"
+        steps = [
+            f"pit train-reward --data data/reward.jsonl --model {scale.model} --seed {seed} --gap-loss {value}"
+            f" --out runs/reward-{value} {scale.reward}",
+            rl(scale, seed, run, f"--curriculum --reward runs/reward-{value}"),
+        ]
+    else:
+        run = f"rl-beta-{value}"
+        steps = [rl(scale, seed, run, f"--curriculum --kl-coef {value} {scale.far}")]
+    return [*steps, improve(scale, seed, name, f"--run runs/{run} {ONCE}")]
+
+
+# a gap model on shuffled labels: RL on it must not gain over the SFT improver, nor its choice of draws over the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
 
 
-def make(recipe: Recipe, folder: Path, seed: int, systems: Iterable[str]) -> None:
-    """Run what is missing in the folder of one seed, in this process."""
+def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> None:
+    """Run the missing steps of one seed in its folder, in this process."""
     from pitcli.cli import main as pit
 
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    wanted = [*base_steps(recipe, seed), *(step for name in systems for step in system_steps(recipe, seed, name))]
+    steps = [*base_steps(scale, seed), *(step for name in systems for step in system_steps(scale, seed, name))]
     done = Path("done.txt")
     start = time.time()
-    for step in dict.fromkeys(wanted):
+    for step in dict.fromkeys(steps):
         if done.exists() and step in done.read_text().splitlines():
             continue
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
@@ -183,23 +193,23 @@ def run_study(
 ) -> None:
     """Make the systems for every seed, then run the evaluations, whose --input and --control name systems.
 
-    report: what is printed besides, from the folder and the seeds; on the synthetic task only, whose oracle it asks.
-    real_only: systems that the tiny model cannot be, because it does not follow instructions.
+    report: prints more, given the folder and the seeds; on the synthetic task only, because it asks its oracle.
+    real_only: systems that need a model which follows instructions, as the tiny one does not.
     """
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
         sys.exit("--model tiny makes its own data; any other takes --data")
-    recipe = TINY if args.model == "tiny" else real(args)
+    scale = TINY if args.model == "tiny" else real(args)
     if args.model != "tiny":
         systems = [*systems, *real_only]
         evaluations = [
-            re.sub(r"--input=\S+", lambda found: ",".join((found[0], *real_only)), one) for one in evaluations
+            re.sub(r"--input=\S+", lambda found: ",".join((found[0], *real_only)), line) for line in evaluations
         ]
     out = args.out.resolve()
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
     if args.only != "evaluate":
-        in_processes(recipe, folders, systems, args.jobs)
+        in_processes(scale, folders, systems, args.jobs)
     print(f"\nmade in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
@@ -225,12 +235,12 @@ def study_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def in_processes(recipe: Recipe, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
+def in_processes(scale: StudyScale, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
     """One process a seed: each has a working folder of its own."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for made in [pool.submit(make, recipe, folder, seed, systems) for seed, folder in folders.items()]:
+        for made in [pool.submit(make, scale, folder, seed, systems) for seed, folder in folders.items()]:
             made.result()
 
 

@@ -1,7 +1,7 @@
 """The learned stop rule against fixed numbers of iterations and against a stop by the oracle, on the synthetic task.
 
 The plain loop's rows hold what every stop rule would have seen, so thresholds are replayed on them; the row `learned`
-is the command itself. Regret is what the quality lacks to that of the best iteration that the oracle could pick.
+is the command itself. Regret is the distance in quality from the best iteration that the oracle could pick.
 """
 
 import json
@@ -22,7 +22,7 @@ THRESHOLDS = (0.5, 0.52, 0.55, 0.6)
 
 
 class Stopped(NamedTuple):
-    """A way to stop: the response that it leaves of each row, and the improvements that it takes."""
+    """A way to stop: the response that each row ends with, and the improvements that it takes."""
 
     name: str
     responses: list[str]
@@ -34,7 +34,7 @@ def fixed(rows: list[Row], count: int) -> Stopped:
 
 
 def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) -> Stopped:
-    """Stop before the first iteration that is refused; it has been paid for all the same."""
+    """Stop before the first iteration that is refused; its cost counts all the same."""
     responses, calls = [], []
     for row in rows:
         count = 0
@@ -57,7 +57,7 @@ def by_gap(threshold: float) -> Callable[[Row, int], bool]:
 
 
 def by_oracle(row: Row, count: int) -> bool:
-    """The same rule with the truth in the place of the gap model."""
+    """The same rule with the oracle instead of the gap model."""
     step = row.steps[count]
     return not grade(row, step.written) > grade(row, step.before)
 
@@ -67,7 +67,7 @@ def grade(row: Row, response: str) -> float:
 
 
 def best(rows: list[Row]) -> Stopped:
-    """What no rule can beat: the best iteration of each row."""
+    """The upper bound of every rule: the best iteration of each row."""
     chosen = [max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row, row.standing(k))) for row in rows]
     return Stopped("best iteration", [row.standing(k) for row, k in zip(rows, chosen, strict=True)], chosen)
 
@@ -88,7 +88,7 @@ def report(out: Path, seeds: list[int]) -> None:
         best(rows),
     ]
     same = np.mean([a == b for a, b in zip(ways[ITERATIONS + 1].responses, command.responses, strict=True)])
-    note(f"the replay at 0.5 is what the command gives in {same:.1%} of {len(rows)} rows")
+    note(f"the replay at 0.5 equals the command in {same:.1%} of {len(rows)} rows")
     original_N = np.array([grade(row, row.original) for row in rows])
     graded = {way.name: np.array([grade(r, text) for r, text in zip(rows, way.responses, strict=True)]) for way in ways}
     bootstrap = Bootstrap([repr(row.prompt) for row in rows], [row.seed for row in rows] if len(seeds) > 1 else None)
@@ -104,8 +104,9 @@ def report(out: Path, seeds: list[int]) -> None:
             "calls": float(np.mean(way.calls)),
         }
         difference = f"{(graded['learned'] - mine).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
-        one = figures[way.name]
-        lines.append([way.name, one["quality"], difference, one["regret"], f"{one['harm_rate']:.1%}", one["calls"]])
+        found = figures[way.name]
+        cells = [found["quality"], difference, found["regret"], f"{found['harm_rate']:.1%}", found["calls"]]
+        lines.append([way.name, *cells])
     columns = ["stop", "quality", "learned less this [95%]", "regret", "harm", "calls a draft"]
     table(f"The stop rule, {len(rows)} rows, judged by the oracle", columns, lines)
     (out / "stop-rule.json").write_text(json.dumps(figures, indent=1) + "\n")

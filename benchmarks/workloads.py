@@ -1,7 +1,8 @@
-"""What is measured: the works, their targets, and how large they are on each shape of model."""
+"""What is measured: the workloads, their targets, and their sizes on each shape of model."""
 
 from typing import Any, NamedTuple
 
+SEED = 0
 SAMPLES = 4  # k: samples drawn for each prompt of an RL step
 NEW_TOKENS = 48  # of every sample of an RL step, exactly
 ADAM_EPSILON = 1e-14  # for RL: the rewards of a gap model of six steps are tiny, and 1e-8 would shorten the steps
@@ -9,12 +10,12 @@ ITERATIONS = 3  # K: improvements of a draft at most
 LONGEST_IMPROVEMENT = 64  # tokens
 
 
-class Work(NamedTuple):
-    """One thing that both sides do.
+class Workload(NamedTuple):
+    """What both sides do in one comparison.
 
-    trains: the stage that a step is one of, or improve. against: who the other side is: a trainer of TRL, pit's own
-    code with every conversation in a row of its own, a loop around `generate`, or the machine's matrix products.
-    target: of ours / theirs, per second; of peak: of our share. memory_target: of ours / theirs.
+    trains: the stage whose steps are measured, or improve. against: the other side: a trainer of TRL, pit's own code
+    with every conversation in a row of its own (separate), a loop around `generate`, or the machine's matrix products.
+    target: for ours / theirs, per second; for peak, for our share. memory_target: for ours / theirs.
     """
 
     name: str
@@ -25,14 +26,14 @@ class Work(NamedTuple):
     memory_target: float | None = None
 
 
-WORKS = (
-    Work("gap", "gap", "RewardTrainer", "pairs", 4.0),
-    Work("gap-tree", "gap", "separate", "pairs", 1.8),
-    Work("rl", "rl", "RLOOTrainer", "samples", 2.0, memory_target=0.4),
-    Work("sft", "sft", "SFTTrainer", "tokens", 1.2),
-    Work("improve", "improve", "generate", "drafts", 2.0),
-    Work("peak-sft", "sft", "matmul", "FLOP", 0.5),
-    Work("peak-gap", "gap", "matmul", "FLOP", 0.5),
+WORKLOADS = (
+    Workload("gap", "gap", "RewardTrainer", "pairs", 4.0),
+    Workload("gap-tree", "gap", "separate", "pairs", 1.8),
+    Workload("rl", "rl", "RLOOTrainer", "samples", 2.0, memory_target=0.4),
+    Workload("sft", "sft", "SFTTrainer", "tokens", 1.2),
+    Workload("improve", "improve", "generate", "drafts", 2.0),
+    Workload("peak-sft", "sft", "matmul", "FLOP", 0.5),
+    Workload("peak-gap", "gap", "matmul", "FLOP", 0.5),
 )
 GPU_PEAK_TARGET = 0.35
 LARGEST_PEAK_GB = 24.0  # of ours at the shape of 8B
@@ -42,8 +43,8 @@ class Sizes(NamedTuple):
     """How much a run is.
 
     sft, gap, rl: rows of an optimiser step (rl: prompts). micro, rl_micro: sequences of our forward pass. steps:
-    optimiser steps of a run. drafts, drafts_at_once: of an improvement. adapter_steps: that the adapters of rl and
-    improve were trained for. rows: of the data that are used.
+    optimiser steps of a run. drafts, drafts_at_once: improved in a run, in a batch. adapter_steps: of the training of
+    the adapters that rl and improve start from. rows: read from the data.
     """
 
     max_length: int
@@ -59,15 +60,12 @@ class Sizes(NamedTuple):
     rows: int
 
     def scaled(self, factor: float) -> "Sizes":
-        """With so many times the rows in a run."""
+        """The rows of a run times a factor."""
 
         def times(size: int) -> int:
             return max(1, round(size * factor))
 
         return self._replace(sft=times(self.sft), gap=times(self.gap), rl=times(self.rl), drafts=times(self.drafts))
-
-    def batch(self, work: Work) -> int:
-        return int(getattr(self, work.trains)) if work.trains != "improve" else self.drafts
 
 
 CPU = Sizes(
@@ -105,7 +103,7 @@ SHAPES: dict[str, dict[str, Any] | None] = {
     },
 }
 ALONE = {"8b"}  # shapes at which ours runs without the other side
-ALONE_WORKS = ("sft", "gap", "rl")
+ALONE_WORKLOADS = ("sft", "gap", "rl")
 
 
 def sizes_of(shape: str, device: str) -> Sizes:

@@ -1,7 +1,7 @@
 """pit's side: its stages as `pit` runs them, with a gate at the beginning of every step.
 
-What is used of pit beyond its settings and its stages' `run` is a step's beginning (Task.micro_batches), and for RL
-how samples are drawn (at a fixed length, so that both sides write as much).
+Beyond pit's settings and its stages' `run` this touches a step's beginning (Task.micro_batches), and for RL how samples
+are drawn (at a fixed length, so that both sides write as much).
 """
 
 import json
@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from gate import Figures, Gate, Spec
+from measuring import distance
 from torch import Tensor
-from worker import Figures, Gate, distance
-from works import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
+from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
 
 from pitcli.data.formats import parse_draft
 from pitcli.data.records import Comparison
@@ -25,9 +26,8 @@ from pitcli.engine.training.loop import Task, train
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
 
-Spec = dict[str, Any]
-NO_TOKEN = -1  # as the one that ends an answer: none does, and none is kept from being drawn
-FOREVER = 100_000  # epochs: the learning rate stays what it is, and a run ends where nobody asks for more
+NO_TOKEN = -1  # as the token that ends an answer: none does, and each can be drawn
+FOREVER = 100_000  # epochs: the learning rate stays constant, and the parent process ends the run
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
@@ -101,20 +101,20 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def replace(stage: ModuleType | RoleModel, **functions: Callable[..., Any]) -> None:
-    """Put functions in the place of those that a stage, or a model, has by these names."""
+    """Replace functions of a stage, or of a model, by name."""
     for name, function in functions.items():
-        getattr(stage, name)  # AttributeError where pit no longer has it
+        getattr(stage, name)  # AttributeError if pit no longer has it
         setattr(stage, name, function)
 
 
 def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
-    """pit's `train` with the gate before every step; the adapter that it starts from is left for the other side."""
+    """pit's `train` with the gate before every step; saves its initial adapter for the other side."""
 
     def wrapped(model: RoleModel, task: Task, config: Any, folder: Any) -> Any:
         if side == "separate":
             read_separately(model)
         if spec["trains"] != "rl":
-            model.save_role(task.role, made(Path(spec["scratch"], "initial")))
+            model.save_role(task.role, made_folder(Path(spec["scratch"], "initial")))
         tokens = []
 
         def micro_batches(step: int) -> Any:
@@ -139,14 +139,14 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
 
 
 def read_separately(model: RoleModel) -> None:
-    """Have each conversation read in a row of its own, in passes of like length: as fast as separate passes can be."""
+    """Read each conversation in a row of its own, in passes of like length: as fast as separate passes can be."""
     scores = model.scores
 
     def of_passes(batch: Batch) -> Tensor:
         lengths_N = batch.places_N + 1
-        places = length_sorted_chunks(lengths_N.tolist(), len(lengths_N), model.device)
-        found = [scores(of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in places]
-        return torch.cat(found)[torch.tensor([place for chunk in places for place in chunk]).argsort()]
+        chunks = length_sorted_chunks(lengths_N.tolist(), len(lengths_N), model.device)
+        found = [scores(of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in chunks]
+        return torch.cat(found)[torch.tensor([row for chunk in chunks for row in chunk]).argsort()]
 
     def of_rows(batch: Batch, rows_N: Tensor) -> Batch:
         width = int(batch.places_N[rows_N].max()) + 1
@@ -160,13 +160,13 @@ def read_separately(model: RoleModel) -> None:
     replace(model, tree_batch=lambda trees: separate_batch(trees, model.pad_id).to(model.device), scores=of_passes)
 
 
-def made(folder: Path) -> Path:
+def made_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def run_improve(spec: Spec, side: str, gate: Gate) -> None:
-    """`pit improve` again and again, with a model that stays loaded; the clock starts where it would be."""
+    """`pit improve` again and again; the model stays loaded, and the clock starts when it is."""
     output = Path(spec["scratch"], "improved.jsonl")
     config = ImproveConfig(
         **common(spec),

@@ -1,0 +1,182 @@
+"""One step of each stage on random tokens, with its FLOP and tokens: what costs.py times."""
+
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from breakdown import Step, kinds_of, timed
+from flops import TREE_PARENTS, Shape, forward_flops, llama_shape, seen_in_row, seen_in_tree, training_flops
+from matmul import square_peak
+from measuring import now, peak_bytes, reset_peak
+from random_models import model_of
+from workloads import NEW_TOKENS
+
+from pitcli.data.templates import Example
+from pitcli.engine.generation.continuous_batching import Call, Slots
+from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.models.bases import resolve_base
+from pitcli.engine.models.loading import autocast, load_base, lora_config
+from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
+from pitcli.engine.models.trees import Tree, completion_batch
+from pitcli.engine.training.rollouts import group_batches, logprobs_under
+from pitcli.settings.base import LoraSettings
+from pitcli.settings.training import RlConfig
+
+
+def differentiate(model: Any, compute: Callable[[], Any]) -> None:
+    """Forward and backward, as training does it."""
+    with autocast(model.device):
+        total = compute().sum()
+    total.backward()
+
+
+def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """The loss is over the last quarter of each row."""
+    length, rows = request["length"], request["rows"]
+    written = length // 4
+    examples = [Example(ids(length - written, row), ids(written, row)) for row in range(rows)]
+    batch = completion_batch(examples, 0).to(model.device)
+
+    def step(phases: dict[str, float]) -> None:
+        model.use(IMPROVER, train=True)
+        differentiate(model, lambda: model.completion_logprobs(batch))
+
+    flops = training_flops(shape, rows * length, rows * seen_in_row(length), rows * written)
+    return step, flops, rows * length
+
+
+def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """x is half of each conversation, the responses a quarter each."""
+    length, rows = request["length"], request["rows"]
+    sizes = [length // 2, *[length // 4] * 6]
+    trees = [
+        Tree([ids(size, row + index) for index, size in enumerate(sizes)], list(TREE_PARENTS), [5, 2, 6, 3])
+        for row in range(rows)
+    ]
+    batch = model.tree_batch(trees)
+
+    def step(phases: dict[str, float]) -> None:
+        model.use(GAP, train=True)
+        differentiate(model, lambda: model.scores(batch))
+
+    flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE_PARENTS), 0)
+    return step, flops, rows * sum(sizes)
+
+
+def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """One prompt: k samples of 48 tokens, their gaps, their KL, one update. FLOP: of all four, sampling as forward."""
+    k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
+    config = RlConfig(samples_per_prompt=k)
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, 2, NEW_TOKENS)
+    half = len(prompt) // 2
+
+    def step(phases: dict[str, float]) -> None:
+        ended = timed(phases, request["device"])
+        with autocast(model.device):
+            drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
+            ended("sampling")
+            segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
+            for sample in drawn:
+                leaves += [len(segments), len(segments) + 2]
+                parents += [1, 0, len(segments) + 1]
+                segments += [sample.token_ids, sample.token_ids, prompt[half:]]
+            model.score_trees([Tree(segments, parents, leaves)], config.micro_batch_size)
+            ended("gaps")
+            _, batches = group_batches(model, [prompt], drawn, config)
+            logprobs_under(model, REFERENCE, batches, 1.0)
+            ended("reference")
+        model.use(IMPROVER, train=True)
+        for batch in batches:
+            differentiate(model, partial(model.completion_logprobs, batch))
+        ended("update")
+
+    sampled = k * NEW_TOKENS
+    group = len(prompt) + sampled
+    seen = seen_in_tree([len(prompt), *[NEW_TOKENS] * k], [-1, *[0] * k])
+    gaps, judged = gap_flops(shape, half, len(prompt) - half, k)
+    written = forward_flops(shape, group, seen, sampled)  # by sampling, and once more by the reference
+    return step, training_flops(shape, group, seen, sampled) + 2 * written + gaps, group + sampled + judged
+
+
+def improve_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+    """For each row one improvement of 48 tokens, written side by side, and its gap over a draft as long."""
+    rows, half = request["rows"], request["length"] - 2 * NEW_TOKENS
+    calls = [Call(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, -1)
+
+    def step(phases: dict[str, float]) -> None:
+        ended = timed(phases, request["device"])
+        slots = Slots(model, IMPROVER, decoding, rows)
+        slots.admit(list(enumerate(calls)))
+        ended("reading")
+        samples = dict(slots.run(rows))
+        ended("writing")
+        trees = []
+        for key, call in enumerate(calls):
+            x, draft, written = call.prompt[:half], call.prompt[half:], samples[key].token_ids
+            trees.append(Tree([x, draft, written, written, draft], [-1, 0, 1, 0, 3], [2, 4]))
+        model.score_trees(trees, 2 * rows)
+        ended("gaps")
+
+    read = half + NEW_TOKENS
+    written = forward_flops(shape, read + NEW_TOKENS, seen_in_row(read + NEW_TOKENS), NEW_TOKENS)
+    gaps, judged = gap_flops(shape, half, NEW_TOKENS, 1)
+    return step, rows * (written + gaps), rows * (read + NEW_TOKENS + judged)
+
+
+def gap_flops(shape: Shape, prompt: int, reference: int, responses: int) -> tuple[float, int]:
+    """FLOP and tokens of scoring responses of 48 tokens against one reference, in both orders."""
+    sizes, parents = [prompt, reference], [-1, 0]
+    for _ in range(responses):
+        parents += [1, 0, len(sizes) + 1]
+        sizes += [NEW_TOKENS, NEW_TOKENS, reference]
+    return forward_flops(shape, sum(sizes), seen_in_tree(sizes, parents), 0), sum(sizes)
+
+
+def ids(count: int, seed: int) -> list[int]:
+    """Token ids that every model knows."""
+    return random.Random(seed).choices(range(3, 93), k=count)
+
+
+STEPS = {"sft": sft_step, "gap": gap_step, "rl": rl_step, "improve": improve_step}
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Time one step, after a warm-up, and say where its seconds and its memory went."""
+    device = request["device"]
+    if request["stage"] == "peak":
+        return {"flops_per_second": square_peak(device)}
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(resolve_base(model_of(request["shape"], Path(scratch), device)))
+        config = json.loads((folder / "config.json").read_text())
+        base = load_base(folder, request["load_in_4bit"], torch.device(device))
+    model = RoleModel(base, 0)
+    lora = LoraSettings()
+    for role in (IMPROVER, REFERENCE, GAP):
+        model.add_role(role, lora_config(lora))
+    if request["recompute"]:
+        model.recompute_layers()
+    step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
+    held = reset_peak(device)
+    step({})  # warm-up
+    phases: dict[str, float] = {}
+    started = now(device)
+    step(phases)
+    seconds = now(device) - started
+    parts = phases or kinds_of(step, device)
+    total = sum(parts.values())
+    peak = peak_bytes(device)
+    return {
+        "seconds": seconds,
+        "flops": flops,
+        "tokens": tokens,
+        "peak_bytes": peak,
+        "passes_bytes": peak - held,
+        "parts": {name: part / total for name, part in sorted(parts.items(), key=lambda item: -item[1])},
+    }

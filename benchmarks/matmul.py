@@ -1,0 +1,47 @@
+"""How many FLOP a second this machine does at most: torch.mm at several shapes."""
+
+import time
+
+import torch
+from flops import llama_shape
+from gate import Gate, Spec
+from measuring import now
+
+SECONDS_AT_PEAK = 2.0
+
+
+def run(spec: Spec, side: str, gate: Gate) -> None:
+    """Run by run the most FLOP a second of torch.mm: at the model's shapes and at 2048 cubed, in the model's dtype."""
+    device, on_gpu = spec["device"], spec["device"] == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    shape = llama_shape(spec["config"], spec["lora_rank"])
+    sizes = {(2048, 2048, 2048), *((1024, inputs, outputs) for inputs, outputs in shape.linear_in_out)}
+    if on_gpu:
+        sizes.add((8192, 8192, 8192))
+    best: dict[str, float] = {}
+    gate.figures = lambda steps: {"flops_per_second": max(best.values()), "by_size": dict(best)}
+    while True:
+        gate.arrive()
+        for rows, inputs, outputs in sorted(sizes):
+            left = torch.randn(rows, inputs, dtype=dtype, device=device)
+            right = torch.randn(inputs, outputs, dtype=dtype, device=device)
+            fastest, until = float("inf"), time.perf_counter() + SECONDS_AT_PEAK / len(sizes)
+            while time.perf_counter() < until:
+                start = time.perf_counter()
+                for _ in range(repeats := 20 if on_gpu else 1):
+                    torch.mm(left, right)
+                fastest = min(fastest, (now(device) - start) / repeats)
+            name = f"{rows}x{inputs}x{outputs}"
+            best[name] = max(best.get(name, 0.0), 2 * rows * inputs * outputs / fastest)
+
+
+def square_peak(device: str) -> float:
+    """The most FLOP a second of a square product, in the dtype of the device."""
+    dtype, size = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        started = now(device)
+        torch.mm(left, right)
+        best = min(best, now(device) - started)
+    return 2 * size**3 / best

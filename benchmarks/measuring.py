@@ -1,0 +1,48 @@
+"""Time, peak memory, and how far tensors have moved: what both sides and costs.py measure in the same way."""
+
+import math
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def now(device: str) -> float:
+    """Seconds on a clock; on a GPU once all queued work has ended."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that this process has held: of the GPU, or resident."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # ru_maxrss of Linux includes the process before the exec
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak(device: str) -> int:
+    """Count the peak from here on; what is held now."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes(device)
+
+
+def distance(before: Iterable[Any], after: Iterable[Any]) -> float:
+    """How far tensors have moved, all together (Euclidean)."""
+    squares = [float((new.detach() - old).float().square().sum()) for old, new in zip(before, after, strict=True)]
+    return math.sqrt(sum(squares))

@@ -1,0 +1,196 @@
+"""The other side of training: TRL's trainers, as a careful user of them would set them up."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from gate import Figures, Gate, Spec
+from measuring import distance
+from peer_models import GapScores, Messages, in_bf16, load_gap, load_tokenizer, load_writer, on_gpu
+from transformers import TrainerCallback
+from transformers.utils import logging
+from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from workloads import ADAM_EPSILON, NEW_TOKENS, SAMPLES
+
+# the five terms of eq. 2 as chosen and rejected, by the names of prepare.orderings
+TERMS = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
+GRADIENT_NORM = 1.0
+
+
+def run(spec: Spec, side: str, gate: Gate) -> None:
+    logging.set_verbosity_error()
+    {"sft": run_sft, "gap": run_gap, "rl": run_rl}[spec["trains"]](spec, gate)
+
+
+def training(spec: Spec, rows: int, micro_batch: int) -> dict[str, Any]:
+    """What the three trainers share: constant learning rate, no recomputed activations, nothing logged or saved.
+
+    rows: of an optimiser step. micro_batch: rows of a forward pass, unless the settings in the spec name another.
+    """
+    settings = {
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": micro_batch,
+        **spec["peer_settings"],
+    }
+    most = settings["per_device_train_batch_size"]
+    batch_size = next(size for size in range(min(most, rows), 0, -1) if rows % size == 0)
+    return {
+        **settings,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": rows // batch_size,
+        "output_dir": str(Path(spec["scratch"], "run-peer")),
+        "learning_rate": spec["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_steps": len(spec["steps"]),
+        "bf16": in_bf16(spec),
+        "use_cpu": not on_gpu(spec),
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu(spec),
+        "seed": 0,
+    }
+
+
+class GateCallback(TrainerCallback):
+    """Waits at the gate between the steps of a trainer, and keeps their losses."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.losses: list[torch.Tensor] = [torch.zeros(())]
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.gate.arrive()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.gate.arrive()
+        self.losses.append(torch.zeros(()))
+
+    def last(self, steps: int) -> list[float]:
+        return [float(loss) for loss in self.losses[-steps:]]
+
+
+def train_at_gate(trainer: Any, gate: Gate, extra_figures: Callable[[int], Figures] = lambda steps: {}) -> None:
+    """Trainer.train, step by step; a step's loss is the sum over its micro-batches, as each is scaled already."""
+    callback = GateCallback(gate)
+    step = trainer.training_step
+
+    def counted_step(*arguments: Any, **named: Any) -> torch.Tensor:
+        loss = step(*arguments, **named)
+        callback.losses[-1] = callback.losses[-1].to(loss.device) + loss.detach()
+        return loss
+
+    trainer.training_step = counted_step
+    trainer.add_callback(callback)
+    gate.figures = lambda steps: {"losses": callback.last(steps), **extra_figures(steps)}
+    trainer.train()
+
+
+def run_sft(spec: Spec, gate: Gate) -> None:
+    """SFTTrainer on completions; within a step the longest rows first, so that a micro-batch holds little padding."""
+    rows = [
+        row
+        for step in spec["steps"]
+        for row in by_length(step["rows"], lambda row: len(row["prompt"] + row["completion"]))
+    ]
+    dataset = Dataset.from_list(
+        [
+            {
+                "input_ids": row["prompt"] + row["completion"],
+                "labels": [-100] * len(row["prompt"]) + row["completion"],
+            }
+            for row in rows
+        ]
+    )
+    settings = training(spec, spec["sizes"]["sft"], spec["sizes"]["micro"])
+    trainer = SFTTrainer(
+        model=load_writer(spec, Path(spec["scratch"], "initial"), trains=True),
+        args=SFTConfig(**settings, max_grad_norm=GRADIENT_NORM, max_length=None, train_sampling_strategy="sequential"),
+        train_dataset=dataset,
+        processing_class=load_tokenizer(spec),
+    )
+    train_at_gate(trainer, gate)
+
+
+def run_gap(spec: Spec, gate: Gate) -> None:
+    """RewardTrainer on the five terms of each pair, each a chosen and a rejected conversation.
+
+    Its loss is a fifth of ours, and its gradient too, so it is clipped to a fifth of the norm.
+    """
+    rows = []
+    for step in spec["steps"]:
+        terms = [
+            {"chosen_ids": pair[chosen], "rejected_ids": pair[rejected]}
+            for pair in step["rows"]
+            for chosen, rejected in TERMS
+        ]
+        rows += by_length(terms, lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+    terms_of_step = spec["sizes"]["gap"] * len(TERMS)
+    settings = training(spec, terms_of_step, len(TERMS))
+    trainer = RewardTrainer(
+        model=load_gap(spec, Path(spec["scratch"], "initial"), trains=True),
+        args=RewardConfig(
+            **settings,
+            max_grad_norm=GRADIENT_NORM / len(TERMS),
+            max_length=None,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(spec),
+    )
+    train_at_gate(trainer, gate)
+
+
+def run_rl(spec: Spec, gate: Gate) -> None:
+    """RLOOTrainer from the SFT adapter, which it copies for its reference, with a gap model of its own as reward."""
+    judge = GapScores(spec)
+
+    def gap_reward(prompts: list[Messages], completions: list[Messages], **_: Any) -> list[float]:
+        written = [completion[0]["content"].strip() for completion in completions]
+        return judge.gaps(prompts, written)
+
+    samples = spec["sizes"]["rl"] * SAMPLES
+    settings = training(spec, samples, samples)
+    trainer = RLOOTrainer(
+        model=load_writer(spec, Path(spec["sft_run"], "improver"), trains=True),
+        reward_funcs=gap_reward,
+        args=RLOOConfig(
+            **settings,
+            max_grad_norm=GRADIENT_NORM,
+            adam_epsilon=ADAM_EPSILON,
+            num_generations=SAMPLES,
+            max_completion_length=NEW_TOKENS,
+            generation_kwargs={"min_new_tokens": NEW_TOKENS},
+            temperature=1.0,
+            beta=0.05,
+            epsilon=0.2,
+            shuffle_dataset=False,
+        ),
+        train_dataset=Dataset.from_list([row for step in spec["steps"] for row in step["rows"]]),
+        processing_class=load_tokenizer(spec),
+    )
+    metrics = trainer._metrics["train"]
+    checked = spec["checked"]
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
+    gate.check = lambda: {
+        "rewards": judge.gaps([row["messages"] for row in checked], [row["response"] for row in checked]),
+        "moved": distance(before, trained),
+    }
+
+    def figures_of(steps: int) -> Figures:
+        return {
+            "kl": metrics["kl"][-steps:],
+            "gap": metrics["reward"][-steps:],
+            "tokens": [round(mean * samples) for mean in metrics["completions/mean_length"][-steps:]],
+        }
+
+    train_at_gate(trainer, gate, figures_of)
+
+
+def by_length(rows: Sequence[Any], length: Callable[[Any], int]) -> list[Any]:
+    return sorted(rows, key=lambda row: -length(row))
