@@ -17,13 +17,16 @@ from random_models import model_of
 from workloads import NEW_TOKENS
 
 from pitcli.data.templates import Example
-from pitcli.engine.generation.continuous_batching import Call, Slots
+from pitcli.engine.generation.continuous_batching import ContinuousBatching
 from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.bases import resolve_base
+from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
 from pitcli.engine.models.loading import autocast, load_base, lora_config
+from pitcli.engine.models.packing import tree_batch
 from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch
-from pitcli.engine.training.rollouts import group_batches, logprobs_under
+from pitcli.engine.training.rollouts import lay_out, role_logprobs
 from pitcli.settings.base import LoraSettings
 from pitcli.settings.training import RlConfig
 
@@ -44,7 +47,7 @@ def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
     def step(phases: dict[str, float]) -> None:
         model.use(IMPROVER, train=True)
-        differentiate(model, lambda: model.completion_logprobs(batch))
+        differentiate(model, lambda: completion_logprobs(model, batch))
 
     flops = training_flops(shape, rows * length, rows * seen_in_row(length), rows * written)
     return step, flops, rows * length
@@ -58,11 +61,11 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
         Tree([ids(size, row + index) for index, size in enumerate(sizes)], list(TREE_PARENTS), [5, 2, 6, 3])
         for row in range(rows)
     ]
-    batch = model.tree_batch(trees)
+    batch = tree_batch(model, trees)
 
     def step(phases: dict[str, float]) -> None:
         model.use(GAP, train=True)
-        differentiate(model, lambda: model.scores(batch))
+        differentiate(model, lambda: scores(model, batch))
 
     flops = training_flops(shape, rows * sum(sizes), rows * seen_in_tree(sizes, TREE_PARENTS), 0)
     return step, flops, rows * sum(sizes)
@@ -85,14 +88,14 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
                 leaves += [len(segments), len(segments) + 2]
                 parents += [1, 0, len(segments) + 1]
                 segments += [sample.token_ids, sample.token_ids, prompt[half:]]
-            model.score_trees([Tree(segments, parents, leaves)], config.micro_batch_size)
+            score_trees(model, [Tree(segments, parents, leaves)], config.micro_batch_size)
             ended("gaps")
-            _, batches = group_batches(model, [prompt], drawn, config)
-            logprobs_under(model, REFERENCE, batches, 1.0)
+            batches = lay_out(model, [prompt], [sample.token_ids for sample in drawn], config).batches
+            role_logprobs(model, REFERENCE, batches, 1.0)
             ended("reference")
         model.use(IMPROVER, train=True)
         for batch in batches:
-            differentiate(model, partial(model.completion_logprobs, batch))
+            differentiate(model, partial(completion_logprobs, model, batch))
         ended("update")
 
     sampled = k * NEW_TOKENS
@@ -103,24 +106,24 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     return step, training_flops(shape, group, seen, sampled) + 2 * written + gaps, group + sampled + judged
 
 
-def improve_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
+def improve_step(model: Any, sizes: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
     """For each row one improvement of 48 tokens, written side by side, and its gap over a draft as long."""
-    rows, half = request["rows"], request["length"] - 2 * NEW_TOKENS
-    calls = [Call(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
+    rows, half = sizes["rows"], sizes["length"] - 2 * NEW_TOKENS
+    requests = [Request(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
     decoding = Decoding(1.0, 1.0, NEW_TOKENS, -1)
 
     def step(phases: dict[str, float]) -> None:
-        ended = timed(phases, request["device"])
-        slots = Slots(model, IMPROVER, decoding, rows)
-        slots.admit(list(enumerate(calls)))
+        ended = timed(phases, sizes["device"])
+        slots = ContinuousBatching(model, IMPROVER, decoding, rows)
+        slots.admit(list(enumerate(requests)))
         ended("reading")
         samples = dict(slots.run(rows))
         ended("writing")
         trees = []
-        for key, call in enumerate(calls):
-            x, draft, written = call.prompt[:half], call.prompt[half:], samples[key].token_ids
+        for key, request in enumerate(requests):
+            x, draft, written = request.prompt[:half], request.prompt[half:], samples[key].token_ids
             trees.append(Tree([x, draft, written, written, draft], [-1, 0, 1, 0, 3], [2, 4]))
-        model.score_trees(trees, 2 * rows)
+        score_trees(model, trees, 2 * rows)
         ended("gaps")
 
     read = half + NEW_TOKENS

@@ -1,11 +1,11 @@
 """pit's side: its stages as `pit` runs them, with a gate at the beginning of every step.
 
-Beyond pit's settings and its stages' `run` this touches a step's beginning (Task.micro_batches), and for RL how samples
+Beyond pit's settings and its stages' `run` this touches a step's beginning (Task.batch), and for RL how samples
 are drawn (at a fixed length, so that both sides write as much).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +18,13 @@ from torch import Tensor
 from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
 
 from pitcli.data.formats import parse_draft
-from pitcli.data.records import Comparison
+from pitcli.data.rows import Comparison
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.models.adapters import save_role
 from pitcli.engine.models.batches import Batch, length_sorted_chunks
 from pitcli.engine.models.roles import IMPROVER, RoleModel
-from pitcli.engine.models.trees import separate_batch
-from pitcli.engine.training.loop import Task, train
+from pitcli.engine.models.trees import Tree, separate_batch
+from pitcli.engine.training.loop import StepBatch, Task, train
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
 
@@ -75,15 +77,16 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     def of_fixed_length(*arguments: Any) -> Any:
         return decoding_of(*arguments)._replace(stop_id=NO_TOKEN)
 
-    def with_check(config: RlConfig, judge: Any, *arguments: Any) -> Task:
+    def with_check(config: RlConfig, curriculum: Any, gap_temperature: float) -> Task:
         compared = []
         for row in spec["checked"]:
             draft = parse_draft({"prompt": row["messages"][:-2], "response": row["response"]}, "", 0)
             compared.append(Comparison(draft.prompt, row["response"], row["messages"][-2]["content"]))
-        improver = judge.model.role_parameters(IMPROVER).values()
+        gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
+        improver = curriculum.model.role_parameters(IMPROVER).values()
         before = [parameter.detach().clone() for parameter in improver]
-        gate.check = lambda: {"rewards": judge.gaps(compared), "moved": distance(before, improver)}
-        return task_of(config, judge, *arguments)
+        gate.check = lambda: {"rewards": gap_model.gaps(compared).tolist(), "moved": distance(before, improver)}
+        return task_of(config, curriculum, gap_temperature)
 
     replace(torch.optim, AdamW=partial(torch.optim.AdamW, eps=ADAM_EPSILON))
     replace(rl, rollout_decoding=of_fixed_length, rl_task=with_check, train=gated(spec, side, gate))
@@ -100,11 +103,11 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     )
 
 
-def replace(stage: ModuleType | RoleModel, **functions: Callable[..., Any]) -> None:
-    """Replace functions of a stage, or of a model, by name."""
+def replace(module: ModuleType, **functions: Callable[..., Any]) -> None:
+    """Replace functions of a module by name."""
     for name, function in functions.items():
-        getattr(stage, name)  # AttributeError if pit no longer has it
-        setattr(stage, name, function)
+        getattr(module, name)  # AttributeError if pit no longer has it
+        setattr(module, name, function)
 
 
 def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
@@ -114,14 +117,14 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
         if side == "separate":
             read_separately(model)
         if spec["trains"] != "rl":
-            model.save_role(task.role, made_folder(Path(spec["scratch"], "initial")))
+            save_role(model, task.role, made_folder(Path(spec["scratch"], "initial")))
         tokens = []
 
-        def micro_batches(step: int) -> Any:
+        def batch(index: int) -> StepBatch:
             gate.arrive()
-            batches = task.micro_batches(step)
-            tokens.append(getattr(batches[0], "tokens", 0))
-            return batches
+            made = task.batch(index)
+            tokens.append(made.micro_batches[0].tokens if spec["trains"] == "rl" else 0)
+            return made
 
         def figures(steps: int) -> Figures:
             lines = (folder.path / "metrics.jsonl").read_text().splitlines()[-steps:]
@@ -133,31 +136,34 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
             }
 
         gate.figures = figures
-        return train(model, task._replace(micro_batches=micro_batches), config, folder)
+        return train(model, task._replace(batch=batch), config, folder)
 
     return wrapped
 
 
 def read_separately(model: RoleModel) -> None:
     """Read each conversation in a row of its own, in passes of like length: as fast as separate passes can be."""
-    scores = model.scores
+    scores = train_reward.scores
 
-    def of_passes(batch: Batch) -> Tensor:
-        lengths_N = batch.places_N + 1
+    def of_passes(model: RoleModel, batch: Batch) -> Tensor:
+        lengths_N = batch.columns_N + 1
         chunks = length_sorted_chunks(lengths_N.tolist(), len(lengths_N), model.device)
-        found = [scores(of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in chunks]
+        found = [scores(model, of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in chunks]
         return torch.cat(found)[torch.tensor([row for chunk in chunks for row in chunk]).argsort()]
 
     def of_rows(batch: Batch, rows_N: Tensor) -> Batch:
-        width = int(batch.places_N[rows_N].max()) + 1
+        width = int(batch.columns_N[rows_N].max()) + 1
         return batch._replace(
             input_ids_BT=batch.input_ids_BT[rows_N, :width],
             branches_BS2=batch.branches_BS2[rows_N.cpu()],
             rows_N=torch.arange(len(rows_N), device=model.device),
-            places_N=batch.places_N[rows_N],
+            columns_N=batch.columns_N[rows_N],
         )
 
-    replace(model, tree_batch=lambda trees: separate_batch(trees, model.pad_id).to(model.device), scores=of_passes)
+    def one_in_a_row(model: RoleModel, trees: Sequence[Tree]) -> Batch:
+        return separate_batch(trees, model.pad_id).to(model.device)
+
+    replace(train_reward, tree_batch=one_in_a_row, scores=of_passes)
 
 
 def made_folder(folder: Path) -> Path:
@@ -180,7 +186,7 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         max_new_tokens=LONGEST_IMPROVEMENT,
         sample_batch_size=spec["sizes"]["drafts_at_once"],
     )
-    load = improve.load_tools
+    load = improve.load_scheduler
     loaded: list[Any] = []
 
     def load_once(*arguments: Any) -> Any:
@@ -195,7 +201,7 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         return {"written": written, "reasons": [row["stop_reason"] for row in rows]}
 
     gate.figures = figures
-    replace(improve, load_tools=load_once)
+    replace(improve, load_scheduler=load_once)
     while True:
         gate.arrive()
         improve.run(config)

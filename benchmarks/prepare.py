@@ -16,13 +16,13 @@ from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, t
 from random_models import model_of
 from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES, SEED, Sizes
 
-from pitcli.data.examples import fitting_pairs, sft_examples
+from pitcli.data.examples import Limit, fitting_pairs, sft_examples
 from pitcli.data.formats import load_pairs
-from pitcli.data.records import PreferencePair, Prompt
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat, Example
-from pitcli.engine.models.batches import rows_of_step
-from pitcli.engine.training.inputs import Base, open_base
+from pitcli.engine.models.opening import Base, open_base
+from pitcli.engine.training.schedule import rows_of_step
 from pitcli.runs.folder import is_finished
 from pitcli.settings.base import DataSettings, LoraSettings, ModelSettings, Role
 
@@ -75,7 +75,7 @@ def usable_pairs(data: str, base: Base, sizes: Sizes) -> list[PreferencePair]:
     """
     settings, room = DataSettings(skip_long=True), max(NEW_TOKENS, LONGEST_IMPROVEMENT)
     loaded = load_pairs(data, 4 * sizes.rows, Counter())
-    fitting = fitting_pairs(loaded, base.chat, sizes.max_length, data, settings, Counter(), room)
+    fitting = fitting_pairs(loaded, Limit(base.chat, sizes.max_length, room), data, settings, Counter())
 
     def same_tokens(pair: PreferencePair) -> bool:
         rendered = base.tokenizer.apply_chat_template(

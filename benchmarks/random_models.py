@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from workloads import SEED, SHAPES
 
-from pitcli.engine.training.inputs import open_base
+from pitcli.engine.models.opening import open_base
 from pitcli.settings.base import ModelSettings
 
 

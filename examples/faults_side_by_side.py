@@ -40,8 +40,7 @@ from transformers.utils.logging import disable_progress_bar
 from pitcli.cli import main as pit
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.models.bases import resolve_base
-from pitcli.engine.models.roles import RoleModel
-from pitcli.stages import improve, sft  # noqa: F401  (imported once, for all that are forked)
+from pitcli.stages import improve, sft  # noqa: F401  (improve: imported once, for all that are forked)
 
 PAIRS, DRAFTS, OTHER_BASE, LOG = "pairs.jsonl", "drafts.jsonl", "other_base", "log"
 STEPS = 3
@@ -100,7 +99,7 @@ def peft_on_base(run: str, base: str) -> None:
 def pit_run(out: str, resume: bool = False, nan: bool = False, steps: int = STEPS) -> int:
     if nan:
         saved = Path(out, "checkpoints")
-        poison(RoleModel, "completion_logprobs", lambda: [path.name for path in saved.glob("s*")] == ["step-000001"])
+        poison(sft, "completion_logprobs", lambda: [path.name for path in saved.glob("s*")] == ["step-000001"])
     return pit([*shlex.split(PIT_SFT), "--max-steps", str(steps), "--out", out, *(["--resume"] if resume else [])])
 
 

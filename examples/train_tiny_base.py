@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pitcli.data.synthetic import TOPICS, WORDS, Task, draw_response, draw_task
+from pitcli.data.synthetic import TOPICS, WORDS, WordListTask, draw_response, draw_task
 from pitcli.data.templates import IMPROVE_INSTRUCTION
 from pitcli.engine.models.batches import pad_right
 
@@ -81,7 +81,7 @@ def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[li
     return ids, weights
 
 
-def remark(task: Task, response: str, rng: random.Random) -> str:
+def remark(task: WordListTask, response: str, rng: random.Random) -> str:
     """What is in an answer, e.g. `5 4 0 fox yes red no`; nothing on what the prompt asked for."""
     words = response.split()
     counts = (len(words), sum(word in TOPICS[task.topic] for word in words), len(words) - len(set(words)))
