@@ -28,9 +28,11 @@ def parse_question(row: dict[str, Any], file: str, line: int) -> Draft:
     """A prompt that awaits its response: any row with a prompt, or a pair, whose prompt is then added to the row."""
     if "prompt" in row:
         prompt = parse_prompt(row["prompt"], "prompt")
-        return Draft(parse_id(row), prompt, "", row, line)
+        return Draft(parse_id(row), prompt, response="", row=row, line=line)
     prompt = parse_pair(row, file, line).prompt
-    return Draft(parse_id(row), prompt, "", {**row, "prompt": [message._asdict() for message in prompt]}, line)
+    return Draft(
+        parse_id(row), prompt, response="", row={**row, "prompt": [message._asdict() for message in prompt]}, line=line
+    )
 
 
 class Reading(NamedTuple):

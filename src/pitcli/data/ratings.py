@@ -48,7 +48,9 @@ def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str])
             else:
                 scores = {"score_chosen": best.rating, "score_rejected": worse.rating}
                 pair_id = content_id(prompt, best.response, worse.response)
-                yield PreferencePair(pair_id, prompt, best.response, worse.response, scores, best.line)
+                yield PreferencePair(
+                    pair_id, prompt, chosen=best.response, rejected=worse.response, extra=scores, line=best.line
+                )
 
 
 def _prompt(value: object) -> Prompt:

@@ -56,10 +56,10 @@ def parse_task(prompt: str) -> WordListTask:
     return WordListTask(
         int(head[1]),
         head[2],
-        words.get("Include"),
-        words.get("Avoid"),
-        words.get("First"),
-        words.get("Last"),
+        include=words.get("Include"),
+        avoid=words.get("Avoid"),
+        first=words.get("First"),
+        last=words.get("Last"),
     )
 
 

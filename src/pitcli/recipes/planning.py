@@ -57,7 +57,13 @@ def plan(config: PipelineConfig) -> Plan:
         settings = _with_paths(finder, config_of_entry.model_copy(update=filled))
         given = tuple(name for name in type(config_of_entry).model_fields if name in entry.settings or name in filled)
         stage = PlannedStage(
-            entry.name, entry.command, settings, given, (*finder.reads,), (*finder.bases,), written[number]
+            entry.name,
+            entry.command,
+            config=settings,
+            given=given,
+            reads=(*finder.reads,),
+            bases=(*finder.bases,),
+            writes=written[number],
         )
         finder.add(stage)
         stages.append(stage)

@@ -97,7 +97,9 @@ def _entries(file: str, stages: object, problems: list[str]) -> Iterator[Entry]:
             problems.append(f"{where}: {command} is no command of recipes; {hint}")
             command = near[0] if near else ""
         if command:
-            yield Entry(name, command, COMMANDS[command].settings, settings, where, {})
+            yield Entry(
+                name, command, config_class=COMMANDS[command].settings, settings=settings, where=where, origins={}
+            )
 
 
 def _set(

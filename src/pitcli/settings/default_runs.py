@@ -33,8 +33,8 @@ class DefaultRun(NamedTuple):
         return f"--{self.setting}: no run in {self.folders[0]}; {self.made_by} makes one"
 
 
-GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), ("reward",), "gap", "pit train-reward")
-SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), ("sft",), "improver", "pit sft --role improver")
-SFT_POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), ("sft",), "policy", "pit sft --role policy")
-POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), ("sft", "rl"), "policy", "pit sft --role policy")
-IMPROVER_RUN = DefaultRun("run", (RL_FOLDER, SFT_FOLDER), ("rl", "sft"), "improver", "pit rl")
+GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), kinds=("reward",), role="gap", made_by="pit train-reward")
+SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), kinds=("sft",), role="improver", made_by="pit sft --role improver")
+SFT_POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft",), role="policy", made_by="pit sft --role policy")
+POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft", "rl"), role="policy", made_by="pit sft --role policy")
+IMPROVER_RUN = DefaultRun("run", (RL_FOLDER, SFT_FOLDER), kinds=("rl", "sft"), role="improver", made_by="pit rl")

@@ -167,7 +167,7 @@ def write_merged_export(
     settings, head = model.base.config, model.gap_head.weight if model.gap_head is not None else None
     weights = merged_weights(model, role, dtype)
     del model
-    plain = plain_model(settings, weights, head, base.chat, dtype)
+    plain = plain_model(settings, weights, gap_head=head, chat=base.chat, dtype=dtype)
     del weights
     write_plain(plain, base.chat, folder)
     del plain

@@ -216,7 +216,7 @@ def _take(done: Counter[int], draft: Draft) -> bool:
 
 def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Scheduler:
     model = base.load(models.adapters())
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
     temperature = models.gap_temperature()
     gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)

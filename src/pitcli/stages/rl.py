@@ -90,7 +90,7 @@ def run(config: RlConfig) -> int:
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
-    manifest = new_manifest("rl", config.role, config, base, data, runs.all())
+    manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
     temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
 
     def curriculum_of(model: RoleModel) -> Curriculum:
@@ -107,7 +107,7 @@ def run(config: RlConfig) -> int:
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
             ],
         )
-        dry_run(config, manifest, runs.start.lora(), base, plan)
+        dry_run(config, manifest, lora=runs.start.lora(), base=base, plan=plan)
         return 0
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
@@ -216,7 +216,9 @@ class Curriculum(NamedTuple):
         return role_prompts(self.config.role, self.chat, rows)
 
     def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
-        return sample_texts(self.model, role, self.chat, prompts, rollout_decoding(self.config, self.chat), seed)
+        return sample_texts(
+            self.model, role, self.chat, prompts, decoding=rollout_decoding(self.config, self.chat), seed=seed
+        )
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
@@ -288,7 +290,7 @@ def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:
     rows = curriculum.of_stage(stage, range(min(SHOWN, curriculum.rows(stage))), step=0, progress=1.0)
     prompts = role_prompts(config.role, curriculum.chat, rows)
     greedy = rollout_decoding(config, curriculum.chat)._replace(temperature=0.0)
-    texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, greedy, 0)
+    texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, decoding=greedy, seed=0)
     show_samples(
         [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
     )

@@ -35,7 +35,7 @@ def run(config: SampleConfig) -> int:
 
     questions = iter_questions(config.data, on_error, notes)
     base = open_base(config, [policy] if policy else [])
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, 1)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
     count = 0
     shown: list[tuple[str, str, str]] = []
@@ -44,7 +44,7 @@ def run(config: SampleConfig) -> int:
         for window in windows(fits, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
-            batching = open_batching(model, POLICY if policy else None, decoding, together, longest)
+            batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
             drawn = generate_in_order(batching, [request for _, request in window])
             for (question, _), sample in zip(window, drawn, strict=True):
                 response = base.chat.decode(sample.token_ids)

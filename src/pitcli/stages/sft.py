@@ -44,7 +44,7 @@ def run(config: SftConfig) -> None:
     if config.dry_run:
         first_row = [(base.chat.written(examples[0].prompt), False), (base.chat.written(examples[0].completion), True)]
         plan = DryRunPlan(lambda model: sft_task(model, examples, config), roles=1, first_row=first_row)
-        return dry_run(config, manifest, config, base, plan)
+        return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
@@ -90,7 +90,7 @@ def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[Pre
         prompts = [chat.policy_prompt(pair.prompt) for pair in pairs]
     else:
         prompts = [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
-    written = generate(model, role, prompts, [0] * len(prompts), decoding)
+    written = generate(model, role, prompts, seeds=[0] * len(prompts), decoding=decoding)
     samples(
         [
             (pair.prompt[-1].content, pair.rejected, chat.decode(sample.token_ids))

@@ -43,7 +43,7 @@ def run(config: RewardConfig) -> None:
         first = trees[0].conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
         plan = DryRunPlan(lambda model: gap_task(model, trees, config), roles=1, first_row=first_row)
-        return dry_run(config, manifest, config, base, plan)
+        return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)

@@ -90,7 +90,7 @@ def attend(
     if options.get("dropout") or any(options.get(name) is not None for name in NOT_PLAIN):
         raise ValueError("this attention is more than a mask")
     if attention_mask.shape[-1] == 3:
-        return _by_piece(query, key, value, scaling, attention_mask[0, 0].tolist()), None
+        return _by_piece(query, key, value, scaling, pieces=attention_mask[0, 0].tolist()), None
     blocks = [_blocks(tuple(map(tuple, row))) for row in attention_mask[:, 0].tolist()]
     output: Tensor = _ByBranch.apply(query, key, value, scaling, blocks)
     return output, None

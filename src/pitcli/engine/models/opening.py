@@ -61,7 +61,9 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
     refuse_other_bases(identity, earlier)
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     refuse_small_embeddings(name, chat, architecture)
-    return Base(folder, identity, tokenizer, chat, device, longest_conversation(name, settings, architecture))
+    return Base(
+        folder, identity, tokenizer, chat, device, max_length=longest_conversation(name, settings, architecture)
+    )
 
 
 def quiet_libraries() -> None:

@@ -39,7 +39,7 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     """The pairs of --eval-data, none of whose prompts was trained on; no pairs where the setting is not given."""
     if config.eval_data is None:
         return []
-    pairs = _read_pairs(config.eval_data, None, config, base, 0)
+    pairs = _read_pairs(config.eval_data, None, settings=config, base=base, room=0)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
         text = f"{config.eval_data}: {len(shared)} prompts are in --data too, the first on line {shared[0].line}"
@@ -52,7 +52,7 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), path, settings, notes)
+    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), source=path, settings=settings, notes=notes)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")

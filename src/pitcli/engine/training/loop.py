@@ -172,7 +172,9 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
     try:
         with (
             tracking(accelerator, run, rows, sent) as track,
-            training_panel(f"training {task.role}", task.total_steps, WATCHED, rows, config.batch_size) as show,
+            training_panel(
+                f"training {task.role}", task.total_steps, names=WATCHED, rows=rows, per_step=config.batch_size
+            ) as show,
         ):
             while position.step < task.total_steps and stopped is None:
                 set_seed(step_seed(config.seed, position.step))

@@ -101,7 +101,9 @@ def sample_groups(
 
     def draw(rows: Sequence[int]) -> list[list[Sample]]:
         seeds = [seed + 7919 * (row * k + number) for row in rows for number in range(k)]
-        drawn = generate(model, role, [prompts[row] for row in rows], seeds, decoding, samples_per_prompt=k)
+        drawn = generate(
+            model, role, prompts=[prompts[row] for row in rows], seeds=seeds, decoding=decoding, samples_per_prompt=k
+        )
         return [drawn[start : start + k] for start in range(0, len(drawn), k)]
 
     return [sample for group in map_over_ranks(range(len(prompts)), draw, model.sharded) for sample in group]
@@ -184,7 +186,7 @@ def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[
     read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL
     besides = Besides(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
     lengths = [parts * (len(prompt) + together * new) for prompt in prompts]
-    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, 1 / parts, besides)
+    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, share=1 / parts, besides=besides)
 
 
 def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor) -> dict[str, float]:
