@@ -216,9 +216,8 @@ class Curriculum(NamedTuple):
         return role_prompts(self.config.role, self.chat, rows)
 
     def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
-        return sample_texts(
-            self.model, role, self.chat, prompts, decoding=rollout_decoding(self.config, self.chat), seed=seed
-        )
+        decoding = rollout_decoding(self.config, self.chat)
+        return sample_texts(self.model, role, self.chat, prompts, decoding, seed)
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
