@@ -1,34 +1,33 @@
 """pit improve: drafts in, improved rows out in the same order; a stopped command can go on."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.examples import Limit, check_conversation
-from pitcli.data.formats import iter_drafts, parse_draft
-from pitcli.data.reading import file_label, listed, load_rows, parsed_rows, refuse_output_as_input, write_row
+from pitcli.data.formats import iter_drafts
+from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
-from pitcli.data.streams import WINDOW, open_growing, row_key, windows
+from pitcli.data.streams import WINDOW, row_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Writer, extra_room
 from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.improving.output import DoneDrafts, open_improved_rows, read_budgets
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import GAP, POLICY
-from pitcli.errors import RunError, SettingsError
-from pitcli.processes.collectives import map_over_ranks, on_rank_0
+from pitcli.errors import RunError
+from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
-from pitcli.runs.files import file_digest, write_file
+from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
@@ -106,7 +105,8 @@ def run(config: ImproveConfig) -> int:
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.runs())
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
-    with opened_output(config, base, models) as (stream, done):
+    made_with = partial(origin_of_rows, config, base, models)
+    with open_improved_rows(config.output, config.resume, config.overwrite, made_with) as (stream, done):
         scheduler = load_scheduler(config, base, models, budgets)
         fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
         batches = windows(fits, WINDOW * config.sample_batch_size, config.input)
@@ -124,26 +124,12 @@ def run(config: ImproveConfig) -> int:
     return 1 if tally.failed and is_rank_0() else 0  # any other code would have a launcher end the first before its end
 
 
-@contextmanager
-def opened_output(config: ImproveConfig, base: Base, models: Models) -> Iterator[tuple[TextIO, Counter[int]]]:
-    """Where rows go, and how often each draft has its row there; of several processes only the first writes."""
-    with ExitStack() as stack:
-        streams = []
-
-        def begin() -> Counter[int]:
-            streams.append(stack.enter_context(open_growing(config.output, config.resume, config.overwrite)))
-            return begin_output(config, base, models)
-
-        done = on_rank_0(begin)
-        yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], done
-
-
-def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: Counter[int]) -> Iterator[Attempt | None]:
-    """The attempt at each draft, None where it has its row; the windows are spread over the processes.
+def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: DoneDrafts) -> Iterator[Attempt | None]:
+    """The attempt at each draft, None if it has its row already; the windows are spread over the ranks.
 
     A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
     """
-    pending = [[(draft, not _take(done, draft)) for draft in window] for window in group]
+    pending = [[(draft, not done.take(draft)) for draft in window] for window in group]
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
         some = any(is_new for _, is_new in window)
@@ -157,11 +143,9 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: Counte
     return chain.from_iterable(map_over_ranks(pending, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
-def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[int]:
-    """The rows that --output holds already, by key; beside it stands what they were made with."""
-    if config.output == "-" or not Path(config.output).is_file():
-        return Counter()
-    now = {
+def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[str, Any]:
+    """What rows are made with: it must be the same if the command is resumed."""
+    return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
@@ -171,47 +155,6 @@ def begin_output(config: ImproveConfig, base: Base, models: Models) -> Counter[i
             "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
         },
     }
-    record = Path(f"{config.output}.manifest.json")
-    if config.resume and Path(config.output).stat().st_size:
-        if not record.is_file():
-            raise SettingsError(f"--resume: {record} is missing, so nobody knows what the rows were made with")
-        refuse_differences(record, now)
-        return done_rows(config.output)
-    write_file(record, json.dumps(now, indent=1))
-    return Counter()
-
-
-def refuse_differences(record: Path, now: dict[str, Any]) -> None:
-    try:
-        before = json.loads(record.read_bytes())
-        pairs = [(before[part], now[part]) for part in now]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise RunError(f"{record}: damaged, or not of this version of pit") from problem
-    flat = [side if isinstance(side, dict) else {"gap_temperature": side} for pair in pairs for side in pair]
-    problems = [
-        f"--resume: {key} was {old.get(key)!r} in {record} and is now {new.get(key)!r}"
-        for old, new in zip(flat[::2], flat[1::2], strict=True)
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if problems:
-        raise SettingsError(problems)
-
-
-def done_rows(output: str) -> Counter[int]:
-    """How often each draft has its row in the output."""
-    errors: list[RowError] = []
-    done = Counter(row_key(draft) for _, draft in parsed_rows(output, improved_draft, errors.append))
-    if errors:
-        raise RunError([f"{error}; the rows there cannot be gone on with" for error in listed(errors)])
-    return done
-
-
-def _take(done: Counter[int], draft: Draft) -> bool:
-    if not done or not done[row_key(draft)]:
-        return False
-    done[row_key(draft)] -= 1
-    return True
 
 
 def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Scheduler:
@@ -221,25 +164,6 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
     temperature = models.gap_temperature()
     gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)
     return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
-
-
-def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
-    """The draft that an improved row was made from."""
-    if "original_response" not in row:
-        raise RowProblem("original_response", "missing; rows of pit improve have it")
-    return parse_draft({**row, "response": row["original_response"]}, file, line)
-
-
-def read_budgets(path: str) -> dict[int, int]:
-    """The tokens that each draft took, by its key, in rows of another pit improve."""
-
-    def parse(row: dict[str, Any], file: str, line: int) -> tuple[int, int]:
-        draft = improved_draft(row, file, line)
-        if not isinstance(tokens := row.get("generated_tokens"), int):
-            raise RowProblem("generated_tokens", "a number is wanted; is it the output of pit improve?")
-        return row_key(draft), tokens
-
-    return dict(load_rows(path, parse))
 
 
 def find_models(config: ImproveConfig) -> Models:
