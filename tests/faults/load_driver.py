@@ -47,10 +47,14 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-if __name__ == "__main__":
+def install_stub() -> None:
     Base.load = load  # type: ignore[method-assign, assignment]
     static_batching.generate = generate  # type: ignore[assignment]
     GapModel.gaps = gaps  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    install_stub()
     before, start = peak_mib(), time.monotonic()
     code = cli.main(sys.argv[2:])
     figures = {"seconds": time.monotonic() - start, "mib_above_start": peak_mib() - before}

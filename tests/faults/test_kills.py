@@ -32,24 +32,24 @@ def ends_as(whole: dict[str, str], found: dict[str, str]) -> bool:
 def test_killed_at_every_file_event_of_a_save(
     whole: dict[str, dict[str, str]], project: Path, tmp_path: Path, warm: Warm, record: Record
 ) -> None:
-    place, bad = 0, []
+    number, bad = 0, []
     while True:
-        place += 1 if FULL else 7
-        folder = Path(shutil.copytree(project, tmp_path / str(place)))
-        ended = warm.run(folder, *TRAIN["sft"].split(), fault={"kill_at_event": place})
+        number += 1 if FULL else 7
+        folder = Path(shutil.copytree(project, tmp_path / str(number)))
+        ended = warm.run(folder, *TRAIN["sft"].split(), fault={"kill_at_event": number})
         if ended.code == 0:
             break
         assert ended.code == -9
         resumed = warm.run(folder, *TRAIN["sft"].split(), "--resume")
         if resumed.code or not ends_as(whole["sft"], run_digests(folder / "run")):
-            bad.append((place, resumed.err))
+            bad.append((number, resumed.err))
         shutil.rmtree(folder)
     record(
         "SIGKILL at every file event of a save",
         "all resumable, equal final hashes",
-        f"{place - 1 - len(bad)} of {place - 1} resumed with equal hashes",
+        f"{number - 1 - len(bad)} of {number - 1} resumed with equal hashes",
     )
-    assert place > 12
+    assert number > 12
     assert bad == []
 
 
@@ -93,7 +93,7 @@ def last_step(metrics: Path) -> int:
 
 
 def test_rl_killed_in_the_sft_that_it_starts_with(project: Path, tmp_path: Path, warm: Warm) -> None:
-    """`pit rl` trains an improver where there is none; the same line goes on with that one too."""
+    """`pit rl` trains an improver if there is none; the same line goes on with that one too."""
     line = f"{TRAIN['rl']} --seed 1".replace("--max-steps 8", "--max-steps 4").split()
     for name in ("whole", "cut"):
         folder = Path(shutil.copytree(project, tmp_path / name))
@@ -121,7 +121,7 @@ def test_improve_killed_at_random(project: Path, tmp_path: Path, warm: Warm, rec
         time.sleep(draw.uniform(0.2, 1) * duration)
         command.kill()
         killed += command.wait().code == -9
-        if output.exists() and draw.random() < 0.5:  # the last row torn, as where a block of it was not written
+        if output.exists() and draw.random() < 0.5:  # the last row torn, as if a block of it was not written
             output.write_bytes(output.read_bytes()[:-7])
         cut += output.exists() and 0 < len(output.read_bytes()) < len(whole)
         resumed = warm.run(folder, *IMPROVE.split(), "--resume")

@@ -1,13 +1,16 @@
 """Many rows: bounded memory, and the first rows out before the input ends. The model is a stub, the rows are real."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import FULL, Record
+from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.faults
 
@@ -45,18 +48,22 @@ def test_many_rows(workspace: Path, record: Record) -> None:
         assert figures["seconds"] < 60
 
 
-def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, record: Record) -> None:
-    process = subprocess.Popen(
-        improve(workspace), cwd=workspace, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, warm: Warm, record: Record) -> None:
     rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
-    process.stdin.write(rows[0] + rows[1])
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline())["id"] == "0"
-    process.stdin.write(rows[2] + rows[3])
-    process.stdin.close()
-    assert [json.loads(text)["id"] for text in process.stdout] == ["1", "2", "3"]
-    assert process.wait() == 0
+    os.mkfifo(workspace / "pipe")
+    command = warm.start(
+        workspace, "improve", "--max-iters", "1", fault={"stub_model": True}, stdin=str(workspace / "pipe")
+    )
+    with (workspace / "pipe").open("w") as pipe:
+        pipe.write(rows[0] + rows[1])
+        pipe.flush()
+        deadline = time.monotonic() + 60
+        while "\n" not in command.written():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert json.loads(command.written().splitlines()[0])["id"] == "0"
+        pipe.write(rows[2] + rows[3])
+    ended = command.wait()
+    assert ended.code == 0, ended.err
+    assert [json.loads(text)["id"] for text in ended.out.splitlines()] == ["0", "1", "2", "3"]
     record("the first row of a pipe", "row 1 out before row 3 is fed", "row 1 out before row 3 was fed")

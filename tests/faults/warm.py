@@ -1,4 +1,4 @@
-"""A warm interpreter: it imports pit once, and every command runs in a fork of it, with a fault where one is wanted.
+"""A warm interpreter: it imports pit once, and every command runs in a fork of it, with a fault if one is asked for.
 
 The faults live here, none in the product. `python warm.py` reads one request a line on stdin and answers on stdout.
 """
@@ -34,6 +34,11 @@ class Command(NamedTuple):
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
+    def written(self) -> str:
+        """Its stdout until now."""
+        out = self.folder / f".out-{self.pid}"
+        return out.read_text(errors="replace") if out.exists() else ""
+
     def wait(self) -> Ended:
         code = self.warm.ask({"wait": self.pid})
         out, err = (self.folder / f".{stream}-{self.pid}" for stream in ("out", "err"))
@@ -66,13 +71,16 @@ class Warm:
         fault: Fault | None = None,
         stdin: str = os.devnull,
         environment: dict[str, str] | None = None,
+        processes: int = 0,
     ) -> Command:
+        """processes: the fork is the launcher of so many, as `pit run` starts them; these are real ones."""
         request = {
             "start": arguments,
             "folder": str(folder),
             "fault": fault or {},
             "stdin": stdin,
             "environment": environment or {},
+            "processes": processes,
         }
         return Command(self, self.ask(request), folder)
 
@@ -89,14 +97,14 @@ class Warm:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         commands = [
             self.start(
                 folder,
                 *arguments,
                 *(second if rank else ()),
                 fault=(faults or {}).get(rank),
-                environment={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                environment={**both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(2)
         ]
@@ -135,7 +143,12 @@ def become(main: Callable[[list[str]], int], request: dict[str, Any]) -> None:
     for name, value in request["fault"].items():
         FAULTS[name](value)
     try:
-        code = main(request["start"])
+        if request["processes"]:
+            from pitcli.processes.launch import launch
+
+            code = launch(request["start"], request["processes"])
+        else:
+            code = main(request["start"])
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:  # what the interpreter does with a bug, so that a test sees it as one
@@ -150,8 +163,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at_event(place: int) -> None:
-    """SIGKILL just before the `place`-th file event of the save that begins with the second checkpoint."""
+def kill_at_event(number: int) -> None:
+    """SIGKILL just before this file event of the save that begins with the second checkpoint, counted from 1."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -160,7 +173,7 @@ def kill_at_event(place: int) -> None:
             return
         if seen or "step-000004" in changes:
             seen += 1
-        if seen == place:
+        if seen == number:
             die()
 
     sys.addaudithook(watch)
@@ -210,6 +223,50 @@ def kill_before_publishing(role: str) -> None:
     RunFolder.publish = lambda self, role, write: die()  # type: ignore[method-assign, assignment]
 
 
+def signal_in_step(at: tuple[str, int, int]) -> None:
+    """(role, step, number): the command sends itself this signal before that step of training that role."""
+    from pitcli.engine.training import loop
+
+    role, step, number = at
+    original = loop._one_step
+
+    def one_step(training: Any, batch: Any, now: int) -> dict[str, float]:
+        if (training.task.role, now) == (role, step):
+            os.kill(os.getpid(), number)
+        return original(training, batch, now)
+
+    loop._one_step = one_step
+
+
+def kill_at_row(count: int) -> None:
+    """SIGKILL before `pit improve` writes this row, counted from 1."""
+    from pitcli.stages import improve
+
+    original, left = improve.write_row, [count]
+
+    def write_row(*arguments: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            die()
+        original(*arguments)
+
+    improve.write_row = write_row
+
+
+def kill_before_loading(module: str) -> None:
+    """SIGKILL when a stage is about to open its base."""
+    from importlib import import_module
+
+    import_module(f"pitcli.stages.{module}").open_base = lambda *arguments: die()  # type: ignore[attr-defined]
+
+
+def stub_model(_: bool) -> None:
+    """Neither a model nor a tokenizer, only rows."""
+    from load_driver import install_stub  # beside this file, which runs as a script
+
+    install_stub()
+
+
 def poison(what: str) -> None:
     """A loss that is NaN, a gradient that is infinite or a reward that is NaN, in the third step."""
     import torch
@@ -239,7 +296,7 @@ def poison(what: str) -> None:
 
 
 def slow(seconds: float) -> None:
-    """Every step takes so much longer, so that a signal finds the run where it is wanted."""
+    """Every step takes so much longer, so that a signal comes in the middle of the run."""
     import time
 
     from pitcli.engine.training import loop
@@ -296,6 +353,10 @@ def nan_gap_of_draft(name: str) -> None:
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {
+    "signal_in_step": signal_in_step,
+    "kill_at_row": kill_at_row,
+    "kill_before_loading": kill_before_loading,
+    "stub_model": stub_model,
     "kill_at_event": kill_at_event,
     "kill_after_step": kill_after_step,
     "kill_in_backward": kill_in_backward,

@@ -1,0 +1,126 @@
+"""pit improve run for real on the embedded model, by each method."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitcli.errors import InputError
+from pitcli.settings.base import Method, StopRule
+from pitcli.settings.training import ImproveConfig
+from pitcli.stages import improve
+from tests.faults.warm import Warm
+from tests.stages.training.conftest import read_rows, write_rows
+
+
+def test_improve_keeps_order_and_fields(project: Path, tmp_path: Path, warm: Warm) -> None:
+    """From stdin to stdout in a process of its own."""
+    drafts = read_rows(Path("drafts.jsonl"))
+    for number, draft in enumerate(drafts):
+        draft |= {"note": {"number": number}, "response": draft["response"] or "ant"}
+    write_rows(tmp_path / "stdin", drafts)
+    ended = warm.run(project, "improve", "--max-iters", "2", "--max-new-tokens", "10", stdin=str(tmp_path / "stdin"))
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    assert [row["id"] for row in rows] == [draft["id"] for draft in drafts]
+    for row, draft in zip(rows, drafts, strict=True):
+        assert row["original_response"] == draft["response"]
+        assert row["note"] == draft["note"]
+        assert row["stop_reason"] in {"max_iters", "not_better", "copy", "cycle", "empty"}
+        accepted = [step for step in row["iterations"] if step["accepted"]]
+        assert row["response"] == (accepted[-1]["response"] if accepted else draft["response"])
+        assert all(step["p_better"] > 0.5 for step in accepted)
+        assert len(row["iterations"]) <= 2
+
+
+def test_improve_is_the_same_whatever_the_batch_and_order() -> None:
+    drafts = [{**draft, "response": draft["response"] or "ant"} for draft in read_rows(Path("drafts.jsonl"))]
+    write_rows(Path("some.jsonl"), drafts)
+    write_rows(Path("turned.jsonl"), drafts[::-1])
+    common = {"max_iters": 2, "max_new_tokens": 10}
+    improve.run(ImproveConfig(input="some.jsonl", output="by-one.jsonl", sample_batch_size=1, **common))
+    improve.run(ImproveConfig(input="turned.jsonl", output="by-six.jsonl", sample_batch_size=6, **common))
+    by_one, by_six = read_rows(Path("by-one.jsonl")), read_rows(Path("by-six.jsonl"))[::-1]
+    assert [row["response"] for row in by_one] == [row["response"] for row in by_six]
+    assert [row["stop_reason"] for row in by_one] == [row["stop_reason"] for row in by_six]
+
+
+def test_improve_without_stop_takes_every_iteration() -> None:
+    write_rows(Path("plain.jsonl"), [{"prompt": "Write 3 foods.", "response": "pie"}])
+    improve.run(
+        ImproveConfig(input="plain.jsonl", output="k.jsonl", stop=StopRule.none, max_iters=3, max_new_tokens=10)
+    )
+    (row,) = read_rows(Path("k.jsonl"))
+    assert len(row["iterations"]) == 3
+    assert row["response"] == row["iterations"][-1]["response"]
+
+
+def test_improve_with_no_iterations_gives_the_drafts_back() -> None:
+    write_rows(Path("plain.jsonl"), [{"prompt": "Write 3 foods.", "response": " pie  jam"}])
+    assert improve.run(ImproveConfig(input="plain.jsonl", output="none.jsonl", max_iters=0)) == 0
+    (row,) = read_rows(Path("none.jsonl"))
+    assert (row["response"], row["iterations"], row["stop_reason"]) == (" pie  jam", [], "max_iters")
+
+
+def improved(tmp_path: Path, name: str, **settings: Any) -> list[dict[str, Any]]:
+    output = tmp_path / f"{name}.jsonl"
+    improve.run(ImproveConfig(input="drafts.jsonl", output=str(output), max_new_tokens=10, overwrite=True, **settings))
+    return read_rows(output)
+
+
+def test_best_of_n_takes_the_response_with_the_greatest_gap_over_the_draft(tmp_path: Path) -> None:
+    for row in improved(tmp_path, "n", method=Method.best_of_n, max_iters=4):
+        assert len(row["iterations"]) == 4
+        best = max(row["iterations"], key=lambda iteration: iteration["gap"])
+        expected = best["response"] if best["gap"] > 0 else row["original_response"]
+        assert row["response"] == expected
+        assert row["generated_tokens"] == sum(iteration["generated_tokens"] for iteration in row["iterations"])
+
+
+def test_best_of_n_spends_at_least_the_tokens_of_another_method_and_less_than_a_draw_more(tmp_path: Path) -> None:
+    pit = improved(tmp_path, "pit", stop=StopRule.none, max_iters=2)
+    rows = improved(tmp_path, "n", method=Method.best_of_n, equal_tokens=str(tmp_path / "pit.jsonl"))
+    for theirs, ours in zip(pit, rows, strict=True):
+        last = ours["iterations"][-1]["generated_tokens"]
+        assert theirs["generated_tokens"] <= ours["generated_tokens"] < theirs["generated_tokens"] + last
+
+
+def test_equal_tokens_wants_the_rows_of_the_same_drafts(tmp_path: Path, capfd: Any) -> None:
+    write_rows(tmp_path / "plain.jsonl", [{"prompt": "Write 3 foods.", "response": "pie"}])
+    settings = {"input": "drafts.jsonl", "output": str(tmp_path / "n.jsonl"), "method": Method.best_of_n}
+    with pytest.raises(InputError, match=r"plain.jsonl:1:original_response: missing"):
+        improve.run(ImproveConfig(equal_tokens=str(tmp_path / "plain.jsonl"), **settings))
+    other = {"prompt": "Write 3 foods.", "original_response": "pie", "response": "jam", "generated_tokens": 4}
+    write_rows(tmp_path / "other.jsonl", [other])
+    assert improve.run(ImproveConfig(equal_tokens=str(tmp_path / "other.jsonl"), overwrite=True, **settings)) == 1
+    assert f"drafts.jsonl:1: not among the rows of --equal-tokens {tmp_path / 'other.jsonl'}" in capfd.readouterr().err
+    assert read_rows(tmp_path / "n.jsonl") == []
+
+
+def test_resampling_does_not_look_at_the_draft(tmp_path: Path) -> None:
+    once = {"method": Method.resample, "stop": StopRule.none, "max_iters": 1, "temperature": 0.0}
+    rows = improved(tmp_path, "resample", **once)
+    others = [{**row, "response": "cat dog"} for row in read_rows(Path("drafts.jsonl"))]
+    write_rows(tmp_path / "others.jsonl", others)
+    improve.run(
+        ImproveConfig(input=str(tmp_path / "others.jsonl"), output=str(tmp_path / "o.jsonl"), max_new_tokens=10, **once)
+    )
+    assert [row["response"] for row in read_rows(tmp_path / "o.jsonl")] == [row["response"] for row in rows]
+
+
+def test_self_refine_writes_feedback_first_and_pays_for_it(tmp_path: Path) -> None:
+    rows = improved(tmp_path, "refine", method=Method.self_refine, stop=StopRule.none, max_iters=1)
+    for row in rows:
+        (only,) = row["iterations"]
+        assert only["feedback"]
+        assert only["generated_tokens"] >= 4  # two calls, each with a word and an end at least
+
+
+def test_the_record_says_what_the_gap_models_were_trained_on_and_how_rl_ended(tmp_path: Path) -> None:
+    improved(tmp_path, "pit", max_iters=1)
+    origin = json.loads((tmp_path / "pit.jsonl.manifest.json").read_text())["origin"]
+    (data,) = origin["gap_data"]
+    assert data["path"] == "pairs.jsonl"
+    assert len(data["prompts"]) == len({row["prompt"] for row in read_rows(Path("pairs.jsonl"))})
+    assert {"kl", "gap", "reward"} <= origin["training"].keys()

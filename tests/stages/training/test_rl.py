@@ -1,0 +1,115 @@
+"""pit rl run for real on the embedded model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pitcli.errors import PitError, RunError, SettingsError
+from pitcli.settings.base import Role
+from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.stages import rl, sample, sft, train_reward
+from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
+
+
+def test_metrics_have_a_line_a_step() -> None:
+    rows = read_rows(Path("runs/rl/metrics.jsonl"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["stage"] for row in rows] == [0, 0, 1, 1]
+    expected = (
+        "reward gap p_better kl entropy clip_ratio truncated_share length_ratio copy_rate repetition zero_spread_share"
+        " grad_norm"
+    )
+    assert set(expected.split()) <= rows[0].keys()
+
+
+def test_rl_starts_at_its_anchor() -> None:
+    """Before the first update the policy is the reference policy and the ratio is 1."""
+    first = read_rows(Path("runs/rl/metrics.jsonl"))[0]
+    assert abs(first["kl"]) < 1e-4
+    assert first["clip_ratio"] == 0
+
+
+def test_rl_raises_its_reward_on_four_prompts(tmp_path: Path) -> None:
+    """The sign of the update: with the same prompts over and over, the gap that it trains on goes up."""
+    settings = {**RL_SMALL, "samples_per_prompt": 16, "learning_rate": 5e-3, "epochs": 16, "max_rows": 4} | {
+        "micro_batch_size": 64
+    }
+    rl.run(RlConfig(data="pairs.jsonl", out=tmp_path / "run", kl_coef=0.0, **settings))
+    gaps = [row["gap"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
+    assert sum(gaps[-4:]) > sum(gaps[:4])
+
+
+def test_rl_stops_when_the_kl_runs_away_and_keeps_a_checkpoint(tmp_path: Path, capsys: Any) -> None:
+    settings = {**RL_SMALL, "learning_rate": 5e-2, "save_every": 1, "max_kl": 0.5, "runaway_patience": 2}
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=30, epochs=4, **settings))
+    results = json.loads((tmp_path / "run" / "manifest.json").read_text())["results"]
+    assert "KL" in results["stopped"]
+    assert results["steps"] < 30
+    assert "keeping the best checkpoint" in capsys.readouterr().err
+
+
+def test_rl_takes_drafts_and_the_self_stage(tmp_path: Path) -> None:
+    stages = {"curriculum_stages": "policy,self", "drafts": "drafts.jsonl"}
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=2, **stages, **RL_SMALL))
+    assert [row["stage"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [0, 1]
+
+
+def test_rl_reuses_a_rollout_for_several_updates(tmp_path: Path) -> None:
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=4, updates_per_rollout=2, **RL_SMALL))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0]["reward"] == rows[1]["reward"] != rows[2]["reward"] == rows[3]["reward"]
+
+
+def test_a_run_of_another_kind_or_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="a reward run of the gap is wanted"):
+        rl.run(RlConfig(reward=Path("runs/sft"), out=tmp_path / "run", **RL_SMALL))
+    with pytest.raises(RunError, match="--load-in-4bit"):
+        rl.run(RlConfig(load_in_4bit=False, out=tmp_path / "run", **RL_SMALL))
+
+
+def test_rl_does_not_go_on_from_another_gap_model(tmp_path: Path) -> None:
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=1, **RL_SMALL))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["inputs"].keys() == {"gap", "improver", "policy"}
+    train_reward.run(RewardConfig(data="pairs.jsonl", max_steps=1, out=tmp_path / "other", **SMALL))
+    with pytest.raises(SettingsError, match="--resume: inputs was"):
+        rl.run(RlConfig(reward=tmp_path / "other", out=tmp_path / "run", resume=True, max_steps=1, **RL_SMALL))
+
+
+def test_changed_adapter_is_refused(tmp_path: Path) -> None:
+    sft.run(SftConfig(data="pairs.jsonl", out=tmp_path / "run", max_steps=1, **SMALL))
+    weights = tmp_path / "run" / "improver" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(PitError, match=r"adapter_model\.safetensors: missing or changed"):
+        rl.run(RlConfig(sft=tmp_path / "run", out=tmp_path / "rl", **RL_SMALL))
+
+
+def test_rl_of_a_policy_sees_no_reference_and_moves_the_policy(tmp_path: Path) -> None:
+    rl.run(RlConfig(role=Role.policy, max_steps=2, out=tmp_path / "rlhf", **RL_SMALL))
+    assert files_of(tmp_path / "rlhf") >= run_files("policy", "gap")
+    first = read_rows(tmp_path / "rlhf" / "metrics.jsonl")[0]
+    assert abs(first["kl"]) < 1e-4
+    assert first["clip_ratio"] == 0
+    before, after = (
+        load_file(folder / "policy" / "adapter_model.safetensors")
+        for folder in (Path("runs/policy"), tmp_path / "rlhf")
+    )
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    sample.run(
+        SampleConfig(
+            data="pairs.jsonl", max_rows=2, max_new_tokens=8, policy=tmp_path / "rlhf", output=str(tmp_path / "d.jsonl")
+        )
+    )
+    assert len(read_rows(tmp_path / "d.jsonl")) == 2
+
+
+@pytest.mark.parametrize("change", [{"curriculum": True}, {"sft": Path("runs/sft")}, {"drafts": "drafts.jsonl"}])
+def test_rl_of_a_policy_takes_no_references(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--role policy has no references"):
+        RlConfig(role=Role.policy, **change)
