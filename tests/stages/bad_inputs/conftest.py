@@ -1,0 +1,73 @@
+"""A small project whose model is loaded once for all tests of bad inputs, or not at all."""
+
+import json
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from pitcli import cli
+from pitcli.data.synthetic import preference_rows
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.opening import Base
+from pitcli.engine.models.roles import RoleModel
+from tests.conftest import Share
+from tests.stages.bad_inputs.rows import Loaded
+
+
+@pytest.fixture(scope="session")
+def trained(share: Share) -> Path:
+    """A folder with pairs, an improver and a gap model of the embedded base."""
+
+    def fill(folder: Path) -> None:
+        with chdir(folder):
+            Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(12, seed=3)))
+            small = "--data pairs.jsonl --model tiny --max-steps 1 --lora-rank 2 --batch-size 4"
+            for command in ("sft", "train-reward"):
+                assert cli.main([command, *small.split()]) == 0
+
+    return share("bad_inputs", fill)
+
+
+@pytest.fixture(scope="module")
+def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("project") / "work"))
+
+
+@pytest.fixture(autouse=True)
+def in_project(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("PIT_DEBUG", raising=False)
+    capfd.readouterr()  # what the fixture said
+
+
+@pytest.fixture(scope="session")
+def loaded_models() -> list[RoleModel]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(loaded_models: list[RoleModel], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded base and the adapters of the project are loaded once for all tests: nothing here changes them."""
+    load = Base.load
+
+    def load_once(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:
+        if self.folder != tiny_folder:
+            return load(self, adapters)
+        loaded_models[:] = loaded_models or [load(self)]
+        for role, folder in (adapters or {}).items():
+            if loaded_models[0].peft is None or role not in loaded_models[0].peft.peft_config:
+                load_role(loaded_models[0], role, folder)
+        return loaded_models[0]
+
+    monkeypatch.setattr(Base, "load", load_once)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Base) -> RoleModel:
+        raise Loaded
+
+    monkeypatch.setattr(Base, "load", load)

@@ -1,0 +1,88 @@
+"""Small runs of every kind that are exported, and a role as pit runs it, to compare with."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from pitcli import cli
+from pitcli.data.synthetic import preference_rows
+from pitcli.engine.models.adapters import load_role
+from pitcli.engine.models.loading import load_base
+from pitcli.engine.models.roles import RoleModel
+from tests.conftest import Share
+
+CPU = torch.device("cpu")
+NF4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+TRAINED = "--data data/pairs.jsonl --model tiny --lora-rank 4 --batch-size 8 --learning-rate 1e-2 --max-steps 6"
+RoleOf = Callable[..., RoleModel]
+Out = pytest.CaptureFixture[str]
+
+
+def pit(line: str, code: int = 0) -> None:
+    assert cli.main(line.split()) == code
+
+
+@pytest.fixture(scope="module")
+def project(share: Share, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small runs of every kind, rows that the RL run's improver wrote, and their evaluation."""
+    return Path(shutil.copytree(share("export", run_every_stage), tmp_path_factory.mktemp("exported") / "work"))
+
+
+def run_every_stage(folder: Path) -> None:
+    with chdir(folder):
+        Path("data").mkdir()
+        Path("data/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(40, seed=3)))
+        drafts = [{"prompt": row["prompt"], "response": row["rejected"]} for row in preference_rows(24, seed=8)]
+        Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
+        pit(f"sft {TRAINED}")
+        pit(f"sft {TRAINED} --no-load-in-4bit --out runs/whole")
+        pit(f"train-reward {TRAINED}")
+        pit("rl --max-steps 2 --batch-size 4 --learning-rate 1e-3 --rollout-max-new-tokens 10")
+        pit("improve --input drafts.jsonl --output pit.jsonl --stop none --max-iters 1 --max-new-tokens 10")
+        pit("evaluate --input pit.jsonl --judge oracle --draws 200 --out seen")
+
+
+@pytest.fixture(autouse=True)
+def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("PIT_DEBUG", raising=False)
+
+
+@pytest.fixture
+def role_of(tiny_folder: Path) -> RoleOf:
+    """A role as pit runs it."""
+
+    def load(run: str, role: str) -> RoleModel:
+        model = RoleModel(load_base(tiny_folder, run != "whole", CPU), 0)
+        load_role(model, role, Path("runs", run, role))
+        model.use(role)
+        return model
+
+    return load
+
+
+def result(capsys: Out) -> dict[str, Any]:
+    return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+
+def error(capsys: Out) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def card_code(folder: Path) -> str:
+    """The card's own example, about this folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return str(code).replace('"FOLDER"', repr(str(folder))).replace("max_new_tokens=256", "max_new_tokens=40")

@@ -1,0 +1,69 @@
+"""pit run goes on after a kill or a signal, and comes to what it would have come to."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.warm import Warm
+from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit, ran, recipe
+
+
+@pytest.mark.parametrize(
+    ("role", "number", "code"),
+    [("improver", signal.SIGKILL, -9), ("gap", signal.SIGINT, 130)],
+    ids=["sft killed", "reward interrupted"],
+)
+def test_stopped_and_gone_on_with_equals_uninterrupted(
+    role: str,
+    number: signal.Signals,
+    code: int,
+    whole: Path,
+    folder: Path,
+    warm: Warm,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It gets the signal in the second step of training a role."""
+    stopped = {"improver": "sft", "gap": "train-reward"}[role]
+    recipe(SMALL)
+    ended = warm.run(folder, "run", "recipe.yaml", fault={"signal_in_step": [role, 1, number]})
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    if number == signal.SIGINT:
+        assert f"{stopped} was stopped; the same command goes on from there\ninterrupted\n" in ended.err
+    dry = decisions(pit(capsys, "recipe.yaml", "--dry-run"))
+    err = pit(capsys, "recipe.yaml")
+    assert decisions(err)[stopped] == dry[stopped] == ("go on", "it was stopped")
+    assert " --resume\n" in err
+    assert ran(err) == NAMES[NAMES.index(stopped) :]
+    assert outputs(Path("made")) == outputs(whole / "made")
+    assert ran(pit(capsys, "recipe.yaml")) == []
+
+
+def test_improve_goes_on_with_the_rows_that_there_are(
+    whole: Path, done: Path, warm: Warm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in Path("made").glob("improved.jsonl*"):
+        path.unlink()
+    assert warm.run(done, "run", "recipe.yaml", fault={"kill_at_row": 3}).code == -9
+    assert len(Path("made/improved.jsonl").read_text().splitlines()) == 2
+    err = pit(capsys, "recipe.yaml")
+    assert decisions(err)["improve"] == ("go on", "it was stopped")
+    assert ran(err) == ["improve"]
+    assert "$ pit improve" in err
+    assert " --resume\n" in err
+    assert outputs(Path("made")) == outputs(whole / "made")
+
+
+def test_stopped_while_old_output_was_to_be_replaced(
+    done: Path, warm: Warm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old run is as it was: it is replaced, not gone on with."""
+    recipe(SMALL.replace("micro_batch_size: 2", "learning_rate: 1e-3"))
+    assert warm.run(done, "run", "recipe.yaml", fault={"kill_before_loading": "sft"}).code == -9
+    assert json.loads((done / "made/pipeline.json").read_text())["runs/sft"]["outputs"] is None
+    err = pit(capsys, "recipe.yaml")
+    assert decisions(err)["sft"] == ("run", "it was stopped")
+    assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
+    assert "learning_rate: 0.001" in (done / "made/runs/sft/config.yaml").read_text()
