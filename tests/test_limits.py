@@ -10,6 +10,7 @@ from pitcli.settings.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("src", "benchmarks", "examples", "docs") for path in (ROOT / folder).rglob("*.py")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
 NAMES = {name for command in COMMANDS.values() for name in command.settings.model_fields}
 FEW = 2  # so many may be a coincidence: the columns of a table, the fields of a manifest
 
@@ -29,6 +30,11 @@ def test_functions_and_files_are_short(path: Path) -> None:
     for function in functions(path):
         assert (function.end_lineno or 0) - function.lineno < 50, function.name
         assert parameters(function) <= 6, function.name
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_of_tests_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
 
 
 def name_lists(path: Path) -> Iterator[list[str]]:
