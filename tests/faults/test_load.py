@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,21 +13,18 @@ from tests.faults.warm import Warm
 pytestmark = pytest.mark.faults
 
 ROWS = 1_000_000 if FULL else 10_000
-DRIVER = str(Path(__file__).with_name("load_driver.py"))
+STUB = {"stub_model": "figures.json"}
 
 
-def improve(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, DRIVER, str(folder / "figures.json"), "improve", "--max-iters", "1", *arguments]
-
-
-def test_many_rows(workspace: Path, record: Record) -> None:
+def test_many_rows(workspace: Path, warm: Warm, record: Record) -> None:
     with (workspace / "many.jsonl").open("w") as stream:
         for number in range(ROWS):
             stream.write(
                 f'{{"id": "row-{number}", "prompt": "Write 3 foods.", "response": "pie {number}", "x": 1.5}}\n'
             )
-    line = improve(workspace, "--input", "many.jsonl", "--output", "many-improved.jsonl")
-    subprocess.run(line, cwd=workspace, check=True, capture_output=True)
+    line = "improve --max-iters 1 --input many.jsonl --output many-improved.jsonl"
+    ended = warm.run(workspace, *line.split(), fault=STUB)
+    assert ended.code == 0, ended.err
     figures = json.loads((workspace / "figures.json").read_text())
     count = 0
     with (workspace / "many-improved.jsonl").open() as stream:
@@ -51,9 +46,7 @@ def test_many_rows(workspace: Path, record: Record) -> None:
 def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, warm: Warm, record: Record) -> None:
     rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
     os.mkfifo(workspace / "pipe")
-    command = warm.start(
-        workspace, "improve", "--max-iters", "1", fault={"stub_model": True}, stdin=str(workspace / "pipe")
-    )
+    command = warm.start(workspace, "improve", "--max-iters", "1", fault=STUB, stdin=str(workspace / "pipe"))
     with (workspace / "pipe").open("w") as pipe:
         pipe.write(rows[0] + rows[1])
         pipe.flush()
