@@ -1,9 +1,13 @@
-"""A stub for the model of `pit improve` and for its tokenizer, and what the command cost without them."""
+"""A stub for the model of `pit improve` and for its tokenizer.
+
+`stub_model.py FIGURES ARGUMENTS` runs the command with it and writes what that cost.
+"""
 
 import json
 import resource
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,15 +48,19 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def install(figures: Path) -> Callable[[], None]:
-    """What is to be called at the end: it writes the time and the memory that the command took."""
+def install() -> None:
     Base.load = load  # type: ignore[method-assign, assignment]
     static_batching.generate = generate  # type: ignore[assignment]
     GapModel.gaps = gaps  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from pitcli import cli
+    from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
+
+    install()
     before, start = peak_mib(), time.monotonic()
-
-    def finish() -> None:
-        took = {"seconds": time.monotonic() - start, "mib_above_start": peak_mib() - before}
-        figures.write_text(json.dumps(took))
-
-    return finish
+    code = cli.main(sys.argv[2:])
+    figures = {"seconds": time.monotonic() - start, "mib_above_start": peak_mib() - before}
+    Path(sys.argv[1]).write_text(json.dumps(figures))
+    sys.exit(code)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,18 +15,18 @@ from tests.faults.warm import Warm
 pytestmark = pytest.mark.faults
 
 ROWS = 1_000_000 if FULL else 10_000
-STUB = {"stub_model": "figures.json"}
+STUB = Path(__file__).with_name("stub_model.py")
 
 
-def test_many_rows(workspace: Path, warm: Warm, record: Record) -> None:
+def test_many_rows(workspace: Path, record: Record) -> None:
+    """In a process of its own: a fork would count the pages of libraries that it maps again."""
     with (workspace / "many.jsonl").open("w") as stream:
         for number in range(ROWS):
             stream.write(
                 f'{{"id": "row-{number}", "prompt": "Write 3 foods.", "response": "pie {number}", "x": 1.5}}\n'
             )
-    line = "improve --max-iters 1 --input many.jsonl --output many-improved.jsonl"
-    ended = warm.run(workspace, *line.split(), fault=STUB)
-    assert ended.code == 0, ended.err
+    line = "figures.json improve --max-iters 1 --input many.jsonl --output many-improved.jsonl"
+    subprocess.run([sys.executable, STUB, *line.split()], cwd=workspace, check=True, capture_output=True)
     figures = json.loads((workspace / "figures.json").read_text())
     count = 0
     with (workspace / "many-improved.jsonl").open() as stream:
@@ -46,7 +48,9 @@ def test_many_rows(workspace: Path, warm: Warm, record: Record) -> None:
 def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, warm: Warm, record: Record) -> None:
     rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
     os.mkfifo(workspace / "pipe")
-    command = warm.start(workspace, "improve", "--max-iters", "1", fault=STUB, stdin=str(workspace / "pipe"))
+    command = warm.start(
+        workspace, "improve", "--max-iters", "1", fault={"stub_model": True}, stdin=str(workspace / "pipe")
+    )
     with (workspace / "pipe").open("w") as pipe:
         pipe.write(rows[0] + rows[1])
         pipe.flush()
