@@ -22,7 +22,7 @@ demo: install
 
 # everything but the studies, each fault a few times; `pytest` by itself leaves the faults out
 test: install $(VENV)/.smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check src tests examples benchmarks

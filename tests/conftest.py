@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 WithRoles = Callable[..., "RoleModel"]
 Share = Callable[[str, Callable[[Path], object]], Path]
+FAULTS = Path(__file__).parent / "faults"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first: a worker that got one of them last would be waited for."""
+    items.sort(key=lambda item: (item.path.stem != "test_walkthrough", not item.path.is_relative_to(FAULTS)))
 
 
 @pytest.fixture(scope="session")

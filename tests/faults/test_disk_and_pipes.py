@@ -34,7 +34,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def only_line(ended: Ended) -> str:
-    """The one error line; notes may stand before it."""
+    """The one error line; notes may come before it."""
     assert "Traceback" not in ended.err
     lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, ended.err

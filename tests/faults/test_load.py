@@ -15,21 +15,18 @@ from tests.faults.warm import Warm
 pytestmark = pytest.mark.faults
 
 ROWS = 1_000_000 if FULL else 10_000
-DRIVER = str(Path(__file__).with_name("load_driver.py"))
-
-
-def improve(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, DRIVER, str(folder / "figures.json"), "improve", "--max-iters", "1", *arguments]
+STUB = Path(__file__).with_name("stub_model.py")
 
 
 def test_many_rows(workspace: Path, record: Record) -> None:
+    """In a process of its own: a fork would count the pages of libraries that it maps again."""
     with (workspace / "many.jsonl").open("w") as stream:
         for number in range(ROWS):
             stream.write(
                 f'{{"id": "row-{number}", "prompt": "Write 3 foods.", "response": "pie {number}", "x": 1.5}}\n'
             )
-    line = improve(workspace, "--input", "many.jsonl", "--output", "many-improved.jsonl")
-    subprocess.run(line, cwd=workspace, check=True, capture_output=True)
+    line = "figures.json improve --max-iters 1 --input many.jsonl --output many-improved.jsonl"
+    subprocess.run([sys.executable, STUB, *line.split()], cwd=workspace, check=True, capture_output=True)
     figures = json.loads((workspace / "figures.json").read_text())
     count = 0
     with (workspace / "many-improved.jsonl").open() as stream:

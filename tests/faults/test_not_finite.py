@@ -25,7 +25,7 @@ pytestmark = pytest.mark.faults
     ],
 )
 def test_training_stops(kind: str, what: str, named: str, workspace: Path, warm: Warm, record: Record) -> None:
-    line = TRAIN[kind].split()
+    line = [*TRAIN[kind].split(), "--max-steps", "4"]
     ended = warm.run(workspace, *line, fault={"poison": what})
     assert ended.code == 3
     errors = [text for text in ended.err.splitlines() if text.startswith("error: ")]

@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, tuple[int, Fault]]] = {
     },
     "reward": {
         "step 1": (1, {"kill_after_step": 1}),
-        "accumulation boundary": (2, {"kill_in_backward": 19}),
+        "accumulation boundary": (2, {"kill_in_backward": 5}),
         "mid-epoch": (2, {"kill_after_step": 3}),
         "epoch edge": (2, {"kill_after_step": 5}),
         "stage edge": (3, {"kill_before_publishing": "gap"}),

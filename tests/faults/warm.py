@@ -262,9 +262,9 @@ def kill_before_loading(module: str) -> None:
 
 def stub_model(_: bool) -> None:
     """Neither a model nor a tokenizer, only rows."""
-    from load_driver import install_stub  # beside this file, which runs as a script
+    from stub_model import install  # beside this file, which runs as a script
 
-    install_stub()
+    install()
 
 
 def poison(what: str) -> None:

@@ -20,7 +20,7 @@ REQUESTS = [Request(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict
 DECODING = Decoding(1.0, 1.0, STEPS, 4)
 
 
-@pytest.fixture(params=["in one row", "padded"])
+@pytest.fixture(scope="module", params=["in one row", "padded"])
 def model(
     request: pytest.FixtureRequest, small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles
 ) -> RoleModel:
@@ -30,22 +30,29 @@ def model(
     return made
 
 
+ALONE: dict[tuple[object, ...], Sample] = {}
+
+
 def alone(model: RoleModel, role: str | None, request: Request, decoding: Decoding) -> Sample:
-    return generate(model, role, [request.prompt], [request.seed], decoding)[0]
+    """What is written for a request by itself; once, as many tests compare with it."""
+    key = (model, role, *request.prompt, request.seed, decoding)
+    if key not in ALONE:
+        ALONE[key] = generate(model, role, [request.prompt], [request.seed], decoding)[0]
+    return ALONE[key]
 
 
-def written(slots: ContinuousBatching | StaticBatching, requests: Sequence[Request], refill: int) -> list[Sample]:
-    slots.refill = refill
-    return list(generate_in_order(slots, requests))
+def written(batching: ContinuousBatching | StaticBatching, requests: Sequence[Request], refill: int) -> list[Sample]:
+    batching.refill = refill
+    return list(generate_in_order(batching, requests))
 
 
 @pytest.mark.parametrize("kind", [ContinuousBatching, StaticBatching])
-@pytest.mark.parametrize(("places", "refill"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
+@pytest.mark.parametrize(("slots", "refill"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
 def test_each_is_what_it_is_alone(
-    kind: type[ContinuousBatching | StaticBatching], places: int, refill: int, model: RoleModel
+    kind: type[ContinuousBatching | StaticBatching], slots: int, refill: int, model: RoleModel
 ) -> None:
     for decoding in (DECODING, Decoding(0.7, 0.8, STEPS, 4, min_new_tokens=3), Decoding(0.0, 1.0, 5, -1)):
-        samples = written(kind(model, IMPROVER, decoding, places), REQUESTS, refill)
+        samples = written(kind(model, IMPROVER, decoding, slots), REQUESTS, refill)
         assert_same(samples, [alone(model, IMPROVER, request, decoding) for request in REQUESTS])
     assert (
         len(
@@ -83,9 +90,9 @@ def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pyte
     reads: list[list[int]] = []
     original = ContinuousBatching._read
 
-    def counted(self: ContinuousBatching, of_slots: Sequence[tuple[int, list[int]]]) -> None:
-        reads.extend(ids for _, ids in of_slots)
-        original(self, of_slots)
+    def counted(self: ContinuousBatching, ids_of_slots: Sequence[tuple[int, list[int]]]) -> None:
+        reads.extend(ids for _, ids in ids_of_slots)
+        original(self, ids_of_slots)
 
     monkeypatch.setattr(ContinuousBatching, "_read", counted)
     requests = [
@@ -98,8 +105,8 @@ def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pyte
     monkeypatch.setattr(ContinuousBatching, "_read", original)
     model.use(GAP)  # another role may have been used meanwhile
     samples = dict(slots.run(3))
-    wanted = [alone(model, IMPROVER, request, slots.decoding) for request in requests]
-    assert_same([samples[key] for key in range(3)], wanted)
+    expected = [alone(model, IMPROVER, request, slots.decoding) for request in requests]
+    assert_same([samples[key] for key in range(3)], expected)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -109,14 +116,14 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
 ) -> None:
     """Guesses that are right, wrong, beyond the stop token and beyond the last token; then none at all."""
     decoding = Decoding(temperature, 1.0, 20, 4, at_least)
-    wanted = [alone(model, IMPROVER, request, decoding) for request in REQUESTS]
+    expected = [alone(model, IMPROVER, request, decoding) for request in REQUESTS]
     again = [
-        Request(request.prompt + sample.token_ids[:3], 7) for request, sample in zip(REQUESTS, wanted, strict=True)
+        Request(request.prompt + sample.token_ids[:3], 7) for request, sample in zip(REQUESTS, expected, strict=True)
     ][-3:]
 
     def oracle(self: module._Running) -> None:
-        ahead = [*wanted[self.key].token_ids, 4, 4][len(self.tokens) :]
-        guesses = [token if kept or place % 3 < 2 else token - 1 for place, token in enumerate(ahead)]
+        ahead = [*expected[self.key].token_ids, 4, 4][len(self.tokens) :]
+        guesses = [token if kept or index % 3 < 2 else token - 1 for index, token in enumerate(ahead)]
         self.guesses = guesses[: min(6, len(self.uniforms_S) - len(self.tokens) - 1)]
 
     passes: list[int] = []
@@ -131,11 +138,11 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
         monkeypatch.setattr(module._Running, "guess", guess)
         passes.append(0)
         slots = ContinuousBatching(model, IMPROVER, decoding, 3)
-        assert_same(written(slots, REQUESTS, 1), wanted)
+        assert_same(written(slots, REQUESTS, 1), expected)
         count = passes[-1]
-        if guess is oracle:  # what a slot holds after it guessed is what stands there
+        if guess is oracle:  # a slot that guessed holds what was written
             monkeypatch.setattr(module._Running, "guess", lambda self: None)
-            assert_same(written(slots, again, 3), [alone(model, IMPROVER, one, decoding) for one in again])
+            assert_same(written(slots, again, 3), [alone(model, IMPROVER, request, decoding) for request in again])
         passes[-1] = count
     assert passes[0] < passes[1] * (0.4 if kept else 0.8)
     if temperature == 0:  # what is written comes again
@@ -174,21 +181,21 @@ def test_padding_beyond_the_last_position_that_a_model_knows(monkeypatch: pytest
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=48, initializer_range=0.2)
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
-    model.reads_branches = False  # where there is padding
+    model.reads_branches = False  # so that there is padding
     decoding = Decoding(0.0, 1.0, 8, -1)
     requests = [Request([3, 4, 5], 0), Request([7] * 40, 1)]
-    wanted = [alone(model, None, request, decoding) for request in requests]
+    expected = [alone(model, None, request, decoding) for request in requests]
 
     def oracle(self: module._Running) -> None:
-        ahead = wanted[0].token_ids[len(self.tokens) :][:2] + [9] * 5
+        ahead = expected[0].token_ids[len(self.tokens) :][:2] + [9] * 5
         self.guesses = [] if self.key else ahead[: 7 - len(self.tokens)]
 
     monkeypatch.setattr(module._Running, "guess", oracle)
-    assert_same(written(ContinuousBatching(model, None, decoding, 2), requests, 1), wanted)
+    assert_same(written(ContinuousBatching(model, None, decoding, 2), requests, 1), expected)
 
 
 def test_the_cache_grows_with_longer_prompts(model: RoleModel) -> None:
-    requests = [Request([3 + place % 20 for place in range(length)], length) for length in (2, 90, 30, 60, 3)]
+    requests = [Request([3 + index % 20 for index in range(length)], length) for length in (2, 90, 30, 60, 3)]
     assert_same(
         written(ContinuousBatching(model, IMPROVER, DECODING, 2), requests, 1),
         [alone(model, IMPROVER, request, DECODING) for request in requests],

@@ -35,8 +35,8 @@ def test_rl_starts_at_its_anchor() -> None:
 
 def test_rl_raises_its_reward_on_four_prompts(tmp_path: Path) -> None:
     """The sign of the update: with the same prompts over and over, the gap that it trains on goes up."""
-    settings = {**RL_SMALL, "samples_per_prompt": 16, "learning_rate": 5e-3, "epochs": 16, "max_rows": 4} | {
-        "micro_batch_size": 64
+    settings = {**RL_SMALL, "samples_per_prompt": 8, "learning_rate": 5e-3, "epochs": 12, "max_rows": 4} | {
+        "micro_batch_size": 32
     }
     rl.run(RlConfig(data="pairs.jsonl", out=tmp_path / "run", kl_coef=0.0, **settings))
     gaps = [row["gap"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]

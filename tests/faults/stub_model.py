@@ -1,4 +1,7 @@
-"""`pit improve` with a stub for the model and its tokenizer: `load_driver.py REPORT ARGUMENTS`."""
+"""A stub for the model of `pit improve` and for its tokenizer.
+
+`stub_model.py FIGURES ARGUMENTS` runs the command with it and writes what that cost.
+"""
 
 import json
 import resource
@@ -11,13 +14,11 @@ from typing import Any
 
 import torch
 
-from pitcli import cli
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation import static_batching
 from pitcli.engine.generation.sampling import Sample
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.opening import Base
-from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
 
 
 class StubModel:
@@ -28,7 +29,7 @@ class StubModel:
 
 
 def load(base: Base, adapters: object) -> StubModel:
-    """In the place of the model; from here on the tokenizer is a stub too."""
+    """In place of the model; from here on the tokenizer is a stub too."""
     ChatFormat.encode_text = lambda self, text: [0] * (1 + len(text) // 4)  # type: ignore[method-assign]
     ChatFormat.improver_prompt = lambda self, prompt, reference: [0] * 16  # type: ignore[method-assign]
     ChatFormat.decode = lambda self, ids: "An answer that is better."  # type: ignore[method-assign]
@@ -47,14 +48,17 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def install_stub() -> None:
+def install() -> None:
     Base.load = load  # type: ignore[method-assign, assignment]
     static_batching.generate = generate  # type: ignore[assignment]
     GapModel.gaps = gaps  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    install_stub()
+    from pitcli import cli
+    from pitcli.stages import improve  # noqa: F401 (imported here, so that its time and memory are not counted)
+
+    install()
     before, start = peak_mib(), time.monotonic()
     code = cli.main(sys.argv[2:])
     figures = {"seconds": time.monotonic() - start, "mib_above_start": peak_mib() - before}
