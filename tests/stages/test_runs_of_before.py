@@ -1,7 +1,8 @@
 """Runs and rows made by the commit before this layout (c6b6764) still load, verify, resume and give the same rows.
 
 They were made on 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in
-its sixth step. On the machine that made them, the rows are equal byte for byte; other processors round gaps otherwise.
+its sixth step. Their adapters call the base `tiny`; the old code wrote the folder of the machine there. On the machine
+that made them, the rows are equal byte for byte; other processors round gaps otherwise.
 """
 
 import json

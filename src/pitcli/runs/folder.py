@@ -26,10 +26,10 @@ REPORT = "report.html"
 KEPT_CHECKPOINTS = 2
 
 
-Method = TypeVar("Method", bound=Callable[..., None])
+Writing = TypeVar("Writing", bound=Callable[..., None])
 
 
-def _on_rank_0(method: Method) -> Method:
+def _on_rank_0(method: Writing) -> Writing:
     """On every other rank a no-op: those read what rank 0 writes."""
 
     @wraps(method)
@@ -37,7 +37,7 @@ def _on_rank_0(method: Method) -> Method:
         if is_rank_0():
             method(*arguments, **more)
 
-    return cast(Method, guarded)
+    return cast(Writing, guarded)
 
 
 class RunFolder:

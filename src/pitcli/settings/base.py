@@ -95,10 +95,6 @@ class Fact(Flag):
     argument = auto()  # on the command line without a flag
     repeated = auto()  # a flag that may be given several times
 
-    @property
-    def names_something(self) -> bool:
-        return bool(self & (Fact.text | READ | Fact.output))
-
 
 READ = Fact.base | Fact.file | Fact.named_file | Fact.run | Fact.judge
 

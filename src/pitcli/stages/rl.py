@@ -165,11 +165,11 @@ class Curriculum(NamedTuple):
 
     def references(self, rollout: int) -> tuple[int, References]:
         """The stage that a rollout belongs to, by its index, and the (x, y_ref) of its prompts."""
-        number, within = stage_of(rollout, self.rollouts())
+        rollouts = self.rollouts()
+        number, within = stage_of(rollout, rollouts)
         stage, config = self.config.curriculum_stages[number], self.config
         rows = rows_of_step(within, self.rows(stage), config.batch_size, config.seed)
-        progress = within / self.rollouts()[number]
-        return number, self.of_stage(stage, rows, rollout * config.updates_per_rollout, progress)
+        return number, self.of_stage(stage, rows, rollout * config.updates_per_rollout, within / rollouts[number])
 
     def of_stage(self, stage: Stage, rows: Sequence[int], step: int, progress: float) -> References:
         """step: seeds what is sampled; progress: the share of the stage that is done."""

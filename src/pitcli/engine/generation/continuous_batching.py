@@ -21,7 +21,7 @@ from pitcli.engine.models.batches import length_sorted_chunks, pad_right
 from pitcli.engine.models.packing import packs
 from pitcli.engine.models.roles import RoleModel
 
-REFILL = 4  # one of so many slots may be empty for a while, so that prompts are read several at a time
+REFILL = 4  # a quarter of the slots may be empty for a while, so that prompts are read several at a time
 
 
 def generate_in_order(batching: "ContinuousBatching | StaticBatching", requests: Sequence[Request]) -> Iterator[Sample]:
@@ -99,7 +99,7 @@ class ContinuousBatching:
                 self._read([reads[index] for index in chunk])
 
     def run(self, until: int) -> list[tuple[int, Sample]]:
-        """Write on until so many requests have ended, or none is left; their keys and samples."""
+        """Write on until `until` requests have ended, or none is left; their keys and samples."""
         ended: list[tuple[int, Sample]] = []
         with self.model.role(self.role):
             while self._running and len(ended) < until:

@@ -1,7 +1,7 @@
 """When a draft has been improved enough: what becomes of it with each proposal, and why its turn ends.
 
 The learned stop rule: an improvement is taken only if P(it is better than the best so far) exceeds the threshold, and
-one that is not taken ends the draft's turn (with --patience, the last of so many in a row).
+one that is not taken ends the draft's turn (with --patience N, the last of N in a row).
 """
 
 import math

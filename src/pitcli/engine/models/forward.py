@@ -17,7 +17,7 @@ PROBE_TOKENS = 16
 
 
 def hidden_states(model: RoleModel, batch: Batch) -> Tensor:
-    """The last hidden states that are wanted of a batch, shape (N, D), under the role in use."""
+    """The selected last hidden states of a batch, shape (N, D), under the role in use."""
     are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
     form: Form = "mask" if are_trees else "plain"
     if model.reads_branches and (are_trees or packs(model, width)):
@@ -26,7 +26,7 @@ def hidden_states(model: RoleModel, batch: Batch) -> Tensor:
 
 
 def completion_logprobs(model: RoleModel, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """log p(target | everything before it) of every token that is wanted of a batch, shape (N,), fp32."""
+    """log p(target | everything before it) of each target of a batch, shape (N,), fp32."""
     output_layer = model.base.get_output_embeddings()
     return token_logprobs(hidden_states(model, batch), output_layer, batch.targets_N, temperature)
 

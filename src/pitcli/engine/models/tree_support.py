@@ -26,7 +26,7 @@ def transformer_of(base: PreTrainedModel) -> nn.Module:
 
 
 def base_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
-    """The last hidden states that are wanted of a batch, shape (N, D)."""
+    """The selected last hidden states of a batch, shape (N, D)."""
     mask, positions_BT = None, batch.position_ids_BT
     if form == "branches":
         mask = branches_mask(batch.branches_BS2)
