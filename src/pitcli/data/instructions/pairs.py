@@ -1,0 +1,69 @@
+"""Preference pairs of the instruction task: a model's own answers, mended by authors of unequal skill."""
+
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pitcli.data.instructions.grading import grade
+from pitcli.data.instructions.kinds import Author, Params
+from pitcli.data.instructions.requests import KINDS
+from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
+
+FLIP_SHARE = 0.25
+SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (grade(a) - grade(b)))
+SAME_SAMPLE = 0.6  # share of pairs whose two texts are mendings of one sample
+
+
+def preference_pairs(row: dict[str, Any], samples: Sequence[str], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Canonical pairs of one request: two mendings each, labelled by noisy grades.
+
+    row: a request (`Request.row`), samples: answers of a model to it.
+    """
+    rng = random.Random(f"{seed}-{row['prompt']}")
+    for _ in range(pairs):
+        first = rng.randrange(len(samples))
+        second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
+        texts = [mended(row, samples, index, rng.random(), rng) for index in (first, second)]
+        if texts[0] == texts[1]:
+            continue
+        grades = [grade(text, row["subject"], row["instructions"]) for text in texts]
+        first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * (grades[0] - grades[1])))
+        chosen, rejected = texts if first_wins != (rng.random() < FLIP_SHARE) else texts[::-1]
+        yield {**row, "chosen": chosen, "rejected": rejected}
+
+
+def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
+    """samples[index] edited by an author who follows each instruction with the probability of their skill."""
+    others = [text for number, text in enumerate(samples) if number != index]
+    spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
+    rng.shuffle(spare)
+    author = Author(rng, row["subject"], spare, rng.choice(others) if others else "", _needed(row["instructions"]))
+    text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
+    for item in sorted(row["instructions"], key=lambda item: KINDS[item["kind"]].step):
+        if rng.random() < skill:
+            text = KINDS[item["kind"]].mend(text, item, author)
+    return text
+
+
+def tidied(text: str) -> str:
+    """Without an unfinished last sentence, sentences that were there before, and lines without words."""
+    seen: set[str] = set()
+
+    def is_new(sentence: str) -> bool:
+        known = " ".join(words(sentence)).lower()
+        new = known not in seen
+        seen.add(known)
+        return new
+
+    text = re.sub(r"^\W*\n", "", keep_sentences(text.strip(), is_new))
+    last = sentences(text)[-1:]
+    if last and not is_complete(last[0]) and len(sentences(text)) > 1:
+        text = keep_sentences(text, lambda sentence: last[0] not in sentence)
+    return text
+
+
+def _needed(instructions: Sequence[Params]) -> tuple[str, ...]:
+    """The words that the instructions ask for."""
+    return tuple(word for item in instructions for word in [*item.get("words", ()), item.get("word", "")] if word)

@@ -1,0 +1,122 @@
+"""Requests with instructions: a subject in a form, and one to four instructions that code can check."""
+
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pitcli.data.instructions import content, edges, lengths, style, wrapping
+from pitcli.data.instructions.kinds import Kind, Params, asset_lines
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind()
+    for module in (lengths, content, edges, wrapping, style)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Kind) and kind is not Kind and kind.__module__ == module.__name__
+}
+TRAINED = tuple(name for name, kind in KINDS.items() if not kind.held_out)
+HELD_OUT = tuple(name for name, kind in KINDS.items() if kind.held_out)
+
+FORMS = {
+    "activities": (
+        "Give advice on {}.",
+        "Explain {} to a beginner.",
+        "Write a short guide to {}.",
+        "What should one know before {}?",
+        "Describe the first steps of {}.",
+        "Write a blog post about {}.",
+        "Why do people enjoy {}?",
+        "Tell a friend what is hard about {}.",
+        "Write a short speech about {}.",
+        "Answer a reader who asks about {}.",
+    ),
+    "ideas": (
+        "Explain {}.",
+        "Explain {} to a child.",
+        "Write a short lesson about {}.",
+        "Describe {} in plain words.",
+        "Answer a student who asks about {}.",
+        "Write a short article about {}.",
+        "Tell me {}.",
+        "Write a note for a school paper about {}.",
+    ),
+    "choices": (
+        "Compare {}.",
+        "What are the main differences between {}?",
+        "Write a short debate about {}.",
+        "Discuss the good and bad sides of {}.",
+        "Help a friend who has to decide between {}.",
+        "Say what you think about {}.",
+    ),
+    "letters": (
+        "Write an email to {}.",
+        "Write a letter to {}.",
+        "Write a polite note to {}.",
+        "Draft a short message to {}.",
+        "Write a card to {}.",
+    ),
+    "things": (
+        "Describe {}.",
+        "Write a short story about {}.",
+        "Write a few lines for a travel paper about {}.",
+        "Write an advertisement with {} in it.",
+        "Write the opening of a novel set around {}.",
+        "Tell a child about {}.",
+        "Write a radio report about {}.",
+    ),
+}
+SUBJECTS = {category: tuple(asset_lines(category)) for category in FORMS}
+HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-max(1, round(len(forms) / 5)) :])
+SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
+OPENINGS = ("", "", "", "Please follow these instructions:", "Note:", "Requirements:", "Keep to the following:")
+
+
+class Request(NamedTuple):
+    """prompt: what the model reads; instructions: [{kind, ...its parameters}]."""
+
+    prompt: str
+    subject: str
+    form: str
+    instructions: list[Params]
+
+    def row(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
+    """So many requests; test: of held-out forms, and half of them with a held-out kind; otherwise of none."""
+    rng = random.Random(f"requests-{'test' if test else 'train'}-{seed}")
+    for _ in range(rows):
+        yield draw_request(rng, test)
+
+
+def draw_request(rng: random.Random, test: bool) -> Request:
+    forms = [(category, form) for category in FORMS for form in FORMS[category] if (form in HELD_OUT_FORMS) == test]
+    category, form = rng.choice(forms)
+    subject = rng.choice(SUBJECTS[category])
+    request = form.format(subject)
+    names = _kinds(rng, held_out=test and rng.random() < 0.5)
+    instructions = [{"kind": name, **KINDS[name].draw(rng, request)} for name in names]
+    return Request(_prompt(request, instructions, rng), subject, form, instructions)
+
+
+def _kinds(rng: random.Random, held_out: bool) -> list[str]:
+    """One to four kinds that do not exclude one another; held_out: the first is a held-out one."""
+    count = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    first = rng.choice(HELD_OUT if held_out else TRAINED)
+    chosen, used = [first], set(KINDS[first].groups)
+    for name in rng.sample(TRAINED, len(TRAINED)):
+        if len(chosen) == count:
+            break
+        if name not in chosen and not used & KINDS[name].groups:
+            chosen.append(name)
+            used |= KINDS[name].groups
+    return chosen
+
+
+def _prompt(request: str, instructions: list[Params], rng: random.Random) -> str:
+    lines = [KINDS[item["kind"]].wording(item, rng) for item in rng.sample(instructions, len(instructions))]
+    opening = rng.choice(OPENINGS)
+    if not opening:
+        return rng.choice([" ", "\n", "\n\n"]).join([request, *lines])
+    marker = rng.choice(["- ", "* ", ""])
+    return "\n".join([request, "", opening, *(f"{marker}{line}" for line in lines)])

@@ -1,0 +1,116 @@
+"""Requests, the guard of the oracle, and the pairs that unequal authors give."""
+
+import json
+import random
+from statistics import mean
+
+import pytest
+
+from pitcli.data.instructions.grading import grade, meets_all, sense
+from pitcli.data.instructions.pairs import mended, preference_pairs, tidied
+from pitcli.data.instructions.requests import FORMS, HELD_OUT, HELD_OUT_FORMS, KINDS, SUBJECTS, requests
+
+SAMPLES = [
+    "A garden needs time. First, you choose a place with sun. Then you dig the soil and add some compost. Many people "
+    "plant beans, since they grow fast. Water them in the evening.",
+    "Planning a garden is fun. You should think about the light. A small garden can hold many plants. It is important "
+    "to leave some space between the rows. Ask a neighbour which plants do well",
+    "To plan a small garden, draw a map of it. Mark the trees and the walls. Put tall plants behind short ones. You "
+    "can also use pots. Start with herbs, because they forgive mistakes.",
+]
+ANSWER = SAMPLES[0]
+
+
+def test_what_is_held_out_is_in_tests_only() -> None:
+    train, test = list(requests(400, 0, test=False)), list(requests(400, 0, test=True))
+    kinds = {item["kind"] for request in train for item in request.instructions}
+    assert kinds == set(KINDS) - set(HELD_OUT)
+    assert {item["kind"] for request in test for item in request.instructions} == set(KINDS)
+    assert not {request.form for request in train} & HELD_OUT_FORMS
+    assert {request.form for request in test} <= HELD_OUT_FORMS
+    assert len(HELD_OUT) == 5
+    assert len(HELD_OUT_FORMS) / sum(map(len, FORMS.values())) == pytest.approx(0.2, abs=0.03)
+    share = mean(any(item["kind"] in HELD_OUT for item in request.instructions) for request in test)
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_requests_are_many_and_the_same_for_a_seed() -> None:
+    assert sum(map(len, SUBJECTS.values())) >= 300
+    prompts = [request.prompt for request in requests(1000, 0, test=False)]
+    assert prompts == [request.prompt for request in requests(1000, 0, test=False)]
+    assert len(set(prompts)) > 990
+    assert len(set(prompts) & {request.prompt for request in requests(1000, 1, test=False)}) < 10
+
+
+def test_no_two_instructions_of_a_request_exclude_one_another() -> None:
+    for request in requests(500, 3, test=True):
+        shared = [group for item in request.instructions for group in KINDS[item["kind"]].groups]
+        assert len(shared) == len(set(shared)), request
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("", 0.0),
+        ("Garden.", 0.1),
+        ("The garden is nice. " * 8, 0.2),
+        ("Garden grows and garden grows and garden grows and garden grows and garden grows and garden grows.", 0.5),
+        ("Grdn plmk tzzq vrrb, gnnk wwop drrt. Snnf grrp qqlm zzkt bnnd frrt.", 0.1),
+        ("Trains run on rails. They carry people between towns. Some of them are fast, others are slow.", 0.5),
+        ("A. Garden. Is. Fun. To. Plan. And. To. Dig. In. The. Sun.", 0.5),
+    ],
+)
+def test_nonsense_is_no_answer(text: str, most: float) -> None:
+    assert sense(ANSWER, "planning a small garden", []) == 1
+    assert sense(text, "planning a small garden", []) <= most
+
+
+def test_the_guard_reads_what_is_in_json_and_after_the_request() -> None:
+    subject = "planning a small garden"
+    assert sense(json.dumps({"title": "Garden", "answer": ANSWER}), subject, []) == 1
+    repeat = {"kind": "repeat_request", "request": "Give advice on planning a small garden."}
+    assert sense(f"{repeat['request']}\n\n{ANSWER}", subject, [repeat]) == 1
+    assert sense(repeat["request"], subject, [repeat]) == 0
+
+
+def test_better_authors_have_better_grades() -> None:
+    grades: dict[float, list[float]] = {0.0: [], 0.5: [], 1.0: []}
+    for number, request in enumerate(requests(200, 5, test=False)):
+        row = {**request.row(), "subject": "planning a small garden"}
+        rng = random.Random(number)
+        for skill, values in grades.items():
+            text = mended(row, SAMPLES, number % 3, skill, rng)
+            values.append(grade(text, row["subject"], row["instructions"]))
+    poor, middling, careful = (mean(values) for values in grades.values())
+    assert poor < middling - 0.1 < careful - 0.2
+    assert careful > 0.9
+
+
+def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
+    right = rows = 0
+    for request in requests(300, 6, test=False):
+        row = {**request.row(), "subject": "planning a small garden"}
+        for pair in preference_pairs(row, SAMPLES, pairs=2, seed=0):
+            assert pair["prompt"] == request.prompt and pair["chosen"] != pair["rejected"]
+            good, bad = (grade(pair[name], row["subject"], row["instructions"]) for name in ("chosen", "rejected"))
+            if abs(good - bad) > 0.4:  # where the label would be certain, but for the flip
+                right, rows = right + (good > bad), rows + 1
+    assert rows > 100
+    assert right / rows == pytest.approx(0.75, abs=0.07)
+
+
+def test_the_same_seed_gives_the_same_pairs() -> None:
+    request = next(requests(1, 7, test=False))
+    assert list(preference_pairs(request.row(), SAMPLES, 3, seed=1)) == list(
+        preference_pairs(request.row(), SAMPLES, 3, seed=1)
+    )
+
+
+def test_tidied_texts_end_in_a_sentence_and_say_nothing_twice() -> None:
+    assert tidied("Dig here. Dig here. Plant beans. And the") == "Dig here. Plant beans."
+
+
+def test_meeting_all_is_more_than_a_good_grade() -> None:
+    instructions = [{"kind": "no_comma"}, {"kind": "end_question"}]
+    assert meets_all("Do you like it?", instructions)
+    assert not meets_all("Yes, I like it.", instructions)
