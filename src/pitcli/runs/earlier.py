@@ -36,8 +36,8 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
         return None
     manifest = load_manifest(folder, run.remedy)
     if manifest.kind not in run.kinds or manifest.role != run.role:
-        expected = f"expected a run of kind {' or '.join(run.kinds)} for the {run.role}"
-        raise RunError(f"{folder}: {expected}, got {manifest.kind} for the {manifest.role}; {run.remedy}")
+        expected = f"expected a {' or '.join(run.kinds)} run of the {run.role}"
+        raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
     return EarlierRun(folder, manifest)
 
 
