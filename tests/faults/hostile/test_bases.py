@@ -185,7 +185,7 @@ def test_a_hostile_base_is_refused(
 
 
 HARMLESS: dict[str, tuple[Change, ...]] = {
-    "pickles next to it": (pickles,),
+    "extra pickles": (pickles,),
     "known type with code": (own_code("llama"),),
     "known tokenizer with code": (own_tokenizer("TokenizersBackend"),),
     "old map of tokenizers": (settings("tokenizer_config.json", auto_map=["tokenization_evil.EvilTokenizer", None]),),
