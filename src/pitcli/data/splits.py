@@ -48,7 +48,7 @@ def hold_out(
     if not 0 < share < 1:
         raise SettingsError(f"expected a held-out share between 0 and 1, got {share}")
     keyed = [(prompt_key(pair), pair) for pair in pairs]
-    # Another salt than for the folds: a fold is a range of positions, and its held-out part must not be one end of it.
+    # A different salt than for the folds: a fold is a range of positions, and its held-out part must not be one end.
     ordered = sorted({key for key, _ in keyed}, key=lambda key: _position("hold out", seed, key))
     if len(ordered) < 2:
         raise InputError(f"expected at least 2 different prompts to hold some out, got {len(ordered)}")

@@ -100,7 +100,7 @@ def digest(path: str) -> str | None:
 
 
 def _local_base(name: str) -> Path:
-    """Where a base is, if it is not on the hub."""
+    """The path of a base that is not on the hub."""
     if name == "tiny":
         return Path(str(files("pitcli") / "assets" / "tiny"))
     return (packaged_smollm2() if name == "smollm2" else None) or Path(os.path.expanduser(name))
