@@ -216,9 +216,9 @@ def test_a_prompt_as_text_and_as_messages_is_the_same_item(agree: Callable[..., 
     ("change", "problem"),
     [
         ({"preferred": "1"}, "preferred: must be one of response, original_response, tie"),
-        ({"shown_first": None}, "shown_first: expected text, got null"),
+        ({"shown_first": None}, "shown_first: null where text is wanted"),
         ({"annotator": " "}, "annotator: empty"),
-        ({"original_response": 3}, "original_response: expected text, got a number"),
+        ({"original_response": 3}, "original_response: a number where text is wanted"),
     ],
 )
 def test_a_bad_label_is_named(change: Row, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
