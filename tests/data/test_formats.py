@@ -1,4 +1,4 @@
-"""Rows of every supported format become the same pairs, and every unusable row is named."""
+"""Rows of every supported format become the same pairs, and every unusable row is reported."""
 
 import json
 from collections import Counter
@@ -77,11 +77,11 @@ PAIRS = {
         {"prompt": "Hi", "chosen": [user("Hi"), assistant("A")], "rejected": [user("Hi"), assistant("B")]},
         ONE_TURN,
     ),
-    "text that only speaks of transcripts": (
+    "text that only mentions a transcript": (
         {"prompt": "Human: is that a role?", "chosen": "A", "rejected": "B"},
         (Message("user", "Human: is that a role?"),),
     ),
-    "a plain prompt is kept as it is": (
+    "a plain prompt is unchanged": (
         {"prompt": " Hi\n\nAssistant: ", "chosen": "A", "rejected": "B"},
         (Message("user", " Hi\n\nAssistant: "),),
     ),
@@ -113,12 +113,12 @@ BAD_PAIRS = {
     "missing chosen": ({**P, **R}, "chosen", "missing; the row has 'prompt', 'rejected'"),
     "missing rejected": ({**P, **C}, "rejected", "missing"),
     "missing everything": ({}, "chosen", "missing; the row has no fields"),
-    "missing prompt": ({**C, **R}, "prompt", "missing, and chosen is no transcript"),
-    "null prompt": ({"prompt": None, **C, **R}, "prompt", "null where text or messages"),
-    "null chosen": ({**P, "chosen": None, **R}, "chosen", "null where text is wanted"),
-    "number prompt": ({"prompt": 3, **C, **R}, "prompt", "a number where text or messages"),
-    "number chosen": ({**P, "chosen": 3, **R}, "chosen", "a number where text is wanted"),
-    "boolean rejected": ({**P, **C, "rejected": True}, "rejected", "true or false where text is wanted"),
+    "missing prompt": ({**C, **R}, "prompt", "missing, and chosen is not a transcript"),
+    "null prompt": ({"prompt": None, **C, **R}, "prompt", "expected text or messages, got null"),
+    "null chosen": ({**P, "chosen": None, **R}, "chosen", "expected text, got null"),
+    "number prompt": ({"prompt": 3, **C, **R}, "prompt", "expected text or messages, got a number"),
+    "number chosen": ({**P, "chosen": 3, **R}, "chosen", "expected text, got a number"),
+    "boolean rejected": ({**P, **C, "rejected": True}, "rejected", "expected text, got true or false"),
     "empty chosen": ({**P, "chosen": " \n", **R}, "chosen", "empty"),
     "empty prompt": ({"prompt": "\n", **C, **R}, "prompt", "empty"),
     "no messages": ({"prompt": [], **C, **R}, "prompt", "empty"),
@@ -128,33 +128,41 @@ BAD_PAIRS = {
         "the prompt must end with a user",
     ),
     "same": ({**P, **C, "rejected": "A "}, "rejected", "the same text as chosen"),
-    "float id": ({"id": 1.5, **P, **C, **R}, "id", "a number where text or a whole number"),
-    "boolean id": ({"id": True, **P, **C, **R}, "id", "true or false where"),
+    "float id": ({"id": 1.5, **P, **C, **R}, "id", "expected text or a whole number, got 1.5"),
+    "boolean id": ({"id": True, **P, **C, **R}, "id", "expected text or a whole number, got true or false"),
     "empty id": ({"id": " ", **P, **C, **R}, "id", "empty"),
     "unknown role": (
         {"prompt": [user("a"), {"role": "tool", "content": "b"}], **C, **R},
         "prompt[1].role",
-        '"tool" is not',
+        'expected system, user or assistant, got "tool"',
     ),
-    "no role": ({"prompt": [{"content": "b"}], **C, **R}, "prompt[0].role", "null is not"),
-    "role that cannot be hashed": ({"prompt": [{"role": []}], **C, **R}, "prompt[0].role", "an array is not"),
-    "no message": ({"prompt": ["Hi"], **C, **R}, "prompt[0]", "text where a message"),
+    "no role": (
+        {"prompt": [{"content": "b"}], **C, **R},
+        "prompt[0].role",
+        "expected system, user or assistant, got null",
+    ),
+    "role that cannot be hashed": (
+        {"prompt": [{"role": []}], **C, **R},
+        "prompt[0].role",
+        "expected system, user or assistant, got an array",
+    ),
+    "no message": ({"prompt": ["Hi"], **C, **R}, "prompt[0]", "expected a message with role and content, got text"),
     "number content": (
         {"prompt": [{"role": "user", "content": 3}], **C, **R},
         "prompt[0].content",
-        "a number where",
+        "expected text, got a number",
     ),
     "empty content": ({"prompt": [user(" ")], **C, **R}, "prompt[0].content", "empty"),
     "two users": (
         {"prompt": [user("a"), assistant("b"), assistant("c")], **C, **R},
         "prompt[2].role",
-        "assistant where",
+        "expected user, got assistant",
     ),
-    "late system": ({"prompt": [user("a"), SYSTEM], **C, **R}, "prompt[1].role", "system where assistant"),
+    "late system": ({"prompt": [user("a"), SYSTEM], **C, **R}, "prompt[1].role", "expected assistant, got system"),
     "assistant first": (
         {"prompt": [assistant("a"), user("b")], **C, **R},
         "prompt[0].role",
-        "assistant where user",
+        "expected user, got assistant",
     ),
     "assistant last": (
         {"prompt": [user("a"), assistant("b")], **C, **R},
@@ -191,7 +199,7 @@ BAD_PAIRS = {
         "rejected",
         "shares no prompt with chosen",
     ),
-    "HH, parting early": (
+    "HH, different early": (
         {"chosen": HH_THREE + " A", "rejected": HH_THREE.replace("Bye", "Ciao") + " B"},
         "rejected",
         "differs from chosen at turn 3",
@@ -204,7 +212,7 @@ BAD_PAIRS = {
     "HH, assistant first": (
         {"chosen": "\n\nHuman: a", "rejected": "\n\nAssistant: A\n\nHuman: b"},
         "prompt",
-        "missing, and rejected is no transcript",
+        "missing, and rejected is not a transcript",
     ),
     "HH, no prompt": ({"chosen": "\n\nAssistant: A", "rejected": "\n\nAssistant: B"}, "prompt", "missing"),
     "HH, split inside an answer": (
@@ -224,14 +232,14 @@ BAD_PAIRS = {
     "TRL, another prompt": (
         {**P, "chosen": [user("Ho"), assistant("A")], **R},
         "chosen",
-        "one assistant message",
+        "expected one assistant message",
     ),
     "TRL, implicit, no prompt": (
         {"chosen": [assistant("A")], "rejected": [assistant("B")]},
         "chosen",
         "empty",
     ),
-    "TRL, implicit, unlike": (
+    "TRL, implicit, different prompts": (
         {"chosen": [user("a"), assistant("A")], "rejected": [user("b"), assistant("B")]},
         "rejected",
         "shares no prompt",
@@ -242,7 +250,7 @@ BAD_PAIRS = {
             "rejected": [user("a"), user("b"), assistant("B")],
         },
         "chosen[1].role",
-        "user where assistant is wanted",
+        "expected assistant, got user",
     ),
 }
 
@@ -267,19 +275,19 @@ def test_a_draft_keeps_its_row_and_its_text():
 BAD_DRAFTS = {
     "missing response": ({"prompt": "Hi"}, "response", "missing; the row has 'prompt'"),
     "missing prompt": ({"response": "x"}, "prompt", "missing"),
-    "null response": ({"prompt": "Hi", "response": None}, "response", "null where text is wanted"),
-    "number response": ({"prompt": "Hi", "response": 7}, "response", "a number where text is wanted"),
+    "null response": ({"prompt": "Hi", "response": None}, "response", "expected text, got null"),
+    "number response": ({"prompt": "Hi", "response": 7}, "response", "expected text, got a number"),
     "empty response": ({"prompt": "Hi", "response": " "}, "response", "empty"),
     "messages as response": (
         {"prompt": "Hi", "response": [assistant("x")]},
         "response",
-        "an array where text",
+        "expected text, got an array",
     ),
     "empty prompt": ({"prompt": "", "response": "x"}, "prompt", "empty"),
     "misordered prompt": (
         {"prompt": [assistant("x")], "response": "x"},
         "prompt[0].role",
-        "assistant where user",
+        "expected user, got assistant",
     ),
 }
 
@@ -292,7 +300,7 @@ def test_a_bad_draft_names_its_field(row, field, reason):
     assert caught.value.reason.startswith(reason)
 
 
-def unwanted(error: RowError) -> None:
+def fail(error: RowError) -> None:
     pytest.fail(str(error))
 
 
@@ -306,12 +314,12 @@ def pair(prompt: str, chosen: str = "A", rejected: str = "B", **fields: object) 
     return {**fields, "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def test_all_errors_of_a_file_come_at_once_in_order(tmp_path):
+def test_all_errors_of_a_file_are_reported_at_once_in_order(tmp_path):
     path = write(tmp_path, pair("a"), "{", pair("", "A"), "", pair("b", "x", "x"))
     with pytest.raises(InputError) as caught:
         load_pairs(path)
-    places = [problem.split(": ")[0] for problem in caught.value.problems]
-    assert places == [f"{path}:2", f"{path}:3:prompt", f"{path}:5:rejected"]
+    locations = [problem.split(": ")[0] for problem in caught.value.problems]
+    assert locations == [f"{path}:2", f"{path}:3:prompt", f"{path}:5:rejected"]
 
 
 @pytest.mark.parametrize(("bad", "last"), [(20, "rows.jsonl:20:prompt: empty"), (23, "and 3 more")])
@@ -335,7 +343,7 @@ def test_duplicate_ids_name_both_lines(tmp_path):
     path = write(tmp_path, *rows)
     with pytest.raises(InputError) as caught:
         load_pairs(path)
-    assert caught.value.problems == [f"{path}:3:id: the same as on line 1"]
+    assert caught.value.problems == [f"{path}:3:id: duplicate of the id on line 1"]
 
 
 def test_duplicate_rows_are_kept_once_and_pairs_in_both_orders_are_kept(tmp_path):
@@ -346,12 +354,12 @@ def test_duplicate_rows_are_kept_once_and_pairs_in_both_orders_are_kept(tmp_path
     assert notes == {"duplicate rows": 2, "pairs in both orders": 1}
 
 
-def test_max_rows_takes_the_first_and_reads_no_further(tmp_path):
+def test_max_rows_keeps_the_first_rows_and_reads_no_further(tmp_path):
     path = write(tmp_path, pair("a"), pair("a"), pair("b"), pair(""), pair("c"))
     assert [p.prompt[0].content for p in load_pairs(path, max_rows=2)] == ["a", "b"]
 
 
-def test_drafts_stream_past_bad_rows(tmp_path):
+def test_drafts_after_bad_rows_are_still_read(tmp_path):
     errors: list[RowError] = []
     path = write(tmp_path, {"prompt": "a", "response": "x"}, "null", {"prompt": "b"}, {"prompt": "c", "response": "y"})
     drafts = [(line, draft.response) for line, draft in iter_drafts(path, errors.append)]
@@ -359,47 +367,49 @@ def test_drafts_stream_past_bad_rows(tmp_path):
     assert [(error.line, error.field) for error in errors] == [(2, ""), (3, "response")]
 
 
-def test_a_draft_with_the_id_of_an_earlier_one_is_an_error_and_the_others_come(tmp_path):
+def test_a_draft_with_the_id_of_an_earlier_one_is_an_error_and_the_others_are_read(tmp_path):
     errors: list[RowError] = []
-    rows = [{"id": id, "prompt": "p", "response": f"r{n}"} for n, id in enumerate([7, "a", "7", None, None, "b"])]
+    rows = [
+        {"id": id, "prompt": "p", "response": f"r{index}"} for index, id in enumerate([7, "a", "7", None, None, "b"])
+    ]
     drafts = [line for line, _ in iter_drafts(write(tmp_path, *rows), errors.append)]
     assert drafts == [1, 2, 4, 5, 6]
     assert [error[1:] for error in errors] == [
-        (3, "id", "the same as on an earlier line; give each row its own, or none")
+        (3, "id", "duplicate of an earlier id; give each row its own id, or none")
     ]
 
 
-def test_an_id_that_only_a_bad_row_had_is_free(tmp_path):
+def test_the_id_of_a_bad_row_can_be_used_again(tmp_path):
     errors: list[RowError] = []
     path = write(tmp_path, {"id": 1, "prompt": "", "response": "r"}, {"id": 1, "prompt": "p", "response": "r"})
     assert [line for line, _ in iter_drafts(path, errors.append)] == [2]
     assert [error.field for error in errors] == ["prompt"]
 
 
-def test_equal_drafts_without_ids_are_counted_and_all_come(tmp_path):
+def test_equal_drafts_without_ids_are_counted_and_all_are_read(tmp_path):
     notes: Counter[str] = Counter()
     rows = [{"prompt": "p", "response": "r"}] * 3 + [{"prompt": "p", "response": "r", "n": 1}]
-    assert len(list(iter_drafts(write(tmp_path, *rows), unwanted, notes))) == 4
+    assert len(list(iter_drafts(write(tmp_path, *rows), fail, notes))) == 4
     assert notes == {"duplicate rows": 2}
 
 
-def test_questions_have_ids_of_their_own_too(tmp_path):
+def test_questions_need_different_ids_too(tmp_path):
     errors: list[RowError] = []
     rows = [pair("a", id=1), pair("a", "C", id=1), pair("b")]
     assert [line for line, _ in iter_questions(write(tmp_path, *rows), errors.append)] == [1, 3]
     assert [(error.line, error.field) for error in errors] == [(2, "id")]
 
 
-def test_no_draft_is_read_ahead(tmp_path):
+def test_a_draft_is_yielded_before_the_next_line_is_parsed(tmp_path):
     errors: list[RowError] = []
     drafts = iter_drafts(write(tmp_path, {"prompt": "a", "response": "x"}, "bad"), errors.append)
     assert next(drafts)[0] == 1
     assert errors == []
 
 
-def test_an_unusable_drafts_file_is_refused_before_the_first_is_asked_for(tmp_path):
+def test_an_unusable_file_of_drafts_is_refused_before_the_first_draft(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        iter_drafts(tmp_path / "none.jsonl", unwanted)
+        iter_drafts(tmp_path / "none.jsonl", fail)
 
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the HH rows of ../shared/data, which is absent")
@@ -416,6 +426,6 @@ def test_every_hh_row_as_published_agrees_with_its_canonical_row(fold, published
 
 @needs_data
 def test_every_openassistant_prompt_becomes_turns():
-    rows = read_rows(DATA / "oasst1_val_english.jsonl.gz", unwanted)
+    rows = read_rows(DATA / "oasst1_val_english.jsonl.gz", fail)
     turns = Counter(len(parse_draft({**row, "response": "x"}, "f", line).prompt) for line, row in rows)
     assert turns == {1: 187, 3: 228, 5: 4}

@@ -1,4 +1,4 @@
-"""Every published format is recognised by its fields and becomes the pair that it means."""
+"""Every published format is recognised by its fields and becomes the right pair."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ from pitcli.settings.tools import PrepareConfig
 from pitcli.stages import prepare
 
 SYSTEM, USER, ASSISTANT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))
-ASKED = "How long should I boil an egg?"
+QUESTION = "How long should I boil an egg?"
 GOOD, BAD = "Seven minutes for a firm white and a soft yolk.", "Until it is done."
 
 
-def sent(sender: str, text: str) -> dict[str, str]:
+def turn(sender: str, text: str) -> dict[str, str]:
     return {"from": sender, "value": text}
 
 
@@ -35,26 +35,26 @@ NEWS = {"id": "n1", "post": None, "title": None, "subreddit": None, "site": "x",
 ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]] = {
     "UltraFeedback": (
         {
-            "prompt": ASKED,
+            "prompt": QUESTION,
             "prompt_id": "9f",
-            "chosen": [{"content": ASKED, "role": "user"}, {"content": GOOD, "role": "assistant"}],
-            "rejected": [{"content": ASKED, "role": "user"}, {"content": BAD, "role": "assistant"}],
+            "chosen": [{"content": QUESTION, "role": "user"}, {"content": GOOD, "role": "assistant"}],
+            "rejected": [{"content": QUESTION, "role": "user"}, {"content": BAD, "role": "assistant"}],
             "score_chosen": 8.5,
             "score_rejected": 3.0,
         },
         "UltraFeedback, binarised",
-        (USER(ASKED),),
+        (USER(QUESTION),),
         {"prompt_id": "9f", "score_chosen": 8.5, "score_rejected": 3.0},
     ),
     "Alpaca pairs": (
-        {"instruction": "Answer the cook.", "input": ASKED, "chosen": GOOD, "rejected": BAD, "source": "kitchen"},
+        {"instruction": "Answer the cook.", "input": QUESTION, "chosen": GOOD, "rejected": BAD, "source": "kitchen"},
         "Alpaca pairs",
-        (USER(f"Answer the cook.\n{ASKED}"),),
+        (USER(f"Answer the cook.\n{QUESTION}"),),
         {"source": "kitchen"},
     ),
     "Alpaca pairs with system and history": (
         {
-            "instruction": ASKED,
+            "instruction": QUESTION,
             "input": "",
             "system": "Be brief.",
             "history": [["Hi", "Hello"]],
@@ -62,57 +62,57 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]]
             "rejected": BAD,
         },
         "Alpaca pairs",
-        (SYSTEM("Be brief."), USER("Hi"), ASSISTANT("Hello"), USER(ASKED)),
+        (SYSTEM("Be brief."), USER("Hi"), ASSISTANT("Hello"), USER(QUESTION)),
         {},
     ),
     "Alpaca, output of two": (
-        {"instruction": ASKED, "input": None, "output": [GOOD, BAD]},
+        {"instruction": QUESTION, "input": None, "output": [GOOD, BAD]},
         "Alpaca, output ranked",
-        (USER(ASKED),),
+        (USER(QUESTION),),
         {},
     ),
     "Alpaca, output and rejected": (
-        {"instruction": ASKED, "output": GOOD, "rejected": BAD},
+        {"instruction": QUESTION, "output": GOOD, "rejected": BAD},
         "Alpaca, output and rejected",
-        (USER(ASKED),),
+        (USER(QUESTION),),
         {},
     ),
     "Orca DPO": (
-        {"system": "You are a cook.", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"system": "You are a cook.", "question": QUESTION, "chosen": GOOD, "rejected": BAD},
         "Orca DPO",
-        (SYSTEM("You are a cook."), USER(ASKED)),
+        (SYSTEM("You are a cook."), USER(QUESTION)),
         {},
     ),
     "Orca DPO without system": (
-        {"system": "", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"system": "", "question": QUESTION, "chosen": GOOD, "rejected": BAD},
         "Orca DPO",
-        (USER(ASKED),),
+        (USER(QUESTION),),
         {},
     ),
     "LLaMA-Factory": (
         {
             "conversations": [
-                sent("system", "Be kind."),
-                sent("human", "Hi"),
-                sent("gpt", "Yes?"),
-                sent("human", ASKED),
+                turn("system", "Be kind."),
+                turn("human", "Hi"),
+                turn("gpt", "Yes?"),
+                turn("human", QUESTION),
             ],
-            "chosen": sent("gpt", GOOD),
-            "rejected": sent("gpt", BAD),
+            "chosen": turn("gpt", GOOD),
+            "rejected": turn("gpt", BAD),
         },
         "LLaMA-Factory, ShareGPT",
-        (SYSTEM("Be kind."), USER("Hi"), ASSISTANT("Yes?"), USER(ASKED)),
+        (SYSTEM("Be kind."), USER("Hi"), ASSISTANT("Yes?"), USER(QUESTION)),
         {},
     ),
     "LLaMA-Factory with a system column": (
         {
-            "conversations": [sent("human", ASKED)],
+            "conversations": [turn("human", QUESTION)],
             "system": "Be kind.",
-            "chosen": sent("gpt", GOOD),
-            "rejected": sent("gpt", BAD),
+            "chosen": turn("gpt", GOOD),
+            "rejected": turn("gpt", BAD),
         },
         "LLaMA-Factory, ShareGPT",
-        (SYSTEM("Be kind."), USER(ASKED)),
+        (SYSTEM("Be kind."), USER(QUESTION)),
         {},
     ),
     "summarize-from-feedback": (
@@ -128,9 +128,9 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]]
         {"worker": "w1", "batch": "b2"},
     ),
     "Aligner": (
-        {"question": ASKED, "answer": BAD, "correction": GOOD, "category": "food"},
+        {"question": QUESTION, "answer": BAD, "correction": GOOD, "category": "food"},
         "Aligner",
-        (USER(ASKED),),
+        (USER(QUESTION),),
         {"category": "food"},
     ),
 }
@@ -147,58 +147,78 @@ def test_a_published_row_is_recognised_and_round_trips(row, name, prompt, extra,
     assert load_pairs(tmp_path / "out" / "all.jsonl") == load_pairs(path) == [pair]
 
 
-def test_every_format_has_a_row_here():
+def test_every_format_is_tested():
     elsewhere = {"HH transcripts / TRL, implicit prompt", "canonical / TRL preference", "HelpSteer-like ratings"}
     assert {name for _, name, _, _ in ROWS.values()} | elsewhere == {known.name for known in FORMATS}
 
 
-def test_the_choice_says_which_summary_is_better():
+def test_choice_is_the_index_of_the_better_summary():
     pair = parse_pair(comparison(POST, 0), "f", 1)
     assert (pair.chosen, pair.rejected) == (BAD, GOOD)
 
 
-def test_fields_beside_a_canonical_pair_do_not_change_its_format():
+def test_extra_fields_do_not_change_the_format_of_a_canonical_pair():
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "question": "q", "instruction": "i", "answer": "x"}
     assert recognise(row).name == "canonical / TRL preference"
     assert parse_pair(row, "f", 1).extra == {"question": "q", "instruction": "i", "answer": "x"}
 
 
 BAD_ROWS = {
-    "one output": ({"instruction": "i", "output": "o"}, "output", "text where two are wanted"),
-    "three outputs": ({"instruction": "i", "output": ["a", "b", "c"]}, "output", "3 texts where two"),
+    "one output": ({"instruction": "i", "output": "o"}, "output", "expected two texts, the better one first, got text"),
+    "three outputs": (
+        {"instruction": "i", "output": ["a", "b", "c"]},
+        "output",
+        "expected two texts, the better one first, got an array of 3",
+    ),
     "empty output": ({"instruction": "i", "output": ["a", ""]}, "output[1]", "empty"),
     "history of three": (
         {"instruction": "i", "history": [["a", "b", "c"]], "output": ["a", "b"]},
         "history[0]",
-        "a question and its answer",
+        "expected a question and its answer, got an array of 3",
     ),
-    "history that is text": ({"instruction": "i", "history": "x", "output": ["a", "b"]}, "history", "text where"),
+    "history that is text": (
+        {"instruction": "i", "history": "x", "output": ["a", "b"]},
+        "history",
+        "expected an array of pairs of texts, got text",
+    ),
     "system that is a number": (
         {"question": "q", "system": 3, "chosen": "a", "rejected": "b"},
         "system",
-        "a number where text",
+        "expected text, got a number",
     ),
     "unknown sender": (
-        {"conversations": [sent("tool", "x")], "chosen": sent("gpt", "a"), "rejected": sent("gpt", "b")},
+        {"conversations": [turn("tool", "x")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
         "conversations[0].from",
-        '"tool" is not human',
+        'expected human, gpt or system, got "tool"',
     ),
-    "ShareGPT, no message": ({"conversations": "x", "chosen": "a", "rejected": "b"}, "conversations", "text where"),
+    "ShareGPT, no message": (
+        {"conversations": "x", "chosen": "a", "rejected": "b"},
+        "conversations",
+        "expected messages",
+    ),
     "ShareGPT, text as completion": (
-        {"conversations": [sent("human", "x")], "chosen": "a", "rejected": sent("gpt", "b")},
+        {"conversations": [turn("human", "x")], "chosen": "a", "rejected": turn("gpt", "b")},
         "chosen",
-        "text where a message with from and value",
+        "expected a message with from and value, got text",
     ),
     "ShareGPT, gpt last": (
-        {"conversations": [sent("gpt", "x")], "chosen": sent("gpt", "a"), "rejected": sent("gpt", "b")},
+        {"conversations": [turn("gpt", "x")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
         "conversations[0].role",
-        "assistant where user",
+        "expected user, got assistant",
     ),
-    "no post": (comparison({"title": "x"}), "info.post", "null where text"),
-    "no info": ({**comparison(POST), "info": None}, "info", "null where an object"),
-    "choice of two": (comparison(POST, 2), "choice", "0 or 1"),
-    "choice that is true": (comparison(POST, True), "choice", "0 or 1"),
-    "one summary": ({**comparison(POST), "summaries": [{"text": "x"}]}, "summaries", "two objects"),
+    "no post": (comparison({"title": "x"}), "info.post", "expected text, got null"),
+    "no info": ({**comparison(POST), "info": None}, "info", "expected an object with post, got null"),
+    "choice of two": (comparison(POST, 2), "choice", "expected 0 or 1, the index of the better summary, got 2"),
+    "choice that is true": (
+        comparison(POST, True),
+        "choice",
+        "expected 0 or 1, the index of the better summary, got true",
+    ),
+    "one summary": (
+        {**comparison(POST), "summaries": [{"text": "x"}]},
+        "summaries",
+        "expected an array of two objects",
+    ),
     "empty summary": (
         {**comparison(POST), "summaries": [{"text": "x"}, {"text": " "}]},
         "summaries[1].text",
@@ -214,7 +234,7 @@ BAD_ROWS = {
         "",
         "fits more than one format: Alpaca, output ranked (instruction, output), or Aligner (question, answer, corr",
     ),
-    "a typing slip": (
+    "a typo": (
         {"question": "q", "answer": "a", "corection": "b"},
         "correction",
         "missing; the row has 'question', 'answer', 'corection'; the nearest format is Aligner (question, answer,",
@@ -229,7 +249,7 @@ def test_a_bad_row_names_its_field(row, field, reason):
     assert (caught.value.field, caught.value.reason[: len(reason)]) == (field, reason)
 
 
-def test_the_known_formats_are_listed_once_where_a_row_has_none_of_them(tmp_path: Path):
+def test_the_known_formats_are_listed_once_if_rows_have_none_of_them(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"b": 1}\n')
     with pytest.raises(InputError) as caught:
@@ -248,5 +268,5 @@ def test_a_question_is_taken_from_a_pair_of_any_format(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS["Aligner"][0]) + "\n")
     [(_, question)] = iter_questions(path, lambda error: pytest.fail(str(error)))
-    assert question.prompt == (USER(ASKED),)
-    assert question.row["prompt"] == [{"role": "user", "content": ASKED}]
+    assert question.prompt == (USER(QUESTION),)
+    assert question.row["prompt"] == [{"role": "user", "content": QUESTION}]

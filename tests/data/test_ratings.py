@@ -1,4 +1,4 @@
-"""Rated responses become pairs of the best against each worse one."""
+"""Rated responses become pairs of the best response with each worse one."""
 
 from collections import Counter
 
@@ -11,13 +11,13 @@ from pitcli.data.strict_json import RowProblem
 P, Q = (Message("user", "p"),), (Message("user", "q"),)
 
 
-def made(rated: list[Rated], margin: float = 0) -> tuple[list[tuple[str, str, str, int]], Counter[str]]:
+def pairs_and_notes(rated: list[Rated], margin: float = 0) -> tuple[list[tuple[str, str, str, int]], Counter[str]]:
     notes: Counter[str] = Counter()
     pairs = pairs_of_ratings(rated, margin, notes)
     return [(pair.prompt[0].content, pair.chosen, pair.rejected, pair.line) for pair in pairs], notes
 
 
-def test_the_best_stands_against_each_worse_response_of_its_prompt() -> None:
+def test_the_best_response_to_a_prompt_is_paired_with_each_worse_one() -> None:
     rated = [
         Rated(P, "ok", 2, 1),
         Rated(Q, "x", 0, 2),
@@ -25,21 +25,21 @@ def test_the_best_stands_against_each_worse_response_of_its_prompt() -> None:
         Rated(P, "bad", 0, 4),
         Rated(Q, "y", 1, 5),
     ]
-    pairs, notes = made(rated)
+    pairs, notes = pairs_and_notes(rated)
     assert pairs == [("p", "best", "ok", 3), ("p", "best", "bad", 3), ("q", "y", "x", 5)]
     assert not notes
 
 
-def test_what_makes_no_pair_is_counted() -> None:
+def test_responses_that_make_no_pair_are_counted() -> None:
     rated = [Rated(P, "a", 4, 1), Rated(P, "b", 4, 2), Rated(P, "c", 3, 3), Rated(P, "a", 1, 4), Rated(Q, "x", 4, 5)]
-    pairs, notes = made(rated, 2)
+    pairs, notes = pairs_and_notes(rated, 2)
     assert pairs == []
     assert notes == {
-        "rated responses left out: rated too near the best": 2,
-        "rated responses left out: the same text as the best": 1,
-        "rated responses left out: the only one to their prompt": 1,
+        "rated responses skipped: rated too close to the best": 2,
+        "rated responses skipped: the same text as the best": 1,
+        "rated responses skipped: the only one to their prompt": 1,
     }
-    assert made(rated, 1)[0] == [("p", "a", "c", 1)]
+    assert pairs_and_notes(rated, 1)[0] == [("p", "a", "c", 1)]
 
 
 def test_the_ratings_are_kept_under_the_names_of_ultrafeedback() -> None:
@@ -47,7 +47,7 @@ def test_the_ratings_are_kept_under_the_names_of_ultrafeedback() -> None:
     assert pair.extra == {"score_chosen": 4, "score_rejected": 1.5}
 
 
-def test_turns_of_helpsteer_and_numbers_in_text() -> None:
+def test_helpsteer_turns_and_ratings_in_text_are_parsed() -> None:
     prompt = "c#\n<extra_id_1>Assistant\nWhat about it?\n<extra_id_1>User\nWrite a loop\n<extra_id_1>Assistant\n"
     rated = parse_rated({"prompt": prompt, "response": " for ", "quality": " 3.5"}, "quality", 7)
     turns = (Message("user", "c#"), Message("assistant", "What about it?"), Message("user", "Write a loop"))
@@ -55,8 +55,8 @@ def test_turns_of_helpsteer_and_numbers_in_text() -> None:
 
 
 @pytest.mark.parametrize("rating", [None, "good", True, "nan", [1]])
-def test_a_rating_is_a_number(rating: object) -> None:
+def test_a_rating_that_is_not_a_number_is_refused(rating: object) -> None:
     with pytest.raises(RowProblem) as caught:
         parse_rated({"prompt": "p", "response": "r", "helpfulness": rating}, "helpfulness", 1)
     assert caught.value.field == "helpfulness"
-    assert caught.value.reason.endswith("where a number is wanted")
+    assert caught.value.reason.startswith("expected a number, got ")

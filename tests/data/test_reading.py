@@ -1,4 +1,4 @@
-"""Strict reading: every broken line or file is named, and everything else comes through unchanged."""
+"""Strict reading: every broken line or file is reported, and everything else is read unchanged."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ def read(path: Path) -> tuple[list, list[RowError], Counter]:
     return list(read_rows(path, errors.append, notes)), errors, notes
 
 
-def unwanted(error: RowError) -> None:
+def fail(error: RowError) -> None:
     pytest.fail(str(error))
 
 
@@ -51,22 +51,22 @@ BAD_LINES = {
     "NaN": (b'{"a": NaN}', "a", "NaN, Infinity"),
     "-Infinity": (b'{"a": {"b": -Infinity}}', "a.b", "NaN, Infinity"),
     "a float that overflows": (b'{"a": 1e999}', "a", "NaN, Infinity"),
-    "duplicate keys": (b'{"a": 1, "b": 2, "a": 1}', "a", "the key stands twice"),
-    "nested duplicate keys": (b'{"x": {"a\\n": 1, "a\\n": 1}}', '"a\\n"', "the key stands twice"),
-    "array row": (b"[1, 2]", "", "an array where an object is wanted"),
-    "empty array row": (b"[]", "", "an array where an object is wanted"),
-    "number row": (b"3.5", "", "a number where an object is wanted"),
-    "null row": (b"null", "", "null where an object is wanted"),
-    "text row": (b'"a"', "", "text where an object is wanted"),
-    "boolean row": (b"true", "", "true or false where an object is wanted"),
+    "duplicate keys": (b'{"a": 1, "b": 2, "a": 1}', "a", "duplicate key"),
+    "nested duplicate keys": (b'{"x": {"a\\n": 1, "a\\n": 1}}', '"a\\n"', "duplicate key"),
+    "array row": (b"[1, 2]", "", "expected an object, got an array"),
+    "empty array row": (b"[]", "", "expected an object, got an array"),
+    "number row": (b"3.5", "", "expected an object, got a number"),
+    "null row": (b"null", "", "expected an object, got null"),
+    "text row": (b'"a"', "", "expected an object, got text"),
+    "boolean row": (b"true", "", "expected an object, got true or false"),
     "two objects": (b'{"a": 1} {"a": 2}', "", "more text after the JSON value (column 10)"),
-    "Python dict": (b"{'a': 1}", "", "not JSON but a Python dict (column 2)"),
-    "Python None": (b'{"a": None}', "", "not JSON but a Python dict (column 7)"),
-    "no JSON": (b"hello", "", "not JSON: "),
+    "Python dict": (b"{'a': 1}", "", "expected JSON, got a Python dict (column 2)"),
+    "Python None": (b'{"a": None}', "", "expected JSON, got a Python dict (column 7)"),
+    "not JSON": (b"hello", "", "not JSON: "),
     "arrays 3000 deep": (b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}", "", "nested more than 100 deep"),
     "objects 100000 deep": (b'{"a":' * 100000 + b"1" + b"}" * 100000, "", "nested more than 100 deep"),
     "arrays 101 deep": (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "a", "nested more than 100 deep"),
-    "5000-digit int": (b'{"a": ' + b"9" * 5000 + b"}", "", "a number of more than 4300 digits"),
+    "5000-digit int": (b'{"a": ' + b"9" * 5000 + b"}", "", "a number with more than 4300 digits"),
     "bare control character": (b'{"a": "\t"}', "", "not JSON: Invalid control character"),
 }
 
@@ -98,7 +98,7 @@ GOOD_FILES = {
 
 @pytest.mark.parametrize(("data", "expected", "noted"), GOOD_FILES.values(), ids=GOOD_FILES.keys())
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
-def test_what_is_accepted(tmp_path, data, expected, noted, zipped):
+def test_valid_files_are_read(tmp_path, data, expected, noted, zipped):
     path = write(tmp_path, gzip.compress(data), "r.jsonl.gz") if zipped else write(tmp_path, data)
     assert read(path) == (expected, [], noted)
 
@@ -116,8 +116,8 @@ REFUSED = {
     "UTF-16 LE without its mark": ("rows.jsonl", '{"a": 1}'.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 "),
     "UTF-16 BE without its mark": ("rows.jsonl", '{"a": 1}'.encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 "),
     "UTF-16 in gzip": ("r.jsonl.gz", gzip.compress('{"a": 1}'.encode("utf-16")), "iconv -f UTF-16"),
-    "parquet": ("rows.jsonl", b"PAR1\x15\x04", "a parquet file"),
-    "no gzip bytes": ("r.jsonl.gz", GOOD, "rename it to .jsonl"),
+    "parquet": ("rows.jsonl", b"PAR1\x15\x04", "got parquet"),
+    "not gzip data": ("r.jsonl.gz", GOOD, "rename it to .jsonl"),
 }
 
 
@@ -125,7 +125,7 @@ REFUSED = {
 def test_a_file_in_another_encoding_is_refused_before_its_first_row(tmp_path, name, data, remedy):
     path = write(tmp_path, data, name)
     with pytest.raises(InputError) as caught:
-        read_rows(path, unwanted)
+        read_rows(path, fail)
     assert str(caught.value).startswith(f"{path}:")
     assert remedy in str(caught.value)
 
@@ -133,10 +133,10 @@ def test_a_file_in_another_encoding_is_refused_before_its_first_row(tmp_path, na
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n \n"], ids=["", "after a mark", "after blank lines"])
 def test_a_file_that_is_one_array_is_refused_before_its_first_row(tmp_path, before):
     with pytest.raises(InputError, match="unpack it: jq"):
-        read_rows(write(tmp_path, before + b'[{"a": 1}]\n'), unwanted)
+        read_rows(write(tmp_path, before + b'[{"a": 1}]\n'), fail)
 
 
-def test_a_file_of_one_byte_is_no_utf16(tmp_path):
+def test_a_file_of_one_or_two_bytes_is_not_taken_for_utf16(tmp_path):
     for data in (b"\0", b"{", b"\0\0"):
         rows, errors, _ = read(write(tmp_path, data))
         assert (rows, len(errors)) == ([], 1)
@@ -144,15 +144,15 @@ def test_a_file_of_one_byte_is_no_utf16(tmp_path):
 
 def test_a_missing_file_and_a_folder_are_refused_at_once(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        read_rows(tmp_path / "none.jsonl", unwanted)
+        read_rows(tmp_path / "none.jsonl", fail)
     with pytest.raises(InputError, match="is a folder"):
-        read_rows(tmp_path, unwanted)
+        read_rows(tmp_path, fail)
 
 
 ARRAYS = {
     "on one line": b'[{"a": 1}, {"a": 2}]\n',
     "pretty": b'[\n  {"a": 1},\n  {"a": 2}\n]\n',
-    "a row a line": b'[{"a": 1},\n{"a": 2}]\n',
+    "one row per line": b'[{"a": 1},\n{"a": 2}]\n',
     "after a BOM and a blank line": b'\xef\xbb\xbf\n  [ {"a": 1}]',
     "longer than a line may be": b'[{"a": "' + b"x" * MAX_LINE_BYTES + b'"}]',
 }
@@ -166,16 +166,16 @@ def test_a_file_that_is_one_array_is_refused_with_the_jq_line(tmp_path, data):
     assert f"jq -c '.[]' {path}" in str(caught.value)
 
 
-def test_an_array_of_objects_further_down_is_a_row_error(tmp_path):
+def test_an_array_of_objects_on_a_later_line_is_a_row_error(tmp_path):
     _, errors, _ = read(write(tmp_path, GOOD + b'\n[{"a": 1}]\n'))
     assert [error.line for error in errors] == [2]
 
 
-@pytest.mark.parametrize("cut", [12, 200], ids=["in the header's wake", "midway"])
-def test_a_gzip_file_that_is_cut_short_is_refused(tmp_path, cut):
-    lines = b"".join(b'{"a": "%064x"}\n' % random.Random(n).getrandbits(256) for n in range(50))
-    path = write(tmp_path, gzip.compress(lines)[:cut], "r.jsonl.gz")
-    with pytest.raises(InputError, match="cut short or damaged"):
+@pytest.mark.parametrize("size", [12, 200], ids=["just after the header", "midway"])
+def test_a_truncated_gzip_file_is_refused(tmp_path, size):
+    lines = b"".join(b'{"a": "%064x"}\n' % random.Random(seed).getrandbits(256) for seed in range(50))
+    path = write(tmp_path, gzip.compress(lines)[:size], "r.jsonl.gz")
+    with pytest.raises(InputError, match="truncated or damaged"):
         read(path)
 
 
@@ -205,12 +205,12 @@ def test_the_line_limit_is_exact(tmp_path, monkeypatch, extra, read_whole, end):
     assert (len(rows), len(errors)) == ((1, 0) if read_whole else (0, 1))
 
 
-def test_errors_print_as_places():
+def test_errors_are_printed_with_file_line_and_field():
     assert str(RowError("f.jsonl", 3, "a[0].b", "empty")) == "f.jsonl:3:a[0].b: empty"
     assert str(RowError("<stdin>", 3, "", "not JSON")) == "<stdin>:3: not JSON"
 
 
-def test_stdin_is_read_and_named(monkeypatch):
+def test_stdin_is_read_and_named_in_errors(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}\n{"a"\n')))
     rows, errors, _ = read(Path("-"))
     assert rows == [(1, {"a": 1})]
@@ -219,7 +219,7 @@ def test_stdin_is_read_and_named(monkeypatch):
 
 def test_gzip_bytes_on_stdin_are_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(GOOD))))
-    with pytest.raises(InputError, match=r"<stdin>: gzip bytes.*zcat FILE"):
+    with pytest.raises(InputError, match=r"<stdin>: expected JSON lines, got gzip data; zcat FILE"):
         read(Path("-"))
 
 
@@ -229,7 +229,7 @@ def test_a_terminal_as_stdin_is_refused_at_once(monkeypatch):
         with os.fdopen(follower) as terminal:
             monkeypatch.setattr(sys, "stdin", terminal)
             with pytest.raises(InputError, match="is a terminal; name a file"):
-                read_rows("-", unwanted)
+                read_rows("-", fail)
     finally:
         os.close(leader)
 
@@ -238,10 +238,10 @@ def test_a_row_is_yielded_before_the_next_line_is_written(monkeypatch):
     read_end, write_end = os.pipe()
     with os.fdopen(read_end) as stdin, os.fdopen(write_end, "wb", buffering=0) as feed:
         monkeypatch.setattr(sys, "stdin", stdin)
-        rows = read_rows("-", unwanted)
+        rows = read_rows("-", fail)
         for number in (1, 2):
             feed.write(b'{"n": %d}\n' % number)
-            # The writer's end closes if no row has come by then, so that a fault ends the test, not hangs it.
+            # The write end is closed if no row has arrived by then, so that a fault does not hang the test.
             rescue = threading.Timer(5, feed.close)
             rescue.start()
             assert next(rows) == (number, {"n": number})
@@ -262,7 +262,7 @@ def test_a_row_is_written_as_one_line_in_its_own_order(row, line):
     assert stream.getvalue() == line
 
 
-def test_nothing_that_is_not_json_is_written():
+def test_values_that_are_not_json_are_not_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_row({"a": float("nan")}, io.StringIO())
 
@@ -283,14 +283,14 @@ MUTATED = [
 def mutate(line: bytes, rng: random.Random) -> bytes:
     data = bytearray(line)
     for _ in range(1 if rng.random() < 0.7 else 3):
-        place = rng.randrange(len(data))
+        index = rng.randrange(len(data))
         kind = rng.choice(["flip", "insert", "delete"])
         if kind == "flip":
-            data[place] ^= 1 << rng.randrange(8)
+            data[index] ^= 1 << rng.randrange(8)
         elif kind == "insert":
-            data[place:place] = rng.choice([b'"', b"{", b"}", b"[", b"\0", b"\xff", b"\n", b"\\u", b"9e999", b"'"])
+            data[index:index] = rng.choice([b'"', b"{", b"}", b"[", b"\0", b"\xff", b"\n", b"\\u", b"9e999", b"'"])
         elif len(data) > 1:
-            del data[place : place + rng.randint(1, 5)]
+            del data[index : index + rng.randint(1, 5)]
             data = data or bytearray(b"x")
     return bytes(data)
 
@@ -327,6 +327,6 @@ def test_2000_mutated_rows_end_in_rows_or_in_errors_that_name_them(tmp_path):
     for number in range(100):
         data = b"\n".join(mutate(rng.choice(lines), rng) for _ in range(20))
         outcome += consume(write(tmp_path, data, f"{number}.jsonl"))
-    # Both ends are exercised: a changed letter in a text still parses, a changed quote does not.
+    # Both outcomes occur: a changed letter in a text still parses, a changed quote does not.
     assert outcome["parsed"] > 150
     assert outcome["errors"] > 1000

@@ -1,4 +1,4 @@
-"""Folds share no prompt, and where a prompt falls depends on the seed and the prompt alone."""
+"""Folds share no prompt, and the fold of a prompt depends only on the seed and the prompt."""
 
 import random
 
@@ -18,67 +18,69 @@ def pair(*contents: str, id: str = "") -> PreferencePair:
 PAIRS = [pair(f"prompt {n // 2}", id=str(n)) for n in range(4000)]
 
 
-def keys(pairs: list[PreferencePair]) -> set[str]:
+def prompt_keys(pairs: list[PreferencePair]) -> set[str]:
     return {prompt_key(p) for p in pairs}
 
 
-def test_prompts_that_differ_in_case_and_white_space_have_one_key():
+def test_prompts_that_differ_only_in_case_and_white_space_have_the_same_key():
     assert prompt_key(pair(" Straße\n  is ")) == prompt_key(pair("STRASSE is"))
     assert len(prompt_key(pair("a"))) == 64
 
 
-@pytest.mark.parametrize(("one", "other"), [(["a b"], ["ab"]), (["a", "b", "c"], ["a b c"]), (["a"], ["b"])])
-def test_other_prompts_have_other_keys(one, other):
-    assert prompt_key(pair(*one)) != prompt_key(pair(*other))
+@pytest.mark.parametrize(("prompt", "other"), [(["a b"], ["ab"]), (["a", "b", "c"], ["a b c"]), (["a"], ["b"])])
+def test_different_prompts_have_different_keys(prompt, other):
+    assert prompt_key(pair(*prompt)) != prompt_key(pair(*other))
 
 
 def test_folds_are_disjoint_by_prompt_near_their_shares_and_in_input_order():
     folds = split_folds(PAIRS, {"sft": 1, "reward": 1, "test": 0.5})
     assert list(folds) == ["sft", "reward", "test"]
     assert sum(map(len, folds.values())) == 4000
-    assert len(keys(folds["sft"]) | keys(folds["reward"]) | keys(folds["test"])) == 2000
-    assert sum(len(keys(fold)) for fold in folds.values()) == 2000
+    assert len(prompt_keys(folds["sft"]) | prompt_keys(folds["reward"]) | prompt_keys(folds["test"])) == 2000
+    assert sum(len(prompt_keys(fold)) for fold in folds.values()) == 2000
     # 2,000 prompts at 0.4, 0.4, 0.2: 800, 800, 400, give or take four standard deviations (22, 22, 18).
-    assert all(abs(len(keys(folds[name])) - size) < 90 for name, size in (("sft", 800), ("reward", 800), ("test", 400)))
+    assert all(
+        abs(len(prompt_keys(folds[name])) - size) < 90 for name, size in (("sft", 800), ("reward", 800), ("test", 400))
+    )
     for fold in folds.values():
         assert [int(p.id) for p in fold] == sorted(int(p.id) for p in fold)
 
 
-def test_a_prompt_stays_in_its_fold_whatever_stands_beside_it():
+def test_a_prompt_stays_in_its_fold_whatever_the_other_rows_are():
     shares = {"sft": 1.0, "rl": 1.0}
     whole = split_folds(PAIRS, shares, seed=3)
     shuffled = random.Random(0).sample(PAIRS, 700)
     part = split_folds(shuffled, shares, seed=3)
-    assert all(keys(part[name]) <= keys(whole[name]) for name in shares)
-    assert keys(split_folds(PAIRS, shares, seed=4)["sft"]) != keys(whole["sft"])
+    assert all(prompt_keys(part[name]) <= prompt_keys(whole[name]) for name in shares)
+    assert prompt_keys(split_folds(PAIRS, shares, seed=4)["sft"]) != prompt_keys(whole["sft"])
 
 
-def test_one_share_takes_all_and_no_pairs_make_empty_folds():
+def test_a_single_share_gets_all_pairs_and_no_pairs_make_empty_folds():
     assert split_folds(PAIRS, {"all": 0.1})["all"] == PAIRS
     assert split_folds([], {"a": 1, "b": 1}) == {"a": [], "b": []}
 
 
-def test_what_is_held_out_shares_no_prompt_with_the_rest():
-    train, held = hold_out(PAIRS, 0.1, seed=0)
-    assert len(train) + len(held) == 4000
-    assert not keys(train) & keys(held)
+def test_held_out_pairs_share_no_prompt_with_the_rest():
+    train, held_out = hold_out(PAIRS, 0.1, seed=0)
+    assert len(train) + len(held_out) == 4000
+    assert not prompt_keys(train) & prompt_keys(held_out)
     # 200 of 2,000 prompts, give or take four standard deviations (13.4).
-    assert abs(len(keys(held)) - 200) < 54
-    assert [int(p.id) for p in held] == sorted(int(p.id) for p in held)
+    assert abs(len(prompt_keys(held_out)) - 200) < 54
+    assert [int(p.id) for p in held_out] == sorted(int(p.id) for p in held_out)
 
 
-def test_a_share_of_a_fold_is_held_out_under_the_same_seed():
+def test_holding_out_from_a_fold_works_with_the_same_seed():
     fold = split_folds(PAIRS, {"sft": 1, "reward": 1}, seed=0)["reward"]
-    _, held = hold_out(fold, 0.1, seed=0)
-    # A fold has about 1,000 prompts; were the two draws one, the second fold would hold out one prompt.
-    assert 60 < len(keys(held)) < 140
+    _, held_out = hold_out(fold, 0.1, seed=0)
+    # A fold has about 1,000 prompts; if both draws used the same hash, the second fold would hold out one prompt.
+    assert 60 < len(prompt_keys(held_out)) < 140
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1 - 1e-9])
 @pytest.mark.parametrize("seed", range(5))
-def test_both_sides_have_a_prompt(share, seed):
-    train, held = hold_out([pair("a"), pair("b"), pair("B ")], share, seed)
-    assert len(keys(train)) == len(keys(held)) == 1
+def test_both_sides_have_at_least_one_prompt(share, seed):
+    train, held_out = hold_out([pair("a"), pair("b"), pair("B ")], share, seed)
+    assert len(prompt_keys(train)) == len(prompt_keys(held_out)) == 1
 
 
 @pytest.mark.parametrize("pairs", [[], [pair("a"), pair("A")]])
@@ -120,7 +122,7 @@ def test_bad_shares_are_refused(text):
         parse_shares(text)
 
 
-def test_all_bad_shares_are_named_at_once():
+def test_all_bad_shares_are_reported_at_once():
     with pytest.raises(SettingsError) as caught:
         parse_shares("a=1,b=x,c=0")
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["share 'b=x'", "share 'c=0'"]

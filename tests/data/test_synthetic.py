@@ -1,4 +1,4 @@
-"""The synthetic task: its oracle against grades worked out by hand, and what its pairs are made of."""
+"""The synthetic task: its oracle against grades worked out by hand, and how its pairs are drawn."""
 
 import math
 import random
@@ -21,41 +21,41 @@ CONSTRAINED = "Write 3 animals. Include red. Avoid cat. Last fox."
         ("Write 3 animals.", "cat dog", (2 / 3 + 1 + 1) / 3),
         # the right count, two of three of the topic, two distinct of three
         ("Write 3 animals.", "cat cat red", (1 + 2 / 3 + 2 / 3) / 3),
-        # six too many is worth no less than nothing; six of nine of the topic
+        # six too many: the grade for the count is 0, not negative; six of nine of the topic
         ("Write 3 foods.", "pie jam rice soup egg ham red blue pink", (0 + 6 / 9 + 1) / 3),
         (CONSTRAINED, "dog red fox", 1),
-        # only the avoided word is wrong; the demanded red is not off topic
+        # only the avoided word is wrong; red is demanded, so it is not off topic
         (CONSTRAINED, "cat red fox", 5 / 6),
         # one too many, two of four of the topic, no red, no cat, no fox at the end
         (CONSTRAINED, "dog pump saw cow", (2 / 3 + 1 / 2 + 1 + 0 + 1 + 0) / 6),
-        # fox is there but not at the end
+        # fox is present, but not at the end
         (CONSTRAINED, "fox red dog", 5 / 6),
         ("Write 4 tools. First saw.", "saw axe nail pump", 1),
         ("Write 4 tools. First saw.", "axe saw nail pump", 3 / 4),
-        # a third of the words, none that shows the topic, the demand met
+        # a third of the words, none to judge the topic by, the demand met
         ("Write 3 foods. Include pie.", "pie", (1 / 3 + 0 + 1 + 1) / 4),
-        # case and punctuation are not forgiven: "Pie," is no word of ours
+        # case and punctuation count: "Pie," is not a word of the topic
         ("Write 3 foods.", "Pie, jam rice", (1 + 2 / 3 + 1) / 3),
     ],
 )
-def test_the_oracle(prompt: str, response: str, grade: float) -> None:
+def test_the_oracle_grades_as_by_hand(prompt: str, response: str, grade: float) -> None:
     assert quality(prompt, response) == pytest.approx(grade)
 
 
-def test_a_foreign_prompt_is_refused() -> None:
+def test_a_prompt_of_another_task_is_refused() -> None:
     for prompt in ("Write a poem.", "Write 3 planets.", ""):
-        with pytest.raises(ValueError, match="not a prompt of the synthetic task"):
+        with pytest.raises(ValueError, match="expected a prompt of the synthetic task"):
             quality(prompt, "cat")
 
 
-def test_prompts_read_back_as_their_tasks() -> None:
+def test_prompts_are_parsed_back_to_their_tasks() -> None:
     rng = random.Random(0)
     tasks = [draw_task(rng) for _ in range(500)]
     assert [parse_task(task.prompt()) for task in tasks] == tasks
     assert len(set(tasks)) > 450
 
 
-def test_rows_are_a_function_of_the_seed() -> None:
+def test_rows_depend_only_on_the_seed() -> None:
     rows = list(preference_rows(20, seed=5))
     assert list(preference_rows(30, seed=5))[:20] == rows
     assert [row["prompt"] for row in preference_rows(20, seed=6)] != [row["prompt"] for row in rows]
@@ -63,7 +63,7 @@ def test_rows_are_a_function_of_the_seed() -> None:
     assert all(row["chosen"] != row["rejected"] for row in rows)
 
 
-def test_a_quarter_of_the_labels_is_flipped() -> None:
+def test_a_quarter_of_the_labels_are_flipped() -> None:
     """Bradley-Terry errs with e = sigmoid(-10 |difference|), then a quarter is flipped: 0.25 (1 - e) + 0.75 e."""
     wrong, expected = [], []
     for row in preference_rows(8000, seed=1):
@@ -73,11 +73,11 @@ def test_a_quarter_of_the_labels_is_flipped() -> None:
             expected.append(0.25 + 0.5 / (1 + math.exp(10 * abs(difference))))
     assert len(wrong) > 7000
     deviation = math.sqrt(sum(p * (1 - p) for p in expected)) / len(expected)
-    assert deviation < 0.006  # a share of 0.2 or 0.3 would be out by five deviations
+    assert deviation < 0.006  # a share of 0.2 or 0.3 would be off by five deviations
     assert abs(fmean(wrong) - fmean(expected)) < 3 * deviation
 
 
-def test_skill_shows() -> None:
+def test_more_skill_gives_better_responses() -> None:
     rng = random.Random(0)
     means = []
     for skill in (0.0, 0.25, 0.5, 0.75, 1.0):

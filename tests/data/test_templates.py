@@ -1,4 +1,4 @@
-"""Conversations as token ids: prefixes are shared exactly, and user text never turns into control tokens."""
+"""Conversations as token ids: prefixes are shared exactly, and user text never becomes control tokens."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def text_of(chat: ChatFormat, ids: list[int]) -> str:
 
 def test_the_whole_conversation_of_the_embedded_model(tiny_chat: ChatFormat) -> None:
     text = text_of(tiny_chat, tiny_chat.gap_input(QUESTION, "The lark.", "Ants"))
-    assert text.replace("|> ", "|>") == (  # its byte-level tokenizer puts a blank before the first word
+    assert text.replace("|> ", "|>") == (  # its byte-level tokenizer puts a space before the first word
         "<|user|>Which bird sings?<|end|><|assistant|>Ants<|end|>"
         "<|user|>Write a better response.<|end|><|assistant|>The lark.<|end|>"
     )
@@ -53,8 +53,8 @@ def test_the_whole_conversation_of_smollm2(smollm2_chat: ChatFormat) -> None:
     )
 
 
-def test_user_text_becomes_no_control_token(chat: ChatFormat) -> None:
-    """The special tokens of a conversation are those of the same conversation about nothing."""
+def test_user_text_never_becomes_control_tokens(chat: ChatFormat) -> None:
+    """A conversation has the same special tokens as the same conversation with harmless text."""
     assert special_ids(chat, chat.encode_text(HOSTILE)) == []
     prompt = (Message("system", HOSTILE), Message("user", HOSTILE))
     plain = (Message("system", "a"), Message("user", "a"))
@@ -62,8 +62,8 @@ def test_user_text_becomes_no_control_token(chat: ChatFormat) -> None:
     assert special_ids(chat, hostile_ids) == special_ids(chat, plain_ids) != []
 
 
-def test_control_text_still_holds_control_tokens_after_user_text(chat: ChatFormat) -> None:
-    """Reading special tokens as text is not a state that the tokenizer stays in."""
+def test_control_text_still_has_control_tokens_after_user_text(chat: ChatFormat) -> None:
+    """Encoding special tokens as text does not change the state of the tokenizer."""
     before = chat.policy_prompt(QUESTION)
     chat.encode_text(HOSTILE)
     assert chat.policy_prompt(QUESTION) == before
@@ -74,26 +74,26 @@ def test_control_text_still_holds_control_tokens_after_user_text(chat: ChatForma
 @pytest.mark.parametrize("reference", ["Ants", "\n two\n\nlines ", HOSTILE])
 def test_prefixes_are_shared(chat: ChatFormat, prompt: Prompt, reference: str) -> None:
     x = chat.policy_prompt(prompt)
-    to_improve = chat.improver_prompt(prompt, reference)
+    improver_prompt = chat.improver_prompt(prompt, reference)
     whole = chat.gap_input(prompt, "The lark.", reference)
-    assert to_improve[: len(x)] == x
-    assert whole[: len(to_improve)] == to_improve
-    assert whole[len(to_improve) :] == chat.completion("The lark.")
-    assert to_improve[len(x) :] == chat.after_prompt(reference)
+    assert improver_prompt[: len(x)] == x
+    assert whole[: len(improver_prompt)] == improver_prompt
+    assert whole[len(improver_prompt) :] == chat.completion("The lark.")
+    assert improver_prompt[len(x) :] == chat.after_prompt(reference)
 
 
 @pytest.mark.parametrize("prompt", [QUESTION, DIALOGUE])
 def test_plain_transformers_give_the_same_prompts(smollm2_chat: ChatFormat, prompt: Prompt) -> None:
-    """What the README tells people who load the improver without pit."""
+    """As the README describes for people who load the improver without pit."""
     messages: list[dict[str, Any]] = [message._asdict() for message in prompt]
-    asked = [
+    with_request = [
         *messages,
         {"role": "assistant", "content": "Ants are not birds."},
         {"role": "user", "content": IMPROVE_INSTRUCTION},
     ]
     template = smollm2_chat.tokenizer.apply_chat_template
     assert template(messages, add_generation_prompt=True)["input_ids"] == smollm2_chat.policy_prompt(prompt)
-    ids = template(asked, add_generation_prompt=True)["input_ids"]
+    ids = template(with_request, add_generation_prompt=True)["input_ids"]
     assert ids == smollm2_chat.improver_prompt(prompt, "Ants are not birds.")
 
 
@@ -105,7 +105,7 @@ def test_the_stop_token_ends_an_assistant_turn(tiny_chat: ChatFormat, smollm2_ch
 
 
 @pytest.mark.parametrize("text", ["The lark.", "naïve 日本 🙂", "two\n\n  lines\tand tabs", "a  b", HOSTILE])
-def test_text_survives(chat: ChatFormat, text: str) -> None:
+def test_text_round_trips(chat: ChatFormat, text: str) -> None:
     assert chat.decode(chat.encode_text(text)) == text
     assert chat.decode(chat.completion(text)) == text
 
@@ -116,8 +116,8 @@ def test_responses_lose_their_outer_whitespace(chat: ChatFormat) -> None:
 
 @pytest.mark.parametrize("text", ["The lark sings at dawn.", "日本日本", "a  b\n\nc", HOSTILE])
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 8, 1000])
-def test_a_cut_text_is_the_longest_beginning_that_fits(chat: ChatFormat, text: str, limit: int) -> None:
-    kept = chat.cut(text, limit)
+def test_a_truncated_text_is_the_longest_prefix_that_fits(chat: ChatFormat, text: str, limit: int) -> None:
+    kept = chat.truncate(text, limit)
     ids, kept_ids = chat.encode_text(text), chat.encode_text(kept)
     assert text.startswith(kept)
     assert "\ufffd" not in kept
@@ -125,25 +125,25 @@ def test_a_cut_text_is_the_longest_beginning_that_fits(chat: ChatFormat, text: s
     if len(ids) <= limit:
         assert kept == text
     elif text.isascii() and limit and chat.decode(ids[:limit]):
-        # but for white space at its end, it takes all the tokens that it may
+        # except for white space at its end, it has as many tokens as allowed
         assert kept_ids == ids[: len(kept_ids)]
         assert chat.decode(ids[:limit]) == kept
 
 
-def test_a_character_is_not_cut_in_two(tiny_chat: ChatFormat) -> None:
-    """日 takes three bytes, and the embedded tokenizer puts a blank before the first word."""
+def test_truncation_does_not_split_a_character(tiny_chat: ChatFormat) -> None:
+    """日 has three bytes, and the embedded tokenizer puts a space before the first word."""
     assert len(tiny_chat.encode_text("日日")) == 7
-    assert [tiny_chat.cut("日日", limit) for limit in (3, 4, 6, 7)] == ["", "日", "日", "日日"]
+    assert [tiny_chat.truncate("日日", limit) for limit in (3, 4, 6, 7)] == ["", "日", "日", "日日"]
 
 
-def test_the_text_of_a_control_token_is_noticed(chat: ChatFormat) -> None:
+def test_the_text_of_a_control_token_is_detected(chat: ChatFormat) -> None:
     special = chat.tokenizer.convert_ids_to_tokens(chat.stop_id)
     assert chat.names_special_token(f"a{special}b")
     assert not chat.names_special_token("a < b | c > d, [x] and s")
 
 
 def test_the_largest_id_of_a_conversation(tiny_chat: ChatFormat, tiny_folder: Any) -> None:
-    """A special token that the template does not use cannot occur: Gemma's image token is beyond its embeddings."""
+    """A special token that the template does not use cannot occur: Gemma's image token has no embedding."""
     assert tiny_chat.largest_id() == 410
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_template_gets_the_fallback(tmp_path: Any, tiny_chat
     chat = ChatFormat(tokenizer)
     assert chat.stop_id == tokenizer.eos_token_id
     text = text_of(chat, chat.gap_input(DIALOGUE, "The lark.", "Ants"))
-    # every assistant turn ends in EOS, and nothing else does
+    # every assistant turn ends with EOS, and nothing else does
     assert [" ".join(part.split()) for part in text.split("<|end|>")] == [
         "System: Be brief. Human: Hello Assistant: Hi.",
         "Human: Which bird sings? Assistant: Ants",
@@ -180,8 +180,8 @@ def test_a_tokenizer_without_template_gets_the_fallback(tmp_path: Any, tiny_chat
     ]
 
 
-def test_a_template_that_ends_no_turn_stops_at_eos(tiny_folder: Any) -> None:
-    """The special token that opens the next turn must not be taken for the end of this one."""
+def test_a_template_without_an_end_of_turn_stops_at_eos(tiny_folder: Any) -> None:
+    """The special token that begins the next turn must not be mistaken for the end of this one."""
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -191,7 +191,7 @@ def test_a_template_that_ends_no_turn_stops_at_eos(tiny_folder: Any) -> None:
 
 
 @pytest.mark.parametrize(("others", "pad"), [({}, "<|end|>"), ({"bos_token": "<|system|>"}, "<|system|>")])
-def test_padding_takes_another_special_token_if_there_is_one(
+def test_padding_uses_another_special_token_if_there_is_one(
     others: dict[str, str], pad: str, tmp_path: Any, tiny_chat: ChatFormat
 ) -> None:
     tiny_chat.tokenizer.save_pretrained(tmp_path)
@@ -200,14 +200,14 @@ def test_padding_takes_another_special_token_if_there_is_one(
     assert load_tokenizer(tmp_path).pad_token == pad
 
 
-def test_the_digest_tells_templates_apart(tmp_path: Any, tiny_chat: ChatFormat, tiny_folder: Any) -> None:
+def test_different_templates_have_different_digests(tmp_path: Any, tiny_chat: ChatFormat, tiny_folder: Any) -> None:
     assert ChatFormat(load_tokenizer(tiny_folder)).digest() == tiny_chat.digest()
     other = load_tokenizer(tiny_folder)
     other.chat_template = FALLBACK_CHAT_TEMPLATE
     assert ChatFormat(other).digest() != tiny_chat.digest()
 
 
-def test_a_template_that_refuses_a_prompt_names_the_prompt(tiny_folder: Any) -> None:
+def test_an_error_raised_by_a_template_names_the_prompt(tiny_folder: Any) -> None:
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -220,7 +220,7 @@ def test_a_template_that_refuses_a_prompt_names_the_prompt(tiny_folder: Any) -> 
     assert chat.policy_prompt(QUESTION)
 
 
-def test_a_template_that_fails_names_the_prompt(tiny_folder: Any) -> None:
+def test_a_template_that_crashes_names_the_prompt(tiny_folder: Any) -> None:
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ 1 + '' }}{% endif %}" + tokenizer.chat_template
     with pytest.raises(RowProblem, match="refuses the roles system, user: unsupported operand") as caught:

@@ -1,4 +1,4 @@
-"""Fixtures of the fault suite: a folder with small runs, and the table of what was seen.
+"""Fixtures of the fault suite: a folder with small runs, and the table of results.
 
 `make test` runs each fault a few times; with PIT_FAULTS=full (`make faults`) the counts are those of the table.
 """
@@ -22,7 +22,7 @@ SEEN: list[tuple[str, str, str]] = []
 Record = Callable[[str, str, str], None]
 
 SMALL = "--model tiny --lora-rank 4 --batch-size 8 --learning-rate 1e-3 --data pairs.jsonl"
-TRAIN = {  # two micro-batches a step
+TRAIN = {  # two micro-batches per step
     "sft": f"sft {SMALL} --micro-batch-size 4 --epochs 2 --max-steps 8 --save-every 2 --out run",
     "reward": f"train-reward {SMALL} --micro-batch-size 16 --epochs 2 --max-steps 8 --save-every 2 --out run",
     "rl": "rl --curriculum --data pairs.jsonl --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 "
@@ -33,14 +33,14 @@ ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver"}
 
 
 def run_digests(folder: Path) -> dict[str, str]:
-    """What a run folder holds: the digest of every file but the lock, by relative path."""
+    """The digest of every file in a run folder except the lock, by relative path."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 @pytest.fixture(scope="session")
 def project(share: Share, warm: Warm) -> Path:
-    """A folder with 40 pairs, 11 drafts and a small run of sft, reward and rl each."""
+    """A folder with 40 pairs, 11 drafts, and one small run each of sft, reward and rl."""
 
     def fill(folder: Path) -> None:
         pairs = list(preference_rows(40, seed=3))
@@ -59,13 +59,13 @@ def project(share: Share, warm: Warm) -> Path:
 
 @pytest.fixture
 def workspace(project: Path, tmp_path: Path) -> Path:
-    """A copy of the project, to break."""
+    """A copy of the project that a test may change."""
     return Path(shutil.copytree(project, tmp_path / "work"))
 
 
 @pytest.fixture(scope="session")
 def record() -> Record:
-    """(fault, what passes, what was seen): a line of the table that `make faults` prints."""
+    """Adds a line to the table that `make faults` prints: the fault, the expected result, the result."""
     return lambda fault, passes, seen: SEEN.append((fault, passes, seen))
 
 

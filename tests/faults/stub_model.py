@@ -1,6 +1,6 @@
 """A stub for the model of `pit improve` and for its tokenizer.
 
-`stub_model.py FIGURES ARGUMENTS` runs the command with it and writes what that cost.
+`stub_model.py FIGURES ARGUMENTS` runs the command with the stub and writes its time and memory to FIGURES.
 """
 
 import json
@@ -22,14 +22,14 @@ from pitcli.engine.models.opening import Base
 
 
 class StubModel:
-    """Has no weights; rows are what is measured."""
+    """Has no weights, because only the handling of rows is measured."""
 
     packs_trees = False
     base = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
 
 
 def load(base: Base, adapters: object) -> StubModel:
-    """In place of the model; from here on the tokenizer is a stub too."""
+    """Returns the stub instead of the model; from here on the tokenizer is a stub too."""
     ChatFormat.encode_text = lambda self, text: [0] * (1 + len(text) // 4)  # type: ignore[method-assign]
     ChatFormat.improver_prompt = lambda self, prompt, reference: [0] * 16  # type: ignore[method-assign]
     ChatFormat.decode = lambda self, ids: "An answer that is better."  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A full disk, damaged checkpoints, closed pipes: one line, the right exit code, and nothing lost that was saved."""
+"""A full disk, damaged checkpoints, closed pipes: one error line, the right exit code, and no saved work lost."""
 
 import json
 import os
@@ -21,27 +21,29 @@ LINE = TRAIN["sft"].split()
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 4 MiB: more than a whole run takes."""
+    """A separate file system of 4 MiB, which is more than a whole run needs."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4096k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
 def only_line(ended: Ended) -> str:
-    """The one error line; notes may come before it."""
+    """The single error line; notes may come before it."""
     assert "Traceback" not in ended.err
     lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, ended.err
     return lines[0]
 
 
-def test_full_disk(tiny_disk: Path, workspace: Path, project: Path, warm: Warm, record: Record) -> None:
+def test_training_on_a_full_disk_can_be_resumed(
+    tiny_disk: Path, workspace: Path, project: Path, warm: Warm, record: Record
+) -> None:
     line = " ".join(LINE).replace("--out run", f"--out {tiny_disk}/run").split()
     ballast = tiny_disk / "ballast"
     ballast.write_bytes(bytes(3260 * 1024))
@@ -50,7 +52,7 @@ def test_full_disk(tiny_disk: Path, workspace: Path, project: Path, warm: Warm, 
     assert "No space left on device" in only_line(ended)
     saved = [path.name for path in (tiny_disk / "run" / "checkpoints").iterdir()]
     assert saved
-    assert all(name.startswith("step-") for name in saved), "what was half written is gone, and its space is free"
+    assert all(name.startswith("step-") for name in saved), "half-written files are removed, and their space is free"
     ballast.unlink()
     resumed = warm.run(workspace, *line, "--resume")
     assert resumed.code == 0, resumed.err
@@ -59,8 +61,8 @@ def test_full_disk(tiny_disk: Path, workspace: Path, project: Path, warm: Warm, 
     same = run_digests(tiny_disk / "run")[adapter] == run_digests(project / "runs/sft")[adapter]
     record(
         "disk full (small tmpfs)",
-        "exit 3, one line; previous checkpoint valid; goes on bit-exact once freed",
-        f"exit {ended.code}, one line, went on from a checkpoint, adapter equal: {same}",
+        "exit 3, one line; previous checkpoint valid; resumes bit-exact once space is freed",
+        f"exit {ended.code}, one line, resumed from a checkpoint, adapter equal: {same}",
     )
     assert same
 
@@ -80,24 +82,26 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """With the file of the same name in the older checkpoint."""
+    """Replaces a file by the file of the same name in the older checkpoint."""
     shutil.copy(file.parent.parent / "step-000006" / file.name, file)
 
 
 @pytest.fixture(scope="module")
 def unfinished(project: Path, tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
-    """A run with checkpoints after steps 6 and 8, cut off before it was finished."""
+    """A run with checkpoints after steps 6 and 8, killed before it was finished."""
     folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("unfinished") / "work"))
     assert warm.run(folder, *LINE, fault={"kill_before_publishing": "improver"}).code == -9
     return folder
 
 
-def test_damaged_checkpoints(unfinished: Path, tmp_path: Path, warm: Warm, project: Path, record: Record) -> None:
+def test_damaged_checkpoints_are_detected_and_skipped(
+    unfinished: Path, tmp_path: Path, warm: Warm, project: Path, record: Record
+) -> None:
     names = ["parameters.safetensors", "optimizer.safetensors", "state.json", "digests.json"]
     damages: list[Callable[[Path, random.Random], None]] = [truncate, flip, delete, swap]
     cases = [(name, damage) for name in names for damage in damages]
     draw = random.Random(0)
-    noticed = 0
+    detected = 0
     for number, (name, damage) in enumerate(cases if FULL else draw.sample(cases, 4)):
         folder = Path(shutil.copytree(unfinished, tmp_path / str(number)))
         file = folder / "run" / "checkpoints" / "step-000008" / name
@@ -105,15 +109,15 @@ def test_damaged_checkpoints(unfinished: Path, tmp_path: Path, warm: Warm, proje
         resumed = warm.run(folder, *LINE, "--resume")
         warned = [text for text in resumed.err.splitlines() if text.startswith("warning: ")]
         assert len(warned) == 1, (name, damage, resumed.err)
-        # a wrong list of digests is noticed at the first file that is not as it says
+        # a wrong list of digests is detected at the first file that differs from it
         assert ("step-000008/" in warned[0]) and (name in warned[0] or name == "digests.json")
         assert "going on from step 6" in resumed.err
         assert run_digests(folder / "run" / "improver") == run_digests(project / "runs" / "sft" / "improver")
-        noticed += 1
+        detected += 1
     record(
         "each checkpoint file truncated, flipped, deleted, swapped",
         "100% detected, falls back, names the file",
-        f"{noticed} of {noticed} detected and named, fell back, adapter equal",
+        f"{detected} of {detected} detected and named, fell back, adapter equal",
     )
 
 
@@ -131,7 +135,7 @@ def test_damaged_results_are_refused(
     assert not (workspace / "improved.jsonl").exists()
 
 
-def test_output_is_a_full_device(workspace: Path, warm: Warm, record: Record) -> None:
+def test_writing_to_a_full_device_is_one_error_line(workspace: Path, warm: Warm, record: Record) -> None:
     line = IMPROVE.replace("improved.jsonl", "/dev/full").split()
     ended = warm.run(workspace, *line)
     assert ended.code == 3
@@ -139,8 +143,8 @@ def test_output_is_a_full_device(workspace: Path, warm: Warm, record: Record) ->
     record("`improve` into /dev/full", "exit 3, one line", f"exit {ended.code}, one line")
 
 
-def test_the_reader_leaves(workspace: Path, record: Record) -> None:
-    """A real shell pipe into head -1: SIGPIPE's exit code, and silence."""
+def test_a_closed_pipe_ends_improve_silently(workspace: Path, record: Record) -> None:
+    """A real shell pipe into head -1: SIGPIPE's exit code, and nothing on stderr."""
     drafts = (workspace / "drafts.jsonl").read_text() * 40
     (workspace / "many.jsonl").write_text(drafts.replace('{"id":', '{"name":'))
     script = (

@@ -1,4 +1,4 @@
-"""Killed at any moment, a command goes on and ends as if nothing had happened."""
+"""A command that was killed at any time can be resumed, and ends as if it had not been killed."""
 
 import json
 import random
@@ -20,19 +20,19 @@ SAVE_EVERY = 2
 
 @pytest.fixture(scope="module")
 def whole(project: Path) -> dict[str, dict[str, str]]:
-    """The digests of each run, uninterrupted."""
+    """The digests of each uninterrupted run."""
     return {kind: run_digests(project / "runs" / kind) for kind in TRAIN}
 
 
-def ends_as(whole: dict[str, str], found: dict[str, str]) -> bool:
-    """The same files with the same bytes; the settings name another --out."""
+def same_run(whole: dict[str, str], found: dict[str, str]) -> bool:
+    """Whether all files are the same, except the settings, which have another --out."""
     return {**found, "config.yaml": ""} == {**whole, "config.yaml": ""}
 
 
-def test_killed_at_every_file_event_of_a_save(
+def test_a_run_killed_at_any_file_event_of_a_save_can_be_resumed(
     whole: dict[str, dict[str, str]], project: Path, tmp_path: Path, warm: Warm, record: Record
 ) -> None:
-    number, bad = 0, []
+    number, failed = 0, []
     while True:
         number += 1 if FULL else 7
         folder = Path(shutil.copytree(project, tmp_path / str(number)))
@@ -41,20 +41,20 @@ def test_killed_at_every_file_event_of_a_save(
             break
         assert ended.code == -9
         resumed = warm.run(folder, *TRAIN["sft"].split(), "--resume")
-        if resumed.code or not ends_as(whole["sft"], run_digests(folder / "run")):
-            bad.append((number, resumed.err))
+        if resumed.code or not same_run(whole["sft"], run_digests(folder / "run")):
+            failed.append((number, resumed.err))
         shutil.rmtree(folder)
     record(
         "SIGKILL at every file event of a save",
         "all resumable, equal final hashes",
-        f"{number - 1 - len(bad)} of {number - 1} resumed with equal hashes",
+        f"{number - 1 - len(failed)} of {number - 1} resumed with equal hashes",
     )
     assert number > 12
-    assert bad == []
+    assert failed == []
 
 
 @pytest.mark.parametrize("kind", TRAIN)
-def test_killed_at_random(
+def test_a_run_killed_at_random_can_be_resumed(
     kind: str, whole: dict[str, dict[str, str]], project: Path, tmp_path: Path, warm: Warm, record: Record
 ) -> None:
     share = KILLS // 3 + 1
@@ -63,7 +63,7 @@ def test_killed_at_random(
     shutil.copytree(project, tmp_path / "timed")
     warm.run(tmp_path / "timed", *TRAIN[kind].split())
     duration = time.monotonic() - start
-    bad, killed, lost = [], 0, 0
+    failed, killed, lost = [], 0, 0
     for trial in range(share):
         folder = Path(shutil.copytree(project, tmp_path / str(trial)))
         command = warm.start(folder, *TRAIN[kind].split())
@@ -72,18 +72,18 @@ def test_killed_at_random(
         killed += command.wait().code == -9
         reached = last_step(folder / "run" / "metrics.jsonl")
         resumed = warm.run(folder, *TRAIN[kind].split(), "--resume")
-        going_on = re.search(r"going on from step (\d+)", resumed.err)
+        resumed_from = re.search(r"going on from step (\d+)", resumed.err)
         if "is finished" not in resumed.err:
-            lost = max(lost, reached - int(going_on[1] if going_on else 0))
-        if resumed.code or not ends_as(whole[kind], run_digests(folder / "run")):
-            bad.append((trial, resumed.err))
+            lost = max(lost, reached - int(resumed_from[1] if resumed_from else 0))
+        if resumed.code or not same_run(whole[kind], run_digests(folder / "run")):
+            failed.append((trial, resumed.err))
         shutil.rmtree(folder)
     record(
         f"random SIGKILL x {share}, {kind}",
         "0 unresumable; at most one save interval lost",
-        f"{len(bad)} unresumable or different, {killed} killed on the way, at most {lost} steps lost of {SAVE_EVERY}",
+        f"{len(failed)} failed, {killed} killed in time, at most {lost} steps lost of {SAVE_EVERY}",
     )
-    assert bad == []
+    assert failed == []
     assert lost <= SAVE_EVERY
 
 
@@ -92,8 +92,8 @@ def last_step(metrics: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
-def test_rl_killed_in_the_sft_that_it_starts_with(project: Path, tmp_path: Path, warm: Warm) -> None:
-    """`pit rl` trains an improver if there is none; the same line goes on with that one too."""
+def test_rl_killed_in_its_initial_sft_can_be_resumed(project: Path, tmp_path: Path, warm: Warm) -> None:
+    """`pit rl` trains an improver if there is none; the same command resumes that training too."""
     line = f"{TRAIN['rl']} --seed 1".replace("--max-steps 8", "--max-steps 4").split()
     for name in ("whole", "cut"):
         folder = Path(shutil.copytree(project, tmp_path / name))
@@ -106,7 +106,7 @@ def test_rl_killed_in_the_sft_that_it_starts_with(project: Path, tmp_path: Path,
     assert run_digests(tmp_path / "cut" / "run") == run_digests(tmp_path / "whole" / "run")
 
 
-def test_improve_killed_at_random(project: Path, tmp_path: Path, warm: Warm, record: Record) -> None:
+def test_improve_killed_at_random_can_be_resumed(project: Path, tmp_path: Path, warm: Warm, record: Record) -> None:
     folder = Path(shutil.copytree(project, tmp_path / "work"))
     start = time.monotonic()
     assert warm.run(folder, *IMPROVE.split()).code == 0
@@ -114,21 +114,21 @@ def test_improve_killed_at_random(project: Path, tmp_path: Path, warm: Warm, rec
     output = folder / "improved.jsonl"
     whole = output.read_bytes()
     assert len(whole.splitlines()) == 11
-    draw, different, killed, cut = random.Random(0), 0, 0, 0
+    draw, different, killed, partial = random.Random(0), 0, 0, 0
     for _ in range(KILLS):
         output.unlink()
         command = warm.start(folder, *IMPROVE.split())
         time.sleep(draw.uniform(0.2, 1) * duration)
         command.kill()
         killed += command.wait().code == -9
-        if output.exists() and draw.random() < 0.5:  # the last row torn, as if a block of it was not written
+        if output.exists() and draw.random() < 0.5:  # the last row truncated, as if a block of it was not written
             output.write_bytes(output.read_bytes()[:-7])
-        cut += output.exists() and 0 < len(output.read_bytes()) < len(whole)
+        partial += output.exists() and 0 < len(output.read_bytes()) < len(whole)
         resumed = warm.run(folder, *IMPROVE.split(), "--resume")
         different += resumed.code != 0 or output.read_bytes() != whole
     record(
         f"SIGKILL of `improve` x {KILLS}",
         "resumed output byte-equal; nothing lost or doubled",
-        f"{KILLS - different} of {KILLS} byte-equal, {killed} killed on the way, {cut} with a part of the rows",
+        f"{KILLS - different} of {KILLS} byte-equal, {killed} killed on the way, {partial} with part of the rows",
     )
     assert different == 0

@@ -1,4 +1,4 @@
-"""Many rows: bounded memory, and the first rows out before the input ends. The model is a stub, the rows are real."""
+"""Many rows: bounded memory, and the first rows written before the input ends. The model is a stub."""
 
 import json
 import os
@@ -18,8 +18,8 @@ ROWS = 1_000_000 if FULL else 10_000
 STUB = Path(__file__).with_name("stub_model.py")
 
 
-def test_many_rows(workspace: Path, record: Record) -> None:
-    """In a process of its own: a fork would count the pages of libraries that it maps again."""
+def test_many_rows_need_little_memory(workspace: Path, record: Record) -> None:
+    """Runs in a separate process: a fork would count the pages of libraries that it maps again."""
     with (workspace / "many.jsonl").open("w") as stream:
         for number in range(ROWS):
             stream.write(
@@ -45,7 +45,7 @@ def test_many_rows(workspace: Path, record: Record) -> None:
         assert figures["seconds"] < 60
 
 
-def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, warm: Warm, record: Record) -> None:
+def test_the_first_row_is_written_before_the_third_is_read(workspace: Path, warm: Warm, record: Record) -> None:
     rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
     os.mkfifo(workspace / "pipe")
     command = warm.start(
@@ -63,4 +63,4 @@ def test_the_first_row_is_out_before_the_third_is_fed(workspace: Path, warm: War
     ended = command.wait()
     assert ended.code == 0, ended.err
     assert [json.loads(text)["id"] for text in ended.out.splitlines()] == ["0", "1", "2", "3"]
-    record("the first row of a pipe", "row 1 out before row 3 is fed", "row 1 out before row 3 was fed")
+    record("the first row of a pipe", "row 1 written before row 3 is sent", "row 1 written before row 3 was sent")

@@ -1,4 +1,4 @@
-"""What is not finite stops a run within the step, and nothing of it is saved."""
+"""A loss, gradient or reward that is not finite stops a run within the step, and is not saved."""
 
 from pathlib import Path
 
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.faults
         ("rl", "reward", "reward"),
     ],
 )
-def test_training_stops(kind: str, what: str, named: str, workspace: Path, warm: Warm, record: Record) -> None:
+def test_training_stops_and_saves_nothing_non_finite(
+    kind: str, what: str, named: str, workspace: Path, warm: Warm, record: Record
+) -> None:
     line = [*TRAIN[kind].split(), "--max-steps", "4"]
     ended = warm.run(workspace, *line, fault={"poison": what})
     assert ended.code == 3
@@ -37,7 +39,7 @@ def test_training_stops(kind: str, what: str, named: str, workspace: Path, warm:
     assert len(metrics.splitlines()) == 2
     assert "NaN" not in metrics
     tensors = [tensor for file in (workspace / "run").rglob("*.safetensors") for tensor in load_file(file).values()]
-    assert tensors, "the checkpoint of step 2 is there"
+    assert tensors, "there is a checkpoint of step 2"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
     resumed = warm.run(workspace, *line, "--resume")
     assert resumed.code == 0, resumed.err
@@ -58,5 +60,5 @@ def test_improve_keeps_a_draft_whose_gap_is_not_finite(workspace: Path, warm: Wa
     assert '"stop_reason": "non_finite_gap"' in rows[3]
     assert sum("non_finite_gap" in row for row in rows) == 1
     record(
-        "non-finite gap in `improve`", "E for the row, the others come out", "exit 1, 1 row kept and named, 10 improved"
+        "non-finite gap in `improve`", "error for the row, others written", "exit 1, 1 row kept and named, 10 improved"
     )

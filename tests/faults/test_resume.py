@@ -1,4 +1,4 @@
-"""Resumed on CPU equals uninterrupted, bit for bit, in interpreters with other hash seeds."""
+"""On CPU, a resumed run equals an uninterrupted one bit for bit, in interpreters with different hash seeds."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from tests.faults.warm import Fault, Warm
 
 pytestmark = pytest.mark.faults
 
-# when each run is killed: 40 pairs make 6 sft steps (with the identity share), 5 reward steps and 10 rollouts an epoch
+# when each run is killed; 40 pairs give 6 sft steps (with identity pairs), 5 reward steps and 10 rollouts per epoch
 CASES: dict[str, dict[str, tuple[int, Fault]]] = {
     "sft": {
         "step 1": (1, {"kill_after_step": 1}),
@@ -42,10 +42,10 @@ EQUAL: list[str] = []
 
 @pytest.fixture(scope="module")
 def interpreters() -> Iterator[tuple[Warm, Warm]]:
-    """Beside the one of all tests, whose hash seed is 0."""
-    two = Warm(1), Warm(2)
-    yield two
-    for interpreter in two:
+    """Two more interpreters; the one that all tests share has hash seed 0."""
+    pair = Warm(1), Warm(2)
+    yield pair
+    for interpreter in pair:
         interpreter.close()
 
 
@@ -53,20 +53,20 @@ def interpreters() -> Iterator[tuple[Warm, Warm]]:
 def uninterrupted(
     project: Path, tmp_path_factory: pytest.TempPathFactory, warm: Warm
 ) -> dict[tuple[str, int], dict[str, str]]:
-    """The digests of whole runs, by kind and --save-every."""
-    whole = {}
+    """The digests of uninterrupted runs, by kind and --save-every."""
+    digests = {}
     for kind, cases in CASES.items():
-        whole[kind, 2] = digests_as_run(project / "runs" / kind)
+        digests[kind, 2] = digests_as_run(project / "runs" / kind)
         for save_every in {every for every, _ in cases.values()} - {2}:
             folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("whole") / "work"))
             ended = warm.run(folder, *line_of(kind, save_every))
             assert ended.code == 0, ended.err
-            whole[kind, save_every] = run_digests(folder / "run")
-    return whole
+            digests[kind, save_every] = run_digests(folder / "run")
+    return digests
 
 
 def digests_as_run(folder: Path) -> dict[str, str]:
-    """The digests of a run of the project: the same line made it, but for the folder that it names."""
+    """The digests of a run of the project as if its --out had been `run`; its command differs only in that."""
     digests = run_digests(folder)
     config = (folder / "config.yaml").read_text().replace(f"out: runs/{folder.name}\n", "out: run\n")
     return {**digests, "config.yaml": hashlib.sha256(config.encode()).hexdigest()}
@@ -85,7 +85,7 @@ def test_resumed_equals_uninterrupted(
     interpreters: tuple[Warm, Warm],
     record: Record,
 ) -> None:
-    """Weights, moments, position, metrics and manifest: every file, byte for byte."""
+    """Compares weights, optimiser moments, position, metrics and manifest: every file, byte for byte."""
     save_every, fault = CASES[kind][moment]
     line = line_of(kind, save_every)
     assert interpreters[0].run(workspace, *line, fault=fault).code == -9

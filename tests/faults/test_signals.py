@@ -18,7 +18,7 @@ RARELY_SAVED = {kind: re.sub(r"--save-every \d+", "--save-every 100", line) for 
 
 
 def until_step(command: Command, step: int) -> None:
-    """Wait until the metrics hold a step."""
+    """Waits until the metrics contain a step."""
     metrics = command.folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
@@ -28,7 +28,7 @@ def until_step(command: Command, step: int) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("kind", TRAIN)
-def test_a_signal_saves(
+def test_a_signal_saves_a_checkpoint(
     kind: str, number: signal.Signals, code: int, workspace: Path, project: Path, warm: Warm, record: Record
 ) -> None:
     command = warm.start(workspace, *RARELY_SAVED[kind].split(), fault={"slow": 0.2})
@@ -40,7 +40,7 @@ def test_a_signal_saves(
     assert ended.code == code, ended.err
     saved = re.search(r"saved step (\d+); --resume goes on from there", ended.err)
     assert saved
-    # step 3 may be in the metrics and not yet reached; and an rl rollout, which serves two steps here, is taken again
+    # step 3 may be logged but not completed; and an RL rollout, which is used for two steps here, is repeated
     assert int(saved[1]) >= 2
     assert seconds < 10
     resumed = warm.run(workspace, *RARELY_SAVED[kind].split(), "--resume")
@@ -75,7 +75,7 @@ def test_a_second_interrupt_ends_at_once(workspace: Path, project: Path, warm: W
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_improve_keeps_the_rows_that_it_has_written(
+def test_interrupted_improve_keeps_the_rows_that_it_has_written(
     number: signal.Signals, code: int, workspace: Path, warm: Warm
 ) -> None:
     assert warm.run(workspace, *IMPROVE.split()).code == 0
@@ -97,7 +97,7 @@ def test_improve_keeps_the_rows_that_it_has_written(
     assert whole.startswith(written)
 
 
-def test_two_runs_in_one_folder(workspace: Path, project: Path, warm: Warm, record: Record) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(workspace: Path, project: Path, warm: Warm, record: Record) -> None:
     first = warm.start(workspace, *TRAIN["sft"].split(), fault={"slow": 0.3})
     until_step(first, 1)
     start = time.monotonic()
@@ -120,7 +120,7 @@ def test_two_runs_in_one_folder(workspace: Path, project: Path, warm: Warm, reco
     )
 
 
-def test_two_improves_of_one_output(workspace: Path, warm: Warm) -> None:
+def test_a_second_improve_with_the_same_output_is_refused(workspace: Path, warm: Warm) -> None:
     first = warm.start(workspace, *IMPROVE.split(), fault={"slow_generate": 0.3})
     output = workspace / "improved.jsonl"
     deadline = time.monotonic() + 60
@@ -129,6 +129,6 @@ def test_two_improves_of_one_output(workspace: Path, warm: Warm) -> None:
         time.sleep(0.02)
     second = warm.run(workspace, *IMPROVE.split(), "--overwrite")
     assert second.code == 3
-    assert "another command is writing there" in second.err
+    assert "another command is writing to this file" in second.err
     assert first.wait().code == 0
     assert len(output.read_bytes().splitlines()) == 11

@@ -1,6 +1,6 @@
-"""A warm interpreter: it imports pit once, and every command runs in a fork of it, with a fault if one is asked for.
+"""A warm interpreter: it imports pit once, and every command runs in a fork of it, with a fault if one is given.
 
-The faults live here, none in the product. `python warm.py` reads one request a line on stdin and answers on stdout.
+The faults are defined here, none in pit. `python warm.py` reads one request per line on stdin and answers on stdout.
 """
 
 import json
@@ -35,7 +35,7 @@ class Command(NamedTuple):
         os.kill(self.pid, number)
 
     def written(self) -> str:
-        """Its stdout until now."""
+        """The stdout of the command until now."""
         out = self.folder / f".out-{self.pid}"
         return out.read_text(errors="replace") if out.exists() else ""
 
@@ -73,7 +73,7 @@ class Warm:
         environment: dict[str, str] | None = None,
         processes: int = 0,
     ) -> Command:
-        """processes: the fork is the launcher of so many, as `pit run` starts them; these are real ones."""
+        """processes: if not 0, the fork launches this many real processes, as `pit run` does."""
         request = {
             "start": arguments,
             "folder": str(folder),
@@ -90,10 +90,7 @@ class Warm:
     def together(
         self, folder: Path, *arguments: str, faults: dict[int, Fault] | None = None, second: Sequence[str] = ()
     ) -> list[Ended]:
-        """The command as two processes, as torchrun starts it; faults by the index of the process.
-
-        second: what the second has on its command line besides.
-        """
+        """Runs the command as two processes, as torchrun does. faults: by rank; second: extra arguments of rank 1."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -117,11 +114,11 @@ class Warm:
 
 
 def serve() -> None:
-    """Fork for each command; this process itself never computes, so no thread is lost in a fork."""
+    """Forks for each command; this process itself never computes, so no thread is lost in a fork."""
     from pitcli import cli
     from pitcli.stages import improve, rl, sample, sft, train_reward, verify  # noqa: F401
 
-    cli.LINGER = 0.0  # there is no launcher that would end a process meanwhile
+    cli.LINGER = 0.0  # no launcher is waiting to end the other processes
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -133,7 +130,7 @@ def serve() -> None:
 
 
 def become(main: Callable[[list[str]], int], request: dict[str, Any]) -> None:
-    """In the fork: streams, folder, fault; then what `pit` does."""
+    """Runs in the fork: sets up the streams, the folder and the fault, then runs `pit`."""
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
@@ -151,7 +148,7 @@ def become(main: Callable[[list[str]], int], request: dict[str, Any]) -> None:
             code = main(request["start"])
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # what the interpreter does with a bug, so that a test sees it as one
+    except BaseException:  # as the interpreter reports a bug, so that the test sees a traceback
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         code = 1
     sys.stdout.flush()
@@ -164,7 +161,7 @@ def die() -> None:
 
 
 def kill_at_event(number: int) -> None:
-    """SIGKILL just before this file event of the save that begins with the second checkpoint, counted from 1."""
+    """SIGKILL just before this file event (counted from 1) of the save that begins with the second checkpoint."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -180,7 +177,7 @@ def kill_at_event(number: int) -> None:
 
 
 def file_change(event: str, arguments: tuple[Any, ...]) -> str:
-    """The path where an audit event changes the file system, else an empty text."""
+    """The path that an audit event changes in the file system, or an empty text if it changes none."""
     if event == "open" and isinstance(arguments[2], int):
         writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         return str(arguments[0]) if writes else ""
@@ -188,7 +185,7 @@ def file_change(event: str, arguments: tuple[Any, ...]) -> str:
 
 
 def kill_after_step(step: int) -> None:
-    """SIGKILL when the step is in the metrics, before it could be saved."""
+    """SIGKILL when the step is in the metrics, before a checkpoint is saved."""
     from pitcli.runs.folder import RunFolder
 
     original = RunFolder.log
@@ -202,7 +199,7 @@ def kill_after_step(step: int) -> None:
 
 
 def kill_in_backward(count: int) -> None:
-    """SIGKILL after so many backward passes: between the micro-batches of a step."""
+    """SIGKILL after this many backward passes: between the micro-batches of a step."""
     from accelerate import Accelerator
 
     original, left = Accelerator.backward, [count]
@@ -254,21 +251,21 @@ def kill_at_row(count: int) -> None:
 
 
 def kill_before_loading(module: str) -> None:
-    """SIGKILL when a stage is about to open its base."""
+    """SIGKILL when a stage is about to open its base model."""
     from importlib import import_module
 
     import_module(f"pitcli.stages.{module}").open_base = lambda *arguments: die()  # type: ignore[attr-defined]
 
 
 def stub_model(_: bool) -> None:
-    """Neither a model nor a tokenizer, only rows."""
-    from stub_model import install  # beside this file, which runs as a script
+    """Replaces the model and the tokenizer by stubs."""
+    from stub_model import install  # next to this file, which runs as a script
 
     install()
 
 
 def poison(what: str) -> None:
-    """A loss that is NaN, a gradient that is infinite or a reward that is NaN, in the third step."""
+    """Makes the loss NaN, the gradient infinite or the reward NaN in the third step."""
     import torch
 
     from pitcli.engine.improving.scoring import GapModel
@@ -296,7 +293,7 @@ def poison(what: str) -> None:
 
 
 def slow(seconds: float) -> None:
-    """Every step takes so much longer, so that a signal comes in the middle of the run."""
+    """Makes every step this much longer, so that a signal arrives in the middle of the run."""
     import time
 
     from pitcli.engine.training import loop
@@ -311,7 +308,7 @@ def slow(seconds: float) -> None:
 
 
 def slow_save(seconds: float) -> None:
-    """A save takes so much longer."""
+    """Makes every save this much longer."""
     import time
 
     from pitcli.engine.training import checkpoints
@@ -326,7 +323,7 @@ def slow_save(seconds: float) -> None:
 
 
 def slow_generate(seconds: float) -> None:
-    """Improvements take so much longer, some at a time."""
+    """Makes every batch of improvements this much longer."""
     import time
 
     from pitcli.engine.generation.continuous_batching import ContinuousBatching
@@ -341,7 +338,7 @@ def slow_generate(seconds: float) -> None:
 
 
 def nan_gap_of_draft(name: str) -> None:
-    """The gap model says NaN of every improvement of one draft."""
+    """Makes the gap NaN for every improvement of one draft."""
     from pitcli.engine.improving import scheduler
 
     original = scheduler.after_proposal

@@ -1,4 +1,4 @@
-"""A recipe plans what the command would find by itself: the same runs, the same base, the same data."""
+"""A recipe plans with the runs, the base and the data that each command would find by itself."""
 
 import shutil
 from pathlib import Path
@@ -28,20 +28,20 @@ def planned(text: str) -> list[PlannedStage]:
 
 
 @pytest.mark.parametrize("settings", ["", "data: pairs.jsonl", "load_in_4bit: false"])
-def test_sft_is_on_the_base_of_a_gap_model_that_exists_already(settings: str) -> None:
-    """No stage of the recipe made runs/reward; `pit sft` finds its base there, and so does the recipe."""
+def test_sft_inherits_the_base_of_an_existing_gap_model(settings: str) -> None:
+    """No stage of the recipe writes runs/reward; `pit sft` finds its base there, and so does the recipe."""
     (stage,) = planned(f"stages:\n  - sft: {{{settings}}}\n")
     reward = find_run(None, GAP_RUN)
     assert reward is not None
     assert (stage.config.model, stage.config.data) == ("tiny", "pairs.jsonl")  # type: ignore[attr-defined]
     given = {"load_in_4bit": False} if "4bit" in settings else {}
     assert stage.config.load_in_4bit is (False if given else reward.manifest.base.load_in_4bit)  # type: ignore[attr-defined]
-    if not given:  # else they are refused together, by the recipe's stage as by the command
-        alone = open_base(SftConfig(), [reward]).identity
-        assert open_base(stage.config, []).identity == alone  # type: ignore[arg-type]
+    if not given:  # otherwise both the recipe's stage and the command refuse the two together
+        found_by_command = open_base(SftConfig(), [reward]).identity
+        assert open_base(stage.config, []).identity == found_by_command  # type: ignore[arg-type]
 
 
-def test_a_model_of_its_own_takes_nothing_but_the_data() -> None:
+def test_with_its_own_model_sft_inherits_only_the_data() -> None:
     (stage,) = planned("stages:\n  - sft: {model: smollm2}\n")
     assert isinstance(stage.config, SftConfig)
     assert (stage.config.model, stage.config.load_in_4bit, stage.config.data) == ("smollm2", None, "pairs.jsonl")

@@ -1,4 +1,4 @@
-"""Run folders: whole or absent, verified, and owned by one process at a time."""
+"""Run folders: complete or absent, verified, and used by one process at a time."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pitcli.errors import NothingToDo, RunError, SettingsError
-from pitcli.runs import files as durable
+from pitcli.runs import files as run_files
 from pitcli.runs import folder as run_folder
 from pitcli.runs.files import file_digest, folder_digests, publish_dir, verify_dir
 from pitcli.runs.folder import RunFolder, is_finished, open_run, refuse_busy
@@ -61,9 +61,9 @@ def complete(run: RunFolder, results: dict[str, Any]) -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
-    monkeypatch.setattr(run_folder, "warn", told.append)
-    return told
+    messages: list[str] = []
+    monkeypatch.setattr(run_folder, "warn", messages.append)
+    return messages
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_publishing_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
-def test_a_failure_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_a_failure_during_writing_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     publish_dir(target, writer("one"))
 
@@ -101,7 +101,7 @@ def test_a_failure_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
         publish_dir(target, fail)
     verify_dir(target)
     assert (target / "a.txt").read_text() == "one"
-    publish_dir(target, writer("two"))  # what the failure left behind is not in the way
+    publish_dir(target, writer("two"))  # the leftovers of the failure do no harm
     verify_dir(target)
     assert (target / "a.txt").read_text() == "two"
 
@@ -111,7 +111,7 @@ def test_a_kill_before_the_rename_leaves_no_new_folder(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(durable, "_fsync", killed)
+        patch.setattr(run_files, "_fsync", killed)
         publish_dir(tmp_path / "out", writer("one"))
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +126,7 @@ def test_a_kill_before_the_rename_leaves_no_new_folder(tmp_path: Path, monkeypat
         (lambda folder: (folder / "digests.json").write_text("{"), "digests.json: missing or unreadable"),
     ],
 )
-def test_damage_is_named(damage: Callable[[Path], object], problem: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(damage: Callable[[Path], object], problem: str, tmp_path: Path) -> None:
     target = tmp_path / "out"
     publish_dir(target, writer("one"))
     verify_dir(target)
@@ -136,9 +136,9 @@ def test_damage_is_named(damage: Callable[[Path], object], problem: str, tmp_pat
     assert f"{target}/{problem}" in str(raised.value)
 
 
-def test_the_latest_checkpoint_is_the_newest_whole_one(run: RunFolder, warnings: list[str]) -> None:
+def test_the_latest_checkpoint_is_the_newest_undamaged_one(run: RunFolder, warnings: list[str]) -> None:
     assert run.latest_checkpoint() is None
-    for step in (9, 10):  # 10 after 9 also where names sort otherwise
+    for step in (9, 10):  # 10 is newer than 9, however their names sort
         run.save_checkpoint(step, writer(str(step)))
     assert run.latest_checkpoint() == run.checkpoint(10)
     (run.checkpoint(10) / "a.txt").write_text("torn")
@@ -150,7 +150,7 @@ def test_the_latest_checkpoint_is_the_newest_whole_one(run: RunFolder, warnings:
     assert run.latest_checkpoint() is None
 
 
-def test_two_checkpoints_and_the_best_are_kept(run: RunFolder) -> None:
+def test_the_last_two_checkpoints_and_the_best_are_kept(run: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5):
         run.save_checkpoint(step, writer(str(step)), keep=2 if step > 1 else None)
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
@@ -160,7 +160,7 @@ def test_two_checkpoints_and_the_best_are_kept(run: RunFolder) -> None:
     ]
 
 
-def test_metrics_are_cut_where_a_resumed_run_begins(run: RunFolder) -> None:
+def test_metrics_after_the_resumed_step_are_removed(run: RunFolder) -> None:
     for step in (1, 2, 3):
         run.log(step, {"loss": step / 2})
     with (run.path / "metrics.jsonl").open("a") as stream:
@@ -171,7 +171,7 @@ def test_metrics_are_cut_where_a_resumed_run_begins(run: RunFolder) -> None:
     assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
 
 
-def test_cutting_starts_an_empty_file(run: RunFolder) -> None:
+def test_cut_metrics_creates_an_empty_file(run: RunFolder) -> None:
     run.cut_metrics(0)
     assert (run.path / "metrics.jsonl").read_text() == ""
 
@@ -187,7 +187,7 @@ with open_run(Path(sys.argv[1]), Manifest.model_validate_json(sys.argv[2]), Fals
 """
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_can_use_a_run_folder(tmp_path: Path) -> None:
     path = tmp_path / "run"
     arguments = [sys.executable, "-c", HOLD, str(path), manifest().model_dump_json()]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -202,26 +202,26 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert (path / ".lock").read_text() == str(os.getpid())
 
 
-def test_a_run_begins_with_its_manifest(tmp_path: Path) -> None:
+def test_a_new_run_writes_its_manifest(tmp_path: Path) -> None:
     with open_run(tmp_path / "new" / "run", manifest(), resume=False, overwrite=False) as run:
         written = saved_manifest(run.path)
         assert written == manifest()
         assert not written.complete
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SettingsError, match="is not empty; --resume goes on with it, --overwrite replaces it"):
+    with pytest.raises(SettingsError, match="is not empty; use --resume to continue it, --overwrite to replace it"):
         begin(tmp_path, manifest(), resume=False, overwrite=False)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".lock"}
 
 
-def test_overwriting_spares_what_is_no_run(tmp_path: Path) -> None:
+def test_overwriting_deletes_no_files_that_do_not_belong_to_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path, manifest(), resume=False, overwrite=False) as run:
         run.log(1, {"loss": 1.0})
         run.save_checkpoint(1, writer("one"))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"holds files that are not of a run: notes\.txt"):
+    with pytest.raises(SettingsError, match=r"contains files that do not belong to a run: notes\.txt"):
         begin(tmp_path, manifest(), resume=False, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {
         "notes.txt",
@@ -244,20 +244,20 @@ def test_overwriting_replaces_a_run(tmp_path: Path) -> None:
     assert saved_manifest(tmp_path) == other
 
 
-def test_resuming_goes_on_with_what_is_there(tmp_path: Path) -> None:
+def test_resuming_continues_the_existing_run(tmp_path: Path) -> None:
     with open_run(tmp_path, manifest(), resume=False, overwrite=False) as run:
         run.save_checkpoint(1, writer("one"))
     with open_run(tmp_path, manifest(), resume=True, overwrite=False) as run:
         assert run.latest_checkpoint() == run.checkpoint(1)
 
 
-def test_resuming_nothing_begins(tmp_path: Path) -> None:
+def test_resuming_an_empty_folder_starts_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path, manifest(), resume=True, overwrite=False) as run:
         assert run.latest_checkpoint() is None
         assert (tmp_path / "manifest.json").exists()
 
 
-def test_a_resumed_run_must_be_the_same(tmp_path: Path) -> None:
+def test_a_resumed_run_must_have_the_same_settings_and_data(tmp_path: Path) -> None:
     begin(tmp_path, manifest(), resume=False, overwrite=False)
     before = (tmp_path / "manifest.json").read_bytes()
     now = manifest(
@@ -302,44 +302,44 @@ def test_a_finished_run_is_verified(tmp_path: Path) -> None:
         load_manifest(tmp_path, "pit sft makes one")
 
 
-def test_what_is_no_finished_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no finished run there; pit sft makes one"):
+def test_a_missing_or_unfinished_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished run in this folder; pit sft makes one"):
         load_manifest(tmp_path / "nowhere", "pit sft makes one")
     begin(tmp_path, manifest(), resume=False, overwrite=False)
-    with pytest.raises(RunError, match="not finished; go on with the same command and --resume"):
+    with pytest.raises(RunError, match="not finished; continue it with the same command and --resume"):
         load_manifest(tmp_path, "pit sft makes one")
 
 
 def test_unknown_keys_of_a_manifest_are_refused(tmp_path: Path) -> None:
     begin(tmp_path, manifest(), resume=False, overwrite=False)
     values = json.loads((tmp_path / "manifest.json").read_text())
-    for foreign in ({**values, "extra": 1}, {**values, "base": {**values["base"], "extra": 1}}):
-        (tmp_path / "manifest.json").write_text(json.dumps(foreign))
+    for changed in ({**values, "extra": 1}, {**values, "base": {**values["base"], "extra": 1}}):
+        (tmp_path / "manifest.json").write_text(json.dumps(changed))
         with pytest.raises(RunError, match="not a manifest of this version of pit"):
             load_manifest(tmp_path, "")
         with pytest.raises(RunError, match="not a manifest of this version of pit"):
             begin(tmp_path, manifest(), resume=True, overwrite=False)
 
 
-def test_a_changed_value_in_a_manifest_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_value_in_a_manifest_is_detected(tmp_path: Path) -> None:
     path = finished(tmp_path) / "manifest.json"
     path.write_text(path.read_text().replace('"steps": 7', '"steps": 8'))
     with pytest.raises(RunError, match=r"manifest\.json: changed since it was written"):
         load_manifest(tmp_path, "")
 
 
-def test_a_torn_manifest_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_manifest_is_refused(tmp_path: Path) -> None:
     path = finished(tmp_path) / "manifest.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(RunError, match="not a manifest"):
         load_manifest(tmp_path, "")
 
 
-def test_what_a_killed_process_left_is_taken_away(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     begin(tmp_path, manifest(), resume=False, overwrite=False)
-    for left in (".tmp-1-manifest.json", "checkpoints/.tmp-1-step-000004/a", "checkpoints/.trash-1-step-000001/a"):
-        (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / left).write_text("half")
+    for leftover in (".tmp-1-manifest.json", "checkpoints/.tmp-1-step-000004/a", "checkpoints/.trash-1-step-000001/a"):
+        (tmp_path / leftover).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / leftover).write_text("half")
     begin(tmp_path, manifest(), resume=True, overwrite=False)
     assert {path.name for path in tmp_path.rglob("*")} == {".lock", "manifest.json", "checkpoints"}
 
@@ -351,7 +351,7 @@ def test_a_run_killed_before_its_manifest_can_be_resumed(tmp_path: Path) -> None
     assert (tmp_path / "manifest.json").exists()
 
 
-def test_a_busy_folder_is_told_apart_from_a_free_one(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_detected(tmp_path: Path) -> None:
     refuse_busy(tmp_path / "nowhere")
     with open_run(tmp_path, manifest(), resume=False, overwrite=False), pytest.raises(RunError, match="in use by"):
         refuse_busy(tmp_path)

@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl gets, each step once, and change nothing of the run."""
+"""Trackers get the metrics of metrics.jsonl, each step once, and do not change the run."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def events(folder: str = "run/trackers") -> list[Event]:
-    """What is in TensorBoard's files: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    """The events in TensorBoard's files: length (8 bytes), its checksum (4), the event, its checksum (4)."""
     found = []
     for path in sorted(Path(folder).rglob("events.out.*")):
         data = path.read_bytes()
@@ -42,12 +42,12 @@ def events(folder: str = "run/trackers") -> list[Event]:
 
 
 def tracked() -> list[dict[str, float]]:
-    """The scalars by step, as metrics.jsonl has them, in the order of their steps; a step told twice is there twice."""
+    """The tracked scalars as rows of metrics.jsonl, in the order of their steps; fails if a step was logged twice."""
     scalars = [(e.step, value.tag, value.simple_value) for e in events() for value in e.summary.value]
-    told = [(step, tag, value) for step, tag, value in scalars if not tag.startswith("_hparams_")]
-    assert len({(step, tag) for step, tag, _ in told}) == len(told), "a step was told twice"
+    logged = [(step, tag, value) for step, tag, value in scalars if not tag.startswith("_hparams_")]
+    assert len({(step, tag) for step, tag, _ in logged}) == len(logged), "a step was logged twice"
     rows: dict[int, dict[str, float]] = {}
-    for step, tag, value in sorted(told):
+    for step, tag, value in sorted(logged):
         rows.setdefault(step, {"step": step})[tag] = pytest.approx(value, rel=1e-5)
     return list(rows.values())
 
@@ -63,7 +63,7 @@ def hparams() -> list[dict[str, Any]]:
 
 
 def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a crash does: no checkpoint is saved on the way out."""
+    """Fails after a step as in a crash: no checkpoint is saved on the way out."""
     log = RunFolder.log
 
     def dying(self: RunFolder, number: int, values: dict[str, float]) -> None:
@@ -84,28 +84,28 @@ def test_a_tracker_gets_every_step_of_metrics_and_the_settings(capfd: pytest.Cap
     assert capfd.readouterr().out == ""
 
 
-def test_tracking_does_not_change_what_a_run_is() -> None:
+def test_tracking_does_not_change_the_run() -> None:
     assert main(TENSORBOARD) == 0
     assert main([*SFT[:-1], "plain"]) == 0
-    with_it, without = (json.loads(Path(run, "manifest.json").read_text()) for run in ("run", "plain"))
-    assert with_it == without
+    tracked_run, plain_run = (json.loads(Path(run, "manifest.json").read_text()) for run in ("run", "plain"))
+    assert tracked_run == plain_run
     assert not Path("plain/trackers").exists()
     assert main(["verify", "run"]) == 0
 
 
-def test_a_resumed_run_tells_no_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = float(int(time.time()))  # both runs within one second, by which tensorboard names its files
+def test_a_resumed_run_logs_no_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = float(int(time.time()))  # both runs in the same second, by which tensorboard names its files
     monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: second))
     with monkeypatch.context() as patch:
         die_after(5, patch)
         assert main(TENSORBOARD) == 3
-    assert main([*TENSORBOARD, "--resume"]) == 0  # from the checkpoint of step 4: step 5 is taken again
+    assert main([*TENSORBOARD, "--resume"]) == 0  # from the checkpoint of step 4: step 5 is repeated
     assert [row["step"] for row in tracked()] == [1, 2, 3, 4, 5, 6]
     assert metrics() == tracked()
     assert len(hparams()) == 1
 
 
-def test_a_tracker_that_comes_in_later_is_told_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_added_later_gets_the_earlier_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         die_after(5, patch)
         assert main(SFT) == 3
@@ -137,7 +137,7 @@ def test_trackers_that_are_not_installed_are_refused_before_anything_else(
     assert "--track: must be 'tensorboard', 'wandb' or 'trackio', got mlflow" in capsys.readouterr().err
 
 
-def test_a_tracker_that_cannot_start_is_one_line(
+def test_a_tracker_that_cannot_start_is_one_error_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refusing(self: Accelerator, *_: Any, **__: Any) -> None:
@@ -160,7 +160,7 @@ def test_what_trackers_print_does_not_go_to_stdout(
     assert "goodbye\n" in err
 
 
-def test_damaged_notes_of_the_trackers_are_named(
+def test_a_damaged_state_file_of_the_trackers_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:

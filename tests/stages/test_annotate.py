@@ -221,7 +221,7 @@ def test_one_annotator_at_a_time_writes_to_a_file(annotate: Annotate, capsys: py
     with Path("labels.jsonl").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert annotate("1") == 3
-    assert "another command is writing there" in capsys.readouterr().err
+    assert "another command is writing to this file" in capsys.readouterr().err
     assert labels() == []
 
 

@@ -170,7 +170,7 @@ def test_judges_can_be_validated_without_systems(folder: Path, monkeypatch: pyte
     [
         (["--judge=oracle"], "give --input (rows to evaluate), --validate-on"),
         (["--input=better-0.jsonl", "--judge=nobody"], "--judge: nobody: oracle, gap:RUN, hf:MODEL or openai:MODEL"),
-        (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no finished run there"),
+        (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no finished run in this folder"),
         (["--input=better-0.jsonl,copy-1.jsonl", "--judge=oracle"], "no row in common"),
         (["--input=a=better-0.jsonl", "--control=a=copy-0.jsonl", "--judge=oracle"], "the name a is taken"),
         (["--input=better-0.jsonl", "--control=c/x=copy-0.jsonl", "--judge=oracle"], "no system x in --input"),

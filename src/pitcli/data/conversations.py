@@ -1,4 +1,4 @@
-"""Texts, transcripts and lists of messages to prompts and completions, each checked."""
+"""Converts texts, transcripts and lists of messages to prompts and completions, and checks them."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem, describe
 
 ROLE_OF_SPEAKER = {"Human": "user", "Assistant": "assistant"}
-# How a transcript opens, and what parts its turns: HH as published, and the one-line form of OpenAssistant.
+# How a transcript begins, and what separates its turns: HH as published, and the one-line form of OpenAssistant.
 TRANSCRIPTS = (
     ("Human:", re.compile(r"\n\n(Human|Assistant):")),
     ("### Human:", re.compile(r"(?:^|(?<=\s))### (Human|Assistant):")),
@@ -25,18 +25,18 @@ def required(row: dict[str, Any], field: str) -> Any:
 
 def checked_text(value: object, field: str) -> str:
     if not isinstance(value, str):
-        raise RowProblem(field, f"{describe(value)} where text is wanted")
+        raise RowProblem(field, f"expected text, got {describe(value)}")
     if not value.strip():
         raise RowProblem(field, "empty")
     return value
 
 
 def parse_prompt(value: object, field: str) -> Prompt:
-    """Messages, a transcript, or the text of one user message."""
+    """A prompt from messages, a transcript, or the text of one user message."""
     if isinstance(value, list):
-        return checked(messages_of(value, field), field)
+        return checked_prompt(messages_of(value, field), field)
     if not isinstance(value, str):
-        raise RowProblem(field, f"{describe(value)} where text or messages are wanted")
+        raise RowProblem(field, f"expected text or messages, got {describe(value)}")
     turns = turns_of(checked_text(value, field))
     if turns is None:
         return (Message("user", value),)
@@ -46,7 +46,7 @@ def parse_prompt(value: object, field: str) -> Prompt:
 
 
 def turns_of(text: str) -> list[Message] | None:
-    """The turns of a transcript, stripped; None where the text is not one."""
+    """The turns of a transcript, stripped; None if the text is not a transcript."""
     bare = text.lstrip()
     for opening, mark in TRANSCRIPTS:
         parts = mark.split("\n\n" + bare)
@@ -64,12 +64,12 @@ def conversation(turns: list[Message], field: str) -> Prompt:
     for number, turn in enumerate(turns, start=1):
         if not turn.content:
             raise RowProblem(field, f"turn {number} of the transcript ({turn.role}) is empty")
-    # HH as published has a few assistant turns in two parts (9 of 7,195 rows here): one message each.
+    # HH as published has a few assistant turns in two parts (9 of 7,195 rows here): they become one message.
     merged = [
         Message(role, "\n\n".join(turn.content for turn in run))
         for role, run in groupby(turns, key=lambda turn: turn.role)
     ]
-    return checked(merged, field)
+    return checked_prompt(merged, field)
 
 
 def messages_of(value: list[Any], field: str) -> list[Message]:
@@ -77,10 +77,10 @@ def messages_of(value: list[Any], field: str) -> list[Message]:
     for index, item in enumerate(value):
         where = f"{field}[{index}]"
         if not isinstance(item, dict):
-            raise RowProblem(where, f"{describe(item)} where a message with role and content is wanted")
+            raise RowProblem(where, f"expected a message with role and content, got {describe(item)}")
         role, content = (item.get(key) for key in ("role", "content"))
         if role not in ("system", "user", "assistant"):
-            raise RowProblem(f"{where}.role", f"{_shown(role)} is not system, user or assistant")
+            raise RowProblem(f"{where}.role", f"expected system, user or assistant, got {_shown(role)}")
         messages.append(Message(role, checked_text(content, f"{where}.content")))
     return messages
 
@@ -89,58 +89,61 @@ def _shown(role: object) -> str:
     return json.dumps(role[:40]) if isinstance(role, str) else describe(role)
 
 
-def checked(messages: list[Message], field: str) -> Prompt:
-    """Optional system, then user and assistant in turn, a user last."""
+def checked_prompt(messages: list[Message], field: str) -> Prompt:
+    """The messages as a prompt: an optional system message, then user and assistant in turn, ending with the user."""
     if not messages:
         raise RowProblem(field, "empty")
     offset = messages[0].role == "system"
     for index, message in enumerate(messages[offset:], start=offset):
-        wanted = "assistant" if (index - offset) % 2 else "user"
-        if message.role != wanted:
-            raise RowProblem(f"{field}[{index}].role", f"{message.role} where {wanted} is wanted")
+        expected = "assistant" if (index - offset) % 2 else "user"
+        if message.role != expected:
+            raise RowProblem(f"{field}[{index}].role", f"expected {expected}, got {message.role}")
     if messages[-1].role != "user":
         raise RowProblem(f"{field}[{len(messages) - 1}].role", "the prompt must end with a user message")
     return tuple(messages)
 
 
 def completion_of(row: dict[str, Any], field: str, prompt: Prompt) -> str:
-    """A text, or one assistant message, with or without the prompt before it."""
+    """A completion from a text, or from one assistant message with or without the prompt before it."""
     value = required(row, field)
     if not isinstance(value, list):
         return checked_text(value, field).strip()
-    before, completion = _parted(messages_of(value, field), field)
+    before, completion = _split_completion(messages_of(value, field), field)
     # UltraFeedback repeats the prompt at the head of both conversations.
     if before and tuple(before) != prompt:
-        raise RowProblem(field, "one assistant message, or the prompt and one, is wanted")
+        raise RowProblem(field, "expected one assistant message, or the prompt and one assistant message")
     return completion
 
 
-def parse_shared(row: dict[str, Any]) -> tuple[Prompt, str, str]:
-    """The prompt as what two whole conversations share: all but the last assistant turn."""
-    chosen, rejected = (_whole(required(row, field), field) for field in ("chosen", "rejected"))
-    (before, better), (before_rejected, worse) = _parted(chosen, "chosen"), _parted(rejected, "rejected")
+def parse_implicit_prompt(row: dict[str, Any]) -> tuple[Prompt, str, str]:
+    """A pair from two whole conversations; the prompt is what they share: all but the last assistant turn."""
+    chosen, rejected = (_whole_conversation(required(row, field), field) for field in ("chosen", "rejected"))
+    (before, better), (before_rejected, worse) = (
+        _split_completion(chosen, "chosen"),
+        _split_completion(rejected, "rejected"),
+    )
     if before != before_rejected:
         pairs = zip(before, before_rejected, strict=False)
         shared = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(before), len(before_rejected)))
-        what = (
+        difference = (
             f"differs from chosen at turn {shared + 1}, before the last" if shared else "shares no prompt with chosen"
         )
-        raise RowProblem("rejected", f"{what}; the two must be alike up to the last assistant turn")
+        raise RowProblem("rejected", f"{difference}; both must be identical up to the last assistant turn")
     if isinstance(row["chosen"], str):
         return conversation(before, "chosen"), better, worse
-    return checked(before, "chosen"), better, worse
+    return checked_prompt(before, "chosen"), better, worse
 
 
-def _whole(value: object, field: str) -> list[Message]:
+def _whole_conversation(value: object, field: str) -> list[Message]:
     if isinstance(value, list):
         return messages_of(value, field)
     turns = turns_of(checked_text(value, field))
     if turns is None:
-        raise RowProblem("prompt", f"missing, and {field} is no transcript of Human and Assistant turns")
+        raise RowProblem("prompt", f"missing, and {field} is not a transcript of Human and Assistant turns")
     return turns
 
 
-def _parted(messages: list[Message], field: str) -> tuple[list[Message], str]:
+def _split_completion(messages: list[Message], field: str) -> tuple[list[Message], str]:
     if not messages or messages[-1].role != "assistant":
         raise RowProblem(field, "must end with an assistant turn" if messages else "empty")
     completion = messages[-1].content.strip()

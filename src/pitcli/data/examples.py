@@ -1,4 +1,4 @@
-"""Preference pairs to the conversations that each stage trains on, with every length checked first."""
+"""Converts preference pairs to the conversations that each stage trains on, after checking every length."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ from pitcli.settings.base import DataSettings, Role
 
 
 class TooLong(RowProblem):
-    """A conversation that does not fit the context."""
+    """A conversation that does not fit into the context."""
 
 
 def pairs_digest(pairs: Sequence[PreferencePair]) -> str:
@@ -32,11 +32,11 @@ def sft_examples(
 ) -> list[Example]:
     """Policy: x -> y_w. Improver: (x, y_l) -> y_w, and for a share of the pairs also (x, y_w) -> y_w.
 
-    Where y_w was cut, its completion has no stop token: the model must not learn to end there.
+    If y_w was truncated, its completion has no stop token: the model must not learn to end there.
     """
 
     def completion(pair: PreferencePair) -> list[int]:
-        return chat.encode_text(pair.chosen) if pair.chosen_cut else chat.completion(pair.chosen)
+        return chat.encode_text(pair.chosen) if pair.chosen_truncated else chat.completion(pair.chosen)
 
     if role is Role.policy:
         return [Example(chat.policy_prompt(pair.prompt), completion(pair)) for pair in pairs]
@@ -47,7 +47,7 @@ def sft_examples(
 
 
 class Limit(NamedTuple):
-    """What a conversation must fit into; room: tokens that a sampled response may take."""
+    """The limit on the length of a conversation. room: the most tokens that a sampled response may have."""
 
     chat: ChatFormat
     max_length: int
@@ -55,7 +55,7 @@ class Limit(NamedTuple):
 
 
 def _conversation_tokens(prompt: Prompt, response_tokens: int, chat: ChatFormat) -> int:
-    """Of the whole conversation, where the reference and the response take so many each."""
+    """The length of a whole conversation whose reference and response have `response_tokens` tokens each."""
     return len(chat.improver_prompt(prompt, "")) + 2 * response_tokens + 1
 
 
@@ -65,21 +65,21 @@ def check_conversation(
     limit: Limit,
     notes: Counter[str],
 ) -> None:
-    """RowProblem where no conversation can be made of a prompt and its responses, by field; TooLong where none fits.
+    """Raises RowProblem if a prompt and its responses (by field) make no conversation, TooLong if it would not fit.
 
-    It must hold any two of the responses, or sampled ones.
+    Any two of the responses, or two sampled ones, must fit.
     """
     chat, max_length, room = limit
     lengths = {field: len(chat.encode_text(text)) for field, text in responses.items()}
     for field, length in lengths.items():
         if not length:
-            raise RowProblem(field, "empty for this model, whose tokenizer makes no token of it")
+            raise RowProblem(field, "empty for this model: its tokenizer encodes the text as no tokens")
     tokens = _conversation_tokens(prompt, max(room, *lengths.values()), chat)
     if tokens > max_length:
-        taken = {"prompt": tokens - 2 * max(room, *lengths.values()), **{f: 2 * n for f, n in lengths.items()}}
-        sampled = f", with room for responses of {room} (max-new-tokens)," if room else ""
-        reason = f"the conversation takes {tokens} tokens{sampled} and {max_length} fit"
-        raise TooLong(max(taken, key=lambda field: taken[field]), reason)
+        used = {"prompt": tokens - 2 * max(room, *lengths.values()), **{f: 2 * n for f, n in lengths.items()}}
+        sampled = f" with room for responses of {room} (max-new-tokens)" if room else ""
+        reason = f"expected a conversation of at most {max_length} tokens, got {tokens}{sampled}"
+        raise TooLong(max(used, key=lambda field: used[field]), reason)
     if any(map(chat.names_special_token, [*(message.content for message in prompt), *responses.values()])):
         notes["rows with the text of a control token, read as plain text"] += 1
 
@@ -91,50 +91,50 @@ def fitting_pairs(
     settings: DataSettings,
     notes: Counter[str],
 ) -> list[PreferencePair]:
-    """The pairs whose conversations fit; longer ones are cut or left out, and counted, where the settings say so.
+    """The pairs whose conversations fit; longer ones are truncated or skipped, and counted, if the settings say so.
 
-    What is wrong with the others is listed in one InputError.
+    Raises one InputError that lists all other problems.
     """
     fitting: list[PreferencePair] = []
     problems: list[tuple[int, RowProblem]] = []
     for pair in pairs:
         try:
-            kept = cut_to_fit(pair, limit) if settings.truncate else pair
+            kept = truncate_to_fit(pair, limit) if settings.truncate else pair
             responses = {"chosen": kept.chosen, "rejected": kept.rejected}
             check_conversation(kept.prompt, responses, limit, notes)
         except RowProblem as problem:
             problems.append((pair.line, problem))
         else:
             fitting.append(kept)
-            if cut := (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected):
-                notes[f"completions cut so that {limit.max_length} tokens hold the conversation"] += cut
+            if truncated := (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected):
+                notes[f"completions truncated to fit {limit.max_length} tokens"] += truncated
     if settings.skip_long and fitting:
         others = [(line, problem) for line, problem in problems if not isinstance(problem, TooLong)]
-        if left_out := len(problems) - len(others):
-            notes[f"rows longer than {limit.max_length} tokens left out"] += left_out
+        if skipped := len(problems) - len(others):
+            notes[f"rows longer than {limit.max_length} tokens skipped"] += skipped
         problems = others
     if problems:
         raise InputError(_listing(problems, source, settings))
     return fitting
 
 
-def cut_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:
-    """The pair with completions short enough for its conversation; TooLong where the prompt leaves no place for any."""
+def truncate_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:
+    """The pair with completions truncated until the conversation fits; raises TooLong if the prompt leaves no room."""
     chat, max_length, room = limit
-    fit = (max_length - _conversation_tokens(pair.prompt, 0, chat)) // 2
-    if fit < max(1, room):
-        reason = f"the prompt leaves {max(0, fit)} of {max_length} tokens to each response"
-        raise TooLong("prompt", f"{reason}; {room} are wanted (max-new-tokens)" if room else reason)
+    size = (max_length - _conversation_tokens(pair.prompt, 0, chat)) // 2
+    if size < max(1, room):
+        reason = f"the prompt leaves {max(0, size)} of {max_length} tokens for each response"
+        raise TooLong("prompt", f"{reason}; {room} are needed (max-new-tokens)" if room else reason)
 
-    def cut(field: str, text: str) -> str:
-        if kept := chat.cut(text, fit):
+    def truncated(field: str, text: str) -> str:
+        if kept := chat.truncate(text, size):
             return kept
-        raise TooLong(field, f"nothing is left of it when --truncate cuts it to {fit} tokens")
+        raise TooLong(field, f"empty after --truncate shortens it to {size} tokens")
 
-    chosen, rejected = cut("chosen", pair.chosen), cut("rejected", pair.rejected)
+    chosen, rejected = truncated("chosen", pair.chosen), truncated("rejected", pair.rejected)
     if chosen == rejected:
-        raise RowProblem("rejected", f"the same text as chosen when --truncate cuts both to {fit} tokens")
-    return replace(pair, chosen=chosen, rejected=rejected, chosen_cut=chosen != pair.chosen)
+        raise RowProblem("rejected", f"the same text as chosen after --truncate shortens both to {size} tokens")
+    return replace(pair, chosen=chosen, rejected=rejected, chosen_truncated=chosen != pair.chosen)
 
 
 def _listing(problems: Sequence[tuple[int, RowProblem]], source: str, settings: DataSettings) -> list[str]:
@@ -147,7 +147,7 @@ def _listing(problems: Sequence[tuple[int, RowProblem]], source: str, settings: 
 
 def _remedy(settings: DataSettings) -> str:
     if settings.skip_long:
-        return "no row fits; --max-length sets the limit"
+        return "no row fits; use --max-length to change the limit"
     if settings.truncate:
-        return "--truncate cuts completions, not prompts; --skip-long in its place leaves such rows out"
-    return "--skip-long leaves such rows out, --truncate cuts their completions, --max-length sets the limit"
+        return "--truncate shortens completions, not prompts; use --skip-long instead to skip such rows"
+    return "use --skip-long to skip such rows, --truncate to shorten completions, or --max-length to change the limit"

@@ -1,4 +1,4 @@
-"""Files of any known format become preference pairs and drafts, or one error that lists what is wrong with them."""
+"""Reads files of any known format into preference pairs or drafts, or raises one error that lists their problems."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ UNKNOWN = "unknown"
 
 
 def parse_draft(row: dict[str, Any], file: str, line: int) -> Draft:
-    """A draft; its response stays verbatim, so that a draft which is kept comes back byte for byte."""
+    """A draft; its response stays verbatim, so that an unchanged draft is written back byte for byte."""
     prompt = parse_prompt(required(row, "prompt"), "prompt")
     response = checked_text(required(row, "response"), "response")
     return Draft(parse_id(row), prompt, response, row, line)
 
 
 def parse_question(row: dict[str, Any], file: str, line: int) -> Draft:
-    """A prompt that awaits its response: any row with a prompt, or a pair, whose prompt is then added to the row."""
+    """A prompt without a response: from a row with a prompt, or from a pair, whose prompt is then added to the row."""
     if "prompt" in row:
         prompt = parse_prompt(row["prompt"], "prompt")
         return Draft(parse_id(row), prompt, response="", row=row, line=line)
@@ -36,7 +36,7 @@ def parse_question(row: dict[str, Any], file: str, line: int) -> Draft:
 
 
 class Reading(NamedTuple):
-    """The pairs of a file, what is wrong with its other rows, and how many rows had which format."""
+    """The pairs of a file, the errors of its other rows, and the number of rows per format."""
 
     pairs: list[PreferencePair]
     errors: list[str]
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
 def load_pairs(
     path: str | Path, max_rows: int | None = None, notes: Counter[str] | None = None
 ) -> list[PreferencePair]:
-    """Every pair of a file, or one InputError that lists what is wrong with it."""
+    """All pairs of a file; raises one InputError that lists the problems if there are any."""
     pairs, errors, _ = read_pairs(path, max_rows, notes)
     if errors:
         raise InputError(errors)
@@ -60,7 +60,7 @@ def read_pairs(
     rating_field: str = RATING_FIELD,
     rating_margin: float = 0,
 ) -> Reading:
-    """As load_pairs, with what is wrong beside what is right; only an unusable file raises."""
+    """As load_pairs, but returns the errors with the pairs; raises only if the file is unusable."""
     notes = Counter() if notes is None else notes
     errors: list[RowError] = []
     formats: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def read_pairs(
             notes["duplicate rows"] += 1
             continue
         if has_id and lines_by_id.setdefault(pair.id, pair.line) != pair.line:
-            errors.append(RowError(label, pair.line, "id", f"the same as on line {lines_by_id[pair.id]}"))
+            errors.append(RowError(label, pair.line, "id", f"duplicate of the id on line {lines_by_id[pair.id]}"))
             continue
         if (pair.prompt, pair.rejected, pair.chosen) in pairs:
             notes["pairs in both orders"] += 1
@@ -82,7 +82,7 @@ def read_pairs(
             break
     lines = listed(errors)
     if not errors and not pairs:
-        lines.append(f"{label}: no pairs can be made of its ratings" if formats[RATINGS] else f"{label}: no rows")
+        lines.append(f"{label}: no pairs can be made from its ratings" if formats[RATINGS] else f"{label}: no rows")
     return Reading(list(pairs.values()), lines, +formats)
 
 
@@ -94,7 +94,7 @@ def _parsed_pairs(
     rating_field: str,
     rating_margin: float,
 ) -> Iterator[tuple[PreferencePair, bool]]:
-    """Each pair, and whether its row has an id; those made of ratings, which need all rows, come last."""
+    """Yields each pair and whether its row has an id; pairs from ratings, which need all rows, come last."""
     rated: list[Rated] = []
     label = file_label(path)
     for line, row in open_rows(path, on_error, notes):
@@ -119,7 +119,7 @@ def _parsed_pairs(
 def iter_drafts(
     path: str | Path, on_error: Callable[[RowError], None], notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, Draft]]:
-    """Drafts as their lines arrive; an unusable file is refused here, before the first is asked for."""
+    """Yields drafts as their lines arrive; an unusable file is refused by the call, before the first draft."""
     notes = Counter() if notes is None else notes
     return _parsed(parse_draft, open_rows(path, on_error, notes), file_label(path), on_error, notes)
 
@@ -145,7 +145,7 @@ def _parsed(
             draft = parse(row, label, line)
             if seen_before(seen, row if draft.id is None else draft.id):
                 if draft.id is not None:
-                    raise RowProblem("id", "the same as on an earlier line; give each row its own, or none")
+                    raise RowProblem("id", "duplicate of an earlier id; give each row its own id, or none")
                 notes["duplicate rows"] += 1
         except RowProblem as problem:
             on_error(RowError(label, line, problem.field, problem.reason))
@@ -154,7 +154,10 @@ def _parsed(
 
 
 def seen_before(seen: set[int], value: object) -> bool:
-    """By 60 bits of a hash: a million values take 64 MiB, and two of them meet with a chance of 1 in 2 million."""
+    """Whether the value is in `seen`, to which it is added; compares 60 bits of a hash.
+
+    A million values need 64 MiB, and the chance that any two collide is 1 in 2 million.
+    """
     key = hash(repr(value)) >> 4
     if key in seen:
         return True

@@ -1,4 +1,4 @@
-"""What a file of pairs holds, shown before anything is made of it: formats, one row, lengths, what is left out."""
+"""Preview of a file of pairs: its formats, one row, text lengths, and what was skipped or counted."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,35 +7,39 @@ from statistics import mean, quantiles
 from pitcli import console
 from pitcli.data.rows import PreferencePair, Prompt
 
-Ruler = Callable[[str], int]
+LengthOf = Callable[[str], int]
 
 BAR = 24
 SHOWN_CHARACTERS = 300
 
 
 def preview(
-    pairs: Sequence[PreferencePair], formats: Mapping[str, int], notes: Mapping[str, int], ruler: Ruler, unit: str
+    pairs: Sequence[PreferencePair],
+    formats: Mapping[str, int],
+    notes: Mapping[str, int],
+    length: LengthOf,
+    unit: str,
 ) -> None:
-    """Show on stderr what was read; `ruler` measures a text in `unit`."""
+    """Prints the preview on stderr; `length` measures a text in `unit`."""
     console.table("Formats", ["format", "rows"], [[name, count] for name, count in formats.items()])
     if pairs:
         _row(pairs[0])
         lengths = {
-            "prompt": [ruler(_spoken(pair.prompt)) for pair in pairs],
-            "chosen": [ruler(pair.chosen) for pair in pairs],
-            "rejected": [ruler(pair.rejected) for pair in pairs],
+            "prompt": [length(_prompt_text(pair.prompt)) for pair in pairs],
+            "chosen": [length(pair.chosen) for pair in pairs],
+            "rejected": [length(pair.rejected) for pair in pairs],
         }
         _statistics(lengths, unit)
         columns = [histogram(values, _bins(lengths)) for values in lengths.values()]
         labels = [_label(size) for size in _bins(lengths)]
-        console.table(f"Pairs by their {unit}", [unit, *lengths], list(zip(labels, *columns, strict=True)))
-    for what, count in sorted(notes.items()):
-        console.note(f"{what}: {count}")
+        console.table(f"Pairs by length in {unit}", [unit, *lengths], list(zip(labels, *columns, strict=True)))
+    for name, count in sorted(notes.items()):
+        console.note(f"{name}: {count}")
     console.note(f"pairs: {len(pairs)}")
 
 
 def histogram(lengths: Sequence[int], bins: Sequence[int]) -> list[str]:
-    """A bar and a count for each bin, which holds the lengths of so many binary digits: each is twice as wide."""
+    """A bar and a count per bin. Bin n has the lengths of n binary digits, so each bin is twice as wide as the last."""
     counts = Counter(length.bit_length() for length in lengths)
     most = max(counts.values())
     return [f"{'█' * -(-BAR * counts[size] // most)} {counts[size]}".strip() for size in bins]
@@ -52,23 +56,24 @@ def _label(size: int) -> str:
 
 
 def _row(pair: PreferencePair) -> None:
-    console.note(f"the pair of line {pair.line}, as it was read:")
+    console.note(f"the pair on line {pair.line}, as parsed:")
     texts = {"id": pair.id, **{f"prompt[{n}] {turn.role}": turn.content for n, turn in enumerate(pair.prompt)}}
     texts |= {"chosen": pair.chosen, "rejected": pair.rejected}
     for label, text in texts.items():
         console.note(f"  {label}: {text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + '…'}")
     if pair.extra:
-        console.note(f"  kept as they are: {', '.join(pair.extra)}")
+        console.note(f"  other fields, kept unchanged: {', '.join(pair.extra)}")
 
 
 def _statistics(lengths: Mapping[str, Sequence[int]], unit: str) -> None:
     rows = []
     for name, values in lengths.items():
-        # quantiles wants two values; one pair is its own quantile
-        cuts = quantiles(values, n=20, method="inclusive") if len(values) > 1 else [float(values[0])] * 19
-        rows.append([name, min(values), round(mean(values), 1), round(cuts[9], 1), round(cuts[18], 1), max(values)])
-    console.table(f"Lengths in {unit}", ["text", "least", "mean", "median", "95%", "most"], rows)
+        # quantiles() needs at least two values; a single value is its own quantile
+        percentiles = quantiles(values, n=20, method="inclusive") if len(values) > 1 else [float(values[0])] * 19
+        median, high = round(percentiles[9], 1), round(percentiles[18], 1)
+        rows.append([name, min(values), round(mean(values), 1), median, high, max(values)])
+    console.table(f"Lengths in {unit}", ["text", "min", "mean", "median", "95%", "max"], rows)
 
 
-def _spoken(prompt: Prompt) -> str:
+def _prompt_text(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt)

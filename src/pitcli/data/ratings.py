@@ -1,4 +1,4 @@
-"""Rated responses (HelpSteer and its like) to pairs: the best response of a prompt against each worse one."""
+"""Pairs from rated responses (HelpSteer and similar): the best response to a prompt against each worse one."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from pitcli.data.pair_formats import content_id
 from pitcli.data.rows import Message, PreferencePair, Prompt
 from pitcli.data.strict_json import RowProblem, describe
 
-# HelpSteer parts the turns of a prompt by these lines; its first turn, the user's, has none.
+# HelpSteer separates the turns of a prompt by these lines; the first turn, the user's, has none.
 TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
@@ -24,27 +24,27 @@ class Rated(NamedTuple):
 
 
 def parse_rated(row: dict[str, Any], rating_field: str, line: int) -> Rated:
-    """A rated response from a row with prompt, response and a number in the field of that name."""
+    """A rated response from a row with prompt, response and a number in the field `rating_field`."""
     prompt = _prompt(row["prompt"])
     return Rated(prompt, completion_of(row, "response", prompt), _rating(row[rating_field], rating_field), line)
 
 
 def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str]) -> Iterator[PreferencePair]:
-    """For every prompt, where it stands first: its best response against those rated lower, by `margin` or more."""
+    """Yields per prompt, in order of appearance, its best response against each one rated at least `margin` lower."""
     by_prompt: dict[Prompt, list[Rated]] = {}
     for response in rated:
         by_prompt.setdefault(response.prompt, []).append(response)
     for prompt, responses in by_prompt.items():
         best = max(responses, key=lambda response: response.rating)
         if len(responses) == 1:
-            notes["rated responses left out: the only one to their prompt"] += 1
+            notes["rated responses skipped: the only one to their prompt"] += 1
         for worse in responses:
             if worse is best:
                 continue
             if worse.rating == best.rating or best.rating - worse.rating < margin:
-                notes["rated responses left out: rated too near the best"] += 1
+                notes["rated responses skipped: rated too close to the best"] += 1
             elif worse.response == best.response:
-                notes["rated responses left out: the same text as the best"] += 1
+                notes["rated responses skipped: the same text as the best"] += 1
             else:
                 scores = {"score_chosen": best.rating, "score_rejected": worse.rating}
                 pair_id = content_id(prompt, best.response, worse.response)
@@ -65,9 +65,9 @@ def _prompt(value: object) -> Prompt:
 
 
 def _rating(value: object, field: str) -> float:
-    """A number; cells of a CSV file are text."""
+    """The rating as a number; text that is a number is accepted, because cells of a CSV file are text."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*", value):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowProblem(field, f"{describe(value)} where a number is wanted")
+        raise RowProblem(field, f"expected a number, got {describe(value)}")
     return float(value)

@@ -1,4 +1,4 @@
-"""Strict JSON lines: how rows are read, with file:line:field errors, and how one is written."""
+"""Reads strict JSON lines, with file:line:field errors, and writes rows."""
 
 import gzip
 import os
@@ -20,7 +20,7 @@ from pitcli.processes.ranks import world_size
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN = "<stdin>"
-MAX_LISTED = 20  # errors of a file
+MAX_LISTED = 20  # errors listed per file
 
 
 Parsed = TypeVar("Parsed")
@@ -35,7 +35,7 @@ def file_label(path: str | Path) -> str:
 def read_rows(
     path: str | Path, on_error: OnError, notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Open at once, so that an unusable file is refused here; then stream (line number, object)."""
+    """Opens the file now, so that an unusable one is refused here; then streams (line number, object)."""
     source: AbstractContextManager[BinaryIO] = _stdin() if str(path) == "-" else _open(str(path))
     return _rows(source, file_label(path), on_error, Counter() if notes is None else notes)
 
@@ -43,7 +43,7 @@ def read_rows(
 def parsed_rows(
     path: str | Path, parse: Parse[Parsed], on_error: OnError, notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, Parsed]]:
-    """Rows as they arrive, parsed; an unusable file is refused at once, a row that cannot be parsed is an error."""
+    """Yields parsed rows as they arrive; refuses an unusable file at once and reports each row that does not parse."""
     return _parsed(read_rows(path, on_error, notes), parse, file_label(path), on_error)
 
 
@@ -60,7 +60,7 @@ def _parsed(
 
 
 def load_rows(path: str | Path, parse: Parse[Parsed]) -> list[Parsed]:
-    """Every row of a file, or one InputError that lists what is wrong with it."""
+    """All rows of a file; raises one InputError that lists the problems if there are any."""
     errors: list[RowError] = []
     rows = [row for _, row in parsed_rows(path, parse, errors.append)]
     if errors:
@@ -69,19 +69,19 @@ def load_rows(path: str | Path, parse: Parse[Parsed]) -> list[Parsed]:
 
 
 def listed(errors: Sequence[object]) -> list[str]:
-    """The first errors as lines, and how many more there are."""
+    """The first errors, one per line, and the number of further errors."""
     more = len(errors) - MAX_LISTED
     return [*map(str, errors[:MAX_LISTED]), *([f"and {more} more"] if more > 0 else [])]
 
 
 def refuse_output_as_input(source: str, output: str) -> None:
-    """SettingsError where rows would go to the file that they come from, be it by another name or by redirection."""
+    """Raises SettingsError if the output is the input file, even under another name or by redirection."""
     try:
         ends = [os.stat(fd if name == "-" else name) for name, fd in ((source, 0), (output, 1))]
-    except OSError:  # not there yet, or closed
+    except OSError:  # does not exist yet, or is closed
         return
     if stat.S_ISREG(ends[0].st_mode) and os.path.samestat(*ends):
-        raise SettingsError(f"--output: {'stdout' if output == '-' else output} is the input")
+        raise SettingsError(f"--output: {'stdout' if output == '-' else output} is the input; choose another file")
 
 
 def write_row(row: dict[str, Any], stream: TextIO) -> None:
@@ -90,7 +90,7 @@ def write_row(row: dict[str, Any], stream: TextIO) -> None:
 
 def _stdin() -> AbstractContextManager[BinaryIO]:
     if world_size() > 1:
-        raise InputError("stdin: one process can read it, and this is one of several; give a file")
+        raise InputError(f"{STDIN}: only one process can read it, and this command runs as several; name a file")
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(f"{STDIN}: is a terminal; name a file, or pipe rows in: pit ... < rows.jsonl")
     return nullcontext(sys.stdin.buffer)
@@ -121,9 +121,9 @@ def _open(path: str) -> BinaryIO:
 
 def _unreadable(label: str, line: int, error: Exception) -> InputError:
     if isinstance(error, gzip.BadGzipFile) and line == 1:
-        return InputError(f"{label}: not gzip bytes, in spite of the name; rename it to .jsonl")
+        return InputError(f"{label}: not gzip data, despite its name; rename it to .jsonl")
     if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-        return InputError(f"{label}:{line}: the gzip data is cut short or damaged here; copy the file again")
+        return InputError(f"{label}:{line}: the gzip data is truncated or damaged here; copy the file again")
     return InputError(f"{label}:{line}: cannot be read: {error}")
 
 
@@ -131,16 +131,16 @@ def _refuse_other_encodings(start: bytes, label: str) -> None:
     name = "FILE" if label == STDIN else shlex.quote(label)
     if start.startswith(b"\x1f\x8b"):
         fix = f"zcat {name} | pit ..." if label == STDIN else f"rename it to .jsonl.gz: mv {name} {_gz_name(label)}"
-        raise InputError(f"{label}: gzip bytes where JSON lines are wanted; {fix}")
+        raise InputError(f"{label}: expected JSON lines, got gzip data; {fix}")
     if encoding := _utf16(start[:2]):
         fix = f"iconv -f {encoding} -t UTF-8 {name} > utf8.jsonl"
-        raise InputError(f"{label}: UTF-16 where UTF-8 is wanted; convert it: {fix}")
+        raise InputError(f"{label}: expected UTF-8, got UTF-16; convert it: {fix}")
     if start.startswith(b"PAR1"):
-        raise InputError(f"{label}: a parquet file where JSON lines are wanted")
+        raise InputError(f"{label}: expected JSON lines, got parquet; use a file name that ends in .parquet")
 
 
 def _utf16(start: bytes) -> str | None:
-    """iconv's name for what begins with these two bytes, if it is UTF-16: its mark, or an ASCII character."""
+    """iconv's name of the encoding if the first two bytes are UTF-16: a byte order mark or an ASCII character."""
     if len(start) == 2 and start.count(0) == 1:
         return "UTF-16LE" if start[1] == 0 else "UTF-16BE"
     return "UTF-16" if start in (b"\xff\xfe", b"\xfe\xff") else None
@@ -175,7 +175,7 @@ def _rows(
 
 
 def _lines(stream: BinaryIO, label: str) -> Iterator[bytes]:
-    """Lines as bytes, split on newlines alone; of one over the limit only the start, the rest is skipped."""
+    """Yields lines as bytes, split only at newlines; of a line over the limit only the start, the rest is skipped."""
     number = 1
     try:
         while line := stream.readline(MAX_LINE_BYTES + 1):
@@ -199,4 +199,4 @@ def _without_mark(line: bytes, label: str, notes: Counter[str]) -> bytes:
 def _refuse_array(line: bytes, label: str) -> None:
     if re.match(rb"\s*\[\s*(\{|$)", line[:4096]):
         fix = "jq -c '.[]' FILE" if label == STDIN else f"jq -c '.[]' {shlex.quote(label)} > rows.jsonl"
-        raise InputError(f"{label}: one JSON array where one object a line is wanted; unpack it: {fix}")
+        raise InputError(f"{label}: expected one object per line, got one JSON array; unpack it: {fix}")

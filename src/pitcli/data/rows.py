@@ -1,4 +1,4 @@
-"""What rows are: preference pairs, drafts, comparisons, and what is wrong with a row."""
+"""The row types: preference pairs, drafts, comparisons, and errors of rows."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class PreferencePair:
     rejected: str
     extra: dict[str, Any]
     line: int = field(default=0, compare=False)
-    chosen_cut: bool = False  # its end is missing, so that nothing may be learned from where it ends
+    chosen_truncated: bool = False  # a truncated text must not teach the model where to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Draft:
 
 
 class Comparison(NamedTuple):
-    """Is `response` better than `reference_response` as an answer to `prompt`?"""
+    """The question whether `response` is better than `reference_response` as an answer to `prompt`."""
 
     prompt: Prompt
     response: str

@@ -1,4 +1,4 @@
-"""Rows from wherever they are: JSON lines, CSV, parquet, or a data set of the hub, named hub:OWNER/NAME."""
+"""Reads rows from JSON lines, CSV, parquet, or a data set on the hub, named hub:OWNER/NAME."""
 
 import csv
 import gzip
@@ -22,11 +22,11 @@ OnError = Callable[[RowError], None]
 
 HUB = "hub:"
 BATCH = 256
-HUB_FORM = "hub:OWNER/NAME, hub:OWNER/NAME:SPLIT or hub:OWNER/NAME/SUBSET:SPLIT is wanted"
+HUB_FORMS = "hub:OWNER/NAME, hub:OWNER/NAME:SPLIT, hub:OWNER/NAME/SUBSET:SPLIT or hub:FOLDER"
 
 
 def open_rows(path: str | Path, on_error: OnError, notes: Counter[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """Open at once, so that what is unusable is refused here; then stream (line or row number, object)."""
+    """Opens the source now, so that an unusable one is refused here; then streams (line or row number, object)."""
     label = str(path)
     notes = Counter() if notes is None else notes
     bare = label.lower().removesuffix(".gz")
@@ -41,7 +41,7 @@ def open_rows(path: str | Path, on_error: OnError, notes: Counter[str] | None = 
 
 
 def _checked(rows: Iterator[tuple[int, Row | RowProblem]], label: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
-    """The rows that JSON lines could hold; the others are row errors."""
+    """Yields the rows that are valid as JSON lines; reports the others as row errors."""
     for number, row in rows:
         try:
             if isinstance(row, RowProblem):
@@ -65,7 +65,7 @@ def _open(path: str) -> BinaryIO:
 def _csv_rows(
     stream: BinaryIO, label: str, delimiter: str, notes: Counter[str]
 ) -> Iterator[tuple[int, Row | RowProblem]]:
-    """Rows by the line that they begin on; every cell is text, and the first row names the fields."""
+    """Yields rows with the line that each begins on; every cell is text, and the first row names the fields."""
     csv.field_size_limit(MAX_LINE_BYTES)
     header: list[str] | None = None
     start = 1
@@ -75,8 +75,8 @@ def _csv_rows(
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                # strict: a quote that is never closed would take in all rows after it
-                raise InputError(f"{label}:{start}: not CSV: {error}; a quote in a cell is written twice") from None
+                # strict: otherwise a quote that is never closed would swallow all rows after it
+                raise InputError(f"{label}:{start}: not CSV: {error}; write a quote in a cell twice") from None
             if cells is None:
                 break
             line, start = start, reader.line_num + 1
@@ -85,7 +85,7 @@ def _csv_rows(
             elif header is None:
                 header = _header(cells, label)
             elif len(cells) != len(header):
-                yield line, RowProblem("", f"{len(cells)} cells where the header names {len(header)}")
+                yield line, RowProblem("", f"expected {len(header)} cells, as in the header, got {len(cells)}")
             else:
                 yield line, dict(zip(header, cells, strict=True))
 
@@ -93,7 +93,7 @@ def _csv_rows(
 def _text_lines(stream: BinaryIO, label: str, notes: Counter[str]) -> Iterator[str]:
     number = 1
     try:
-        # readline by readline: a line over the limit is not read whole
+        # readline with a limit: a line over it is not read whole
         while line := stream.readline(MAX_LINE_BYTES + 1):
             if number == 1 and line.startswith(BYTE_ORDER_MARK):
                 notes["byte order mark"] += 1
@@ -104,21 +104,21 @@ def _text_lines(stream: BinaryIO, label: str, notes: Counter[str]) -> Iterator[s
             number += 1
     except UnicodeDecodeError as error:
         byte = f"byte 0x{line[error.start]:02x} at byte {error.start + 1}"
-        raise InputError(f"{label}:{number}: not UTF-8: {byte}; convert it: iconv -t UTF-8") from None
+        raise InputError(f"{label}:{number}: not UTF-8: {byte}; convert the file with iconv -t UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{label}:{number}: cannot be read: {error}") from None
 
 
 def _header(cells: list[str], label: str) -> list[str]:
     if twice := [name for name, count in Counter(cells).items() if count > 1]:
-        raise InputError(f"{label}:1: the header names {json.dumps(twice[0][:60])} twice")
+        raise InputError(f"{label}:1: duplicate field {json.dumps(twice[0][:60])} in the header")
     if len(cells) == 1 and ";" in cells[0]:
-        raise InputError(f"{label}:1: one field, {json.dumps(cells[0][:60])}; commas are wanted between fields")
+        raise InputError(f"{label}:1: expected commas between fields, got one field {json.dumps(cells[0][:60])}")
     return cells
 
 
 def _parquet_batches(path: str) -> Iterator["RecordBatch"]:
-    """Opened here, read as it is iterated."""
+    """Opens the file now and reads it as the batches are iterated."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -140,27 +140,27 @@ def _parquet_batches(path: str) -> Iterator["RecordBatch"]:
 
 
 def _hub_batches(label: str) -> Iterator["RecordBatch"]:
-    """A split of a data set on the hub, or of a folder that `datasets` reads; no code of a data set is run."""
+    """Batches of a split of a hub data set, or of a folder that `datasets` reads; runs no code of the data set."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # five retries are not five warnings
+    hub_logging.set_verbosity_error()  # five retries must not print five warnings
     source, _, split = label.removeprefix(HUB).partition(":")
     name, subset = source, None
     if not source or not Path(source).is_dir():
         if source.count("/") not in (1, 2) or not all(source.split("/")):
-            raise InputError(f"{label}: {HUB_FORM}, or hub: and a folder")
+            raise InputError(f"{label}: expected {HUB_FORMS}")
         owner, base, *rest = source.split("/")
         name, subset = f"{owner}/{base}", rest[0] if rest else None
     try:
         splits = datasets.load_dataset(name, subset)
-    # ValueError: no such subset; RuntimeError: a data set that is a script; DatasetsError: rows that do not fit
+    # ValueError: no such subset; RuntimeError: the data set is a script; DatasetsError: rows that do not fit
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"{label}: not usable ({type(error).__name__}): {_one_line(error)}") from error
     only = next(iter(splits)) if len(splits) == 1 else "train"
     if (split or only) not in splits:
         raise InputError(
-            f"{label}: name one of its splits, {', '.join(splits)}, as in hub:{source}:{next(iter(splits))}"
+            f"{label}: expected one of the splits {', '.join(splits)}, as in hub:{source}:{next(iter(splits))}"
         )
     table = splits[split or only].with_format("arrow")
     return (batch for piece in table.iter(batch_size=BATCH) for batch in piece.to_batches())
@@ -178,7 +178,7 @@ def _batched(batches: Iterator["RecordBatch"]) -> Iterator[tuple[int, Row | RowP
 
 
 def _plain(value: Any, field: str) -> Any:
-    """A value of JSON: dates and decimals become text, bytes are refused."""
+    """The value as JSON; dates and decimals become text, bytes are refused."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
@@ -186,7 +186,7 @@ def _plain(value: Any, field: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
     if isinstance(value, bytes):
-        raise RowProblem(field, "bytes, which are no text; leave the column out")
+        raise RowProblem(field, "expected text or numbers, got bytes; remove the column")
     return str(value)
 
 

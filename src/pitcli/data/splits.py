@@ -1,4 +1,4 @@
-"""Disjoint folds by prompt: the seed and the prompt alone decide where a pair falls."""
+"""Splits pairs into folds that are disjoint by prompt: only the seed and the prompt decide the fold of a pair."""
 
 import hashlib
 import math
@@ -10,15 +10,15 @@ from pitcli.errors import InputError, SettingsError
 
 
 def prompt_key(pair: PreferencePair) -> str:
-    """One key for prompts that differ in case and white space alone."""
+    """A key that is the same for prompts that differ only in case and white space."""
     lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in pair.prompt)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def prompt_sketch(pairs: Iterable[PreferencePair], size: int = 256) -> list[str]:
-    """The smallest prompt hashes (bottom-k MinHash): two sketches share some where the two sets share prompts.
+    """The smallest prompt hashes (bottom-k MinHash): if two sets share prompts, their sketches share hashes.
 
-    Exact for up to `size` prompts; beyond, sets that share a part J of their union share about size * J hashes.
+    Exact for up to `size` prompts; beyond that, sets with Jaccard similarity J share about size * J hashes.
     """
     return sorted({prompt_key(pair)[:16] for pair in pairs})[:size]
 
@@ -30,7 +30,7 @@ def split_folds(
     folds: dict[str, list[PreferencePair]] = {name: [] for name in shares}
     for pair in pairs:
         left = _position("folds", seed, prompt_key(pair)) * total
-        # The last fold takes what rounding leaves over.
+        # The last fold gets what rounding leaves over.
         name = next(reversed(shares))
         for candidate, share in shares.items():
             left -= share
@@ -44,31 +44,31 @@ def split_folds(
 def hold_out(
     pairs: Iterable[PreferencePair], share: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(train, held out), with at least one prompt on either side."""
+    """(training pairs, held-out pairs), with at least one prompt in each."""
     if not 0 < share < 1:
-        raise SettingsError(f"the share to hold out must lie between 0 and 1, not {share}")
+        raise SettingsError(f"expected a held-out share between 0 and 1, got {share}")
     keyed = [(prompt_key(pair), pair) for pair in pairs]
-    # Salted apart from the folds: a fold is a range of positions, and a share of it must not be a corner.
+    # A different salt than for the folds: a fold is a range of positions, and its held-out part must not be one end.
     ordered = sorted({key for key, _ in keyed}, key=lambda key: _position("hold out", seed, key))
     if len(ordered) < 2:
-        raise InputError(f"{len(ordered)} different prompt(s); at least 2 are needed to hold some out")
+        raise InputError(f"expected at least 2 different prompts to hold some out, got {len(ordered)}")
     count = sum(_position("hold out", seed, key) < share for key in ordered)
-    held = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-    train = [pair for key, pair in keyed if key not in held]
-    return train, [pair for key, pair in keyed if key in held]
+    held_out = set(ordered[: min(max(count, 1), len(ordered) - 1)])
+    train = [pair for key, pair in keyed if key not in held_out]
+    return train, [pair for key, pair in keyed if key in held_out]
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """`sft=1,reward=1,test=0.2`: names that can be file names, and sizes relative to one another."""
+    """Parses `sft=1,reward=1,test=0.2`: names that can be file names, and relative sizes."""
     shares: dict[str, float] = {}
     problems = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([A-Za-z0-9_-]+)\s*=\s*([0-9.eE+-]+)\s*", part)
         share = _number(match[2]) if match else math.nan
         if match is None or not math.isfinite(share) or share <= 0:
-            problems.append(f"share {part.strip()!r}: NAME=NUMBER above 0 is wanted, as in sft=1,test=0.2")
+            problems.append(f"share {part.strip()!r}: expected NAME=NUMBER with a number above 0, as in sft=1,test=0.2")
         elif match[1] in shares:
-            problems.append(f"share {part.strip()!r}: the name stands twice")
+            problems.append(f"share {part.strip()!r}: duplicate name")
         else:
             shares[match[1]] = share
     if problems:
@@ -85,5 +85,5 @@ def _number(text: str) -> float:
 
 def _position(purpose: str, seed: int, key: str) -> float:
     digest = hashlib.sha256(f"{purpose}:{seed}:{key}".encode()).digest()
-    # 53 bits: more would round up to 1.0 now and then, which is outside [0, 1).
+    # 53 bits: more would sometimes round up to 1.0, which is outside [0, 1).
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

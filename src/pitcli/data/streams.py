@@ -1,4 +1,4 @@
-"""Rows on their way: in batches, each with its own seed, out to a file that appears whole or grows by whole rows."""
+"""Streams of rows: windows of rows, a seed per row, and output files that appear whole or grow by whole rows."""
 
 import fcntl
 import hashlib
@@ -17,35 +17,35 @@ from pitcli.errors import RunError, SettingsError
 
 Item = TypeVar("Item")
 BLOCK = 2**16
-WINDOW = 4  # rows that are held at a time, as a multiple of those that are generated together
+WINDOW = 4  # rows in memory at a time, as a multiple of the rows that are generated together
 
 
 def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]:
-    """Items in windows of `size`; of a pipe first 1, 2, 4 ..., so that the first rows come out early.
+    """Yields items in windows of `size`; from a pipe first 1, 2, 4 ..., so that the first rows come out early.
 
-    Which items share a window depends on their places alone, not on when they arrive.
+    Which items share a window depends only on their positions, not on when they arrive.
     """
-    source, now = iter(items), size if Path(path).is_file() else 1
-    while batch := list(islice(source, min(now, size))):
-        yield batch
-        now *= 2
+    source, next_size = iter(items), size if Path(path).is_file() else 1
+    while window := list(islice(source, min(next_size, size))):
+        yield window
+        next_size *= 2
 
 
 def row_key(draft: Draft) -> int:
-    """What a row is known by when a stopped command goes on: 60 bits of its id and text."""
+    """Identifies a row when a stopped command is resumed: 60 bits of a hash of its id and text."""
     key = json.dumps([draft.id, draft.prompt, draft.response])
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 4
 
 
 def row_seed(seed: int, draft: Draft, iteration: int) -> int:
-    """From the row's id and text alone, so that neither order nor batch size changes what is drawn."""
+    """A seed that does not depend on the row's position, so that order and batch size do not change what is sampled."""
     key = json.dumps([seed, draft.id, draft.prompt, draft.response, iteration])
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
 @contextmanager
 def open_output(path: str) -> Iterator[TextIO]:
-    """stdout for -, else a file that appears under its name once it is whole."""
+    """Opens stdout for -, otherwise a file that appears under its name once it is complete."""
     if (stream := _open_stream(path)) is not None:
         with stream as opened:
             yield opened
@@ -64,10 +64,10 @@ def open_output(path: str) -> Iterator[TextIO]:
 
 @contextmanager
 def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
-    """stdout for -, else a file to whose end whole rows are added; one command at a time may do so.
+    """Opens stdout for -, otherwise a file to append whole rows to; only one command at a time may write to it.
 
-    resume keeps the rows that are there, but for a last one that was cut short; overwrite starts anew. SettingsError
-    where there are rows and neither is given, RunError where another command is writing.
+    resume keeps the existing rows except an incomplete last one; overwrite deletes them. Raises SettingsError if the
+    file contains rows and neither is given, RunError if another command is writing to it.
     """
     if (stream := _open_stream(path)) is not None:
         with stream as opened:
@@ -77,13 +77,14 @@ def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"{path}: another command is writing there") from error
+            raise RunError(f"{path}: another command is writing to this file; wait until it ends") from error
         if overwrite:
             file.truncate(0)
         elif resume:
             file.truncate(_end_of_last_line(file))
         elif file.tell():
-            raise SettingsError(f"--output: {path} holds rows; --resume goes on with them, --overwrite replaces them")
+            remedy = "use --resume to continue it or --overwrite to replace it"
+            raise SettingsError(f"--output: {path} already contains rows; {remedy}")
         with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as rows:
             yield rows
             rows.flush()
@@ -91,18 +92,18 @@ def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
 
 
 def _open_stream(path: str) -> AbstractContextManager[TextIO] | None:
-    """stdout for -, a pipe or device as it is; None for a file, whose folder must be there."""
+    """stdout for -, an opened pipe or device, or None for a file; raises SettingsError if its folder does not exist."""
     if path == "-":
         return nullcontext(sys.stdout)
     if not Path(path).parent.is_dir():
-        raise SettingsError(f"--output: {Path(path).parent} is no folder")
+        raise SettingsError(f"--output: {Path(path).parent} is not an existing folder; create it first")
     if Path(path).exists() and not Path(path).is_file():
         return open(path, "w", encoding="utf-8", newline="\n")
     return None
 
 
 def _end_of_last_line(file: BinaryIO) -> int:
-    """The offset after the last newline; 0 where there is none."""
+    """The offset after the last newline; 0 if there is none."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - BLOCK)

@@ -1,4 +1,4 @@
-"""Strict JSON, an object a line: no NaN, no key twice, no half characters, and an error that says what to do."""
+"""Strict JSON, one object per line: no NaN, no duplicate keys, no lone surrogates, and errors with a remedy."""
 
 import json
 import math
@@ -14,7 +14,7 @@ MAX_DEPTH = 100
 
 
 class RowProblem(ValueError):
-    """What is wrong with a row, before it is known which row that is."""
+    """A problem with a row; the caller adds the file and the line."""
 
     def __init__(self, field: str, reason: str) -> None:
         self.field = field
@@ -23,7 +23,7 @@ class RowProblem(ValueError):
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The object on a line; RowProblem says what is wrong with it and where."""
+    """The object on a line; raises RowProblem with the field and the reason if the line is not valid."""
     if len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES:
         raise RowProblem("", f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
     if b"\0" in line:
@@ -39,23 +39,23 @@ def parse_line(line: bytes) -> dict[str, Any]:
     except RowProblem:
         raise
     except ValueError:
-        # json raises a bare ValueError only where int() refuses: sys.get_int_max_str_digits.
-        raise RowProblem("", f"a number of more than {sys.get_int_max_str_digits()} digits") from None
+        # json raises a bare ValueError only if int() refuses: sys.get_int_max_str_digits.
+        raise RowProblem("", f"a number with more than {sys.get_int_max_str_digits()} digits") from None
     if not isinstance(row, dict):
-        raise RowProblem("", f"{describe(row)} where an object is wanted")
+        raise RowProblem("", f"expected an object, got {describe(row)}")
     check_values(row)
     return row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise RowProblem(_name(twice), "the key stands twice in one object")
-    return made
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        duplicate = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RowProblem(_name(duplicate), "duplicate key")
+    return content
 
 
-# made once: json.loads and json.dumps would make one for every row
+# created once: json.loads and json.dumps would create one per row
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -69,16 +69,16 @@ def _explain(error: json.JSONDecodeError) -> str:
     rest = error.doc[error.pos :]
     column = f"(column {error.pos + 1})"
     if error.msg == "Extra data":
-        return f"more text after the JSON value {column}; one object a line is wanted"
+        return f"more text after the JSON value {column}; expected one object per line"
     if rest.startswith(("'", "None", "True", "False")):
-        return f"not JSON but a Python dict {column}; write rows with json.dumps, not str or print"
+        return f"expected JSON, got a Python dict {column}; write rows with json.dumps, not str or print"
     if not rest.strip() or error.msg.startswith("Unterminated string"):
-        return f"the line ends inside the object {column}: cut short, or one of many (then: jq -c . FILE)"
+        return f"the line ends inside the object {column}: truncated, or spread over lines (join them: jq -c . FILE)"
     return f"not JSON: {error.msg} {column}"
 
 
 def check_values(row: dict[str, Any]) -> None:
-    """RowProblem where a value could not stand in a line of strict JSON, or only half of a character."""
+    """Raises RowProblem if a value is not allowed in strict JSON, or if a text contains a NUL or a lone surrogate."""
     # An explicit stack: the depth that json accepts differs between Python versions, ours does not.
     waiting: list[tuple[Any, str, int]] = [(row, "", 1)]
     while waiting:
@@ -86,7 +86,7 @@ def check_values(row: dict[str, Any]) -> None:
         if isinstance(value, str):
             _check_text(value, field)
         elif isinstance(value, float) and not math.isfinite(value):
-            raise RowProblem(field, "NaN, Infinity or a number too large; leave the field out or use null")
+            raise RowProblem(field, "NaN, Infinity or a number too large; remove the field or use null")
         elif isinstance(value, dict | list):
             if depth > MAX_DEPTH:
                 raise RowProblem(re.split(r"[.\[]", field)[0], f"nested more than {MAX_DEPTH} deep")
@@ -107,12 +107,12 @@ def _check_text(text: str, field: str) -> None:
     if "\0" in text:
         raise RowProblem(field, "a NUL character")
     if not text.isascii() and re.search(r"[\ud800-\udfff]", text):
-        raise RowProblem(field, "a lone surrogate: half of a character, cut by whatever wrote the file")
+        raise RowProblem(field, "a lone surrogate: half of a character, split by the program that wrote the file")
 
 
 @lru_cache(maxsize=1024)
 def _name(key: str) -> str:
-    # Quoted where odd: a key must not break the error line or send escapes to the terminal.
+    # Unusual keys are quoted: a key must not break the error line or send escapes to the terminal.
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else json.dumps(key[:60])
 
 

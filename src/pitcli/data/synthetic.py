@@ -1,8 +1,8 @@
 """The oracle-graded instruction-following task: word lists under checkable constraints.
 
 A prompt asks for a list of words, e.g. ``Write 5 animals. First fox. Include red. Avoid cat. Last pie.`` The oracle
-grades any answer in [0, 1] by executing the constraints. Training never sees a grade: it sees preference pairs
-drawn from the grades by Bradley-Terry, a quarter of them flipped.
+grades any answer in [0, 1] by checking the constraints. Training never sees a grade, only preference pairs: labels are
+drawn from the grades by a Bradley-Terry model, and a quarter of them are flipped.
 """
 
 import math
@@ -21,13 +21,13 @@ WORDS = [word for words in TOPICS.values() for word in words]
 COUNTS = range(3, 7)
 FLIP_SHARE = 0.25
 SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (quality(a) - quality(b)))
-MAX_ERROR_RATE = 0.6  # how often an author of skill 0 breaks each single demand
+MAX_ERROR_RATE = 0.6  # the probability that an author of skill 0 breaks a given demand
 
 _DEMAND = re.compile(r"(First|Include|Avoid|Last) (\w+)\.")
 
 
 class WordListTask(NamedTuple):
-    """One prompt's demands; size is in words, a word is None where the prompt does not ask for it."""
+    """The demands of one prompt. size: the number of words; a word is None if the prompt does not ask for it."""
 
     size: int
     topic: str
@@ -48,10 +48,10 @@ class WordListTask(NamedTuple):
 
 
 def parse_task(prompt: str) -> WordListTask:
-    """Read the demands back from a prompt; ValueError where it is not one of ours."""
+    """Reads the demands back from a prompt; raises ValueError if it is not a prompt of this task."""
     head = re.match(r"Write (\d+) (\w+)\.", prompt)
     if not head or head[2] not in TOPICS:
-        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
+        raise ValueError(f"expected a prompt of the synthetic task, got {prompt[:60]!r}")
     words = dict(_DEMAND.findall(prompt))
     return WordListTask(
         int(head[1]),
@@ -64,7 +64,7 @@ def parse_task(prompt: str) -> WordListTask:
 
 
 def quality(prompt: str, response: str) -> float:
-    """The oracle: mean over the prompt's demands of how far each is met, in [0, 1]."""
+    """The oracle's grade in [0, 1]: how well each demand of the prompt is met, averaged over the demands."""
     task = parse_task(prompt)
     words = response.split()
     if not words:
@@ -88,7 +88,7 @@ def quality(prompt: str, response: str) -> float:
 
 
 def draw_task(rng: random.Random) -> WordListTask:
-    """Count, topic and two or three of the four word demands; the demanded words are distinct."""
+    """Draws a count, a topic and two or three of the four word demands; the demanded words are distinct."""
     topic = rng.choice(list(TOPICS))
     demanded = set(rng.sample(["first", "include", "avoid", "last"], rng.choice([2, 3])))
     avoid = rng.choice(TOPICS[topic])
@@ -98,7 +98,7 @@ def draw_task(rng: random.Random) -> WordListTask:
 
 
 def draw_response(task: WordListTask, skill: float, rng: random.Random) -> str:
-    """An answer by an author who breaks each demand with probability MAX_ERROR_RATE * (1 - skill)."""
+    """Draws an answer by an author who breaks each demand with probability MAX_ERROR_RATE * (1 - skill)."""
 
     def slips() -> bool:
         return rng.random() < MAX_ERROR_RATE * (1 - skill)
@@ -116,9 +116,9 @@ def draw_response(task: WordListTask, skill: float, rng: random.Random) -> str:
         else:
             words.append(on_topic.pop())
     indices = iter(rng.sample(range(1, count - 1), min(2, max(0, count - 2))))
-    for wanted in (None if slips() else task.include, task.avoid if task.avoid and slips() else None):
-        if wanted and (index := next(indices, None)) is not None:
-            words[index] = wanted
+    for inserted in (None if slips() else task.include, task.avoid if task.avoid and slips() else None):
+        if inserted and (index := next(indices, None)) is not None:
+            words[index] = inserted
     if task.first and not slips():
         words[0] = task.first
     if task.last and not slips():
@@ -127,7 +127,7 @@ def draw_response(task: WordListTask, skill: float, rng: random.Random) -> str:
 
 
 def preference_rows(rows: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Canonical preference pairs: two authors of independent uniform skill, one noisy label."""
+    """Yields canonical preference pairs: two authors of independent uniform skill, one noisy label."""
     rng = random.Random(f"pairs-{seed}")
     for number in range(rows):
         task = draw_task(rng)

@@ -1,8 +1,8 @@
 """The only place where x, y_ref and y become one conversation.
 
-A conversation is user x, assistant y_ref, user IMPROVE_INSTRUCTION, assistant y. The improver writes its last
-turn and the gap model reads it whole: r_gap(x, y, y_ref). Control text comes from the tokenizer's chat template
-and may hold special tokens; user text is tokenised by itself with special tokens read as plain text, so that it
+A conversation is user x, assistant y_ref, user IMPROVE_INSTRUCTION, assistant y. The improver writes the last turn;
+the gap model reads the whole conversation: r_gap(x, y, y_ref). Control text comes from the tokenizer's chat template
+and may contain special tokens. User text is tokenised separately, with special tokens read as plain text, so that it
 can neither become control tokens nor change the tokens of a shared prefix.
 """
 
@@ -34,9 +34,10 @@ class Example(NamedTuple):
 
 
 class ChatFormat:
-    """Turns text into token ids for one tokenizer (any transformers tokenizer with a chat template).
+    """Converts text to token ids for one tokenizer (any transformers tokenizer with a chat template).
 
-    RowProblem where the template cannot show a prompt's roles; from the constructor, where it cannot show ours.
+    Raises RowProblem if the template cannot show the roles of a prompt; the constructor does so if it cannot show the
+    roles that pit itself uses.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -53,12 +54,12 @@ class ChatFormat:
         )
 
     def _control_texts(self, roles: tuple[str, ...], generation_prompt: bool = True) -> list[str]:
-        """The template's text before, between and after the messages' contents."""
+        """The template's text before, between and after the contents of the messages."""
         marks = [f"CONTENT{index}MARK" for index in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
             rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        except Exception as error:  # a template is a program: TemplateError where it refuses, anything where it fails
+        except Exception as error:  # a template is a program: it refuses with TemplateError, and may fail with anything
             raise RowProblem("prompt", f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
         texts = []
         for mark in marks:
@@ -70,7 +71,7 @@ class ChatFormat:
         return [*texts, rest]
 
     def _stop_token(self) -> int:
-        """The token that ends an assistant turn: the template's first special token after it, else EOS."""
+        """The token that ends an assistant turn: the template's first special token after it, otherwise EOS."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         after = self._encode_control(self._control_texts(("user", "assistant"), generation_prompt=False)[-1])
         return next((token for token in after if token in special), self.tokenizer.eos_token_id)
@@ -79,43 +80,43 @@ class ChatFormat:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
     def encode_text(self, text: str) -> list[int]:
-        """User text to ids; the text of a special token stays text."""
+        """Token ids of user text; the text of a special token stays plain text."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def names_special_token(self, text: str) -> bool:
-        """Whether user text holds the text of a special token."""
+        """Whether user text contains the text of a special token."""
         return self._special_text.search(text) is not None
 
     def largest_id(self) -> int:
-        """The largest token id that a conversation can hold: of the special tokens, only those of the template."""
+        """The largest token id in any conversation; of the special tokens, only those of the template can occur."""
         ids = set(self.tokenizer.get_vocab().values()) - self._special.keys()
         ids |= {self.stop_id, self.tokenizer.pad_token_id}
         for roles in (("user", "assistant", "user"), ("system", "user")):
-            with suppress(RowProblem):  # a model may know no system message
+            with suppress(RowProblem):  # a template may not support system messages
                 ids.update(*(self._encode_control(text) for text in self._control(roles)))
         return max(ids)
 
-    def cut(self, text: str, limit: int) -> str:
-        """The text, or its longest beginning in whole tokens that takes at most so many of them; "" if none does."""
+    def truncate(self, text: str, limit: int) -> str:
+        """The text, or its longest prefix of at most `limit` whole tokens; "" if there is none."""
         ids = self.encode_text(text)
         kept, count, over = text, limit, len(ids) - limit
         while over > 0 and count > 0:
-            # The bytes of one character may lie in several tokens, and a text that is cut may become other tokens.
+            # One character may be spread over several tokens, and a truncated text may be encoded as other tokens.
             kept = self.decode(ids[:count]).rstrip("\ufffd").rstrip()
             over = len(self.encode_text(kept)) - limit
             count -= over
         return kept if over <= 0 else ""
 
     def decode(self, token_ids: list[int]) -> str:
-        """A sampled response to text, without its stop token and outer whitespace."""
+        """The text of a sampled response, without its stop token and outer white space."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
 
     def written(self, token_ids: list[int]) -> str:
-        """Token ids as the text that they stand for, control tokens included."""
+        """The text of token ids, including control tokens."""
         return self.tokenizer.decode(token_ids)
 
     def policy_prompt(self, prompt: Prompt) -> list[int]:
-        """x up to where the assistant begins to write."""
+        """The ids of x, up to the start of the assistant's turn."""
         texts = self._control(tuple(message.role for message in prompt))
         ids = self._encode_control(texts[0])
         for message, control in zip(prompt, texts[1:], strict=True):
@@ -123,23 +124,23 @@ class ChatFormat:
         return ids
 
     def improver_prompt(self, prompt: Prompt, reference_response: str) -> list[int]:
-        """x, y_ref and the request to improve, up to where the assistant begins to write."""
+        """The ids of x, y_ref and the request to improve, up to the start of the assistant's turn."""
         return self.policy_prompt(prompt) + self.after_prompt(reference_response)
 
     def after_prompt(self, reference_response: str) -> list[int]:
-        """y_ref and the request to improve: what follows policy_prompt in an improver's prompt."""
+        """The ids of y_ref and the request to improve: what follows policy_prompt in an improver's prompt."""
         return self.encode_text(reference_response) + self._bridge
 
     def completion(self, response: str) -> list[int]:
-        """y and the token that ends it."""
+        """The ids of y and the stop token."""
         return [*self.encode_text(response), self.stop_id]
 
     def gap_input(self, prompt: Prompt, response: str, reference_response: str) -> list[int]:
-        """What the gap model reads for r_gap(x, response, reference_response)."""
+        """The ids that the gap model reads for r_gap(x, response, reference_response)."""
         return self.improver_prompt(prompt, reference_response) + self.completion(response)
 
     def digest(self) -> str:
-        """Identifies the template: runs with another one do not fit together."""
+        """Identifies the template: runs with different templates cannot be used together."""
         sample = self.gap_input((Message("user", "x"),), "y", "z")
         text = f"{self.tokenizer.get_chat_template()}\n{IMPROVE_INSTRUCTION}\n{sample}"
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""More than one process: each does its part, and all of them come to the same results.
+"""Collective operations: each process does its part of the work, and all of them get the same results.
 
-torch is imported where there are others to meet: run folders are opened by commands that do without it.
+torch is imported only if there are several processes: commands that do without torch open run folders too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class RankLost(RunError):
-    """A process that belongs to the run is gone."""
+    """A process of the run has ended or cannot be reached."""
 
 
 def join_group(device: "torch.device") -> None:
-    """Meet the other processes, over NCCL where each has a GPU and over gloo on CPUs; nothing where there are none."""
+    """Joins the other processes, over NCCL if each has a GPU and over gloo on CPUs; a no-op for a single process."""
     if world_size() > 1:
         from accelerate import PartialState
 
@@ -30,7 +30,7 @@ def join_group(device: "torch.device") -> None:
 
 
 def on_rank_0(work: Callable[[], Result]) -> Result:
-    """What `work` returns, or the PitError that it raises, in the first process; the others wait for it."""
+    """Runs `work` on rank 0 only; on every rank, returns what it returned or raises its PitError."""
     if world_size() == 1:
         return work()
     import torch.distributed as dist
@@ -41,7 +41,7 @@ def on_rank_0(work: Callable[[], Result]) -> Result:
             outcome[0] = work()
         except PitError as problem:
             outcome[1] = problem
-    with _every_rank_answers():
+    with _lost_rank_is_an_error():
         dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
@@ -49,15 +49,15 @@ def on_rank_0(work: Callable[[], Result]) -> Result:
 
 
 def map_over_ranks(
-    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], alike: bool = False
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]], on_every_rank: bool = False
 ) -> Sequence[Result]:
-    """work(items), one result for each item, in their order: each process does every Nth of them and gets them all.
+    """work(items), one result per item, in order: each rank does every Nth item and gets all results.
 
-    A result goes from process to process as a pickle, so it may be no tensor of a GPU. alike: every process does all of
-    them, as a model must whose parts are in all processes.
+    Results are pickled to reach the other ranks, so they must not be GPU tensors. on_every_rank: every rank does all
+    items, which a model needs whose layers are sharded over the ranks.
     """
     count = world_size()
-    if count == 1 or alike:
+    if count == 1 or on_every_rank:
         return work(items)
     mine = items[rank() :: count]
     parts = all_gather(list(work(mine)) if mine else [])
@@ -65,21 +65,21 @@ def map_over_ranks(
 
 
 def all_reduce_gradients(parameters: Iterable["torch.Tensor"]) -> None:
-    """The gradients of all processes added up, in every process; where one has none, it is zero."""
+    """Sums the gradients of all ranks, on every rank; a missing gradient counts as zero."""
     if world_size() == 1:
         return
     import torch
 
     listed = list(parameters)
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in listed])
-    with _every_rank_answers():
+    with _lost_rank_is_an_error():
         torch.distributed.all_reduce(flat)
     for parameter, part in zip(listed, flat.split([p.numel() for p in listed]), strict=True):
         parameter.grad = part.view_as(parameter)
 
 
 def all_reduce_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of all processes added up by name, in every process."""
+    """The metrics of all ranks summed by name, on every rank."""
     every = all_gather(metrics)
     return {
         name: sum(metrics.get(name, 0.0) for metrics in every)
@@ -88,12 +88,12 @@ def all_reduce_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def barrier() -> None:
-    """Until every process is here."""
+    """Waits until every rank is here."""
     all_gather(None)
 
 
 def leave_group() -> None:
-    """Leave the others, at the end of a command that came to its end."""
+    """Leaves the process group at the end of a command that succeeded."""
     if world_size() > 1:
         import torch.distributed as dist
 
@@ -102,20 +102,20 @@ def leave_group() -> None:
 
 
 @contextmanager
-def _every_rank_answers() -> Iterator[None]:
+def _lost_rank_is_an_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise RankLost(f"another process ended or cannot be reached ({reason}); --resume goes on") from error
+        raise RankLost(f"another process ended or cannot be reached ({reason}); use --resume to continue") from error
 
 
 def all_gather(item: Result) -> list[Result]:
-    """What each process has, in every process, by their indices."""
+    """The items of all ranks, on every rank, by rank."""
     every = [item] * world_size()
     if len(every) > 1:
         import torch.distributed as dist
 
-        with _every_rank_answers():
+        with _lost_rank_is_an_error():
             dist.all_gather_object(every, item)
     return every

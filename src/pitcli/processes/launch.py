@@ -1,4 +1,4 @@
-"""How a recipe starts one command as several processes on this machine."""
+"""Starts one command as several processes on this machine, for recipes."""
 
 import logging
 import os
@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """`pit` with these arguments as so many processes on this machine; the exit code of the first that failed."""
+    """Runs `pit` with these arguments as this many processes; returns the exit code of the first that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed has been said by then
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # the failed process has printed its error
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

@@ -1,4 +1,4 @@
-"""What pit run has done in a folder: pipeline.json, and digests of all that its stages read and wrote."""
+"""The records of pit run in a folder: pipeline.json, with digests of everything that its stages read and wrote."""
 
 import fcntl
 import hashlib
@@ -21,11 +21,11 @@ from pitcli.runs.manifest import MANIFEST, load_manifest
 STATE = "pipeline.json"
 LOCK = ".pipeline.lock"
 
-Digests = dict[str, str | None]  # by path, and of bases by name
+Digests = dict[str, str | None]  # by path, or for bases by name
 
 
 class Record(BaseModel):
-    """A stage as it was run. replaced: what was in its place when it began; outputs: None until it is finished."""
+    """A stage as it was run. replaced: digest of the output that it replaces; outputs: None until it has finished."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -40,7 +40,7 @@ class Record(BaseModel):
 
 
 class Journal:
-    """The records in the current folder, by the first of the things that each stage writes."""
+    """The records of the current folder, by the first output of each stage."""
 
     def __init__(self) -> None:
         self.records = _read()
@@ -51,41 +51,42 @@ class Journal:
 
     def save(self, stage: PlannedStage, record: Record) -> None:
         self.records[stage.writes[0]] = record
-        content = {name: one.model_dump(mode="json") for name, one in self.records.items()}
+        content = {name: item.model_dump(mode="json") for name, item in self.records.items()}
         write_file(Path(STATE), json.dumps(content, indent=1))
 
     def inputs(self, stage: PlannedStage, fetch: bool = False) -> Digests:
-        """Of all that a stage reads. fetch: have its bases here first, as new as the stage will find them."""
+        """Digests of everything that a stage reads. fetch: download its bases first, as the stage itself would."""
         for name in stage.bases:
             if fetch and _on_hub(name):
                 self._bases[name] = base_digest(resolve_base(name))
             if name not in self._bases:
                 self._bases[name] = _base_identity(name)
-        # what pit improve wrote beside its rows is read with them
-        beside = [path for read in stage.reads if os.path.isfile(path := f"{read}.{MANIFEST}")]
-        found = {path: digest(path) for path in (*stage.reads, *beside)}
+        # the manifest that pit improve writes next to its rows is read with them
+        manifests = [path for read in stage.reads if os.path.isfile(path := f"{read}.{MANIFEST}")]
+        found = {path: digest(path) for path in (*stage.reads, *manifests)}
         return found | {f"base {name}": self._bases[name] for name in stage.bases}
 
 
 def _read() -> dict[str, Record]:
     try:
-        return {name: Record.model_validate(one) for name, one in json.loads(Path(STATE).read_bytes()).items()}
+        content = json.loads(Path(STATE).read_bytes())
+        return {name: Record.model_validate(record) for name, record in content.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
-        where = Path.cwd() / STATE
-        raise RunError(f"{where}: damaged, or not of this version of pit; move it and what the stages made") from error
+        remedy = "move it away, with the outputs of the stages"
+        raise RunError(f"{Path.cwd() / STATE}: damaged, or not of this version of pit; {remedy}") from error
 
 
-def standing(stage: PlannedStage) -> str | None:
-    """What is in the place of a stage's output, whole or not: a file, or the manifest of a run."""
+def existing_output(stage: PlannedStage) -> str | None:
+    """The digest of a stage's existing output, complete or not: of a file, or of the manifest of a run."""
     path = Path(stage.writes[0])
     path = path / MANIFEST if path.is_dir() else path
     return file_digest(path) if path.is_file() else None
 
 
 def digest(path: str) -> str | None:
-    """Of a file, of a run that is whole, or of a folder of data; None where it is not."""
+    """The digest of a file, a complete run or a data folder; None if it is missing or damaged."""
     location = Path(path)
     if (location / MANIFEST).is_file():
         try:
@@ -99,7 +100,7 @@ def digest(path: str) -> str | None:
 
 
 def _local_base(name: str) -> Path:
-    """Where a base is, if it is not one of the hub."""
+    """The path of a base that is not on the hub."""
     if name == "tiny":
         return Path(str(files("pitcli") / "assets" / "tiny"))
     return (packaged_smollm2() if name == "smollm2" else None) or Path(os.path.expanduser(name))
@@ -110,7 +111,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _base_identity(name: str) -> str | None:
-    """The digest of a base that is on this machine; nothing is fetched, converted or loaded."""
+    """The digest of a base on this machine, otherwise None; nothing is downloaded, converted or loaded."""
     if not _on_hub(name):
         path = _local_base(name)
         return file_digest(path) if path.is_file() else base_digest(path)
@@ -126,10 +127,10 @@ def _base_identity(name: str) -> str | None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """RunError where another pit run works in the folder."""
+    """Locks the folder; raises RunError if another pit run is working in it."""
     with Path(LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"{out}: another pit run is at work there") from error
+            raise RunError(f"{out}: another pit run is working in this folder; wait until it ends") from error
         yield

@@ -1,4 +1,4 @@
-"""From a recipe to its plan: what each stage reads and writes, and where that is, checked before anything runs."""
+"""Plans a recipe: finds what each stage reads and writes, and checks the whole recipe before anything runs."""
 
 import os
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ BASES = ("tiny", DEFAULT_MODEL)
 
 
 class PlannedStage(NamedTuple):
-    """A command with settings whose paths hold from the recipe's out folder.
+    """A command with settings whose paths are valid from the recipe's out folder.
 
-    given: the settings that its command line needs; reads: files and run folders; bases: base models, by name;
-    writes: what is there once it is done, the first of which is what its record is kept by.
+    given: the settings that its command line needs; reads: files and run folders; bases: names of base models;
+    writes: its outputs, the first of which is the key of its record.
     """
 
     name: str
@@ -37,22 +37,22 @@ class PlannedStage(NamedTuple):
 class Plan(NamedTuple):
     out: Path
     stages: list[PlannedStage]
-    processes: int  # that each of the commands which can be several is
+    processes: int  # of each command that can run as several
 
 
 def plan(config: PipelineConfig) -> Plan:
-    """The stages in their order; SettingsError lists all that is wrong with the recipe."""
+    """The stages in order; raises one SettingsError that lists all problems of the recipe."""
     problems: list[str] = []
     out, entries, processes = read_recipe(config, problems)
     configs = [validated(entry, problems) for entry in entries]
     written = [
-        tuple(_from(out, path) for path in _written(entry, config_of_entry, problems))
+        tuple(_relative_to(out, path) for path in _written(entry, config_of_entry, problems))
         for entry, config_of_entry in zip(entries, configs, strict=True)
     ]
     finder = _PathFinder(out, problems)
     stages = []
     for number, (entry, config_of_entry) in enumerate(zip(entries, configs, strict=True)):
-        finder.turn_to(entry, [(other.name, *paths) for other, paths in zip(entries, written, strict=True)][number:])
+        finder.begin(entry, [(other.name, *paths) for other, paths in zip(entries, written, strict=True)][number:])
         filled = _filled(finder, config_of_entry)
         settings = _with_paths(finder, config_of_entry.model_copy(update=filled))
         given = tuple(name for name in type(config_of_entry).model_fields if name in entry.settings or name in filled)
@@ -74,7 +74,7 @@ def plan(config: PipelineConfig) -> Plan:
 
 def _written(entry: Entry, config: Settings, problems: list[str]) -> tuple[str, ...]:
     if getattr(config, "output", None) == "-":
-        problems.append(entry.problem("output", "name a file"))
+        problems.append(entry.problem("output", "name a file; a stage of a recipe cannot write to stdout"))
         return ()
     try:
         return writes_of(config)
@@ -84,7 +84,7 @@ def _written(entry: Entry, config: Settings, problems: list[str]) -> tuple[str, 
 
 
 def writes_of(config: Settings) -> tuple[str, ...]:
-    """The files, or the folder, that a command leaves."""
+    """The files, or the folder, that a command writes."""
     match config:
         case PrepareConfig():
             return tuple(str(config.out / f"{fold}.jsonl") for fold in parse_shares(config.folds))
@@ -101,22 +101,22 @@ def writes_of(config: Settings) -> tuple[str, ...]:
     raise TypeError(config)
 
 
-def _from(out: Path, path: str) -> str:
-    """One way to write a path: from the out folder where it is in that."""
+def _relative_to(out: Path, path: str) -> str:
+    """The one spelling of a path: relative to the out folder if it is inside, otherwise absolute."""
     location = os.path.normpath(out / path)
     return os.path.relpath(location, out) if Path(location).is_relative_to(out) else location
 
 
 class _PathFinder:
-    """Where paths are found: made by a stage before, or there already, in the out folder or where pit was started."""
+    """Finds paths: outputs of earlier stages, or what exists in the out folder or the folder where pit was started."""
 
     def __init__(self, out: Path, problems: list[str]) -> None:
         self.out, self.problems = out, problems
-        self.made: dict[str, PlannedStage] = {}  # by the paths that they write
+        self.made: dict[str, PlannedStage] = {}  # by the paths that the stages write
         self.later: dict[str, str] = {}
 
-    def turn_to(self, entry: Entry, later: Sequence[tuple[str, ...]]) -> None:
-        """The next stage; later: its name and those after it, each with what it writes."""
+    def begin(self, entry: Entry, later: Sequence[tuple[str, ...]]) -> None:
+        """Begins the next stage. later: the names of this stage and of those after it, each with its outputs."""
         self.entry = entry
         self.later = {self.key(path): name for name, *paths in later for path in paths}
         self.reads: list[str] = []
@@ -125,14 +125,14 @@ class _PathFinder:
     def add(self, stage: PlannedStage) -> None:
         for path in stage.writes:
             if earlier := self.made.get(self.key(path)):
-                self.wrong("", f"writes {path}, as {earlier.name} does; give one of them another place")
+                self.add_problem("", f"writes {path}, as does {earlier.name}; give one of them another output")
             self.made[self.key(path)] = stage
 
     def key(self, path: str | Path) -> str:
         return os.path.normpath(self.out / path)
 
-    def wrong(self, setting: str, what: str) -> None:
-        self.problems.append(self.entry.problem(setting, what))
+    def add_problem(self, setting: str, reason: str) -> None:
+        self.problems.append(self.entry.problem(setting, reason))
 
     def maker(self, path: str | Path | None) -> PlannedStage | None:
         return self.made.get(self.key(path)) if path else None
@@ -140,63 +140,65 @@ class _PathFinder:
     def is_later(self, setting: str, path: str) -> bool:
         name = self.later.get(self.key(path))
         if name:
-            self.wrong(
-                setting, f"{path} is made by {name}, which comes later; put that first, or give it another place"
+            self.add_problem(
+                setting, f"{path} is written by {name}, a later stage; move {name} up, or change its output"
             )
         return name is not None
 
     def find(self, setting: str, path: str) -> str:
-        """A file or run folder that is read."""
+        """The path of a file or run folder that a stage reads."""
         if path in ("-", ""):
-            self.wrong(setting, "name a file")
+            self.add_problem(setting, "name a file; a stage of a recipe cannot read stdin")
         elif not (self.maker(path) or self.is_later(setting, path) or os.path.exists(self.key(path))):
             if not os.path.exists(path):
-                self.wrong(setting, f"{path}: no stage before makes it, and it is neither here nor in {self.out}")
+                self.add_problem(setting, f"{path}: not found, here or in {self.out}, and no earlier stage writes it")
             path = os.path.abspath(path)
-        self.reads.append(_from(self.out, path))
+        self.reads.append(_relative_to(self.out, path))
         return path
 
     def find_base(self, setting: str, name: str) -> str:
-        """A base model that is used."""
+        """The name or path of a base model that a stage uses."""
         path = os.path.expanduser(name)
         if name not in BASES and not os.path.exists(self.key(path)):
             if os.path.exists(path):
                 name = os.path.abspath(path)
             elif name.count("/") != 1 or name.endswith(".gguf"):
-                self.wrong(setting, f"{name}: neither a folder, a .gguf file, {', '.join(BASES)} nor a hub name")
+                expected = f"a folder, a .gguf file, {', '.join(BASES)} or a hub name"
+                self.add_problem(setting, f"expected {expected}, got {name}")
         self.bases.append(name)
         return name
 
     def earlier_run(self, run: DefaultRun) -> Path | None:
-        """What a command would find by itself: the first folder that a stage before makes, else that exists."""
+        """The run that a command would find: the first folder that an earlier stage writes, otherwise that exists."""
         made = [folder for folder in run.folders if self.maker(folder)]
-        there = [f for f in run.folders if self.key(f) not in self.later and os.path.exists(self.key(f))]
-        return next((Path(folder) for folder in [*made, *there]), None)
+        existing = [f for f in run.folders if self.key(f) not in self.later and os.path.exists(self.key(f))]
+        return next((Path(folder) for folder in [*made, *existing]), None)
 
     def default_run(self, run: DefaultRun, needed: bool) -> Path | None:
-        """As earlier_run; wrong if it is needed and not found, or if a later stage makes it.
+        """As earlier_run; adds a problem if the run is needed and not found, or if a later stage writes it.
 
-        The latter for optional ones too: a second `pit run` would find there what the first did not.
+        The latter also if the run is optional: a second `pit run` would find a run that the first did not.
         """
         if found := self.earlier_run(run):
             return found
         if any(self.is_later(run.setting, folder) for folder in run.folders):
             return None
         if needed:
-            self.wrong(run.setting, f"no stage before makes {' or '.join(run.folders)}, and it is not in {self.out}")
+            folders = " or ".join(run.folders)
+            self.add_problem(run.setting, f"no earlier stage writes {folders}, and it is not in {self.out}")
         return None
 
     def manifest(self, setting: str, run: Path, remedy: str) -> Manifest | None:
-        """Of a run that exists already, in the out folder or where pit was started."""
+        """The manifest of an existing run, in the out folder or where pit was started; None if it cannot be loaded."""
         folder = next((path for path in (self.out / run, run) if path.exists()), None)
         try:
             return None if folder is None else load_manifest(folder, remedy)
         except PitError as error:
-            self.wrong(setting, error.problems[0])
+            self.add_problem(setting, error.problems[0])
             return None
 
     def is_rl(self, setting: str, run: Path) -> bool:
-        """Whether it is a run of RL, which holds the gap model that it was trained on."""
+        """Whether a run is an RL run, which contains the gap model that rewarded it."""
         if maker := self.maker(run):
             return maker.command == "rl"
         manifest = self.manifest(setting, run, IMPROVER_RUN.remedy)
@@ -204,11 +206,11 @@ class _PathFinder:
 
 
 def _filled(finder: _PathFinder, config: Settings) -> dict[str, object]:
-    """Settings that were not given, as the command would find them by itself."""
+    """Values for settings that were not given, as the command would find them by itself."""
     found: dict[str, object] = {}
     match config:
         case SftConfig():
-            found = _of_gap_model(finder, finder.earlier_run(GAP_RUN))
+            found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN))
             if config.model is not None:
                 found.pop("load_in_4bit", None)
             found["model"] = found.get("model") or DEFAULT_MODEL
@@ -223,16 +225,16 @@ def _filled(finder: _PathFinder, config: Settings) -> dict[str, object]:
                 found["sft"] = config.sft or finder.default_run(SFT_RUN, needed=True)
             found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
             reward = config.reward or finder.default_run(GAP_RUN, needed=True)
-            found |= {"reward": reward, "data": _of_gap_model(finder, reward).get("data")}
+            found |= {"reward": reward, "data": _inherited_from_gap_model(finder, reward).get("data")}
         case ImproveConfig():
             found = _filled_improve(finder, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
-        finder.wrong("data", "must be given")
+        finder.add_problem("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
 
-def _of_gap_model(finder: _PathFinder, run: Path | None) -> dict[str, object]:
-    """What later stages take over from the run of the gap model, made by a stage or there already."""
+def _inherited_from_gap_model(finder: _PathFinder, run: Path | None) -> dict[str, object]:
+    """The settings that later stages inherit from the gap model's run, planned or existing."""
     if run is None:
         return {}
     if maker := finder.maker(run):
@@ -261,7 +263,7 @@ def _filled_improve(finder: _PathFinder, config: ImproveConfig) -> dict[str, obj
 
 
 def _with_paths(finder: _PathFinder, config: Settings) -> Settings:
-    """The settings with every file, run and base where it is found."""
+    """The settings with the paths where every file, run and base is found."""
     updates: dict[str, object] = {}
     for setting, field in type(config).model_fields.items():
         value, facts = getattr(config, setting, None), facts_of(field)

@@ -1,4 +1,4 @@
-"""A recipe as it is written: commands with their settings in a YAML file, what they share, and --set over it."""
+"""Reads a recipe: commands with their settings in a YAML file, the shared settings, and the changes of --set."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ KEYS = ("out", "processes", "shared", "stages")
 
 
 class Entry(NamedTuple):
-    """A stage as it is written. where: how it is named in errors; origins: the same for single settings."""
+    """A stage as written in the recipe. where: its name in errors; origins: the same for settings from elsewhere."""
 
     name: str
     command: str
@@ -26,8 +26,8 @@ class Entry(NamedTuple):
     where: str
     origins: dict[str, str]
 
-    def problem(self, setting: str, what: str) -> str:
-        return f"{self.origins.get(setting, self.where)}: {setting}: {what}" if setting else f"{self.where}: {what}"
+    def problem(self, setting: str, reason: str) -> str:
+        return f"{self.origins.get(setting, self.where)}: {setting}: {reason}" if setting else f"{self.where}: {reason}"
 
 
 class Recipe(NamedTuple):
@@ -37,22 +37,22 @@ class Recipe(NamedTuple):
 
 
 def read_recipe(config: PipelineConfig, problems: list[str]) -> Recipe:
-    """The stages of a file with all their settings; what is wrong with them is added to `problems`.
+    """The stages of a file with all their settings; problems with them are added to `problems`.
 
-    SettingsError where the file is no YAML.
+    Raises SettingsError if the file is not YAML.
     """
     file = str(config.recipe)
     content = read_yaml(file, "")
     problems += [
-        f"{file}: {key}: no such part of a recipe; {', '.join(KEYS)} are" for key in content if key not in KEYS
+        f"{file}: {key}: not a key of a recipe; expected one of {', '.join(KEYS)}" for key in content if key not in KEYS
     ]
     out = content.get("out") or Path("runs", config.recipe.stem)
     if not isinstance(out, str | Path):
-        problems.append(f"{file}: out: a folder is wanted")
+        problems.append(f"{file}: out: expected a folder, got {out!r}")
         out = Path()
     processes = content.get("processes", 1)
     if not isinstance(processes, int) or processes < 1:
-        problems.append(f"{file}: processes: a number of 1 or more is wanted")
+        problems.append(f"{file}: processes: expected a whole number of at least 1, got {processes!r}")
         processes = 1
     shared = _mapping(content.get("shared"), f"{file}: shared", problems)
     entries = list(_entries(file, content.get("stages"), problems))
@@ -64,37 +64,36 @@ def read_recipe(config: PipelineConfig, problems: list[str]) -> Recipe:
 
 def _mapping(value: object, where: str, problems: list[str]) -> dict[str, object]:
     if value is not None and not isinstance(value, dict):
-        problems.append(f"{where}: `setting: value` lines are wanted")
-    return {str(key): one for key, one in value.items()} if isinstance(value, dict) else {}
+        problems.append(f"{where}: expected `setting: value` lines, got {value!r}")
+    return {str(key): setting for key, setting in value.items()} if isinstance(value, dict) else {}
 
 
 def _entries(file: str, stages: object, problems: list[str]) -> Iterator[Entry]:
-    """A misspelt command is read as the one that it looks like, so that what else is wrong is told too."""
+    """Yields the stages; a misspelt command is read as the nearest one, so that its other problems are reported too."""
     if not isinstance(stages, list) or not stages:
-        problems.append(f"{file}: stages: a list of commands is wanted, such as `- sft: {{data: pairs.jsonl}}`")
+        problems.append(f"{file}: stages: expected a list of commands, such as `- sft: {{data: pairs.jsonl}}`")
         return
     names: set[str] = set()
     for number, stage in enumerate(stages, start=1):
         parts = {stage: None} if isinstance(stage, str) else stage if isinstance(stage, dict) else {}
         keys = [key for key in parts if key != "name"]
         if len(keys) != 1:
-            problems.append(
-                f"{file}: stage {number}: one command is wanted, and `name: ...` beside it where it needs one"
-            )
+            given = ", ".join(map(str, keys)) or "none"
+            problems.append(f"{file}: stage {number}: expected one command, with an optional `name: ...`, got {given}")
             continue
         command = str(keys[0])
         name = str(parts.get("name", command))
         where = f"{file}: {name}"
         if not re.fullmatch(r"[\w-]+", name):
-            problems.append(f"{file}: stage {number}: {name!r} is no name: letters, digits, - and _ make one")
+            problems.append(f"{file}: stage {number}: expected a name of letters, digits, - and _, got {name!r}")
         if name in names:
-            problems.append(f"{where}: two stages are called so; give one `name: ...` beside its command")
+            problems.append(f"{where}: duplicate stage name; give one of the stages its own `name: ...`")
         names.add(name)
         settings = _mapping(parts[keys[0]], where, problems)
         if command not in IN_RECIPES:
             near = get_close_matches(command, IN_RECIPES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{', '.join(IN_RECIPES)} are"
-            problems.append(f"{where}: {command} is no command of recipes; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(IN_RECIPES)}"
+            problems.append(f"{where}: {command} is not a recipe stage; {hint}")
             command = near[0] if near else ""
         if command:
             yield Entry(
@@ -109,55 +108,56 @@ def _set(
     origins: dict[str, str],
     problems: list[str],
 ) -> None:
-    """KEY=VALUE into what is shared, STAGE.KEY=VALUE into one stage."""
+    """Applies --set: KEY=VALUE changes a shared setting, STAGE.KEY=VALUE a setting of one stage."""
     for change in changes:
         key, _, value = change.partition("=")
         stage, _, name = key.rpartition(".")
         name = name.replace("-", "_")
         if not (name and value):
-            problems.append(f"--set: {change}: KEY=VALUE or STAGE.KEY=VALUE is wanted")
+            problems.append(f"--set: expected KEY=VALUE or STAGE.KEY=VALUE, got {change}")
         elif not stage:
             shared[name], origins[name] = value, "--set"
         elif entry := next((entry for entry in entries if entry.name == stage), None):
             entry.settings[name], entry.origins[name] = value, f"--set: {stage}"
         else:
-            problems.append(f"--set: {change}: no stage is called {stage}")
+            problems.append(f"--set: {change}: no stage is named {stage}")
 
 
 def _share(entries: list[Entry], shared: dict[str, object], origins: dict[str, str], problems: list[str]) -> None:
-    """What is shared goes to every stage that has such a setting and no value for it."""
+    """Copies each shared setting to every stage that has this setting but gives no value for it."""
     for key, value in shared.items():
-        takers = [entry for entry in entries if key in takes(entry.config_class)]
-        if entries and not takers:
-            near = get_close_matches(key, {name for entry in entries for name in takes(entry.config_class)}, n=1)
+        receivers = [entry for entry in entries if key in recipe_settings(entry.config_class)]
+        if entries and not receivers:
+            names = {name for entry in entries for name in recipe_settings(entry.config_class)}
+            near = get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"{origins[key]}: {key}: no stage here has such a setting{hint}")
-        for entry in takers:
+            problems.append(f"{origins[key]}: {key}: no stage of this recipe has this setting{hint}")
+        for entry in receivers:
             if key not in entry.settings:
                 entry.settings[key], entry.origins[key] = value, origins[key]
 
 
-def takes(config_class: type[Settings]) -> set[str]:
-    """The settings that a recipe may give; how a stage is started is up to `pit run`."""
+def recipe_settings(config_class: type[Settings]) -> set[str]:
+    """The settings that a recipe may give: all except those with which `pit run` starts a stage."""
     return config_class.model_fields.keys() - config_class.named(Fact.start)
 
 
 def validated(entry: Entry, problems: list[str]) -> Settings:
-    """The settings; where some are wrong, the others, so that it is known all the same what the stage writes."""
+    """The validated settings; if some are wrong, the others, so that the outputs of the stage are known anyway."""
     model = entry.config_class
-    decided = model.named(Fact.start)
-    values = {key: value for key, value in entry.settings.items() if key not in decided}
-    problems += [entry.problem(key, "not for recipes: pit run sees to it") for key in entry.settings if key in decided]
+    set_by_run = model.named(Fact.start)
+    values = {key: value for key, value in entry.settings.items() if key not in set_by_run}
+    problems += [entry.problem(key, "remove it; pit run sets it") for key in entry.settings if key in set_by_run]
     wrong: set[str] = set()
-    for _ in range(2):  # settings one by one, then those that are right together
+    for _ in range(2):  # first each setting by itself, then the valid ones together
         try:
             return model.model_validate({key: value for key, value in values.items() if key not in wrong})
         except ValidationError as error:
             for found in error.errors(include_url=False):
                 key = str(found["loc"][0]) if found["loc"] else ""
-                what = what_is_wrong(found, list(model.model_fields))
-                if not any(f"--{name.replace('_', '-')}" in what for name in wrong):
-                    problems.append(entry.problem(key, what))
+                reason = what_is_wrong(found, list(model.model_fields))
+                if not any(f"--{name.replace('_', '-')}" in reason for name in wrong):
+                    problems.append(entry.problem(key, reason))
                 wrong |= {key} - {""}
     known: dict[str, Any] = {key: value for key, value in values.items() if key not in wrong}
     return model.model_construct(**known | ({"out": Path(str(known["out"]))} if "out" in known else {}))

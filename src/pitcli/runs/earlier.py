@@ -21,29 +21,29 @@ class EarlierRun(NamedTuple):
         return self.folder / self.manifest.role
 
     def lora(self) -> LoraSettings:
-        """The rank that the run was trained with."""
+        """The LoRA settings that the run was trained with."""
         config = self.manifest.config
         return LoraSettings(lora_rank=config["lora_rank"], lora_alpha=config["lora_alpha"])
 
 
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
-    """The run that a flag names, else the one in the first default folder that exists, if there is any.
+    """The run that a flag names, otherwise the one in the first default folder that exists; None if there is none.
 
-    RunError if it is not finished, or not of the right kind and role.
+    Raises RunError if the run is not finished, or if its kind or role is another.
     """
     folder = named or next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
     if folder is None:
         return None
     manifest = load_manifest(folder, run.remedy)
     if manifest.kind not in run.kinds or manifest.role != run.role:
-        wanted = f"a {' or '.join(run.kinds)} run of the {run.role} is wanted"
-        raise RunError(f"{folder}: a {manifest.kind} run of the {manifest.role}; {wanted}; {run.remedy}")
+        expected = f"expected a {' or '.join(run.kinds)} run of the {run.role}"
+        raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
     return EarlierRun(folder, manifest)
 
 
 def gap_temperature(manifest: Manifest) -> float:
-    """The calibration that a reward run fitted and an rl run handed on."""
+    """The calibration that a reward run fitted, and that an RL run passes on."""
     fitted = manifest.results.get("gap_temperature")
     if not isinstance(fitted, float) or not 0 < fitted < math.inf:
-        raise RunError("the gap model's run has no gap_temperature; train it again")
+        raise RunError("the gap model's run has no gap_temperature; train the gap model again")
     return fitted

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and that are known by their digests."""
+"""Writes files and folders atomically, and verifies them by their digests."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder but its own list of digests, by relative path."""
+    """The SHA-256 of every file below a folder except its own list of digests, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / DIGESTS)
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
@@ -32,9 +32,9 @@ def _fsync(path: Path) -> None:
 
 
 def publish_dir(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder so that a kill at any moment leaves the old one, the new one, or none; never a part.
+    """Writes a folder so that a kill at any time leaves the old one, the new one, or none; never a part of one.
 
-    `write` fills a folder beside the target; it is digested, synced and renamed into place.
+    `write` fills a folder next to the target, which is then digested, synced and renamed into place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".tmp-{os.getpid()}-{target.name}"
@@ -54,7 +54,7 @@ def publish_dir(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_dir(target: Path) -> None:
-    """Delete a folder by renaming it first, so that no reader ever meets half of it."""
+    """Deletes a folder, which is renamed first, so that no reader ever sees half of it."""
     if target.exists():
         trash = target.parent / f".trash-{os.getpid()}-{target.name}"
         target.rename(trash)
@@ -62,7 +62,7 @@ def remove_dir(target: Path) -> None:
 
 
 def write_file(target: Path, text: str) -> None:
-    """Replace a file atomically."""
+    """Replaces a file atomically."""
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
         temporary.write_text(text)
@@ -74,14 +74,14 @@ def write_file(target: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Take away what a killed process left half written or half deleted."""
+    """Removes what a killed process left half-written or half-deleted."""
     for pattern in (".tmp-*", ".trash-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def verify_dir(folder: Path) -> None:
-    """RunError that names the file where a published folder is not what was written."""
+    """Raises RunError, which names the file, if a published folder is not as it was written."""
     try:
         expected = json.loads((folder / DIGESTS).read_text())
     except (OSError, ValueError) as error:
@@ -89,5 +89,5 @@ def verify_dir(folder: Path) -> None:
     found = folder_digests(folder)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            state = "missing" if name not in found else "unexpected" if name not in expected else "changed"
-            raise RunError(f"{folder / name}: {state} since it was written")
+            problem = "missing" if name not in found else "changed since it was written"
+            raise RunError(f"{folder / name}: {problem if name in expected else 'unexpected file'}")

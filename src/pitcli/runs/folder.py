@@ -1,4 +1,4 @@
-"""Run folders: atomic and verified checkpoints, metrics, the lock, and what a run may write over."""
+"""Run folders: atomic and verified checkpoints, metrics, the lock, and what a run may overwrite."""
 
 import fcntl
 import json
@@ -26,22 +26,22 @@ REPORT = "report.html"
 KEPT_CHECKPOINTS = 2
 
 
-Writing = TypeVar("Writing", bound=Callable[..., None])
+Method = TypeVar("Method", bound=Callable[..., None])
 
 
-def _on_rank_0(method: Writing) -> Writing:
-    """On every other rank a no-op: those read what rank 0 writes."""
+def _on_rank_0(method: Method) -> Method:
+    """Makes a method a no-op on every rank but 0: the others read what rank 0 writes."""
 
     @wraps(method)
-    def guarded(*arguments: Any, **more: Any) -> None:
+    def guarded(*arguments: Any, **keywords: Any) -> None:
         if is_rank_0():
-            method(*arguments, **more)
+            method(*arguments, **keywords)
 
-    return cast(Writing, guarded)
+    return cast(Method, guarded)
 
 
 class RunFolder:
-    """A folder that one training run owns while it is open; of several ranks only rank 0 writes."""
+    """A folder that one training run owns while it is open; only rank 0 writes to it."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -49,18 +49,18 @@ class RunFolder:
 
     @_on_rank_0
     def keep_settings(self, text: str) -> None:
-        """Write what --config reads back."""
+        """Writes the settings file that --config reads back."""
         write_file(self.path / CONFIG, text)
 
     @_on_rank_0
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Append one line of metrics."""
+        """Appends one line of metrics."""
         with (self.path / METRICS).open("a") as stream:
             stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
     @_on_rank_0
     def cut_metrics(self, last_step: int) -> None:
-        """Drop the lines of steps that a resumed run takes again."""
+        """Removes the lines of steps that a resumed run repeats."""
         path = self.path / METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
@@ -68,13 +68,13 @@ class RunFolder:
 
     @_on_rank_0
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int | None = None) -> None:
-        """Publish checkpoints/step-N; of the older ones the newest few stay, and the step `keep`."""
+        """Publishes checkpoints/step-N; keeps only the newest few checkpoints and that of step `keep`."""
         publish_dir(self.checkpoint(step), write)
         self.prune(keep)
 
     @_on_rank_0
     def prune(self, *keep: int | None) -> None:
-        """Delete the checkpoints but the newest few and the steps `keep`."""
+        """Deletes all checkpoints except the newest few and those of the steps `keep`."""
         for folder in self._checkpoints()[KEPT_CHECKPOINTS:]:
             if _step(folder) not in keep:
                 remove_dir(folder)
@@ -86,7 +86,7 @@ class RunFolder:
         return self.path / CHECKPOINTS / f"step-{step:06d}"
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose digests verify; damaged ones are named on stderr and passed over."""
+        """The newest checkpoint whose digests verify; damaged ones are reported on stderr and skipped."""
         for folder in self._checkpoints():
             try:
                 verify_dir(folder)
@@ -98,12 +98,12 @@ class RunFolder:
 
     @_on_rank_0
     def publish(self, role: str, write: Callable[[Path], None]) -> None:
-        """The final folder of an adapter."""
+        """Publishes the final folder of an adapter."""
         publish_dir(self.path / role, write)
 
     @_on_rank_0
     def complete(self, results: dict[str, Any], roles: Sequence[str], probes: dict[str, list[float]]) -> None:
-        """Write the manifest that makes the run complete, with the digests of what was published."""
+        """Writes the manifest that marks the run complete, with the digests of the published files."""
         files = {
             f"{role}/{file}": digest for role in roles for file, digest in folder_digests(self.path / role).items()
         }
@@ -118,63 +118,64 @@ def _step(folder: Path) -> int:
 
 @contextmanager
 def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
-    """Lock a run folder, check that it is free or is the run to go on with, and write what the run will be.
+    """Locks a run folder, checks that it is empty or contains the run to resume, and writes the manifest.
 
-    Of several processes the first does that for all. RunError where one of them would train something else.
+    Rank 0 does so for all processes. Raises RunError on a rank that has other data or settings than rank 0.
     """
     with ExitStack() as stack:
 
-        def own() -> Manifest:
-            stack.enter_context(_owned(path, manifest, resume, overwrite))
+        def lock_and_begin() -> Manifest:
+            stack.enter_context(_locked(path, manifest, resume, overwrite))
             return manifest
 
-        if on_rank_0(own) != manifest:
-            raise RunError(f"{path}: this process has other data or settings than the first; it must see the same")
+        if on_rank_0(lock_and_begin) != manifest:
+            remedy = "give all processes the same files and flags"
+            raise RunError(f"{path}: this process has other data or settings than process 0; {remedy}")
         yield RunFolder(path, manifest)
 
 
 @contextmanager
-def _owned(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[None]:
+def _locked(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with (path / LOCK).open("a+") as lock:
-        _take(lock, path)
+        _acquire(lock, path)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         sweep(path)
         sweep(path / CHECKPOINTS)
-        if not _goes_on(path, manifest, resume):
+        if not _resumes(path, manifest, resume):
             _clear(path, overwrite)
             write_manifest(path, manifest)
         yield
 
 
 def check_out(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
-    """What open_run would refuse, without writing anything."""
+    """Raises what open_run would raise, without writing anything."""
     refuse_busy(path)
-    if not _goes_on(path, manifest, resume) and path.is_dir():
-        _to_clear(path, overwrite)
+    if not _resumes(path, manifest, resume) and path.is_dir():
+        _entries_to_delete(path, overwrite)
 
 
-def _goes_on(path: Path, manifest: Manifest, resume: bool) -> bool:
-    """Whether there is a run to go on with; it must be the same one, and NothingToDo where it is finished."""
+def _resumes(path: Path, manifest: Manifest, resume: bool) -> bool:
+    """Whether there is a run to resume; raises SettingsError if it is another run, NothingToDo if it is finished."""
     started = read_manifest(path) if resume else None
     if started:
         _refuse_changes(path, started, manifest)
         if started.complete:
-            raise NothingToDo(f"the run in {path} is finished; --overwrite would start it anew")
+            raise NothingToDo(f"the run in {path} is finished; use --overwrite to train it again from scratch")
     return started is not None
 
 
 def refuse_busy(path: Path) -> None:
-    """RunError where another process has the run folder; open_run makes sure of it, this says so at once."""
+    """Raises RunError if another process uses the run folder: an early check, before open_run takes the lock."""
     if (path / LOCK).exists():
         with (path / LOCK).open("a+") as lock:
-            _take(lock, path)
+            _acquire(lock, path)
 
 
 def is_busy(path: Path) -> bool:
-    """Whether a process has the run folder; asked without taking it."""
+    """Whether a process uses the run folder; does not take the exclusive lock to find out."""
     if not (path / LOCK).is_file():
         return False
     with (path / LOCK).open() as lock:
@@ -186,12 +187,12 @@ def is_busy(path: Path) -> bool:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a complete run is in a folder."""
+    """Whether a folder contains a complete run."""
     manifest = read_manifest(path)
     return manifest is not None and manifest.complete
 
 
-def _take(lock: TextIO, path: Path) -> None:
+def _acquire(lock: TextIO, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -200,25 +201,26 @@ def _take(lock: TextIO, path: Path) -> None:
 
 
 def _clear(path: Path, overwrite: bool) -> None:
-    for entry in _to_clear(path, overwrite):
+    for entry in _entries_to_delete(path, overwrite):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _to_clear(path: Path, overwrite: bool) -> list[Path]:
-    """What --overwrite deletes; SettingsError where it was not given, or would delete what is not of a run."""
+def _entries_to_delete(path: Path, overwrite: bool) -> list[Path]:
+    """What --overwrite deletes; raises SettingsError if it was not given, or if a file does not belong to a run."""
     present = [entry for entry in path.iterdir() if entry.name != LOCK]
     if present and not overwrite:
         raise SettingsError(
-            f"--out: {path} is not empty; --resume goes on with it, --overwrite replaces it, or name another"
+            f"--out: {path} is not empty; use --resume to continue it, --overwrite to replace it, or another folder"
         )
     ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, "policy", "improver", "gap"}
     if foreign := [entry.name for entry in present if entry.name not in ours and not entry.name.startswith(".")]:
-        raise SettingsError(f"--overwrite: {path} holds files that are not of a run: {', '.join(sorted(foreign))}")
+        names = ", ".join(sorted(foreign))
+        raise SettingsError(f"--overwrite: {path} contains files that do not belong to a run: {names}; move them away")
     return present
 
 
 def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
-    """A resumed run must be the run that was started; every difference is listed."""
+    """Raises SettingsError, which lists every difference, if this is not the run that was started."""
     before, after = (m.model_dump(include={"kind", "role", "base", "data", "inputs", "config"}) for m in (started, now))
     before.update(before.pop("config"))
     after.update(after.pop("config"))

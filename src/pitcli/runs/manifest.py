@@ -1,4 +1,4 @@
-"""The manifest of a run: what it is, what it was made from, and the digests of what it left; sealed against changes."""
+"""The manifest of a run: its settings, inputs, results and the digests of its files, sealed against changes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class BaseIdentity(_Strict):
-    """The base model: what the user called it, and what its files and its template hash to."""
+    """The base model: the name that the user gave, and the digests of its files and of its template."""
 
     name: str
     digest: str
@@ -33,7 +33,7 @@ class BaseIdentity(_Strict):
 
 
 class DataIdentity(_Strict):
-    """The training data: where it was, what the rows used hash to, and a sample of its prompts' hashes."""
+    """The training data: its path, the digest of the rows used, and a sample of the hashes of its prompts."""
 
     path: str
     digest: str
@@ -42,7 +42,7 @@ class DataIdentity(_Strict):
 
 
 class Manifest(_Strict):
-    """What a run is; `files` and `results` are there once it is complete."""
+    """The description of a run; `files` and `results` are set once it is complete."""
 
     kind: Kind
     role: AdapterRole
@@ -51,10 +51,10 @@ class Manifest(_Strict):
     config: dict[str, Any]
     base: BaseIdentity
     data: DataIdentity
-    gap_data: DataIdentity | None = None  # what the gap model that the run trained or was trained on has seen
+    gap_data: DataIdentity | None = None  # of the gap model that the run trained, or that rewarded it
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
-    probes: dict[AdapterRole, list[float]] = {}  # what each adapter said of fixed tokens when it was saved
+    probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
 
@@ -65,17 +65,17 @@ def library_versions() -> dict[str, str]:
 
 
 def load_manifest(folder: Path, remedy: str) -> Manifest:
-    """The manifest of a finished run, its files verified; RunError says what to do where there is none."""
+    """The manifest of a finished run, its files verified; raises RunError, with the remedy, if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise RunError(f"{folder}: no finished run there; {remedy}")
+        raise RunError(f"{folder}: no finished run in this folder; {remedy}")
     if not manifest.complete:
-        raise RunError(f"{folder}: the run there is not finished; go on with the same command and --resume")
+        raise RunError(f"{folder}: the run is not finished; continue it with the same command and --resume")
     adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
     if not adapter <= manifest.files.keys() or any(
         ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
     ):
-        raise RunError(f"{folder / MANIFEST}: does not list the files of its adapter, or lists others")
+        raise RunError(f"{folder / MANIFEST}: does not list the files of its adapter, or lists files elsewhere")
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise RunError(f"{folder / name}: missing or changed since it was written")
@@ -83,7 +83,7 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a run, finished or not, its files not verified; None where there is none."""
+    """The manifest of a run, finished or not, its files not verified; None if there is none."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         sealed = json.loads(path.read_bytes())
         seal = sealed.pop("seal")
         manifest = Manifest.model_validate(sealed)
-    # ValueError: not UTF-8, not JSON, not valid; RecursionError: brackets without end
+    # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
     if seal != _seal(manifest):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run logged, a line a step."""
+"""metrics.jsonl: the metrics that a run logged, one line per step."""
 
 import json
 import math
@@ -10,9 +10,9 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """A dict a step, `step` in it; a last line cut in half, as a kill leaves it, is not there yet.
+    """One dict per step, which includes `step`; an incomplete last line, as a kill leaves it, is ignored.
 
-    RunError where the file holds anything else than finite numbers by name.
+    Raises RunError if the file contains anything but finite numbers by name.
     """
     path = folder / METRICS
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -33,12 +33,12 @@ def _row(line: str, where: str) -> dict[str, float]:
 
 
 def last_step(folder: Path) -> int:
-    """The last step that was logged; 0 where none was."""
+    """The last step that was logged; 0 if there is none."""
     rows = read_metrics(folder)
     return int(rows[-1]["step"]) if rows else 0
 
 
 def last_metrics(folder: Path, steps: int = 10) -> dict[str, float]:
-    """The means of what a run logged in its last steps."""
+    """The means of the metrics over the last steps."""
     rows = read_metrics(folder)[-steps:]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]} if rows else {}

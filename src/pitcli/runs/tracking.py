@@ -1,4 +1,4 @@
-"""Experiment trackers, through accelerate: they get what metrics.jsonl gets, each step once."""
+"""Experiment trackers, through accelerate: they get the metrics of metrics.jsonl, each step once."""
 
 import json
 import os
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PROJECT = "pit"
-KNOWN = "known.json"  # an id of the run, and the trackers that have it
-INSTEAD = {Tracker.tensorboard: "tensorboardx"}  # writes the same files
+STATE = "known.json"  # the id of the run, and the trackers that already have it
+ALTERNATIVES = {Tracker.tensorboard: "tensorboardx"}  # a package that writes the same files
 
 
 def refuse_missing(trackers: Sequence[Tracker]) -> None:
-    """SettingsError with the pip line for every tracker that is not installed."""
-    # by distribution: wandb leaves folders of that name about, which import as packages
+    """Raises SettingsError, with a pip command, for every tracker that is not installed."""
+    # by distribution: wandb creates folders named wandb, which can be imported as packages
     installed = {package.name.lower() for package in distributions()} if trackers else set()
-    if missing := [tracker for tracker in trackers if not {tracker.value, INSTEAD.get(tracker)} & installed]:
+    if missing := [tracker for tracker in trackers if not {tracker.value, ALTERNATIVES.get(tracker)} & installed]:
         raise SettingsError([f"--track: {tracker} is not installed; pip install {tracker}" for tracker in missing])
 
 
@@ -36,18 +36,18 @@ def refuse_missing(trackers: Sequence[Tracker]) -> None:
 def tracking(
     accelerator: "Accelerator", run: RunFolder, rows: Sequence[dict[str, float]], sent: int
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Start the accelerator's trackers; yields log(step, values).
+    """Starts the accelerator's trackers; yields log(step, values).
 
-    rows: the steps that the run has behind it, for a tracker that does not know the run yet. sent: the last step that
-    was logged before; a resumed run takes some of those again, and a tracker gets each step once.
+    rows: the metrics of earlier steps, for a tracker that does not have the run yet. sent: the last step that was
+    logged before; a resumed run repeats some of those steps, but a tracker gets each step once.
     """
     if not accelerator.log_with or not is_rank_0():
         yield lambda step, values: None
         return
     folder = run.path / TRACKERS
     folder.mkdir(exist_ok=True)
-    known = _known(folder / KNOWN)
-    with redirect_stdout(sys.stderr):  # trackers greet on stdout
+    known = _read_state(folder / STATE)
+    with redirect_stdout(sys.stderr):  # trackers print a greeting on stdout
         try:
             accelerator.init_trackers(PROJECT, init_kwargs=_settings(run.path.name, known["id"], folder))
         except _failures() as error:
@@ -61,7 +61,7 @@ def tracking(
                 for row in rows:
                     tracker.log({name: row[name] for name in row if name != "step"}, step=int(row["step"]))
     known["trackers"] = sorted({*known["trackers"], *sent_steps})
-    write_file(folder / KNOWN, json.dumps(known))
+    write_file(folder / STATE, json.dumps(known))
 
     def log(step: int, values: dict[str, float]) -> None:
         for tracker in accelerator.trackers:
@@ -76,24 +76,24 @@ def tracking(
             if Tracker.trackio in sent_steps:
                 import trackio
 
-                trackio.finish()  # accelerate ends the run only, and trackio would say so again at exit, on stdout
+                trackio.finish()  # accelerate only ends the run; otherwise trackio prints on stdout at exit
 
 
-def _known(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_bytes())
         return {"id": str(known["id"]), "trackers": [str(name) for name in known["trackers"]]}
     except FileNotFoundError:
         return {"id": secrets.token_hex(4), "trackers": []}
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: damaged; delete {path.parent}, and the trackers start anew") from error
+        raise RunError(f"{path}: damaged; delete {path.parent} to start the trackers from scratch") from error
 
 
 def _settings(name: str, id_: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """What each tracker is started with, so that its files are in the run's folder and it knows a resumed run."""
-    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # trackio has no setting for it
+    """The start-up settings of each tracker: its files go to the run folder, and it continues a resumed run."""
+    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # trackio has no setting for its folder
     return {
-        # its files are named by the second, and one of the same name is written over
+        # tensorboard names its files by the second, and overwrites a file of the same name
         "tensorboard": {"filename_suffix": f".{secrets.token_hex(4)}"},
         "wandb": {"name": name, "id": id_, "resume": "allow", "dir": str(folder), "settings": {"console": "off"}},
         "trackio": {"name": f"{name}-{id_}", "resume": "allow"},
@@ -101,12 +101,12 @@ def _settings(name: str, id_: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a tracker raises that is not set up: no account, no network, a folder that is not writable."""
+    """The errors of a tracker that is not set up: no account, no network, a folder that is not writable."""
     wandb = sys.modules.get("wandb")
     return (OSError, ValueError, ImportError, *([wandb.Error] if wandb else []))
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Settings as hyperparameters: trackers take no lists and no None."""
+    """Settings as hyperparameters: trackers accept neither lists nor None."""
     known = {name: value for name, value in config.items() if value is not None}
     return {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in known.items()}

@@ -13,7 +13,7 @@ from pitcli import console
 from pitcli.data.conversations import TRANSCRIPTS
 from pitcli.data.formats import Reading, read_pairs
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
-from pitcli.data.preview import Ruler, preview
+from pitcli.data.preview import LengthOf, preview
 from pitcli.data.reading import write_row
 from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import parse_shares, split_folds
@@ -34,7 +34,7 @@ def run(config: PrepareConfig) -> None:
     notes: Counter[str] = Counter()
     pairs, errors, formats = _load(config, notes)
     if config.dry_run:
-        preview(pairs, formats, notes, *_ruler(config.model))
+        preview(pairs, formats, notes, *_length_of(config.model))
     if errors:
         raise InputError(errors)
     folds = split_folds(shuffled_labels(pairs, config.seed) if config.shuffle_labels else pairs, shares, config.seed)
@@ -103,7 +103,7 @@ def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
     return Reading(pairs, [], Counter({"synthetic": len(pairs)}))
 
 
-def _ruler(model: str | None) -> tuple[Ruler, str]:
+def _length_of(model: str | None) -> tuple[LengthOf, str]:
     """How the dry run measures texts, and in what."""
     if model is None:
         return lambda text: len(text.split()), "words"

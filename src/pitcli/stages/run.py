@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from pitcli import __version__, console
 from pitcli.errors import NothingToDo, PitError, RunError, SettingsError
 from pitcli.processes.launch import launch
-from pitcli.recipes.journal import Journal, Record, digest, locked, standing
+from pitcli.recipes.journal import Journal, Record, digest, existing_output, locked
 from pitcli.recipes.planning import PlannedStage, plan
 from pitcli.settings.base import Fact, Settings
 from pitcli.settings.commands import DISTRIBUTED
@@ -124,7 +124,7 @@ def run_one(stage: PlannedStage, decision: Decision, journal: Journal, processes
         pit_version=__version__,
         inputs=journal.inputs(stage, fetch=True),
         writes=stage.writes,
-        replaced=before.replaced if before and decision.action == "go on" else standing(stage),
+        replaced=before.replaced if before and decision.action == "go on" else existing_output(stage),
     )
     settings, _ = settings_to_start(stage, decision)
     journal.save(stage, record)
@@ -163,7 +163,7 @@ def decide(stage: PlannedStage, journal: Journal, pending: Mapping[str, str]) ->
     if why := differences(before, stage) or other_inputs(before, stage, journal, pending):
         return Decision("run", why)
     if before.outputs is None:
-        goes_on = "resume" in type(stage.config).model_fields and standing(stage) not in (None, before.replaced)
+        goes_on = "resume" in type(stage.config).model_fields and existing_output(stage) not in (None, before.replaced)
         return Decision("go on" if goes_on else "run", "it was stopped")
     if lost := [path for path in stage.writes if digest(path) != before.outputs.get(path)]:
         return Decision("run", f"missing, or not as it was made: {', '.join(lost)}")

@@ -1,4 +1,4 @@
-"""What fails a test in which a payload was run, or could have been."""
+"""A fixture that fails a test in which a payload was run, or could have been."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ from tests.faults.hostile.payloads import CANARY, SPOKEN
 
 @pytest.fixture
 def no_harm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test that makes the canary, connects a socket, reads a byte of stdin, or waits on a pipe."""
-    reached: list[object] = []
+    """Fails a test that creates the canary, connects a socket, reads from stdin, or waits for a pipe."""
+    connected: list[object] = []
     signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("still waiting after a minute"))
     signal.alarm(60)
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: reached.append(address))
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: connected.append(address))
     reader, writer = os.pipe()
     os.write(writer, SPOKEN.encode())
     os.close(writer)
@@ -31,5 +31,5 @@ def no_harm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.dup2(before, 0)
     os.close(before)
     assert left.decode() == SPOKEN
-    assert reached == []
+    assert connected == []
     assert not CANARY.exists()

@@ -1,4 +1,4 @@
-"""Payloads that make the canary, changes of a folder that put them there, and how a command ends on it."""
+"""Payloads that create a canary folder, changes that put them into a folder, and the result of a command on it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ PAD = 0
 CANARY = Path(tempfile.gettempdir(), f"pit-canary-{os.getpid()}")
 Change = Callable[[Path], object]
 WithRoles = Callable[..., RoleModel]
-SPOKEN = "y\nyes\n1\n"  # what a prompt on stdin would take for consent
+SPOKEN = "y\nyes\n1\n"  # what a prompt on stdin would accept as consent
 
 
 class Ended(NamedTuple):
@@ -30,7 +30,7 @@ class Ended(NamedTuple):
 
 
 class MakesCanary:
-    """Unpickled, it makes the canary."""
+    """Creates the canary when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(CANARY),)
@@ -88,18 +88,18 @@ def settings(name: str, **values: object) -> Change:
     return change
 
 
-def content(name: str, made: Callable[[bytes], bytes]) -> Change:
-    """Replace a file by what `made` makes of it, or of nothing if there is none."""
+def content(name: str, change_bytes: Callable[[bytes], bytes]) -> Change:
+    """Replaces the content of a file, or of an empty one if there is none, by what `change_bytes` returns."""
 
     def change(folder: Path) -> None:
         path = folder / name
-        path.write_bytes(made(path.read_bytes() if path.exists() else b""))
+        path.write_bytes(change_bytes(path.read_bytes() if path.exists() else b""))
 
     return change
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Change:
-    """Put a link or a pipe in the place of a file, which is kept beside the folder."""
+    """Replaces a file by a link or a pipe; the file is moved next to the folder."""
 
     def change(folder: Path) -> None:
         if (folder / name).exists():
@@ -133,7 +133,7 @@ def pickles(folder: Path) -> None:
 
 
 def sharded(*shards: str) -> Change:
-    """The weights in shards, of which the index names these for the first tensors."""
+    """Splits the weights into shards; the index assigns the tensors to these names in turn."""
 
     def change(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
@@ -148,7 +148,7 @@ def sharded(*shards: str) -> Change:
     return change
 
 
-def sharded_as_nothing(folder: Path) -> None:
+def without_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     settings("model.safetensors.index.json", metadata={}, weight_map={})(folder)
 

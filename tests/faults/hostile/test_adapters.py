@@ -1,4 +1,4 @@
-"""Adapter folders that were made to do harm: no code run, no file read elsewhere, no other network built."""
+"""Malicious adapter folders: no code is run, no file outside is read, no other network is built."""
 
 import os
 import pickle
@@ -58,9 +58,12 @@ def test_fields_that_pit_does_not_write_are_refused(
 
 
 BROKEN_ADAPTERS: dict[str, tuple[Change, str]] = {
-    "a pickle beside": (content("adapter_model.bin", lambda _: pickle.dumps(MakesCanary())), "adapter_model.bin: no"),
-    "code beside": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: no part of"),
-    "a folder beside": (lambda folder: (folder / "more").mkdir(), "more: no part of an adapter"),
+    "an extra pickle": (
+        content("adapter_model.bin", lambda _: pickle.dumps(MakesCanary())),
+        "adapter_model.bin: no",
+    ),
+    "extra code": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: no part of"),
+    "an extra folder": (lambda folder: (folder / "more").mkdir(), "more: no part of an adapter"),
     "weights linked outside": (
         replaced(WEIGHTS, lambda path: path.symlink_to(path.parents[1] / path.name)),
         f"{WEIGHTS}: a link that leads out of its folder",
@@ -68,16 +71,16 @@ BROKEN_ADAPTERS: dict[str, tuple[Change, str]] = {
     "a pipe": (replaced(WEIGHTS, os.mkfifo), f"{WEIGHTS}: neither a file nor a folder"),
     "no type": (content(ADAPTER_CONFIG, lambda _: b"{}"), "peft_type None is not supported"),
     "no rank": (content(ADAPTER_CONFIG, lambda _: b'{"peft_type": "LORA"}'), "not usable (KeyError: 'r')"),
-    "a rank for all the memory": (settings(ADAPTER_CONFIG, r=10**9), "do not have the rank 1000000000"),
-    "a rank that is none": (settings(ADAPTER_CONFIG, r=-1), "not usable (ValidationError"),
-    "an alpha that is none": (settings(ADAPTER_CONFIG, lora_alpha="x"), "not usable (ValidationError"),
+    "a rank that needs all the memory": (settings(ADAPTER_CONFIG, r=10**9), "do not have the rank 1000000000"),
+    "an invalid rank": (settings(ADAPTER_CONFIG, r=-1), "not usable (ValidationError"),
+    "an invalid alpha": (settings(ADAPTER_CONFIG, lora_alpha="x"), "not usable (ValidationError"),
     "layers by a pattern": (settings(ADAPTER_CONFIG, target_modules="(a+)+$"), "not found in the base model"),
-    "layers that are not there": (settings(ADAPTER_CONFIG, target_modules=["evil"]), "not found in the base model"),
-    "layers that are none": (settings(ADAPTER_CONFIG, target_modules=None), "not usable (TypeError"),
-    "settings cut short": (content(ADAPTER_CONFIG, lambda old: old[:-9]), f"{ADAPTER_CONFIG}: not usable"),
-    "weights cut short": (content(WEIGHTS, lambda old: old[:-9]), f"{WEIGHTS}: not usable (SafetensorError"),
+    "layers that do not exist": (settings(ADAPTER_CONFIG, target_modules=["evil"]), "not found in the base model"),
+    "no layers": (settings(ADAPTER_CONFIG, target_modules=None), "not usable (TypeError"),
+    "truncated settings": (content(ADAPTER_CONFIG, lambda old: old[:-9]), f"{ADAPTER_CONFIG}: not usable"),
+    "truncated weights": (content(WEIGHTS, lambda old: old[:-9]), f"{WEIGHTS}: not usable (SafetensorError"),
     "weights that are a pickle": (content(WEIGHTS, lambda _: pickle.dumps(MakesCanary())), f"{WEIGHTS}: not usable"),
-    "weights that are not there": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: not usable"),
+    "missing weights": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: not usable"),
 }
 
 
@@ -93,7 +96,7 @@ def test_a_hostile_adapter_is_refused(
     assert "\n" not in raised.value.problems[0]
 
 
-def test_the_base_that_an_adapter_names_is_not_looked_for(
+def test_the_base_that_an_adapter_names_is_ignored(
     adapter: Path, small_llama: Callable[[], PreTrainedModel], no_harm: None
 ) -> None:
     settings(ADAPTER_CONFIG, base_model_name_or_path="evil/base")(adapter)
@@ -104,7 +107,7 @@ def test_the_base_that_an_adapter_names_is_not_looked_for(
 def test_a_head_of_another_shape_is_refused(
     small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles, tmp_path: Path
 ) -> None:
-    """A head of one number would fit every width, if it were copied as tensors are."""
+    """A head of one number would fit every width if tensors were copied with broadcasting."""
     folder = tmp_path / "gap"
     save_role(with_roles(small_llama(), PAD, GAP), GAP, folder)
     tensors = load_file(folder / WEIGHTS)

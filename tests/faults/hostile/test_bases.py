@@ -1,6 +1,6 @@
-"""Model folders that were made to do harm: no code run, no file touched, no stdin eaten, no network.
+"""Malicious model folders: no code is run, no file is changed, stdin is not read, the network is not used.
 
-Every hostile payload makes the canary, and the first tests show that each payload would, if only it were run.
+Every payload creates the canary if it is run, which the first tests show.
 """
 
 import json
@@ -36,14 +36,14 @@ from tests.faults.hostile.payloads import (
     replaced,
     settings,
     sharded,
-    sharded_as_nothing,
     template,
     template_code,
     without_a_tensor,
+    without_shards,
 )
 
 
-def test_the_payloads_work(tmp_path: Path) -> None:
+def test_every_payload_creates_the_canary(tmp_path: Path) -> None:
     payloads = {
         "pickle": lambda: pickle.loads(pickle.dumps(MakesCanary())),
         "python": lambda: exec(python_code(), {"__name__": "evil"}),
@@ -55,7 +55,7 @@ def test_the_payloads_work(tmp_path: Path) -> None:
         CANARY.rmdir()
 
 
-def test_transformers_would_run_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_would_run_the_code_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = base_with(tmp_path, own_code("evil"))
@@ -67,20 +67,23 @@ def test_transformers_would_run_the_code(tmp_path: Path, monkeypatch: pytest.Mon
 REFUSED: dict[str, tuple[Change, str]] = {
     "pickles alone": (only_pickles, "no model.safetensors; model.pt may be a pickle"),
     "unknown type with code": (own_code("evil"), "'evil' is no language model that transformers knows; its own code"),
-    "known type, no language model": (settings("config.json", model_type="clip"), "'clip' is no language model"),
-    "type that is no text": (settings("config.json", model_type=["llama"]), "['llama'] is no language model"),
+    "known type, not a language model": (settings("config.json", model_type="clip"), "'clip' is no language model"),
+    "type that is not text": (settings("config.json", model_type=["llama"]), "['llama'] is no language model"),
     "unknown tokenizer with code": (own_tokenizer("EvilTokenizer"), "needs code of its own (auto_map)"),
-    "code map that is no map": (settings("config.json", auto_map=3), "base: not usable (TypeError"),
+    "code map that is not a map": (settings("config.json", auto_map=3), "base: not usable (TypeError"),
     "index to the folder above": (sharded("../outside.safetensors"), "'../outside.safetensors' is not the name of"),
     "index to the root": (sharded("/etc/x.safetensors"), "'/etc/x.safetensors' is not the name of"),
-    "index that holds no names": (settings("model.safetensors.index.json", weight_map={"a": {}}), "{} is not the name"),
+    "index of objects": (
+        settings("model.safetensors.index.json", weight_map={"a": {}}),
+        "{} is not the name",
+    ),
     "index to a pickle": (
         lambda folder: (sharded("pytorch_model.bin")(folder), pickles(folder)),
         "'pytorch_model.bin' is not the name of",
     ),
-    "index without shards": (sharded_as_nothing, "base: "),
-    "index that holds nothing": (content("model.safetensors.index.json", lambda _: b"{}"), "None is not the name"),
-    "index to a shard that is not there": (
+    "index without shards": (without_shards, "base: "),
+    "empty index": (content("model.safetensors.index.json", lambda _: b"{}"), "None is not the name"),
+    "index to a missing shard": (
         lambda folder: (sharded("a.safetensors")(folder), (folder / "a.safetensors").unlink()),
         "base: no a.safetensors",
     ),
@@ -120,14 +123,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
         settings("tokenizer_config.json", init_inputs=["/etc/passwd"]),
         "init_inputs ['/etc/passwd'] is not supported",
     ),
-    "weights cut short": (content("model.safetensors", lambda old: old[:-100]), "model.safetensors: not usable"),
-    "weights that are none": (content("model.safetensors", lambda _: b"\xff" * 99), "model.safetensors: not usable"),
-    "weights that are empty": (content("model.safetensors", lambda _: b""), "model.safetensors: not usable"),
+    "truncated weights": (content("model.safetensors", lambda old: old[:-100]), "model.safetensors: not usable"),
+    "garbage as weights": (
+        content("model.safetensors", lambda _: b"\xff" * 99),
+        "model.safetensors: not usable",
+    ),
+    "empty weights": (content("model.safetensors", lambda _: b""), "model.safetensors: not usable"),
     "header of a terabyte": (
         content("model.safetensors", lambda _: (2**40).to_bytes(8, "little") + b"{}"),
         "model.safetensors: not usable",
     ),
-    "weights with a hole": (
+    "weights without one tensor": (
         without_a_tensor,
         "1 of the model's tensors are not there, the first model.layers.2.mlp.up_proj.weight",
     ),
@@ -136,17 +142,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "do not have the shape that config.json says",
     ),
     "no heads": (settings("config.json", num_attention_heads=0), "base: not usable (ZeroDivisionError"),
-    "a context that is no number": (settings("config.json", max_position_embeddings="long"), "base: not usable"),
+    "a context that is not a number": (settings("config.json", max_position_embeddings="long"), "base: not usable"),
     "settings that are a list": (content("config.json", lambda _: b"[]"), "config.json: not a JSON object"),
-    "settings that are no text": (content("config.json", lambda _: b"\xff\xfe{}"), "config.json: not usable"),
-    "settings without end": (
+    "settings that are not text": (content("config.json", lambda _: b"\xff\xfe{}"), "config.json: not usable"),
+    "endlessly nested settings": (
         content("config.json", lambda _: b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
         "config.json: not usable (RecursionError",
     ),
-    "tokenizer cut short": (content("tokenizer.json", lambda old: old[:-100]), "base: not usable"),
+    "truncated tokenizer": (content("tokenizer.json", lambda old: old[:-100]), "base: not usable"),
     "template with an injection": (injected_template, "access to attribute '__init__' of 'type' object is unsafe"),
-    "template that looks into classes": (template("{{ ''.__class__.__mro__ }}"), "attribute '__class__'"),
-    "template that is none": (template("{% for m in messages %}{{"), "chat template"),
+    "template that inspects classes": (template("{{ ''.__class__.__mro__ }}"), "attribute '__class__'"),
+    "template with a syntax error": (template("{% for m in messages %}{{"), "chat template"),
     "template with an unknown name": (template("{{ nowhere.to.be.found }}"), "'nowhere' is undefined"),
     "template that imports": (template("{% import 'os' as os %}"), "no loader for this environment"),
     "template that divides by zero": (template("{{ 1 / 0 }}"), "division by zero"),
@@ -154,7 +160,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
         "maximum recursion depth exceeded",
     ),
-    "template that counts on": (template("{% for i in range(10 ** 12) %}x{% endfor %}"), "Range too big"),
+    "template with a huge loop": (template("{% for i in range(10 ** 12) %}x{% endfor %}"), "Range too big"),
     "template that hides the prompt": (template("{{ 'hello' }}"), "does not show a message of role user"),
 }
 
@@ -179,19 +185,19 @@ def test_a_hostile_base_is_refused(
 
 
 HARMLESS: dict[str, tuple[Change, ...]] = {
-    "pickles beside": (pickles,),
+    "extra pickles": (pickles,),
     "known type with code": (own_code("llama"),),
     "known tokenizer with code": (own_tokenizer("TokenizersBackend"),),
     "old map of tokenizers": (settings("tokenizer_config.json", auto_map=["tokenization_evil.EvilTokenizer", None]),),
     "shards": (sharded("a.safetensors", "b.safetensors"), pickles),
     "link inside": (replaced("LICENSE", lambda path: path.symlink_to("config.json")),),
-    "a name that is elsewhere": (settings("config.json", _name_or_path="evil/base", name_or_path="evil/base"),),
+    "a name from elsewhere": (settings("config.json", _name_or_path="evil/base", name_or_path="evil/base"),),
     "generation by code": (settings("generation_config.json", custom_generate="evil/code"),),
 }
 
 
 @pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS.keys())
-def test_what_only_lies_there_does_nothing(
+def test_harmless_folders_load_and_nothing_in_them_is_run(
     changes: tuple[Change, ...], prompts: Path, tmp_path: Path, capfd: Any, no_harm: None
 ) -> None:
     folder = base_with(tmp_path, *changes)
@@ -222,7 +228,7 @@ def test_links_within_a_repository_of_the_hub_cache_are_followed(tmp_path: Path)
     "name",
     ["../../nowhere", "../nowhere", "a/..", "file://etc/passwd", "file:/etc", "/nowhere", "~nobody/x", "a//b"],
 )
-def test_a_name_that_is_no_hub_name_goes_nowhere(
+def test_an_invalid_hub_name_is_refused(
     name: str, prompts: Path, tmp_path: Path, capfd: Any, no_harm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -231,7 +237,7 @@ def test_a_name_that_is_no_hub_name_goes_nowhere(
     assert_one_line(ended, "neither a folder, a .gguf file, tiny, smollm2 nor a hub name")
 
 
-def test_what_lies_beside_a_gguf_file_has_no_say(
+def test_files_next_to_a_gguf_file_are_ignored(
     tmp_path: Path, capfd: Any, prompts: Path, no_harm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

@@ -1,4 +1,4 @@
-"""Run folders that were made to do harm, and a base with code and pickles beside its weights."""
+"""Malicious run folders, and a base with code and pickles next to its weights."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ from tests.faults.warm import Warm
 
 @pytest.fixture(scope="module")
 def hostile_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on a base that has pickles and code beside its weights, as small as they can be, and drafts."""
+    """Drafts and very small runs on a base that has pickles and code next to its weights."""
     folder = tmp_path_factory.mktemp("project")
     base_with(folder, own_code("llama"), own_tokenizer("TokenizersBackend"), pickles)
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(8, seed=3)))
@@ -51,7 +51,7 @@ def hostile_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(hostile_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project to do harm in."""
+    """The runs in a copy of the project that a test may change."""
     folder = tmp_path / "project"
     shutil.copytree(hostile_project, folder)
     monkeypatch.chdir(folder)
@@ -62,7 +62,7 @@ IMPROVE = ("improve", "--input", "drafts.jsonl", "--max-iters", "1", "--max-new-
 
 
 def resealed(run: Path, role: str, *changes: Change) -> None:
-    """Change an adapter and make the manifest fit it, as someone would who wants to be believed."""
+    """Changes an adapter and makes the manifest match it, as an attacker would."""
     manifest = load_manifest(run, "")
     for change in changes:
         change(run / role)
@@ -88,12 +88,12 @@ def test_a_run_on_a_hostile_base_improves(runs: Path, capfd: Any, no_harm: None)
 
 
 BROKEN_RUNS: dict[str, tuple[Change, str]] = {
-    "no manifest": (lambda runs: (runs / "sft/manifest.json").unlink(), "runs/sft: no finished run there"),
+    "no manifest": (lambda runs: (runs / "sft/manifest.json").unlink(), "runs/sft: no finished run in this folder"),
     "a changed manifest": (
         content("sft/manifest.json", lambda old: old.replace(b'"rows": 8', b'"rows": 9')),
         "manifest.json: changed since it was written",
     ),
-    "a manifest that is no text": (content("sft/manifest.json", lambda _: b"\xff"), "runs/sft/manifest.json"),
+    "a manifest that is not text": (content("sft/manifest.json", lambda _: b"\xff"), "runs/sft/manifest.json"),
     "a manifest that is a list": (content("sft/manifest.json", lambda _: b"[]"), "runs/sft/manifest.json"),
     "a changed adapter": (
         content(f"sft/improver/{WEIGHTS}", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
@@ -136,16 +136,16 @@ def test_a_hostile_run_is_refused(change: Change, problem: str, runs: Path, capf
     assert ended.code == 3
     lines = ended.err.splitlines()
     assert problem in lines[0], ended.err
-    assert all(line.startswith("error: ") for line in lines)  # a base may be wrong for several runs
+    assert all(line.startswith("error: ") for line in lines)  # several runs may have the wrong base
     assert len(lines) == (2 if "trained on" in problem else 1)
     assert ended.out == ""
     assert digests(runs.parent) == before
 
 
-def test_rows_that_say_yes_are_only_rows(runs: Path, tmp_path: Path, warm: Warm) -> None:
-    """In a process of its own: the base has code beside it, and the first row is what a prompt for consent would read.
+def test_rows_that_say_yes_do_not_give_consent(runs: Path, tmp_path: Path, warm: Warm) -> None:
+    """Runs in a separate process, on a base with code: the first rows are what a prompt for consent would read.
 
-    A prompt that waited for more would find the end of its stdin.
+    A prompt that waited for more would reach the end of stdin.
     """
     rows = [json.dumps({"id": f"row {number}", "prompt": "Write 3 foods.", "response": "pie"}) for number in range(2)]
     lines = [*SPOKEN.splitlines(), *rows]

@@ -1,4 +1,4 @@
-"""A small project whose model is loaded once for all tests of bad inputs, or not at all."""
+"""A small project; its model is loaded once for all tests of bad inputs, or not at all."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def trained(share: Share) -> Path:
 
 @pytest.fixture(scope="module")
 def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it."""
+    """A copy of the folder `trained`."""
     return Path(shutil.copytree(trained, tmp_path_factory.mktemp("project") / "work"))
 
 
@@ -40,7 +40,7 @@ def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_project(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(project)
     monkeypatch.delenv("PIT_DEBUG", raising=False)
-    capfd.readouterr()  # what the fixture said
+    capfd.readouterr()  # discard what the fixtures printed
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def loaded_models() -> list[RoleModel]:
 
 @pytest.fixture(autouse=True)
 def loaded_once(loaded_models: list[RoleModel], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded base and the adapters of the project are loaded once for all tests: nothing here changes them."""
+    """Loads the embedded base and the adapters of the project once for all tests, which do not change them."""
     load = Base.load
 
     def load_once(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:

@@ -1,4 +1,4 @@
-"""Rows for both commands, what is done to the middle one, and how a command is run on a file of them."""
+"""Rows for both commands, changes of the middle row, and a function that runs a command on a file of rows."""
 
 import re
 import tempfile
@@ -9,7 +9,7 @@ from pitcli import cli
 
 Change = Callable[[bytes], bytes]
 COMMANDS = ("improve", "train-reward")
-TEXT = {"improve": "response", "train-reward": "rejected"}  # the field that holds `cat dog`
+TEXT = {"improve": "response", "train-reward": "rejected"}  # the field that contains `cat dog`
 MIDDLE = {
     "improve": b'{"id": 2, "prompt": "Write 3 animals.", "response": "cat dog"}',
     "train-reward": b'{"id": 2, "prompt": "Write 3 animals.", "chosen": "ant cow fox", "rejected": "cat dog"}',
@@ -30,7 +30,7 @@ class Loaded(AssertionError):
 
 
 def pit(command: str, file: Path | str, *flags: str) -> int:
-    """The exit code of one command on a file; `Loaded` if training accepts the rows."""
+    """The exit code of one command on a file; raises `Loaded` if training accepts the rows."""
     if command == "improve":
         return cli.main(["improve", "--input", str(file), "--max-iters", "0", "--max-new-tokens", "4", *flags])
     out = tempfile.mkdtemp(dir=".")
@@ -38,7 +38,7 @@ def pit(command: str, file: Path | str, *flags: str) -> int:
 
 
 def swap(pattern: bytes, new: bytes) -> Change:
-    """The row with one part of it replaced."""
+    """A change that replaces one part of the row."""
 
     def change(row: bytes) -> bytes:
         changed, count = re.subn(pattern, lambda found: new, row, count=1)
@@ -48,7 +48,7 @@ def swap(pattern: bytes, new: bytes) -> Change:
     return change
 
 
-def whole(line: bytes) -> Change:
+def replaced(line: bytes) -> Change:
     return lambda row: line
 
 

@@ -1,4 +1,4 @@
-"""What a base's tokenizer or template lacks, has too much of, or refuses."""
+"""Bases whose tokenizer or template lacks something, has too many tokens, or refuses a prompt."""
 
 import json
 from collections.abc import Callable
@@ -47,14 +47,14 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(
     assert "model.resize_token_embeddings(412)" in err
 
 
-def test_a_base_that_states_no_context_needs_a_length(
+def test_a_base_without_a_context_length_needs_max_length(
     no_model: None, tmp_path: Path, tiny_folder: Path, capfd: Any
 ) -> None:
-    def state_none(config: dict[str, Any]) -> None:
+    def remove_context_length(config: dict[str, Any]) -> None:
         del config["max_position_embeddings"]
         config["model_type"] = "mamba"
 
-    base = tiny_with(tmp_path, tiny_folder, {"config.json": state_none})
+    base = tiny_with(tmp_path, tiny_folder, {"config.json": remove_context_length})
     assert pit("train-reward", "pairs.jsonl", "--model", str(base)) == 2
     assert capfd.readouterr().err == (
         f"error: --max-length: {base} states no context length, so give the tokens that a row may take\n"
@@ -63,20 +63,18 @@ def test_a_base_that_states_no_context_needs_a_length(
         pit("train-reward", "pairs.jsonl", "--model", str(base), "--max-length", "200")
 
 
-def test_a_base_without_pad_token_and_chat_template_has_them_by_rule(
+def test_a_base_without_pad_token_and_chat_template_gets_defaults(
     no_model: None, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    """Which, test_templates says."""
+    """test_templates checks which."""
     base = tiny_with(tmp_path, tiny_folder, {"tokenizer_config.json": lambda config: config.pop("pad_token")})
     (base / "chat_template.jinja").unlink()
     with pytest.raises(Loaded):
         pit("train-reward", "pairs.jsonl", "--model", str(base))
 
 
-def test_a_text_that_gives_no_token_is_refused_as_nothing_could_be_learned_from_it(
-    no_model: None, tmp_path: Path, tiny_folder: Path, capfd: Any
-) -> None:
-    """All labels masked."""
+def test_a_text_without_tokens_is_refused(no_model: None, tmp_path: Path, tiny_folder: Path, capfd: Any) -> None:
+    """Nothing could be learned from such a row: all its labels would be masked."""
 
     def drop_zero_width_spaces(tokenizer: dict[str, Any]) -> None:
         tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
@@ -87,12 +85,12 @@ def test_a_text_that_gives_no_token_is_refused_as_nothing_could_be_learned_from_
     file.write_bytes(FIRST["train-reward"] + b"\n" + MIDDLE["train-reward"].replace(b"ant cow fox", rb"\u200b\u200b"))
     for command in ("train-reward", "sft"):
         assert pit(command, file, "--model", str(base)) == 2
-        expected = f"error: {file}:2:chosen: empty for this model, whose tokenizer makes no token of it\n"
+        expected = f"error: {file}:2:chosen: empty for this model: its tokenizer encodes the text as no tokens\n"
         assert capfd.readouterr().err == expected
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_roles_that_the_template_refuses_are_an_error_of_their_row(
+def test_roles_that_the_template_refuses_are_a_row_error(
     command: str, request: Any, tmp_path: Path, tiny_folder: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = tiny_folder.joinpath("chat_template.jinja").read_text()

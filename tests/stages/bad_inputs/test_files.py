@@ -1,4 +1,4 @@
-"""Files that are refused as a whole, terminals, outputs that are inputs, and the memory that reading takes."""
+"""Files that are refused, terminals as stdin, outputs that are inputs, and the memory that reading needs."""
 
 import gzip
 import json
@@ -26,16 +26,16 @@ from tests.stages.bad_inputs.rows import (
 REFUSED: dict[str, tuple[Change, str]] = {
     "UTF-16": (
         lambda data: data.decode().encode("utf-16"),
-        "UTF-16 where UTF-8 is wanted; convert it: iconv -f UTF-16 ",
+        "expected UTF-8, got UTF-16; convert it: iconv -f UTF-16 ",
     ),
     "UTF-16 without its mark": (
         lambda data: data.decode().encode("utf-16-be"),
         "convert it: iconv -f UTF-16BE -t UTF-8 ",
     ),
-    "gzip bytes": (gzip.compress, "gzip bytes where JSON lines are wanted; rename it to .jsonl.gz: mv "),
+    "gzip bytes": (gzip.compress, "expected JSON lines, got gzip data; rename it to .jsonl.gz: mv "),
     "one JSON array": (
         lambda data: b"[" + b",\n".join(data.splitlines()) + b"]\n",
-        "one JSON array where one object a line is wanted; unpack it: jq -c '.[]' ",
+        "expected one object per line, got one JSON array; unpack it: jq -c '.[]' ",
     ),
     "one JSON array, pretty": (
         lambda data: json.dumps([json.loads(line) for line in data.splitlines()], indent=2).encode(),
@@ -46,9 +46,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("change", "says"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_file_in_another_format_is_refused_with_the_fix(
-    change: Change, says: str, command: str, no_model: None, tmp_path: Path, capfd: Any
+    change: Change, message: str, command: str, no_model: None, tmp_path: Path, capfd: Any
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(change(FIRST[command] + b"\n" + MIDDLE[command] + b"\n"))
@@ -56,7 +56,7 @@ def test_a_file_in_another_format_is_refused_with_the_fix(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"error: {file}: ")
-    assert says in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 
@@ -66,7 +66,7 @@ def test_an_empty_file_is_refused_by_training(no_model: None, tmp_path: Path, ca
     assert capfd.readouterr().err == f"error: {tmp_path / 'rows.jsonl'}: no rows\n"
 
 
-def test_an_empty_file_is_no_mistake_of_improve(tmp_path: Path, capfd: Any) -> None:
+def test_an_empty_file_is_accepted_by_improve(tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"")
     assert pit("improve", tmp_path / "rows.jsonl") == 0
     out, err = capfd.readouterr()
@@ -110,8 +110,8 @@ print(code, int(peak[1]) // 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of its memory from /proc")
-def test_a_100_megabyte_line_takes_no_100_megabytes(tmp_path: Path) -> None:
-    """In a process of its own, without torch; the whole line as bytes and as text would be 200 MB more."""
+def test_a_100_megabyte_line_does_not_need_100_megabytes(tmp_path: Path) -> None:
+    """Runs in a separate process, without torch; the whole line as bytes and as text would need 200 MB more."""
     file = tmp_path / "rows.jsonl"
     peaks = []
     for size in (10, 100 * 2**20):
@@ -125,7 +125,7 @@ def test_a_100_megabyte_line_takes_no_100_megabytes(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 64
 
 
-def test_the_input_is_not_written_to_by_another_name(no_model: None, tmp_path: Path) -> None:
+def test_an_output_that_is_the_input_is_refused_under_any_name(no_model: None, tmp_path: Path) -> None:
     rows, hard, soft, other = (tmp_path / name for name in ("rows.jsonl", "hard", "soft", "other"))
     rows.write_text("")
     other.write_text("")
@@ -145,7 +145,7 @@ def test_the_input_is_not_written_to_by_another_name(no_model: None, tmp_path: P
 
 
 @pytest.mark.parametrize("redirection", ["rows.jsonl >> rows.jsonl", "< rows.jsonl >> rows.jsonl"])
-def test_rows_are_not_added_to_the_file_that_is_being_read(redirection: str, tmp_path: Path) -> None:
+def test_rows_are_not_appended_to_the_input_by_redirection(redirection: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(FIRST["improve"] + b"\n")
     code = "import sys; from pitcli.data.reading import refuse_output_as_input as r; r([*sys.argv, '-'][1], '-')"
     command = f'"{sys.executable}" -c "{code}" {redirection}'
@@ -154,7 +154,7 @@ def test_rows_are_not_added_to_the_file_that_is_being_read(redirection: str, tmp
     assert (tmp_path / "rows.jsonl").read_bytes() == FIRST["improve"] + b"\n"
 
 
-def test_the_ids_of_a_million_drafts_take_no_more_than_70_mib() -> None:
+def test_the_ids_of_a_million_drafts_need_less_than_70_mib() -> None:
     seen: set[int] = set()
     assert not any(seen_before(seen, f"a rather long id, {number:060}") for number in range(1_000_000))
     assert seen_before(seen, f"a rather long id, {7:060}")

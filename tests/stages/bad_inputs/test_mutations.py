@@ -1,4 +1,4 @@
-"""10,000 mutated rows."""
+"""10,000 mutated rows: each is read, or refused with an error that names it."""
 
 import json
 import random
@@ -103,12 +103,12 @@ def change_bytes(data: bytearray, rng: random.Random) -> None:
             del data[index:]
 
 
-def well_named(text: str, file: Path) -> bool:
+def names_file(text: str, file: Path) -> bool:
     return text.startswith(f"{file}:") and text.isprintable() and len(text) < len(str(file)) + 1000
 
 
 def test_10000_mutated_rows_end_in_rows_or_in_errors_that_name_them(tmp_path: Path) -> None:
-    """Half of the pairs in files of their own, as one bad row ends in the refusal of its file."""
+    """Half of the pairs are in separate files, because one bad row makes pit refuse its file."""
     rng = random.Random(19)
     outcome: Counter[str] = Counter()
     file = tmp_path / "rows.jsonl"
@@ -119,15 +119,15 @@ def test_10000_mutated_rows_end_in_rows_or_in_errors_that_name_them(tmp_path: Pa
             try:
                 outcome["drafts"] += sum(1 for _ in reader(file, errors.append, outcome))
             except InputError as refusal:
-                assert well_named(str(refusal), file)
-            assert all(well_named(str(error), file) for error in errors)
+                assert names_file(str(refusal), file)
+            assert all(names_file(str(error), file) for error in errors)
             outcome["bad drafts"] += len(errors)
     for size in [1] * 2500 + [10] * 250:
         file.write_bytes(b"\n".join(mutated(rng.choice(GOOD_PAIRS), rng) for _ in range(size)))
         try:
             outcome["pairs"] += len(load_pairs(file, None, outcome))
         except InputError as refusal:
-            assert all(well_named(problem, file) for problem in refusal.problems)
+            assert all(names_file(problem, file) for problem in refusal.problems)
             outcome["refused files"] += 1
-    # Both ends are exercised.
+    # Both outcomes occur.
     assert min(outcome[name] for name in ("drafts", "bad drafts", "pairs", "refused files")) > 300, outcome

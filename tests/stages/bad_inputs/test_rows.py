@@ -1,9 +1,9 @@
-"""Bad inputs: every bad row is named by file, line and field, no good one is lost, nothing ends in a traceback.
+"""Bad rows: each is reported with file, line and field, no good row is lost, and nothing ends in a traceback.
 
-The same rows go through `pit improve`, which works to the end and exits 1 if rows failed, and through
-`pit train-reward`, which reads everything before it loads a model and exits 2 if rows are bad.
-Tested elsewhere: mixed lengths in a batch (test_sampling), memory that runs out on one long row and a gap that is not
-finite in rl (tests/faults).
+The same rows go through `pit improve`, which works to the end and exits with 1 if rows failed, and through
+`pit train-reward`, which reads everything before it loads a model and exits with 2 if rows are bad.
+Tested elsewhere: mixed lengths in a batch (test_sampling), running out of memory on one long row, and a gap that is
+not finite in rl (tests/faults).
 """
 
 import json
@@ -29,11 +29,11 @@ from tests.stages.bad_inputs.rows import (
     Change,
     Loaded,
     pit,
+    replaced,
     swap,
-    whole,
 )
 
-# What becomes of the middle row, and the field (TEXT: the one with `cat dog`) and the reason that it is refused for.
+# The change of the middle row, and the field (TEXT: the one with `cat dog`) and the reason in the error.
 BAD_ROWS: dict[str, tuple[Change, str, str]] = {
     "invalid UTF-8": (swap(CAT_DOG, b'"cat \xff"'), "", "not UTF-8: byte 0xff at byte "),
     "NUL byte": (swap(CAT_DOG, b'"cat\0dog"'), "", "a NUL byte (column "),
@@ -41,45 +41,45 @@ BAD_ROWS: dict[str, tuple[Change, str, str]] = {
     "lone surrogate": (swap(CAT_DOG, rb'"cat \ud83d"'), "TEXT", "a lone surrogate: half of a character"),
     "NaN": (swap(ID, b'"id": 2, "score": NaN'), "score", "NaN, Infinity or a number too large"),
     "Infinity": (swap(ID, b'"id": 2, "scores": [1, -Infinity]'), "scores[1]", "NaN, Infinity or a number too large"),
-    "duplicate keys": (swap(ID, b'"id": 2, "id": 4'), "id", "the key stands twice in one object"),
-    "array row": (whole(b'["Write 3 animals.", "cat dog"]'), "", "an array where an object is wanted"),
-    "number row": (whole(b"3.5"), "", "a number where an object is wanted"),
-    "null row": (whole(b"null"), "", "null where an object is wanted"),
+    "duplicate keys": (swap(ID, b'"id": 2, "id": 4'), "id", "duplicate key"),
+    "array row": (replaced(b'["Write 3 animals.", "cat dog"]'), "", "expected an object, got an array"),
+    "number row": (replaced(b"3.5"), "", "expected an object, got a number"),
+    "null row": (replaced(b"null"), "", "expected an object, got null"),
     "two objects on a line": (lambda row: row + b" " + row, "", "more text after the JSON value (column "),
-    "Python dict": (lambda row: row.replace(b'"', b"'"), "", "not JSON but a Python dict (column 2)"),
+    "Python dict": (lambda row: row.replace(b'"', b"'"), "", "expected JSON, got a Python dict (column 2)"),
     "nested 3000 deep": (swap(ID, b'"id": 2, "x": ' + b"[" * 3000 + b"]" * 3000), "", "nested more than 100 deep"),
     "100 MB line": (lambda row: row.replace(b"cat", b"cat" * 2**25), "", "the line is longer than 16 MiB"),
     "missing text": (swap(rb', "\w+": "cat dog"', b""), "TEXT", "missing; the row has 'id', 'prompt'"),
     "missing prompt": (swap(rb'"prompt": "[^"]*", ', b""), "prompt", "missing"),
-    "null text": (swap(CAT_DOG, b"null"), "TEXT", "null where text is wanted"),
-    "null prompt": (swap(PROMPT, b"null"), "prompt", "null where text or messages are wanted"),
-    "number as text": (swap(CAT_DOG, b"7"), "TEXT", "a number where text is wanted"),
-    "number as prompt": (swap(PROMPT, b"7"), "prompt", "a number where text or messages are wanted"),
+    "null text": (swap(CAT_DOG, b"null"), "TEXT", "expected text, got null"),
+    "null prompt": (swap(PROMPT, b"null"), "prompt", "expected text or messages, got null"),
+    "number as text": (swap(CAT_DOG, b"7"), "TEXT", "expected text, got a number"),
+    "number as prompt": (swap(PROMPT, b"7"), "prompt", "expected text or messages, got a number"),
     "empty completion": (swap(CAT_DOG, rb'" \n"'), "TEXT", "empty"),
     "empty prompt": (swap(PROMPT, b'""'), "prompt", "empty"),
     "no messages": (swap(PROMPT, b"[]"), "prompt", "empty"),
-    "duplicate id": (swap(ID, b'"id": 1'), "id", "the same as on "),
+    "duplicate id": (swap(ID, b'"id": 1'), "id", "duplicate of "),
     "unknown role": (
         swap(PROMPT, b'[{"role": "tool", "content": "x"}]'),
         "prompt[0].role",
-        '"tool" is not system, user or assistant',
+        'expected system, user or assistant, got "tool"',
     ),
     "misordered roles": (
         swap(PROMPT, b'[{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]'),
         "prompt[0].role",
-        "assistant where user is wanted",
+        "expected user, got assistant",
     ),
 }
-# The same by the length for the model, which is known once all rows are read.
+# The same for rows that are too long for the model, which is known once all rows are read.
 LONG_ROWS: dict[str, tuple[Change, str, str]] = {
-    "prompt over the context": (swap(PROMPT, b'"' + b"word " * 1500 + b'"'), "prompt", "the conversation takes "),
-    "completion over the limit": (swap(CAT_DOG, b'"' + b"cat " * 1500 + b'"'), "TEXT", "the conversation takes "),
+    "prompt over the context": (swap(PROMPT, b'"' + b"word " * 1500 + b'"'), "prompt", "expected a conversation of "),
+    "completion over the limit": (swap(CAT_DOG, b'"' + b"cat " * 1500 + b'"'), "TEXT", "expected a conversation of "),
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("change", "field", "reason"), (BAD_ROWS | LONG_ROWS).values(), ids=BAD_ROWS | LONG_ROWS)
-def test_a_bad_row_is_named_and_the_good_ones_before_and_after_it_are_not_lost(
+def test_a_bad_row_is_reported_and_the_good_rows_around_it_are_not_lost(
     change: Change, field: str, reason: str, command: str, request: Any, tmp_path: Path, capfd: Any
 ) -> None:
     file = tmp_path / "rows.jsonl"
@@ -100,7 +100,7 @@ def test_a_bad_row_is_named_and_the_good_ones_before_and_after_it_are_not_lost(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_last_line_that_was_cut_short_is_named(command: str, request: Any, tmp_path: Path, capfd: Any) -> None:
+def test_a_truncated_last_line_is_reported(command: str, request: Any, tmp_path: Path, capfd: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(FIRST[command] + b"\n" + MIDDLE[command] + b"\n" + LAST[command][:-9])
     if command == "train-reward":
@@ -112,8 +112,8 @@ def test_a_last_line_that_was_cut_short_is_named(command: str, request: Any, tmp
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_of_every_bad_row_at_once(command: str, request: Any, tmp_path: Path, capfd: Any) -> None:
-    """Training lists them all, improve goes on past each."""
+def test_all_bad_rows_of_a_file_are_reported(command: str, request: Any, tmp_path: Path, capfd: Any) -> None:
+    """Training lists the first 20, improve continues after each."""
     changes = [change for name, (change, *_) in BAD_ROWS.items() if name != "100 MB line"]
     bad = [change(MIDDLE[command]) for change in changes]
     file = tmp_path / "rows.jsonl"
@@ -131,17 +131,17 @@ def test_a_file_of_every_bad_row_at_once(command: str, request: Any, tmp_path: P
         assert f"error: and {len(bad) - 20} more\n" in err
 
 
-def test_chosen_and_rejected_alike(no_model: None, tmp_path: Path, capfd: Any) -> None:
+def test_equal_chosen_and_rejected_are_refused(no_model: None, tmp_path: Path, capfd: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(FIRST["train-reward"] + b"\n" + MIDDLE["train-reward"].replace(b"ant cow fox", b" cat dog"))
     assert pit("train-reward", file) == 2
     assert capfd.readouterr().err == f"error: {file}:2:rejected: the same text as chosen\n"
 
 
-# What becomes of the middle row, or of the file, that is accepted; and what stderr says of it, by command.
+# Changes of the middle row, or of the file, that are accepted; the note on stderr; the commands that print it.
 BOTH = COMMANDS
 GOOD_ROWS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
-    "as they are": (lambda row: row, "", BOTH),
+    "unchanged": (lambda row: row, "", BOTH),
     "U+2028 in a string": (swap(CAT_DOG, '"cat\u2028dog\x85"'.encode()), "", BOTH),
     "23-digit id": (swap(ID, b'"id": 12345678901234567890123'), "", BOTH),
     "extra fields": (swap(ID, b'"id": 2, "note": {"a": [1, null, "\xc3\xa9"]}, "z": true'), "", BOTH),
@@ -169,17 +169,17 @@ GOOD_FILES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "CRLF": (lambda data: data.replace(b"\n", b"\r\n"), "", BOTH),
 }
 ACCEPTED = [
-    pytest.param(command, row, file, says, id=f"{name}-{command}")
+    pytest.param(command, row, file, note, id=f"{name}-{command}")
     for table, in_file in ((GOOD_ROWS, False), (GOOD_FILES, True))
-    for name, (change, says, commands) in table.items()
-    for row, file in [(whole(b""), change) if in_file else (change, lambda data: data)]
+    for name, (change, note, commands) in table.items()
+    for row, file in [(replaced(b""), change) if in_file else (change, lambda data: data)]
     for command in commands
 ]
 
 
-@pytest.mark.parametrize(("command", "row", "file", "says"), ACCEPTED)
-def test_what_is_accepted_comes_through_unchanged_and_what_is_odd_is_counted(
-    command: str, row: Change, file: Change, says: str, request: Any, tmp_path: Path, capfd: Any
+@pytest.mark.parametrize(("command", "row", "file", "note"), ACCEPTED)
+def test_accepted_rows_are_kept_unchanged_and_unusual_ones_are_counted(
+    command: str, row: Change, file: Change, note: str, request: Any, tmp_path: Path, capfd: Any
 ) -> None:
     lines = [line for line in (FIRST[command], row(MIDDLE[command]), LAST[command]) if line]
     path = tmp_path / "rows.jsonl"
@@ -197,14 +197,14 @@ def test_what_is_accepted_comes_through_unchanged_and_what_is_odd_is_counted(
             pit(command, path)
         err = capfd.readouterr().err
     notes = re.findall(rf"^{re.escape(str(path))}: (\d+ .+)$", err, re.MULTILINE)
-    assert [text for text in notes if not text.endswith(" pairs")] == ([says] if says else [])
+    assert [text for text in notes if not text.endswith(" pairs")] == ([note] if note else [])
     assert "error" not in err
 
 
 LONG_PAIR = {"prompt": "Write 3 animals.", "chosen": "ant " * 900 + "fox", "rejected": "cat " * 900 + "dog"}
 
 
-def test_truncate_cuts_completions_and_counts_them(
+def test_truncate_shortens_completions_and_counts_them(
     no_model: None, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "rows.jsonl"
@@ -215,19 +215,23 @@ def test_truncate_cuts_completions_and_counts_them(
         with pytest.raises(Loaded):
             pit(command, file, "--truncate")
         err = capfd.readouterr().err
-        assert f"{file}: 2 completions cut so that 1024 tokens hold the conversation\n" in err
+        assert f"{file}: 2 completions truncated to fit 1024 tokens\n" in err
         assert f"{file}: 3 pairs\n" in err
 
 
 @pytest.mark.parametrize(
     ("row", "field", "reason"),
     [
-        ({**LONG_PAIR, "prompt": "word " * 1500}, "prompt", "the prompt leaves 0 of 1024 tokens to each response"),
-        ({**LONG_PAIR, "rejected": "ant " * 900 + "dog"}, "rejected", "the same text as chosen when --truncate cuts"),
+        ({**LONG_PAIR, "prompt": "word " * 1500}, "prompt", "the prompt leaves 0 of 1024 tokens for each response"),
+        (
+            {**LONG_PAIR, "rejected": "ant " * 900 + "dog"},
+            "rejected",
+            "the same text as chosen after --truncate",
+        ),
     ],
-    ids=["prompt", "alike"],
+    ids=["prompt", "equal"],
 )
-def test_truncate_cuts_no_prompt_and_makes_no_pair_of_equals(
+def test_truncate_shortens_no_prompt_and_makes_no_equal_pair(
     row: dict[str, str], field: str, reason: str, no_model: None, tmp_path: Path, capfd: Any
 ) -> None:
     file = tmp_path / "rows.jsonl"
@@ -236,7 +240,7 @@ def test_truncate_cuts_no_prompt_and_makes_no_pair_of_equals(
     assert capfd.readouterr().err.startswith(f"error: {file}:1:{field}: {reason}")
 
 
-def test_a_model_that_returns_nothing_leaves_the_draft_and_says_so(
+def test_an_empty_improvement_leaves_the_draft_and_is_reported(
     tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChatFormat, "decode", lambda self, token_ids: "")
@@ -247,7 +251,7 @@ def test_a_model_that_returns_nothing_leaves_the_draft_and_says_so(
     assert [len(row["iterations"]) for row in rows] == [1, 1]
 
 
-def test_a_gap_that_is_not_finite_is_an_error_and_the_draft_is_kept(
+def test_a_gap_that_is_not_finite_is_a_row_error_and_the_draft_is_kept(
     tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "scores", lambda model, batch: torch.full((len(batch.rows_N),), torch.nan))

@@ -1,4 +1,4 @@
-"""Settings and folders that cannot be meant."""
+"""Settings and folders that are refused."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "unknown flag": ("train-reward --lerning-rate 1", "no such option: --lerning-rate; did you mean --learning-rate?"),
     "learning rate of 0": ("sft --learning-rate 0", "--learning-rate: must be greater than 0, got 0"),
     "negative learning rate": ("rl --learning-rate -1e-4", "--learning-rate: must be greater than 0, got -1e-4"),
-    "learning rate that is no number": ("sft --learning-rate nan", "--learning-rate: must be a finite number"),
+    "learning rate that is not a number": ("sft --learning-rate nan", "--learning-rate: must be a finite number"),
     "negative iterations": ("improve --max-iters -1", "--max-iters: must be greater than or equal to 0, got -1"),
-    "two ways with long rows": (
+    "two options for long rows": (
         "sft --data pairs.jsonl --skip-long --truncate",
         "give only one of --skip-long and --truncate",
     ),
-    "output folder that is in use": (
+    "output folder that is not empty": (
         "train-reward --data pairs.jsonl --model tiny",
-        "--out: runs/reward is not empty; --resume goes on with it, --overwrite replaces it",
+        "--out: runs/reward is not empty; use --resume to continue it, --overwrite to replace it",
     ),
     "output is the input": (
         "improve --input pairs.jsonl --output ./runs/../pairs.jsonl",
@@ -38,7 +38,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "sample --data pairs.jsonl --output pairs.jsonl",
         "--output: pairs.jsonl is the input",
     ),
-    "drafts of rl that are no drafts": (
+    "rl drafts that are not drafts": (
         "rl --out never --data pairs.jsonl --curriculum-stages policy --drafts pairs.jsonl",
         "pairs.jsonl:1:response: missing; the row has 'id', 'prompt', 'chosen', 'rejected'",
     ),
@@ -51,15 +51,15 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "train-reward --data pairs.jsonl --eval-data pairs.jsonl --model tiny --out never",
         "pairs.jsonl: 12 prompts are in --data too, the first on line 1; --allow-overlap accepts that",
     ),
-    "drafts of rl without room for rollouts": (
+    "rl drafts without room for rollouts": (
         "rl --out never --data pairs.jsonl --curriculum-stages policy --drafts long.jsonl",
-        "long.jsonl:1:prompt: the conversation takes ",
+        "long.jsonl:1:prompt: expected a conversation of at most ",
     ),
 }
 
 
-@pytest.mark.parametrize(("command", "says"), SETTINGS.values(), ids=SETTINGS)
-def test_settings_that_cannot_be_meant_are_refused(command: str, says: str, no_model: None, capfd: Any) -> None:
+@pytest.mark.parametrize(("command", "message"), SETTINGS.values(), ids=SETTINGS)
+def test_bad_settings_are_refused(command: str, message: str, no_model: None, capfd: Any) -> None:
     Path("unknown.yaml").write_text("lerning_rate: 1\n")
     Path("empty.jsonl").write_text("")
     Path("long.jsonl").write_text(json.dumps({"prompt": "ant " * 900, "response": "cat"}) + "\n")
@@ -67,12 +67,12 @@ def test_settings_that_cannot_be_meant_are_refused(command: str, says: str, no_m
     assert cli.main(command.split()) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert f"error: {says}" in err
+    assert f"error: {message}" in err
     assert Path("pairs.jsonl").read_bytes() == rows
     assert not Path("never").exists()
 
 
-def test_an_overlap_that_is_asked_for_is_a_warning(no_model: None, tmp_path: Path, capfd: Any) -> None:
+def test_an_allowed_overlap_is_a_warning(no_model: None, tmp_path: Path, capfd: Any) -> None:
     with pytest.raises(Loaded):
         pit("train-reward", "pairs.jsonl", "--eval-data", "pairs.jsonl", "--allow-overlap")
     assert "warning: pairs.jsonl: 12 prompts are in --data too, the first on line 1\n" in capfd.readouterr().err

@@ -89,5 +89,5 @@ def test_a_run_is_verified_first(tmp_path: Path, capsys: Out) -> None:
     pit(f"export {tmp_path}/run --out {tmp_path}/model", code=3)
     assert "changed since it was written" in error(capsys)
     pit(f"export {tmp_path} --out {tmp_path}/model", code=3)
-    assert "no finished run there" in error(capsys)
+    assert "no finished run in this folder" in error(capsys)
     assert not (tmp_path / "model").exists()

@@ -1,4 +1,4 @@
-"""A small recipe that `pit run` has carried out once, and what it says of the stages of one."""
+"""A small recipe that `pit run` has run once, and functions that parse what it prints about stages."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(share: Share) -> Path:
-    """What an uninterrupted run of SMALL made."""
+    """The folder of an uninterrupted run of SMALL."""
 
     def fill(folder: Path) -> None:
         with chdir(folder):
@@ -52,19 +52,19 @@ def whole(share: Share) -> Path:
 
 @pytest.fixture
 def done(whole: Path, folder: Path) -> Path:
-    """A copy of it, to change."""
+    """A copy of that folder that a test may change."""
     return Path(shutil.copytree(whole, folder, dirs_exist_ok=True))
 
 
 def outputs(made: Path) -> dict[str, str]:
-    """Digests of all that stages made: which checkpoints are left depends on where a run was stopped, no more."""
+    """Digests of all outputs of stages, except hidden files and pipeline.json."""
     paths = [path for path in made.rglob("*") if path.is_file() and not path.name.startswith(".")]
     names = {path.relative_to(made).as_posix(): path for path in paths}
     return {name: file_digest(path) for name, path in names.items() if name != "pipeline.json"}
 
 
 def pit(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    """stderr of `pit run`; nothing of it may be on stdout."""
+    """The stderr of `pit run`, which must print nothing on stdout."""
     capsys.readouterr()
     ended = cli.main(["run", *arguments])
     out, err = capsys.readouterr()
@@ -74,12 +74,15 @@ def pit(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
 
 
 def decisions(err: str) -> dict[str, tuple[str, str]]:
-    """By stage: (run, go on or skip; why)."""
-    return {name: (did, why) for name, did, why in re.findall(r"^([\w-]+): (run|go on|skip) \((.*)\)$", err, re.M)}
+    """The decision (run, go on or skip) and its reason by stage."""
+    return {
+        name: (action, reason)
+        for name, action, reason in re.findall(r"^([\w-]+): (run|go on|skip) \((.*)\)$", err, re.M)
+    }
 
 
 def ran(err: str) -> list[str]:
-    return [name for name, (did, _) in decisions(err).items() if did != "skip"]
+    return [name for name, (action, _) in decisions(err).items() if action != "skip"]
 
 
 def recipe(text: str) -> str:

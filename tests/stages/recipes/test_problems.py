@@ -1,4 +1,4 @@
-"""pit run: a recipe's problems, all at once, and recipes that have none."""
+"""pit run: the problems of a recipe, reported all at once, and recipes without problems."""
 
 import re
 from pathlib import Path
@@ -31,40 +31,40 @@ stages:
 """
 
 
-def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_problems_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = pit(capsys, recipe(WRONG), "--set", "again.max-steps=0", "--set", "x.seed=1", "--set", "model", code=2)
-    here = f"no stage before makes it, and it is neither here nor in {folder / 'o'}"
-    later = "which comes later; put that first, or give it another place"
+    missing = f"not found, here or in {folder / 'o'}, and no earlier stage writes it"
+    later = "written by later, a later stage; move later up, or change its output"
     assert sorted(line.removeprefix("error: ").removeprefix("recipe.yaml: ") for line in err.splitlines()) == sorted(
         [
-            "extra: no such part of a recipe; out, processes, shared, stages are",
-            "processes: a number of 1 or more is wanted",
-            "shared: sed: no stage here has such a setting; did you mean seed?",
+            "extra: not a key of a recipe; expected one of out, processes, shared, stages",
+            "processes: expected a whole number of at least 1, got 0",
+            "shared: sed: no stage of this recipe has this setting; did you mean seed?",
             "shared: seed: must be greater than or equal to 0, got -1",
-            f"shared: data: nowhere.jsonl: {here}",
-            "prepare: folds: share 'rl=x': NAME=NUMBER above 0 is wanted, as in sft=1,test=0.2",
+            f"shared: data: nowhere.jsonl: {missing}",
+            "prepare: folds: share 'rl=x': expected NAME=NUMBER with a number above 0, as in sft=1,test=0.2",
             "sft: lerning_rate: no such setting; did you mean learning_rate?",
             "sft: epochs: must be a valid integer, got none",
-            "sft: resume: not for recipes: pit run sees to it",
-            f"sft: data: data/none.jsonl: {here}",
-            f"again: data: data/none.jsonl: {here}",
-            "again: writes runs/sft, as sft does; give one of them another place",
-            "trian-reward: trian-reward is no command of recipes; did you mean train-reward?",
+            "sft: resume: remove it; pit run sets it",
+            f"sft: data: data/none.jsonl: {missing}",
+            f"again: data: data/none.jsonl: {missing}",
+            "again: writes runs/sft, as does sft; give one of them another output",
+            "trian-reward: trian-reward is not a recipe stage; did you mean train-reward?",
             "rl: --curriculum is --curriculum-stages dataset,policy: give only one of the two",
             "--set: again: max_steps: must be greater than or equal to 1, got 0",
-            f"rl: policy: runs/later is made by later, {later}",
-            "later: model: no-such-model: neither a folder, a .gguf file, tiny, smollm2 nor a hub name",
-            "improve: input: name a file",
-            "improve: output: name a file",
+            f"rl: policy: runs/later is {later}",
+            "later: model: expected a folder, a .gguf file, tiny, smollm2 or a hub name, got no-such-model",
+            "improve: input: name a file; a stage of a recipe cannot read stdin",
+            "improve: output: name a file; a stage of a recipe cannot write to stdout",
             "evaluate: judge: must be given",
-            f"evaluate: input: improved.jsonl: {here}",
-            f"doctor: doctor is no command of recipes; {', '.join(IN_RECIPES)} are",
-            "sample: `setting: value` lines are wanted",
-            "sample: output: name a file",
-            "stage 11: one command is wanted, and `name: ...` beside it where it needs one",
-            "improve: two stages are called so; give one `name: ...` beside its command",
-            "--set: x.seed=1: no stage is called x",
-            "--set: model: KEY=VALUE or STAGE.KEY=VALUE is wanted",
+            f"evaluate: input: improved.jsonl: {missing}",
+            f"doctor: doctor is not a recipe stage; expected one of {', '.join(IN_RECIPES)}",
+            "sample: expected `setting: value` lines, got [1]",
+            "sample: output: name a file; a stage of a recipe cannot write to stdout",
+            "stage 11: expected one command, with an optional `name: ...`, got none",
+            "improve: duplicate stage name; give one of the stages its own `name: ...`",
+            "--set: x.seed=1: no stage is named x",
+            "--set: expected KEY=VALUE or STAGE.KEY=VALUE, got model",
         ]
     )
     assert not Path("o").exists()
@@ -73,29 +73,29 @@ def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "recipe.yaml: stages: a list of commands is wanted, such as `- sft: {data: pairs.jsonl}`"),
+        ("", "recipe.yaml: stages: expected a list of commands, such as `- sft: {data: pairs.jsonl}`"),
         ("stages: [sft: {", "recipe.yaml:1: not YAML: "),
         ("stages:\n- sft: {seed: 1, data: a,\n    seed: 2}", "recipe.yaml:3: seed is already given in line 2"),
-        ("stages: [rl: {sft: a, reward: b}]\n", "recipe.yaml: rl: sft: a: no stage before makes it"),
-        ("stages: [rl: ]\n", "recipe.yaml: rl: sft: no stage before makes runs/sft, and it is not in "),
+        ("stages: [rl: {sft: a, reward: b}]\n", "recipe.yaml: rl: sft: a: not found, here or in "),
+        ("stages: [rl: ]\n", "recipe.yaml: rl: sft: no earlier stage writes runs/sft, and it is not in "),
         ("stages: [train-reward]\n", "recipe.yaml: train-reward: data: must be given"),
         ("stages: [sft]\n", "recipe.yaml: sft: data: must be given"),
     ],
 )
-def test_a_problem(text: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_reported(text: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pit(capsys, recipe(text), code=2).startswith(f"error: {problem}")
 
 
-def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert pit(capsys, "none.yaml", code=2) == "error: none.yaml: No such file or directory\n"
 
 
-def test_a_second_run_finds_what_the_first_one_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A default folder that a later stage makes would be there the second time only."""
+def test_a_default_run_that_a_later_stage_writes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only a second `pit run` would find a default folder that a later stage writes."""
     Path("p.jsonl").touch()
     text = "stages: [sample: {data: p.jsonl, output: d.jsonl}, sft: {role: policy, data: p.jsonl}]"
     err = pit(capsys, recipe(text), "--dry-run", code=2)
-    assert err.startswith("error: recipe.yaml: sample: policy: runs/policy is made by sft, which comes later")
+    assert err.startswith("error: recipe.yaml: sample: policy: runs/policy is written by sft, a later stage")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -103,7 +103,7 @@ def test_shipped_recipes_are_valid(path: Path, capsys: pytest.CaptureFixture[str
     Path("hh.jsonl").touch()
     err = pit(capsys, str(path), "--dry-run")
     assert len(decisions(err)) >= 9
-    assert {did for did, _ in decisions(err).values()} == {"run"}
+    assert {action for action, _ in decisions(err).values()} == {"run"}
     assert [entry.name for entry in Path().iterdir()] == ["hh.jsonl"]
 
 
@@ -114,10 +114,10 @@ def test_the_recipe_of_the_readme_is_valid(capsys: pytest.CaptureFixture[str]) -
     assert list(decisions(pit(capsys, recipe(text), "--dry-run"))) == ["train-reward", "sft", "rl", "sample", "improve"]
 
 
-def test_data_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_data_of_a_shipped_recipe_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(RECIPES / "smollm2-hh.yaml")
     assert "error: recipe" not in (err := pit(capsys, path, "--dry-run", code=2))
-    assert re.fullmatch(r"error: .*smollm2-hh.yaml: shared: data: hh.jsonl: no stage before makes it, .*\n", err)
+    assert re.fullmatch(r"error: .*smollm2-hh.yaml: shared: data: hh.jsonl: not found, here or in .*\n", err)
     Path("mine.jsonl").touch()
     err = pit(capsys, path, "--dry-run", "--set", "data=mine.jsonl")
     assert f"$ pit prepare --data {Path('mine.jsonl').resolve()} " in err

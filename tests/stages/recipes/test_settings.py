@@ -1,4 +1,4 @@
-"""pit run: the settings that each stage gets, and the processes that it runs as."""
+"""pit run: the settings of each stage, and the number of processes that it runs as."""
 
 import os
 import shlex
@@ -18,8 +18,8 @@ from tests.stages.recipes.conftest import NAMES, SMALL, pit, recipe
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Commands that only note their settings and write what they would."""
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Replaces the commands: they only record their settings and write small files as outputs."""
     ran: list[tuple[str, Any]] = []
 
     def start(name: str, config: Any) -> int:
@@ -34,13 +34,15 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     return ran
 
 
-def test_shared_settings_and_set(noted: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    """They go where such a setting is; a stage's own value comes first, --set replaces what is shared."""
+def test_shared_settings_and_set_reach_the_stages(
+    recorded: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shared setting goes to every stage that has it; a stage's own value wins, and --set replaces shared values."""
     Path("mine.jsonl").touch()
     recipe(SMALL)
     changes = ["seed=7", "rl.seed=8", "evaluate.validate-on=mine.jsonl", "micro_batch_size=4"]
     pit(capsys, "recipe.yaml", *(word for change in changes for word in ("--set", change)), "--out", "there", code=1)
-    configs = [config for _, config in noted]
+    configs = [config for _, config in recorded]
     assert [getattr(config, "seed", None) for config in configs] == [7, 7, 7, 7, 8, 7, 7, 7, None]
     assert [getattr(config, "micro_batch_size", None) for config in configs] == [
         *(None, 4, 4, 2, 4, None, None, 4, None)
@@ -49,19 +51,23 @@ def test_shared_settings_and_set(noted: list[tuple[str, Any]], capsys: pytest.Ca
     assert Path("there/improved.jsonl").is_file()
 
 
-def test_some_rows_failed_is_said_each_time(noted: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_rows_are_reported_each_time(
+    recorded: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     err = pit(capsys, recipe(SMALL), code=1)
-    assert len(noted) == len(NAMES)
+    assert len(recorded) == len(NAMES)
     assert "ran, some rows failed" in err
     assert "skipped, some rows failed" in pit(capsys, "recipe.yaml", code=1)
 
 
-def test_the_printed_lines_do_the_same(noted: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line that is printed, given to pit in the recipe's folder, has the settings that the stage had."""
+def test_the_printed_commands_have_the_same_settings(
+    recorded: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each printed command, run in the recipe's folder, has the settings that the stage had."""
     text = SMALL.replace("improved.jsonl", "my rows.jsonl")
     lines = [line[2:] for line in pit(capsys, recipe(text), code=1).splitlines() if line.startswith("$ ")]
-    ran = list(noted)
-    noted.clear()
+    ran = list(recorded)
+    recorded.clear()
     os.chdir("made")
     for line, (name, config) in zip(lines, ran, strict=True):
         program, command, *words = shlex.split(line)
@@ -69,21 +75,21 @@ def test_the_printed_lines_do_the_same(noted: list[tuple[str, Any]], capsys: pyt
         app = typer.Typer()
         app.command()(command_of(type(config), partial(run.start, name)))
         app(words, standalone_mode=False)
-    assert noted == ran
+    assert recorded == ran
 
 
 @pytest.mark.parametrize(("more", "processes"), [((), 3), (("--processes", "2"), 2), (("--processes", "1"), 1)])
-def test_stages_as_several_processes(
+def test_stages_run_as_several_processes(
     more: tuple[str, ...],
     processes: int,
-    noted: list[tuple[str, Any]],
+    recorded: list[tuple[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     launched: list[tuple[str, int]] = []
 
     def launch(arguments: list[str], count: int) -> int:
-        """In this process, which is enough to see what the processes would be given."""
+        """Runs the command in this process, which is enough to see the arguments of the processes."""
         name, *words = arguments
         launched.append((name, count))
         app = typer.Typer()
@@ -92,16 +98,16 @@ def test_stages_as_several_processes(
 
     monkeypatch.setattr("pitcli.stages.run.launch", launch)
     pit(capsys, recipe(SMALL), "--processes", "1", "--out", "alone", code=1)
-    alone = list(noted)
-    noted.clear()
+    alone = list(recorded)
+    recorded.clear()
     pit(capsys, recipe(f"processes: 3{SMALL}"), *more, code=1)
     spread = [] if processes == 1 else [name for name, _ in alone if name in DISTRIBUTED]
     assert launched == [(name, processes) for name in spread]
-    assert noted == alone
+    assert recorded == alone
 
 
-def test_the_exit_code_of_several_processes(folder: Path, warm: Warm) -> None:
-    """The one that failed says why, once; what the launcher has to say is left out."""
+def test_an_error_of_several_processes_is_printed_once(folder: Path, warm: Warm) -> None:
+    """The failed process prints its error once; the launcher prints nothing."""
     command = warm.start(folder, "sft", "--model", "tiny", "--data", "none.jsonl", processes=2)
     ended = command.wait()
     assert (ended.code, ended.out) == (2, "")

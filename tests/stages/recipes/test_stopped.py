@@ -1,4 +1,4 @@
-"""pit run goes on after a kill or a signal, and comes to what it would have come to."""
+"""pit run resumes after a kill or a signal, with the same results as an uninterrupted run."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit,
     [("improver", signal.SIGKILL, -9), ("gap", signal.SIGINT, 130)],
     ids=["sft killed", "reward interrupted"],
 )
-def test_stopped_and_gone_on_with_equals_uninterrupted(
+def test_a_resumed_recipe_equals_an_uninterrupted_one(
     role: str,
     number: signal.Signals,
     code: int,
@@ -24,7 +24,7 @@ def test_stopped_and_gone_on_with_equals_uninterrupted(
     warm: Warm,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It gets the signal in the second step of training a role."""
+    """The signal arrives in the second step of training a role."""
     stopped = {"improver": "sft", "gap": "train-reward"}[role]
     recipe(SMALL)
     ended = warm.run(folder, "run", "recipe.yaml", fault={"signal_in_step": [role, 1, number]})
@@ -41,7 +41,7 @@ def test_stopped_and_gone_on_with_equals_uninterrupted(
     assert ran(pit(capsys, "recipe.yaml")) == []
 
 
-def test_improve_goes_on_with_the_rows_that_there_are(
+def test_improve_resumes_with_the_existing_rows(
     whole: Path, done: Path, warm: Warm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in Path("made").glob("improved.jsonl*"):
@@ -56,10 +56,10 @@ def test_improve_goes_on_with_the_rows_that_there_are(
     assert outputs(Path("made")) == outputs(whole / "made")
 
 
-def test_stopped_while_old_output_was_to_be_replaced(
+def test_a_stage_stopped_before_it_replaced_old_output_starts_from_scratch(
     done: Path, warm: Warm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The old run is as it was: it is replaced, not gone on with."""
+    """The old run is unchanged: it is replaced, not resumed."""
     recipe(SMALL.replace("micro_batch_size: 2", "learning_rate: 1e-3"))
     assert warm.run(done, "run", "recipe.yaml", fault={"kill_before_loading": "sft"}).code == -9
     assert json.loads((done / "made/pipeline.json").read_text())["runs/sft"]["outputs"] is None

@@ -13,8 +13,8 @@ from pitcli.engine.models.bases import resolve_base
 from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit, ran, recipe
 
 
-def test_a_whole_recipe(whole: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it made, and that nothing is done twice."""
+def test_a_finished_recipe_runs_nothing_again(whole: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checks the outputs of the stages, and that a second run skips every stage."""
     assert (done / "made/runs/rl/improver/adapter_model.safetensors").is_file()
     assert len((done / "made/improved.jsonl").read_text().splitlines()) == 4
     assert json.loads((done / "made/evaluation/evaluation.json").read_text())["judges"][0]["name"] == "oracle"
@@ -44,12 +44,14 @@ def test_a_whole_recipe(whole: Path, done: Path, capsys: pytest.CaptureFixture[s
     assert {path.name for path in written} <= {".pipeline.lock"}
 
 
-def test_nothing_heavy_is_imported_if_nothing_is_to_be_done(done: Path) -> None:
+def test_torch_is_not_imported_if_there_is_nothing_to_do(done: Path) -> None:
     code = "import sys; from pitcli.cli import main; main(['run', 'recipe.yaml']); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_a_changed_setting_runs_its_stage_and_those_after_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_setting_runs_its_stage_and_the_stages_that_depend_on_it(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe(SMALL.replace("role: policy, max_steps: 1", "role: policy, max_steps: 2, learning_rate: 0.1"))
     dry = pit(capsys, "recipe.yaml", "--dry-run")
     changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
@@ -68,17 +70,19 @@ def test_a_changed_setting_runs_its_stage_and_those_after_it(done: Path, capsys:
     assert ran(pit(capsys, "recipe.yaml")) == []
 
 
-def test_settings_that_change_no_result_run_nothing(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_settings_that_do_not_affect_results_run_nothing(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe(SMALL.replace("save_every: 1", "save_every: 9").replace("micro_batch_size: 2", "micro_batch_size: 3"))
     assert ran(pit(capsys, "recipe.yaml")) == []
 
 
-def test_another_name_of_a_stage_runs_nothing(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_renaming_a_stage_runs_nothing(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe(SMALL.replace("name: policy", "name: drafter"))
     assert ran(pit(capsys, "recipe.yaml")) == []
 
 
-def test_another_version_of_pit_runs_all(
+def test_another_version_of_pit_runs_everything(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pitcli.stages.run.__version__", "9.9.9")
@@ -92,10 +96,10 @@ def test_another_version_of_pit_runs_all(
     [("made/runs/sft/improver/adapter_model.safetensors", "sft"), ("made/rows/drafts.jsonl", "sample")],
 )
 @pytest.mark.parametrize("damage", ["changed", "gone"])
-def test_a_damaged_output_is_made_again(
+def test_only_the_stage_of_a_damaged_output_runs_again(
     path: str, stage: str, damage: str, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And as it comes out as before, what depends on it is left alone."""
+    """The stages that depend on it are skipped, because its new output is the same as before."""
     before = outputs(done / "made")
     Path(path).unlink() if damage == "gone" else Path(path).write_bytes(Path(path).read_bytes()[:-1])
     err = pit(capsys, "recipe.yaml")
@@ -104,8 +108,8 @@ def test_a_damaged_output_is_made_again(
     assert outputs(done / "made") == before
 
 
-def test_a_changed_input_file_runs_what_reads_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of the user's, found where pit is started; another content of the same name."""
+def test_a_changed_input_file_runs_the_stages_that_read_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The user's file, in the folder where pit is started, first gets another name and then another content."""
     pairs = (done / "made/data/sft.jsonl").read_text().splitlines(keepends=True)
     Path("pairs.jsonl").write_text("".join(pairs))
     text = SMALL.replace("- sft: {data: data/sft.jsonl,", "- sft: {data: pairs.jsonl,")
@@ -117,7 +121,7 @@ def test_a_changed_input_file_runs_what_reads_it(done: Path, capsys: pytest.Capt
     assert decisions(err)["sft"][1] == f"changed: {done / 'pairs.jsonl'}"
 
 
-def test_a_changed_base_runs_what_uses_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_base_runs_the_stages_that_use_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(resolve_base("tiny"), "base")
     stages = "stages: [prepare: {synthetic: 20, folds: sft=1}, sft: {data: data/sft.jsonl, max_steps: 1}]"
     assert ran(pit(capsys, recipe("out: o\nshared: {model: base}\n" + stages))) == ["prepare", "sft"]
@@ -130,7 +134,7 @@ def test_a_changed_base_runs_what_uses_it(folder: Path, capsys: pytest.CaptureFi
     }
 
 
-def test_what_pit_run_did_not_make_is_never_replaced(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_pit_run_did_not_write_are_never_replaced(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("made/runs/mine").mkdir()
     Path("made/runs/mine/notes").write_text("")
     Path("made/other.jsonl").write_text("{}\n")
@@ -139,22 +143,24 @@ def test_what_pit_run_did_not_make_is_never_replaced(done: Path, capsys: pytest.
     text = SMALL.replace("role: policy,", "role: policy, out: runs/mine,").replace("output: improved", "output: other")
     before = outputs(done / "made")
     err = pit(capsys, recipe(text.replace("pit=improved", "pit=other")), code=2)
-    said = "is there, and pit run did not make it; move it, or write elsewhere"
+    reason = "is there, and pit run did not make it; move it, or write elsewhere"
     assert err.splitlines()[-3:] == [
-        f"error: policy: runs/mine {said}",
-        f"error: rl: runs/rl {said}",
-        f"error: improve: other.jsonl {said}",
+        f"error: policy: runs/mine {reason}",
+        f"error: rl: runs/rl {reason}",
+        f"error: improve: other.jsonl {reason}",
     ]
     assert outputs(done / "made") == before
 
 
-def test_two_pit_runs_in_one_folder(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_pit_run_in_the_same_folder_is_refused(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Path("made/.pipeline.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert pit(capsys, "recipe.yaml", code=3).endswith("another pit run is at work there\n")
+        assert pit(capsys, "recipe.yaml", code=3).endswith(
+            "another pit run is working in this folder; wait until it ends\n"
+        )
 
 
-def test_a_damaged_record(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_record_is_refused(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("made/pipeline.json").write_text('{"runs/sft": 3}')
     err = pit(capsys, "recipe.yaml", code=3)
     assert err.splitlines()[-1].startswith(f"error: {done / 'made/pipeline.json'}: damaged")

@@ -99,7 +99,10 @@ BAD = [
     ('{"prompt": "p", "chosen": "a"}', "bad.jsonl:1:rejected: missing"),
     ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "bad.jsonl:1:rejected: the same text as chosen"),
     ("", "bad.jsonl: no rows"),
-    ('{"prompt": "' + "word " * 1500 + '", "chosen": "a", "rejected": "b"}', "bad.jsonl:1:prompt: the conversation"),
+    (
+        '{"prompt": "' + "word " * 1500 + '", "chosen": "a", "rejected": "b"}',
+        "bad.jsonl:1:prompt: expected a conversation",
+    ),
 ]
 
 

@@ -65,7 +65,7 @@ def test_rl_reuses_a_rollout_for_several_updates(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_kind_or_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="a reward run of the gap is wanted"):
+    with pytest.raises(RunError, match="expected a reward run of the gap, got a"):
         rl.run(RlConfig(reward=Path("runs/sft"), out=tmp_path / "run", **RL_SMALL))
     with pytest.raises(RunError, match="--load-in-4bit"):
         rl.run(RlConfig(load_in_4bit=False, out=tmp_path / "run", **RL_SMALL))

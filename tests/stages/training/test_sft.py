@@ -56,7 +56,7 @@ def test_long_rows_are_left_out_on_request(tmp_path: Path, capsys: Any) -> None:
     rows = [*preference_rows(6, seed=5), {"prompt": "word " * 1500, "chosen": "a", "rejected": "b"}]
     write_rows(Path("mixed.jsonl"), rows)
     sft.run(SftConfig(data="mixed.jsonl", out=tmp_path / "run", max_steps=1, skip_long=True, **SMALL))
-    assert "1 rows longer than 1024 tokens left out" in capsys.readouterr().err
+    assert "1 rows longer than 1024 tokens skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
