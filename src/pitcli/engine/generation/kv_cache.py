@@ -50,7 +50,7 @@ class SlotCacheLayer(CacheLayerMixin):
         self.index = index
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values, shape (B, heads, T, D); return those that the pass reads, shape (rows, heads, W, D)."""
+        """Store keys and values, shape (B, heads, T, D); return those the pass reads, shape (rows, heads, W, D)."""
         index = self.index
         self.keys = index.write(self.keys, key_states)
         self.values = index.write(self.values, value_states)
