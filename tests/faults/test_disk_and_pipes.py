@@ -54,7 +54,7 @@ def test_full_disk(tiny_disk: Path, workspace: Path, project: Path, warm: Warm, 
     ballast.unlink()
     resumed = warm.run(workspace, *line, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "going on from step" in resumed.err
+    assert "resuming from step" in resumed.err
     adapter = "improver/adapter_model.safetensors"
     same = run_digests(tiny_disk / "run")[adapter] == run_digests(project / "runs/sft")[adapter]
     record(
@@ -107,7 +107,7 @@ def test_damaged_checkpoints(unfinished: Path, tmp_path: Path, warm: Warm, proje
         assert len(warned) == 1, (name, damage, resumed.err)
         # a wrong list of digests is noticed at the first file that is not as it says
         assert ("step-000008/" in warned[0]) and (name in warned[0] or name == "digests.json")
-        assert "going on from step 6" in resumed.err
+        assert "resuming from step 6" in resumed.err
         assert run_digests(folder / "run" / "improver") == run_digests(project / "runs" / "sft" / "improver")
         noticed += 1
     record(

@@ -72,7 +72,7 @@ def test_killed_at_random(
         killed += command.wait().code == -9
         reached = last_step(folder / "run" / "metrics.jsonl")
         resumed = warm.run(folder, *TRAIN[kind].split(), "--resume")
-        going_on = re.search(r"going on from step (\d+)", resumed.err)
+        going_on = re.search(r"resuming from step (\d+)", resumed.err)
         if "is finished" not in resumed.err:
             lost = max(lost, reached - int(going_on[1] if going_on else 0))
         if resumed.code or not ends_as(whole[kind], run_digests(folder / "run")):

@@ -38,7 +38,7 @@ def test_a_signal_saves(
     ended = command.wait()
     seconds = time.monotonic() - start
     assert ended.code == code, ended.err
-    saved = re.search(r"saved step (\d+); --resume goes on from there", ended.err)
+    saved = re.search(r"saved step (\d+); use --resume to continue from there", ended.err)
     assert saved
     # step 3 may be in the metrics and not yet reached; and an rl rollout, which serves two steps here, is taken again
     assert int(saved[1]) >= 2

@@ -254,7 +254,7 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         return [sample._replace(logprobs=[p - 0.01 for p in sample.logprobs]) for sample in samples]
 
     monkeypatch.setattr(rollouts, "generate", noisy)
-    monkeypatch.setattr(rollouts, "training_rounds_otherwise", lambda model: rounded)
+    monkeypatch.setattr(rollouts, "training_rounds_differently", lambda model: rounded)
     drafts = [PromptWithReference((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
     config = RlConfig(
         **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},

@@ -59,7 +59,7 @@ def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, conf
 
     gap: gap / T of the proposal over the best so far; None if there is no gap model.
     """
-    rejected = rejection(attempt, proposal.response, gap, config)
+    rejected = refusal(attempt, proposal.response, gap, config)
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=rejected is None)]
     if rejected is None:
         return Attempt(attempt.draft, proposal.response, iterations)
@@ -69,7 +69,7 @@ def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, conf
     return Attempt(attempt.draft, attempt.best, iterations, None if continues else rejected)
 
 
-def rejection(attempt: Attempt, response: str, gap: float | None, config: ImproveConfig) -> StopReason | None:
+def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveConfig) -> StopReason | None:
     """Return why a response is rejected, or None if it is accepted.
 
     --stop none rejects only empty responses and gaps that are not finite.
