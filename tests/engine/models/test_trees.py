@@ -313,7 +313,7 @@ def test_a_base_without_tree_attention_reads_separately(
     model.use(GAP)
     assert not model.packs_trees
     assert len(warnings) == 1
-    assert "does not take tree attention" in warnings[0]
+    assert "does not support tree attention" in warnings[0]
     input_ids_BT = tree_batch(model, trees).input_ids_BT
     assert len(input_ids_BT) == 12
     assert max(tokens_read(model, tree) for tree in trees) == input_ids_BT.numel() / 3
