@@ -207,7 +207,7 @@ def test_scores_and_gradients_of_the_embedded_model(
     assert_as_separate(model, trees)
 
 
-def test_the_leaves_are_in_the_order_of_the_orderings(tiny_chat: ChatFormat) -> None:
+def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
     text = {"w": PAIR.chosen, "l": PAIR.rejected}
     assert ordered_tree(PAIR, tiny_chat).conversations() == [
         tiny_chat.gap_input(PAIR.prompt, text[first], text[second]) for first, second in ORDERINGS
@@ -243,10 +243,8 @@ def test_the_layout_of_a_small_tree() -> None:
     assert batch.targets_N.tolist() == []
     assert batch.tokens == 6
     mask_B1TT = tree_mask(batch.branches_BS2, 5, torch.float32, torch.device("cpu"))
-    assert (mask_B1TT.shape, mask_B1TT.stride()) == (
-        (2, 1, 5, 5),
-        (80, 80, 16, 1),
-    )  # strides that GPU kernels accept without a copy
+    assert mask_B1TT.shape == (2, 1, 5, 5)
+    assert mask_B1TT.stride() == (80, 80, 16, 1)  # GPU kernels accept these strides without a copy
     sees = (mask_B1TT[:, 0] == 0).int()
     assert sees[0].tolist() == [
         [1, 0, 0, 0, 0],
