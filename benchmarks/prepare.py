@@ -123,6 +123,7 @@ def steps_of(
 
 
 def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
+    """Return an SFT step: its rows as token ids, its tokens, its FLOP."""
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
     predicted = sum(len(example.completion) for example in examples)
     return {
@@ -133,6 +134,7 @@ def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
 
 
 def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dict[str, Any]:
+    """Return a step of train-reward: its rows as token ids, its pairs, its FLOP."""
     trees = [tree_lengths(chat, pair) for pair in pairs]
     seen = sum(seen_in_tree(tree, TREE_PARENTS) for tree in trees)
     return {
@@ -143,6 +145,7 @@ def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dic
 
 
 def rl_step(pairs: list[PreferencePair]) -> dict[str, Any]:
+    """Return an RL step: its prompts as messages, its samples."""
     return {
         "rows": [{"prompt": improvement_request(pair.prompt, pair.rejected)} for pair in pairs],
         "units": len(pairs) * SAMPLES,

@@ -60,6 +60,7 @@ class _RunningRequest:
         self.lookup = PromptLookup(request.prompt)
 
     def add(self, token: int, logprob: float) -> None:
+        """Append a drawn token."""
         self.lookup.add(token)
         self.tokens.append(token)
         self.logprobs.append(logprob)
@@ -75,6 +76,7 @@ class _RunningRequest:
         return guessed
 
     def guess(self) -> None:
+        """Guess the next tokens, fewer than may still be drawn."""
         self.guesses = self.lookup.guess(self.accepted, limit=len(self.uniforms_S) - len(self.tokens) - 1)
 
 

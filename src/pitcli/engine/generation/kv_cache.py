@@ -60,10 +60,13 @@ class SlotCacheLayer(CacheLayerMixin):
         """Do nothing: the first write allocates the slots."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys that the pass reads, offset 0)."""
         return self.index.width, 0
 
     def get_seq_length(self) -> int:
+        """Return the keys that the pass reads."""
         return self.index.width
 
     def get_max_length(self) -> int:
+        """Return -1: the cache grows without a limit."""
         return -1

@@ -7,8 +7,8 @@ and every token is drawn with its own random number. So guesses change the speed
 
 from itertools import pairwise
 
-MOST_GUESSES = 8  # most tokens per pass
-MORE_GUESSES = 2  # beyond as many as were accepted the last time
+MOST_GUESSES = 8  # per pass
+MORE_GUESSES = 2  # guesses beyond as many as were accepted the last time
 
 
 class PromptLookup:

@@ -16,10 +16,12 @@ from pitcli.settings.training import ImproveConfig
 
 
 class StopReason(StrEnum):
+    """Why a draft was not improved further."""
+
     not_better = "not_better"  # P(better) does not exceed the threshold
     copy = "copy"  # the proposal equals the best so far
-    cycle = "cycle"  # it equals an earlier response
-    empty = "empty"  # it is empty
+    cycle = "cycle"  # the proposal equals an earlier response
+    empty = "empty"  # the proposal is empty
     max_iters = "max_iters"  # or, with --equal-tokens, no tokens left
     non_finite_gap = "non_finite_gap"
     out_of_memory = "out_of_memory"

@@ -137,7 +137,7 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
     """Estimate what training needs by running the task's largest micro-batch on shallow copies of the model."""
     shape, width = shape_of(setup.folder, setup.lora.lora_rank), compute_dtype(setup.device).itemsize
     on_gpu = setup.device.type == "cuda"
-    process = 0 if on_gpu else psutil.Process().memory_info().rss  # a GPU's memory does not contain it
+    process = 0 if on_gpu else psutil.Process().memory_info().rss  # it is not in a GPU's memory
     low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly; a heap has holes
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
     few, more = (_in_a_fork(setup.device, partial(_measured, setup, n, task_on, config)) for n in (low, high))

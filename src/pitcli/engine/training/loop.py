@@ -42,7 +42,7 @@ WATCHED = (
 )
 
 TRAINING_PASSES = 3  # forward and backward together cost about three forward passes
-TOKEN_SECONDS = 0.01  # least seconds to sample one token of a batch
+TOKEN_SECONDS = 0.01  # lower bound for sampling one token per response of a batch
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, float]]]
 
@@ -107,7 +107,7 @@ class Task(NamedTuple):
     batch: Callable[[int], StepBatch]
     loss: Loss
     planned_rows: Callable[[], PlannedRows]
-    steps_per_batch: int = 1  # checkpoints are written between batches only
+    steps_per_batch: int = 1  # checkpoints are written only between batches
     runaway: Callable[[dict[str, float]], str | None] = lambda metrics: None
     patience: int = 1
     score: str = "loss"

@@ -120,11 +120,11 @@ def sample_groups(
 def group_gaps(gap_model: GapModel, comparisons: Sequence[Comparison], k: int) -> Tensor:
     """Return gap / T of each comparison, shape (B,); k neighbours share x and y_ref. The ranks share the groups."""
 
-    def of_groups(starts: Sequence[int]) -> list[list[float]]:
+    def gaps_of_groups(starts: Sequence[int]) -> list[list[float]]:
         gaps = gap_model.gaps([c for start in starts for c in comparisons[start : start + k]]).tolist()
         return [gaps[start : start + k] for start in range(0, len(gaps), k)]
 
-    groups = map_over_ranks(range(0, len(comparisons), k), of_groups, gap_model.model.sharded)
+    groups = map_over_ranks(range(0, len(comparisons), k), gaps_of_groups, gap_model.model.sharded)
     return torch.tensor([gap for group in groups for gap in group])
 
 
@@ -174,11 +174,11 @@ def role_logprobs(model: RoleModel, role: str, batches: Sequence[Batch], tempera
     """Return a role's log-probs of each micro-batch, shape (N,), on the CPU. The ranks share the micro-batches."""
 
     @torch.no_grad()
-    def of_batches(indices: Sequence[int]) -> list[Tensor]:
+    def logprobs_of_batches(indices: Sequence[int]) -> list[Tensor]:
         with model.role(role):
             return [completion_logprobs(model, batches[index], temperature).cpu() for index in indices]
 
-    return list(map_over_ranks(range(len(batches)), of_batches, model.sharded))
+    return list(map_over_ranks(range(len(batches)), logprobs_of_batches, model.sharded))
 
 
 def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[int]], rollouts: int) -> PlannedRows:
