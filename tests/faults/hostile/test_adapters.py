@@ -59,7 +59,7 @@ def test_fields_that_pit_does_not_write_are_refused(
 
 BROKEN_ADAPTERS: dict[str, tuple[Change, str]] = {
     "a pickle beside": (content("adapter_model.bin", lambda _: pickle.dumps(MakesCanary())), "adapter_model.bin: no"),
-    "code beside": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: no part of"),
+    "code beside": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: not part of"),
     "a folder beside": (lambda folder: (folder / "more").mkdir(), "more: not part of an adapter"),
     "weights linked outside": (
         replaced(WEIGHTS, lambda path: path.symlink_to(path.parents[1] / path.name)),
