@@ -1,4 +1,4 @@
-"""Where the seconds of a step go: by phase, or by kind of operation under torch's profiler."""
+"""Breaks down the time of a step: by phase, or by kind of operation with torch's profiler."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from measuring import now
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
-Step = Callable[[dict[str, float]], None]  # a step adds the seconds of its phases, if it has any
+Step = Callable[[dict[str, float]], None]  # writes the seconds of its phases, if it has any, into the dict
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
     "attention": ("flash_attention", "efficient_attention", "aten::_scaled_dot_product"),
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def timed(phases: dict[str, float], device: str) -> Callable[[str], None]:
-    """To be called at the end of each phase."""
+    """Return a function to call at the end of each phase, which stores the phase's seconds."""
     started = now(device)
 
     def ended(phase: str) -> None:
@@ -28,7 +28,7 @@ def timed(phases: dict[str, float], device: str) -> Callable[[str], None]:
 
 
 def kinds_of(step: Step, device: str) -> dict[str, float]:
-    """Seconds of a step by kind of operation, under the profiler; what is no operation of torch counts as python."""
+    """Profile a step; return its seconds by kind of operation. Time outside torch operations counts as python."""
     on_gpu = device == "cuda"
     started = now(device)
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiled:
@@ -36,7 +36,7 @@ def kinds_of(step: Step, device: str) -> dict[str, float]:
         seconds = now(device) - started
     kinds: Counter[str] = Counter()
     for event in profiled.key_averages():
-        if event.device_type != DeviceType.CPU:  # a kernel: its time is in its operation's too
+        if event.device_type != DeviceType.CPU:  # a GPU kernel, whose time is also counted for its operation
             continue
         kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
         if kind is None and event.key.startswith("aten::"):

@@ -1,4 +1,4 @@
-"""One step of each stage on random tokens, with its FLOP and tokens: what costs.py times."""
+"""The steps that costs.py measures: one step of each stage on random tokens, with its FLOP count and its tokens."""
 
 import json
 import random
@@ -32,14 +32,14 @@ from pitcli.settings.training import RlConfig
 
 
 def differentiate(model: Any, compute: Callable[[], Any]) -> None:
-    """Forward and backward, as training does it."""
+    """Run the forward and the backward pass, as training does."""
     with autocast(model.device):
         total = compute().sum()
     total.backward()
 
 
 def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
-    """The loss is over the last quarter of each row."""
+    """Return an SFT step with its FLOP and tokens; the loss is over the last quarter of each row."""
     length, rows = request["length"], request["rows"]
     written = length // 4
     examples = [Example(ids(length - written, row), ids(written, row)) for row in range(rows)]
@@ -54,7 +54,7 @@ def sft_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
 
 def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
-    """x is half of each conversation, the responses a quarter each."""
+    """Return a gap step with its FLOP and tokens; x is half of each conversation, each response a quarter."""
     length, rows = request["length"], request["rows"]
     sizes = [length // 2, *[length // 4] * 6]
     trees = [
@@ -72,7 +72,10 @@ def gap_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, f
 
 
 def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
-    """One prompt: k samples of 48 tokens, their gaps, their KL, one update. FLOP: of all four, sampling as forward."""
+    """Return an RL step with its FLOP and tokens: k samples of one prompt, their gaps, their KL, one update.
+
+    Sampling counts as one forward pass.
+    """
     k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
     config = RlConfig(samples_per_prompt=k)
     decoding = Decoding(1.0, 1.0, NEW_TOKENS, 2, NEW_TOKENS)
@@ -102,12 +105,12 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     group = len(prompt) + sampled
     seen = seen_in_tree([len(prompt), *[NEW_TOKENS] * k], [-1, *[0] * k])
     gaps, judged = gap_flops(shape, half, len(prompt) - half, k)
-    written = forward_flops(shape, group, seen, sampled)  # by sampling, and once more by the reference
+    written = forward_flops(shape, group, seen, sampled)  # once by sampling, once by the reference
     return step, training_flops(shape, group, seen, sampled) + 2 * written + gaps, group + sampled + judged
 
 
 def improve_step(model: Any, sizes: dict[str, Any], shape: Shape) -> tuple[Step, float, int]:
-    """For each row one improvement of 48 tokens, written side by side, and its gap over a draft as long."""
+    """Return an improvement of each row with its FLOP and tokens: 48 new tokens, and their gap over a draft as long."""
     rows, half = sizes["rows"], sizes["length"] - 2 * NEW_TOKENS
     requests = [Request(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
     decoding = Decoding(1.0, 1.0, NEW_TOKENS, -1)
@@ -133,7 +136,7 @@ def improve_step(model: Any, sizes: dict[str, Any], shape: Shape) -> tuple[Step,
 
 
 def gap_flops(shape: Shape, prompt: int, reference: int, responses: int) -> tuple[float, int]:
-    """FLOP and tokens of scoring responses of 48 tokens against one reference, in both orders."""
+    """Return the FLOP and the tokens of scoring responses of 48 tokens and one reference in both orders."""
     sizes, parents = [prompt, reference], [-1, 0]
     for _ in range(responses):
         parents += [1, 0, len(sizes) + 1]
@@ -142,7 +145,7 @@ def gap_flops(shape: Shape, prompt: int, reference: int, responses: int) -> tupl
 
 
 def ids(count: int, seed: int) -> list[int]:
-    """Token ids that every model knows."""
+    """Return random token ids that are in every vocabulary."""
     return random.Random(seed).choices(range(3, 93), k=count)
 
 
@@ -150,7 +153,7 @@ STEPS = {"sft": sft_step, "gap": gap_step, "rl": rl_step, "improve": improve_ste
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Time one step, after a warm-up, and say where its seconds and its memory went."""
+    """Time one step after a warm-up; return its seconds, FLOP, tokens, peak memory and the parts of its time."""
     device = request["device"]
     if request["stage"] == "peak":
         return {"flops_per_second": square_peak(device)}
@@ -166,7 +169,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     if request["recompute"]:
         model.recompute_layers()
     step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
-    held = reset_peak(device)
+    before = reset_peak(device)
     step({})  # warm-up
     phases: dict[str, float] = {}
     started = now(device)
@@ -180,6 +183,6 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "flops": flops,
         "tokens": tokens,
         "peak_bytes": peak,
-        "passes_bytes": peak - held,
+        "passes_bytes": peak - before,
         "parts": {name: part / total for name, part in sorted(parts.items(), key=lambda item: -item[1])},
     }

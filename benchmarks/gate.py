@@ -1,4 +1,4 @@
-"""The gate before every step of a side: it starts, times and stops runs as the parent process commands."""
+"""The gate before every step of a side, which starts, times and stops runs on the parent process's commands."""
 
 import json
 import os
@@ -13,18 +13,18 @@ Figures = dict[str, Any]
 
 
 class Finished(Exception):
-    """The parent process has closed stdin: no more runs."""
+    """The parent process has closed stdin, so there are no more runs."""
 
 
 class Gate:
-    """Where a side waits between two runs; a run's time is from its leaving the gate to its return.
+    """Makes a side wait between runs; the time of a run is from leaving the gate to the next arrival.
 
-    figures: what the last steps came to. check: what is compared outside of any run.
+    figures(steps): returns the results of the last steps. check: returns figures that are compared outside the runs.
     """
 
     def __init__(self, device: str) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what a library prints must not mix with the answers
+        os.dup2(2, 1)  # keeps the prints of libraries out of the answers
         self._device = device
         self._started = 0.0
         self._steps = self._left = 0
@@ -32,7 +32,7 @@ class Gate:
         self.check: Callable[[], Figures] = dict
 
     def arrive(self) -> None:
-        """To be called at the beginning of every step."""
+        """Wait for a command if the run is over; call this at the beginning of every step."""
         if self._left > 1:
             self._left -= 1
             return
@@ -44,7 +44,7 @@ class Gate:
         self._wait()
 
     def begin(self) -> None:
-        """The run begins only now; what came before was loading."""
+        """Start the clock of the run now, because what came before was loading."""
         self._started = now(self._device)
 
     def _wait(self) -> None:

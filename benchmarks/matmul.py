@@ -1,4 +1,4 @@
-"""How many FLOP a second this machine does at most: torch.mm at several shapes."""
+"""The machine's peak FLOP/s: torch.mm at several shapes."""
 
 import time
 
@@ -11,7 +11,7 @@ SECONDS_AT_PEAK = 2.0
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
-    """Run by run the most FLOP a second of torch.mm: at the model's shapes and at 2048 cubed, in the model's dtype."""
+    """Measure the peak FLOP/s of torch.mm in each run: at the model's shapes and at 2048 cubed, in its dtype."""
     device, on_gpu = spec["device"], spec["device"] == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     shape = llama_shape(spec["config"], spec["lora_rank"])
@@ -36,7 +36,7 @@ def run(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def square_peak(device: str) -> float:
-    """The most FLOP a second of a square product, in the dtype of the device."""
+    """Return the peak FLOP/s of a square product in the dtype of the device."""
     dtype, size = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")

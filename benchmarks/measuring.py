@@ -1,4 +1,4 @@
-"""Time, peak memory, and how far tensors have moved: what both sides and costs.py measure in the same way."""
+"""Time, peak memory and the distance between tensors, measured the same way by both sides and costs.py."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def now(device: str) -> float:
-    """Seconds on a clock; on a GPU once all queued work has ended."""
+    """Return the seconds of a clock; on a GPU, wait for all queued work first."""
     if device == "cuda":
         import torch
 
@@ -20,19 +20,19 @@ def now(device: str) -> float:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: of the GPU, or resident."""
+    """Return the peak memory of this process: allocated on the GPU, or resident."""
     if device == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # ru_maxrss of Linux includes the process before the exec
+    status = Path("/proc/self/status")  # on Linux ru_maxrss includes the process before the exec
     if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak(device: str) -> int:
-    """Count the peak from here on; what is held now."""
+    """Reset the peak memory; return the memory in use."""
     if device == "cuda":
         import torch
 
@@ -43,6 +43,6 @@ def reset_peak(device: str) -> int:
 
 
 def distance(before: Iterable[Any], after: Iterable[Any]) -> float:
-    """How far tensors have moved, all together (Euclidean)."""
+    """Return the Euclidean distance between two lists of tensors, over all elements."""
     squares = [float((new.detach() - old).float().square().sum()) for old, new in zip(before, after, strict=True)]
     return math.sqrt(sum(squares))

@@ -1,4 +1,4 @@
-"""The other side of `pit improve`: a batched loop around `generate`, with the same stop rule."""
+"""The other side of `pit improve`: a batched loop around transformers' `generate`, with the same stop rule."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from gate import Figures, Gate, Spec
-from peer_models import GapScores, Messages, load_tokenizer, load_writer, rows_of_like_length
+from peer_models import GapScores, Messages, load_tokenizer, load_writer, rows_of_similar_length
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,7 +15,7 @@ from workloads import ITERATIONS, LONGEST_IMPROVEMENT
 
 
 class Writer:
-    """The SFT improver, decoding greedily in batches of like length, padded on the left."""
+    """The SFT improver: greedy decoding in batches of similar length, padded on the left."""
 
     def __init__(self, spec: Spec) -> None:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(spec)
@@ -31,10 +31,11 @@ class Writer:
 
     @torch.inference_mode()
     def write(self, conversations: Sequence[Messages]) -> list[str]:
+        """Return the response to each conversation."""
         rendered: Any = self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True)
         prompts: list[list[int]] = rendered["input_ids"]
         texts = [""] * len(prompts)
-        for rows in rows_of_like_length(prompts, self.batch_size):
+        for rows in rows_of_similar_length(prompts, self.batch_size):
             batch = self.tokenizer.pad(
                 {"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt"
             ).to(self.model.device)
@@ -48,17 +49,17 @@ class Writer:
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
     logging.set_verbosity_error()
-    writer, judge = Writer(spec), GapScores(spec)
+    writer, gap_model = Writer(spec), GapScores(spec)
     drafts = [json.loads(line) for line in Path(spec["drafts"]).read_text().splitlines()]
     last: Figures = {}
     gate.figures = lambda steps: dict(last)
     while True:
         gate.arrive()
-        last.update(improve(spec, writer, judge, drafts))
+        last.update(improve(spec, writer, gap_model, drafts))
 
 
-def improve(spec: Spec, writer: Writer, judge: GapScores, drafts: Sequence[dict[str, Any]]) -> Figures:
-    """Up to K greedy improvements of each draft, judged in both orders; a draft that has stopped is left alone."""
+def improve(spec: Spec, writer: Writer, gap_model: GapScores, drafts: Sequence[dict[str, Any]]) -> Figures:
+    """Improve each draft greedily up to K times with the learned stop rule; return the texts and stop reasons."""
     best = [draft["response"] for draft in drafts]
     seen = [{draft["response"].strip()} for draft in drafts]
     texts: list[list[str]] = [[] for _ in drafts]
@@ -67,7 +68,7 @@ def improve(spec: Spec, writer: Writer, judge: GapScores, drafts: Sequence[dict[
     for _ in range(ITERATIONS):
         conversations = [improvement_of(spec, drafts[row]["prompt"], best[row]) for row in running]
         written = writer.write(conversations)
-        gaps = judge.gaps(conversations, [text or best[row] for row, text in zip(running, written, strict=True)])
+        gaps = gap_model.gaps(conversations, [text or best[row] for row, text in zip(running, written, strict=True)])
         improved = []
         for row, text, gap in zip(running, written, gaps, strict=True):
             texts[row].append(text)
@@ -90,4 +91,5 @@ def improve(spec: Spec, writer: Writer, judge: GapScores, drafts: Sequence[dict[
 
 
 def improvement_of(spec: Spec, prompt: Messages, response: str) -> Messages:
+    """Return the conversation that asks for an improvement of a response."""
     return [*prompt, {"role": "assistant", "content": response}, {"role": "user", "content": spec["instruction"]}]

@@ -1,6 +1,6 @@
-"""The models of the other side, in plain transformers and peft: a writer, a gap model and how they are loaded.
+"""The models of the other side, in plain transformers and peft: a generator of responses and a gap model.
 
-The peer_ modules read the rows and tokens that prepare.py wrote and import nothing of pit.
+The peer_ modules read the rows and tokens that prepare.py wrote and import nothing from pit.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,17 @@ Messages = list[dict[str, str]]
 
 
 def on_gpu(spec: Spec) -> bool:
+    """Return whether the device is a GPU."""
     return bool(spec["device"] == "cuda")
 
 
 def in_bf16(spec: Spec) -> bool:
-    """Whether arithmetic is bf16: on a GPU, and if the base is in 4-bit, as TRL then casts the adapters to it."""
+    """Return whether the peers compute in bf16: on a GPU, and with a 4-bit base, as TRL then casts the adapters."""
     return on_gpu(spec) or bool(spec["load_in_4bit"])
 
 
 def loading(spec: Spec) -> dict[str, Any]:
-    """How the base is loaded; the same weights and arithmetic as pit's."""
+    """Return the options to load the base with the same weights and precision as pit."""
     dtype = torch.bfloat16 if on_gpu(spec) else torch.float32
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -45,24 +46,27 @@ def loading(spec: Spec) -> dict[str, Any]:
 
 
 def load_tokenizer(spec: Spec) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the base, with pit's pad token."""
     tokenizer = AutoTokenizer.from_pretrained(spec["base"])
-    tokenizer.pad_token = spec["pad_token"]  # not the token that ends an answer
+    tokenizer.pad_token = spec["pad_token"]  # not the stop token
     return tokenizer
 
 
 def load_writer(spec: Spec, adapter: str | Path, trains: bool) -> PeftModel:
+    """Load the base with a LoRA adapter as a causal language model."""
     base = AutoModelForCausalLM.from_pretrained(spec["base"], **loading(spec))
     return PeftModel.from_pretrained(base, str(adapter), is_trainable=trains)
 
 
 def load_gap(spec: Spec, adapter: str | Path, trains: bool) -> PeftModel:
+    """Load the base with a gap adapter as a sequence classifier with one label."""
     base = AutoModelForSequenceClassification.from_pretrained(spec["base"], num_labels=1, **loading(spec))
     base.config.pad_token_id = load_tokenizer(spec).pad_token_id
     return PeftModel.from_pretrained(base, str(adapter), is_trainable=trains)
 
 
 class GapScores:
-    """The gap model on a base of its own; both orders of a comparison are separate passes."""
+    """The gap model on a separate copy of the base; the two orders of a comparison are separate sequences."""
 
     def __init__(self, spec: Spec) -> None:
         self.tokenizer = load_tokenizer(spec)
@@ -73,25 +77,26 @@ class GapScores:
         self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu(spec))
 
     def gaps(self, conversations: Sequence[Messages], responses: Sequence[str]) -> list[float]:
-        """Of each response over the reference in its conversation, in logits; 0 for a copy."""
+        """Return gap / T of each response over the reference in its conversation; 0 for a copy."""
         forward, swapped = [], []
         for messages, response in zip(conversations, responses, strict=True):
-            written = {"role": "assistant", "content": response}
-            forward.append([*messages, written])
-            swapped.append([*messages[:-2], written, self.instruction, messages[-2]])
+            answer = {"role": "assistant", "content": response}
+            forward.append([*messages, answer])
+            swapped.append([*messages[:-2], answer, self.instruction, messages[-2]])
         scores = self.scores([self.ids(conversation) for conversation in forward + swapped])
         halves = zip(scores[: len(forward)], scores[len(forward) :], strict=True)
         return [(first - second) / 2 / self.temperature for first, second in halves]
 
     def ids(self, conversation: Messages) -> list[int]:
-        """Up to the token that ends the last answer."""
+        """Return the token ids of a conversation up to the stop token of its last response."""
         text = str(self.tokenizer.apply_chat_template(conversation, tokenize=False)).rstrip("\n")
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
     def scores(self, sequences: Sequence[list[int]]) -> list[float]:
+        """Return r_gap of each sequence of token ids."""
         scores = [0.0] * len(sequences)
-        for rows in rows_of_like_length(sequences, self.micro_batch):
+        for rows in rows_of_similar_length(sequences, self.micro_batch):
             batch = self.tokenizer.pad(
                 {"input_ids": [sequences[row] for row in rows]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
@@ -102,7 +107,7 @@ class GapScores:
         return scores
 
 
-def rows_of_like_length(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """The indices of the sequences in batches, the longest first."""
+def rows_of_similar_length(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Return the indices of the sequences in batches of similar length, the longest first."""
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,4 +1,4 @@
-"""The other side of training: TRL's trainers, as a careful user of them would set them up."""
+"""The other side of training: TRL's trainers, set up as a careful user would."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from workloads import ADAM_EPSILON, NEW_TOKENS, SAMPLES
 
-# the five terms of eq. 2 as chosen and rejected, by the names of prepare.orderings
+# the five terms of PIT eq. 2 as (chosen, rejected), with the keys of prepare.orderings
 TERMS = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
 GRADIENT_NORM = 1.0
 
@@ -25,9 +25,9 @@ def run(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def training(spec: Spec, rows: int, micro_batch: int) -> dict[str, Any]:
-    """What the three trainers share: constant learning rate, no recomputed activations, nothing logged or saved.
+    """Return the shared settings of the three trainers: constant learning rate, nothing logged or saved.
 
-    rows: of an optimiser step. micro_batch: rows of a forward pass, unless the settings in the spec name another.
+    rows: per optimiser step. micro_batch: rows per forward pass, unless the settings in the spec replace it.
     """
     settings = {
         "gradient_checkpointing": False,
@@ -57,7 +57,7 @@ def training(spec: Spec, rows: int, micro_batch: int) -> dict[str, Any]:
 
 
 class GateCallback(TrainerCallback):
-    """Waits at the gate between the steps of a trainer, and keeps their losses."""
+    """Waits at the gate between the steps of a trainer, and records their losses."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -71,11 +71,12 @@ class GateCallback(TrainerCallback):
         self.losses.append(torch.zeros(()))
 
     def last(self, steps: int) -> list[float]:
+        """Return the losses of the last steps."""
         return [float(loss) for loss in self.losses[-steps:]]
 
 
 def train_at_gate(trainer: Any, gate: Gate, extra_figures: Callable[[int], Figures] = lambda steps: {}) -> None:
-    """Trainer.train, step by step; a step's loss is the sum over its micro-batches, as each is scaled already."""
+    """Run Trainer.train step by step. A step's loss is the sum over its micro-batches, which are scaled already."""
     callback = GateCallback(gate)
     step = trainer.training_step
 
@@ -91,7 +92,7 @@ def train_at_gate(trainer: Any, gate: Gate, extra_figures: Callable[[int], Figur
 
 
 def run_sft(spec: Spec, gate: Gate) -> None:
-    """SFTTrainer on completions; within a step the longest rows first, so that a micro-batch holds little padding."""
+    """Train with SFTTrainer on completions; each step is sorted by length, for little padding per micro-batch."""
     rows = [
         row
         for step in spec["steps"]
@@ -117,9 +118,9 @@ def run_sft(spec: Spec, gate: Gate) -> None:
 
 
 def run_gap(spec: Spec, gate: Gate) -> None:
-    """RewardTrainer on the five terms of each pair, each a chosen and a rejected conversation.
+    """Train with RewardTrainer on the five terms of each pair, each a chosen and a rejected conversation.
 
-    Its loss is a fifth of ours, and its gradient too, so it is clipped to a fifth of the norm.
+    Its loss and its gradient are a fifth of pit's, so the gradient is clipped at a fifth of the norm.
     """
     rows = []
     for step in spec["steps"]:
@@ -146,12 +147,12 @@ def run_gap(spec: Spec, gate: Gate) -> None:
 
 
 def run_rl(spec: Spec, gate: Gate) -> None:
-    """RLOOTrainer from the SFT adapter, which it copies for its reference, with a gap model of its own as reward."""
-    judge = GapScores(spec)
+    """Train with RLOOTrainer from the SFT adapter, also its reference policy; the reward is a separate gap model."""
+    gap_model = GapScores(spec)
 
     def gap_reward(prompts: list[Messages], completions: list[Messages], **_: Any) -> list[float]:
-        written = [completion[0]["content"].strip() for completion in completions]
-        return judge.gaps(prompts, written)
+        texts = [completion[0]["content"].strip() for completion in completions]
+        return gap_model.gaps(prompts, texts)
 
     samples = spec["sizes"]["rl"] * SAMPLES
     settings = training(spec, samples, samples)
@@ -178,7 +179,7 @@ def run_rl(spec: Spec, gate: Gate) -> None:
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in trained]
     gate.check = lambda: {
-        "rewards": judge.gaps([row["messages"] for row in checked], [row["response"] for row in checked]),
+        "rewards": gap_model.gaps([row["messages"] for row in checked], [row["response"] for row in checked]),
         "moved": distance(before, trained),
     }
 
@@ -193,4 +194,5 @@ def run_rl(spec: Spec, gate: Gate) -> None:
 
 
 def by_length(rows: Sequence[Any], length: Callable[[Any], int]) -> list[Any]:
+    """Sort rows from long to short."""
     return sorted(rows, key=lambda row: -length(row))

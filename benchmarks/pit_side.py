@@ -1,7 +1,7 @@
 """pit's side: its stages as `pit` runs them, with a gate at the beginning of every step.
 
-Beyond pit's settings and its stages' `run` this touches a step's beginning (Task.batch), and for RL how samples
-are drawn (at a fixed length, so that both sides write as much).
+It uses pit's settings and the `run` of its stages. It changes only the beginning of a step (Task.batch) and, for RL,
+the length of samples, which is fixed so that both sides generate the same number of tokens.
 """
 
 import json
@@ -28,8 +28,8 @@ from pitcli.engine.training.loop import StepBatch, Task, train
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
 
-NO_TOKEN = -1  # as the token that ends an answer: none does, and each can be drawn
-FOREVER = 100_000  # epochs: the learning rate stays constant, and the parent process ends the run
+NO_TOKEN = -1  # as the stop token: no token ends a response, and all can be drawn
+FOREVER = 100_000  # epochs: the learning rate stays constant until the parent process ends the run
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
@@ -37,6 +37,7 @@ def run(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def common(spec: Spec) -> dict[str, Any]:
+    """Return the settings that all commands share."""
     return {
         "model": spec["model"],
         "device": spec["device"],
@@ -46,6 +47,7 @@ def common(spec: Spec) -> dict[str, Any]:
 
 
 def training(spec: Spec, side: str) -> dict[str, Any]:
+    """Return the settings that the training commands share."""
     return {
         **common(spec),
         "data": spec["pairs"],
@@ -71,10 +73,10 @@ def run_gap(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def run_rl(spec: Spec, side: str, gate: Gate) -> None:
-    """References from the data only, as the first half of the first stage has them."""
+    """Run pit rl with fixed-length samples; all reference responses come from the data."""
     decoding_of, task_of = rl.rollout_decoding, rl.rl_task
 
-    def of_fixed_length(*arguments: Any) -> Any:
+    def fixed_length_decoding(*arguments: Any) -> Any:
         return decoding_of(*arguments)._replace(stop_id=NO_TOKEN)
 
     def with_check(config: RlConfig, curriculum: Any, gap_temperature: float) -> Task:
@@ -89,7 +91,7 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
         return task_of(config, curriculum, gap_temperature)
 
     replace(torch.optim, AdamW=partial(torch.optim.AdamW, eps=ADAM_EPSILON))
-    replace(rl, rollout_decoding=of_fixed_length, rl_task=with_check, train=gated(spec, side, gate))
+    replace(rl, rollout_decoding=fixed_length_decoding, rl_task=with_check, train=gated(spec, side, gate))
     rl.run(
         RlConfig(
             **training(spec, side),
@@ -111,7 +113,7 @@ def replace(module: ModuleType, **functions: Callable[..., Any]) -> None:
 
 
 def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
-    """pit's `train` with the gate before every step; saves its initial adapter for the other side."""
+    """Wrap pit's `train` with the gate before every step; the initial adapter is saved for the other side."""
 
     def wrapped(model: RoleModel, task: Task, config: Any, folder: Any) -> Any:
         if side == "separate":
@@ -122,9 +124,9 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
 
         def batch(index: int) -> StepBatch:
             gate.arrive()
-            made = task.batch(index)
-            tokens.append(made.micro_batches[0].tokens if spec["trains"] == "rl" else 0)
-            return made
+            step_batch = task.batch(index)
+            tokens.append(step_batch.micro_batches[0].tokens if spec["trains"] == "rl" else 0)
+            return step_batch
 
         def figures(steps: int) -> Figures:
             lines = (folder.path / "metrics.jsonl").read_text().splitlines()[-steps:]
@@ -142,16 +144,16 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
 
 
 def read_separately(model: RoleModel) -> None:
-    """Read each conversation in a row of its own, in passes of like length: as fast as separate passes can be."""
+    """Make training read one conversation per row, in passes of similar length: the fastest separate passes."""
     scores = train_reward.scores
 
-    def of_passes(model: RoleModel, batch: Batch) -> Tensor:
+    def separate_scores(model: RoleModel, batch: Batch) -> Tensor:
         lengths_N = batch.columns_N + 1
         chunks = length_sorted_chunks(lengths_N.tolist(), len(lengths_N), model.device)
-        found = [scores(model, of_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in chunks]
+        found = [scores(model, select_rows(batch, torch.tensor(chunk, device=model.device))) for chunk in chunks]
         return torch.cat(found)[torch.tensor([row for chunk in chunks for row in chunk]).argsort()]
 
-    def of_rows(batch: Batch, rows_N: Tensor) -> Batch:
+    def select_rows(batch: Batch, rows_N: Tensor) -> Batch:
         width = int(batch.columns_N[rows_N].max()) + 1
         return batch._replace(
             input_ids_BT=batch.input_ids_BT[rows_N, :width],
@@ -160,19 +162,20 @@ def read_separately(model: RoleModel) -> None:
             columns_N=batch.columns_N[rows_N],
         )
 
-    def one_in_a_row(model: RoleModel, trees: Sequence[Tree]) -> Batch:
+    def one_per_row(model: RoleModel, trees: Sequence[Tree]) -> Batch:
         return separate_batch(trees, model.pad_id).to(model.device)
 
-    replace(train_reward, tree_batch=one_in_a_row, scores=of_passes)
+    replace(train_reward, tree_batch=one_per_row, scores=separate_scores)
 
 
 def made_folder(folder: Path) -> Path:
+    """Create a folder; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def run_improve(spec: Spec, side: str, gate: Gate) -> None:
-    """`pit improve` again and again; the model stays loaded, and the clock starts when it is."""
+    """Run `pit improve` repeatedly; the model stays loaded, and the clock of a run starts after loading."""
     output = Path(spec["scratch"], "improved.jsonl")
     config = ImproveConfig(
         **common(spec),

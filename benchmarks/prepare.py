@@ -1,7 +1,7 @@
-"""What both sides get: the rows, their tokens in the order of the steps, and the adapters that RL starts from.
+"""Prepares the inputs of both sides: rows, their tokens in the order of the steps, and the adapters for RL.
 
-`python prepare.py REQUEST` in a process of its own: it reads and tokenises the rows as pit does, so that the other side
-needs no import of pit.
+`python prepare.py REQUEST` runs in a separate process. It reads and tokenises the rows with pit, so that the other side
+does not import pit.
 """
 
 import json
@@ -26,7 +26,7 @@ from pitcli.engine.training.schedule import rows_of_step
 from pitcli.runs.folder import is_finished
 from pitcli.settings.base import DataSettings, LoraSettings, ModelSettings, Role
 
-HELD_OUT = 0.1  # of pit train-reward
+HELD_OUT = 0.1  # held-out share of pit train-reward
 CHECKED = 8  # comparisons that both sides score
 Message = dict[str, str]
 
@@ -69,9 +69,9 @@ def main() -> None:
 
 
 def usable_pairs(data: str, base: Base, sizes: Sizes) -> list[PreferencePair]:
-    """The first pairs that fit and have the same tokens if the chat template is rendered in one piece.
+    """Return the first pairs that fit and for which rendering the whole chat template gives the same tokens.
 
-    Each draft also leaves room for a sampled response as long as the longest.
+    Each draft also leaves room for the longest sampled response.
     """
     settings, room = DataSettings(skip_long=True), max(NEW_TOKENS, LONGEST_IMPROVEMENT)
     loaded = load_pairs(data, 4 * sizes.rows, Counter())
@@ -87,11 +87,12 @@ def usable_pairs(data: str, base: Base, sizes: Sizes) -> list[PreferencePair]:
 
 
 def messages(prompt: Prompt) -> list[Message]:
+    """Return a prompt as dicts."""
     return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def improvement_request(prompt: Prompt, reference_response: str) -> list[Message]:
-    """x, y_ref and the request to improve, as messages."""
+    """Return x, y_ref and the request to improve as messages."""
     answered = [*messages(prompt), {"role": "assistant", "content": reference_response}]
     return [*answered, {"role": "user", "content": IMPROVE_INSTRUCTION}]
 
@@ -107,7 +108,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def steps_of(
     chat: ChatFormat, pairs: list[PreferencePair], sizes: Sizes, steps: int, shape: Shape
 ) -> dict[str, list[dict[str, Any]]]:
-    """By stage and step: the rows in the order that pit takes them, how many units, and the FLOPs of the step."""
+    """Return, by stage and step, the rows in pit's order, the units of work and the FLOP."""
     training, _ = hold_out(pairs, HELD_OUT, SEED)
     examples = sft_examples(pairs, chat, Role.improver, 0.0, SEED)
 
@@ -122,6 +123,7 @@ def steps_of(
 
 
 def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
+    """Return an SFT step: its rows as token ids, its tokens, its FLOP."""
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
     predicted = sum(len(example.completion) for example in examples)
     return {
@@ -132,6 +134,7 @@ def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
 
 
 def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dict[str, Any]:
+    """Return a step of train-reward: its rows as token ids, its pairs, its FLOP."""
     trees = [tree_lengths(chat, pair) for pair in pairs]
     seen = sum(seen_in_tree(tree, TREE_PARENTS) for tree in trees)
     return {
@@ -142,6 +145,7 @@ def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dic
 
 
 def rl_step(pairs: list[PreferencePair]) -> dict[str, Any]:
+    """Return an RL step: its prompts as messages, its samples."""
     return {
         "rows": [{"prompt": improvement_request(pair.prompt, pair.rejected)} for pair in pairs],
         "units": len(pairs) * SAMPLES,
@@ -149,7 +153,7 @@ def rl_step(pairs: list[PreferencePair]) -> dict[str, Any]:
 
 
 def orderings(chat: ChatFormat, pair: PreferencePair) -> dict[str, list[int]]:
-    """The four conversations of eq. 2, by the roles of response and reference: wl is w written after l."""
+    """Return the four conversations of PIT eq. 2; the key wl means response w and reference l."""
     texts = {"w": pair.chosen, "l": pair.rejected}
     return {
         first + second: chat.gap_input(pair.prompt, texts[first], texts[second]) for first in "wl" for second in "wl"
@@ -157,7 +161,7 @@ def orderings(chat: ChatFormat, pair: PreferencePair) -> dict[str, list[int]]:
 
 
 def tree_lengths(chat: ChatFormat, pair: PreferencePair) -> list[int]:
-    """Of the segments of a pair's tree, in the order of TREE_PARENTS."""
+    """Return the lengths of the segments of a pair's tree, in the order of TREE_PARENTS."""
     chosen, rejected = len(chat.completion(pair.chosen)), len(chat.completion(pair.rejected))
     after_chosen, after_rejected = len(chat.after_prompt(pair.chosen)), len(chat.after_prompt(pair.rejected))
     prompt = len(chat.policy_prompt(pair.prompt))
@@ -167,7 +171,7 @@ def tree_lengths(chat: ChatFormat, pair: PreferencePair) -> list[int]:
 def trained_adapters(
     request: dict[str, Any], settings: ModelSettings, rows: Path, sizes: Sizes, scratch: Path
 ) -> dict[str, Any]:
-    """Runs of pit sft and pit train-reward, a few steps each; made once."""
+    """Train pit sft and pit train-reward for a few steps, once; return their run folders and gap temperature."""
     weights = "nf4" if settings.load_in_4bit else "whole"
     adapters = scratch / f"adapters-{request['shape']}-{weights}-{sizes.max_length}-{sizes.adapter_steps}"
     common = [

@@ -1,4 +1,4 @@
-"""Models of a given shape with weights drawn at random, and SmolLM2's tokenizer."""
+"""Models of a given shape with random weights and SmolLM2's tokenizer."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pitcli.settings.base import ModelSettings
 
 
 def model_of(shape: str, scratch: Path, device: str) -> str:
-    """The value for --model: a name that pit knows, or a folder with random weights, made once."""
+    """Return the value for --model: a name that pit knows, or a folder with random weights, which is made once."""
     settings = SHAPES[shape]
     if settings is None:
         return shape
@@ -33,6 +33,6 @@ def model_of(shape: str, scratch: Path, device: str) -> str:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     del model
-    torch.cuda.empty_cache()  # for the processes that train on it
+    torch.cuda.empty_cache()  # leave the GPU's memory to the processes that train on it
     tokenizer.save_pretrained(folder)
     return str(folder)

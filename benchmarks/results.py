@@ -1,4 +1,4 @@
-"""What a benchmark came to: its entry in the output file, and the printed table."""
+"""The results of a workload: its entry in the output file, and the printed table."""
 
 import argparse
 import os
@@ -16,9 +16,9 @@ LIBRARIES = ("pitcli", "torch", "transformers", "peft", "accelerate", "bitsandby
 
 
 class Measurement(NamedTuple):
-    """What the runs of a workload came to; all but the checks by side, ours and theirs.
+    """The measurements of a workload, by side (ours, theirs) except for the checks.
 
-    seconds: of each run after the warm-up. figures: of each run, the warm-up first. peaks: most memory held, in bytes.
+    seconds: of each run after the warm-up. figures: of each run, the warm-up first. peaks: peak memory, in bytes.
     """
 
     seconds: dict[str, list[float]]
@@ -30,7 +30,7 @@ class Measurement(NamedTuple):
 def entry_of(
     workload: Workload, spec: dict[str, Any], measurement: Measurement, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """A workload's entry in the output file. Every run has its own rows, so rates are taken run by run."""
+    """Return a workload's entry in the output file. Each run has its own rows, so rates are computed per run."""
     key = "flops" if workload.unit == "FLOP" else "units"
     seconds, checks = measurement.seconds, measurement.checks
     amounts = amounts_of(spec, key, len(seconds["ours"]))
@@ -38,7 +38,7 @@ def entry_of(
     if workload.against == "matmul":
         best = measurement.figures["theirs"][-1]["flops_per_second"]
         rates["theirs"] = [best] * len(rates["ours"])
-    ratios = [mine / other for mine, other in zip(rates["ours"], rates["theirs"], strict=False)]
+    ratios = [our / their for our, their in zip(rates["ours"], rates["theirs"], strict=False)]
     target = GPU_PEAK_TARGET if workload.against == "matmul" and options.device == "cuda" else workload.target
     agrees = all(check.agrees for check in checks)
     memory = memory_of(workload, measurement.peaks, options)
@@ -65,7 +65,7 @@ def entry_of(
 
 
 def amounts_of(spec: dict[str, Any], key: str, runs: int) -> list[float]:
-    """How many units each run after the warm-up is."""
+    """Return the units of work of each run after the warm-up."""
     if spec["trains"] == "improve":
         return [spec["sizes"]["drafts"]] * runs
     per_run = spec["sizes"]["steps"]
@@ -73,6 +73,7 @@ def amounts_of(spec: dict[str, Any], key: str, runs: int) -> list[float]:
 
 
 def memory_of(workload: Workload, peaks: dict[str, int | None], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the peak memory of both sides, compared with the target."""
     ours, theirs = peaks["ours"] or 0, peaks["theirs"] if workload.against != "matmul" else None
     ratio = ours / theirs if theirs else None
     entry: dict[str, Any] = {"peak_bytes": {"ours": ours, "theirs": theirs}, "memory_ratio": ratio}
@@ -83,6 +84,7 @@ def memory_of(workload: Workload, peaks: dict[str, int | None], options: argpars
 
 
 def device_name(device: str) -> str:
+    """Return the name of the GPU, or the count and name of the CPU cores."""
     if device == "cuda":
         import torch
 
@@ -96,7 +98,7 @@ def read_text(path: str) -> str:
 
 
 def show(entries: Sequence[dict[str, Any]], stream: Any) -> None:
-    """Print a table, and below it what was compared."""
+    """Print the table of results, and below it the checks."""
     columns = "{:<9} {:<14} {:>10} {:>10} {:>20} {:>7} {:>5} {:>14} {:>6} {:>5}"
     print(
         columns.format(
@@ -117,6 +119,8 @@ def show(entries: Sequence[dict[str, Any]], stream: Any) -> None:
 
 
 def row_of(entry: dict[str, Any]) -> list[str]:
+    """Return the cells of an entry's row."""
+
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3g}"
 

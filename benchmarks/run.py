@@ -1,8 +1,8 @@
-"""Speed and memory of pit against TRL, transformers and the machine: `python benchmarks/run.py --data hh.jsonl.gz`.
+"""Compares pit with TRL, transformers and the machine's peak: `python benchmarks/run.py --data hh.jsonl.gz`.
 
-Each side is a process of its own that is loaded and warmed up once; then the two take turns (ours, theirs, theirs,
-ours, ...), never at once. A ratio is given as the least, the median and the largest of the pairs, and only if both
-sides did the same thing.
+Each side is a separate process that loads and warms up once. Then the two alternate (ours, theirs, theirs, ours, ...),
+and never run at the same time. A ratio is reported as the minimum, median and maximum over the pairs of runs, and only
+if both sides computed the same results.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from workloads import ALONE, ALONE_WORKLOADS, SHAPES, WORKLOADS, Workload, sizes
 
 HERE = Path(__file__).parent
 LEARNING_RATES = {"sft": 2e-4, "gap": 2e-4, "rl": 1e-5}
-# settings of TRL's trainers that are tried; --no-tune takes the first
+# settings to try for each of TRL's trainers; --no-tune uses the first
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "SFTTrainer": [
         {},
@@ -33,7 +33,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "RewardTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 10}],
     "RLOOTrainer": [{}, {"per_device_train_batch_size": 4}],
 }
-TUNING_PASSES = 2  # runs of each setting after its warm-up
+TUNING_PASSES = 2  # runs per setting after its warm-up
 
 
 def main() -> None:
@@ -66,25 +66,29 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ",".join(workload.name for workload in WORKLOADS)
-    parser.add_argument("--data", type=Path, required=True, help="preference pairs, in any format that pit takes")
-    parser.add_argument("--only", help=f"some of {names}, with commas between; default: all")
-    parser.add_argument("--runs", type=int, default=5, help="of each side, in pairs")
+    parser.add_argument("--data", type=Path, required=True, help="preference pairs, in any format that pit reads")
+    parser.add_argument("--only", help=f"comma-separated workloads out of {names}; default: all")
+    parser.add_argument("--runs", type=int, default=5, help="runs per side")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2", help="tiny: to try this program out")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the rows of a run")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="smollm2", help="shape of the model; tiny: to try this program"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the rows of a run")
     parser.add_argument("--max-length", type=int, help="longest conversation in tokens")
     parser.add_argument(
-        "--load-in-4bit", action=argparse.BooleanOptionalAction, help="the base of both sides; default: on a GPU"
+        "--load-in-4bit",
+        action=argparse.BooleanOptionalAction,
+        help="load the base of both sides in 4-bit; default: only on a GPU",
     )
-    parser.add_argument("--threads", type=int, help="of each process; default: as torch finds best")
+    parser.add_argument("--threads", type=int, help="threads per process; default: torch's choice")
     parser.add_argument(
         "--tune",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="try the trainers' settings first and take the fastest",
+        help="try several settings of TRL's trainers first and use the fastest",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
-    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="adapters and logs are kept here")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="folder for adapters and logs")
     options = parser.parse_args()
     if options.load_in_4bit is None:
         options.load_in_4bit = options.device == "cuda"
@@ -92,10 +96,11 @@ def parse_options() -> argparse.Namespace:
 
 
 def chosen_workloads(options: argparse.Namespace) -> list[Workload]:
+    """Return the workloads of --only that exist for --shape."""
     known = {workload.name: workload for workload in WORKLOADS}
     names = options.only.split(",") if options.only else list(known)
     if unknown := set(names) - known.keys() - {"peak"}:
-        sys.exit(f"--only: {', '.join(sorted(unknown))} unknown; there are {', '.join(known)}")
+        sys.exit(f"--only: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if "peak" in names:
         names += [name for name in known if name.startswith("peak-")]
     chosen = [workload for workload in WORKLOADS if workload.name in names]
@@ -116,7 +121,7 @@ def chosen_workloads(options: argparse.Namespace) -> list[Workload]:
 def prepare(
     options: argparse.Namespace, workloads: Sequence[Workload], scratch: Path, environment: dict[str, str]
 ) -> dict[str, Any]:
-    """Make rows, tokens and adapters in a process of its own."""
+    """Make rows, tokens and adapters in a separate process; return their spec."""
     sizes = sizes_of(options.shape, options.device).scaled(options.scale)
     if options.max_length:
         sizes = sizes._replace(max_length=options.max_length)
@@ -141,11 +146,11 @@ def prepare(
 def measured(
     workload: Workload, spec: dict[str, Any], options: argparse.Namespace, environment: dict[str, str]
 ) -> dict[str, Any]:
-    """One workload: both sides loaded, warmed up, compared, and run in pairs."""
+    """Measure one workload: load and warm up both sides, run them in pairs, check their results; return its entry."""
     path = Path(spec["scratch"], "spec.json")
     steps = spec["sizes"]["steps"] if spec["steps"] else 1
     path.write_text(json.dumps(spec))
-    ours = WorkerClient(path, "ours", environment)  # first: it saves the adapter that both start from
+    ours = WorkerClient(path, "ours", environment)  # first, because it saves the adapter that both start from
     tried = tuned(workload, spec, path, environment, steps) if options.tune and workload.against in SETTINGS else []
     theirs = WorkerClient(path, workload.against, environment) if workload.against else None
     sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
@@ -165,7 +170,7 @@ def measured(
 
 
 def run_in_turns(sides: dict[str, WorkerClient], steps: int, runs: int) -> dict[str, list[dict[str, Any]]]:
-    """The answers of each side, its warm-up first; the side that begins alternates. A missing side has no answers."""
+    """Run the sides alternately; return the answers of each, its warm-up first. A missing side has no answers."""
     answers: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
     names = list(sides)
     for turn in (names, *(names[::-1] if pair % 2 else names for pair in range(runs))):
@@ -177,7 +182,7 @@ def run_in_turns(sides: dict[str, WorkerClient], steps: int, runs: int) -> dict[
 def tuned(
     workload: Workload, spec: dict[str, Any], path: Path, environment: dict[str, str], steps: int
 ) -> list[dict[str, Any]]:
-    """Try the trainers' settings, and leave the fastest in the spec."""
+    """Try the trainers' settings and put the fastest in the spec; return all that were tried."""
     tried: list[dict[str, Any]] = []
     for settings in SETTINGS[workload.against]:
         path.write_text(json.dumps({**spec, "peer_settings": settings}))
@@ -185,7 +190,7 @@ def tuned(
             side = WorkerClient(path, workload.against, environment)
             side.run(steps)
             seconds = min(side.run(steps)["seconds"] for _ in range(TUNING_PASSES))
-        except WorkerFailed as failure:  # a setting that this device does not take, or too large a batch
+        except WorkerFailed as failure:  # a setting that this device does not support, or too large a batch
             tried.append({"settings": settings, "seconds": None, "failure": str(failure)})
             continue
         side.close()

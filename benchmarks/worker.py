@@ -1,7 +1,7 @@
-"""One side of a comparison, in a process of its own: `python worker.py SPEC SIDE`, commanded line by line on stdin.
+"""One side of a comparison in a separate process: `python worker.py SPEC SIDE`, with one command per line on stdin.
 
-It loads, warms up and then runs on command, so that one side works while the other waits, and each has a peak memory
-of its own. worker_client.py is the other end of the pipe.
+It loads, warms up and then runs on command, so that one side works while the other waits, and each side has its own
+peak memory. worker_client.py is the other end of the pipe.
 """
 
 import json
@@ -27,7 +27,7 @@ def main() -> None:
         run(spec, side, gate)
     except Finished:
         sys.stderr.flush()
-        os._exit(0)  # do not wait for what libraries do at exit
+        os._exit(0)  # skip the exit handlers of libraries
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("worker.py")
-TAIL = 2000  # characters of a log that are shown if a worker fails
+TAIL = 2000  # characters shown of the log of a failed worker
 
 
 class WorkerFailed(Exception):
-    """A worker ended before its stdin was closed; the message holds the end of its log."""
+    """A worker ended before its stdin was closed; the message contains the end of its log."""
 
 
 class WorkerClient:
@@ -32,18 +32,21 @@ class WorkerClient:
         self._answer()
 
     def run(self, steps: int) -> dict[str, Any]:
-        return self._ask({"do": "run", "steps": steps})
+        """Run this many steps; return their seconds and figures."""
+        return self._send({"do": "run", "steps": steps})
 
     def check(self) -> dict[str, Any]:
-        figures: dict[str, Any] = self._ask({"do": "check"})["figures"]
+        """Return the figures that are compared outside the runs."""
+        figures: dict[str, Any] = self._send({"do": "check"})["figures"]
         return figures
 
     def close(self) -> None:
+        """End the worker."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()
@@ -54,7 +57,7 @@ class WorkerClient:
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
-            raise WorkerFailed(f"{self.side} failed, see {self.log}:\n{self.log.read_text()[-TAIL:]}")
+            raise WorkerFailed(f"worker {self.side} failed; see {self.log}:\n{self.log.read_text()[-TAIL:]}")
         answer: dict[str, Any] = json.loads(line)
         self.peak_bytes = answer["peak_bytes"]
         return answer

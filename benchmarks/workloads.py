@@ -1,21 +1,22 @@
-"""What is measured: the workloads, their targets, and their sizes on each shape of model."""
+"""The workloads of the benchmark, their targets, and their sizes for each shape of model."""
 
 from typing import Any, NamedTuple
 
 SEED = 0
-SAMPLES = 4  # k: samples drawn for each prompt of an RL step
-NEW_TOKENS = 48  # of every sample of an RL step, exactly
-ADAM_EPSILON = 1e-14  # for RL: the rewards of a gap model of six steps are tiny, and 1e-8 would shorten the steps
-ITERATIONS = 3  # K: improvements of a draft at most
+SAMPLES = 4  # k: samples per prompt of an RL step
+NEW_TOKENS = 48  # exact length of each sample of an RL step
+ADAM_EPSILON = 1e-14  # for RL: after six steps a gap model's rewards are tiny, and 1e-8 would shrink the updates
+ITERATIONS = 3  # K: most improvements per draft
 LONGEST_IMPROVEMENT = 64  # tokens
 
 
 class Workload(NamedTuple):
     """What both sides do in one comparison.
 
-    trains: the stage whose steps are measured, or improve. against: the other side: a trainer of TRL, pit's own code
-    with every conversation in a row of its own (separate), a loop around `generate`, or the machine's matrix products.
-    target: for ours / theirs, per second; for peak, for our share. memory_target: for ours / theirs.
+    trains: the stage whose steps are measured, or improve. against: the other side: one of TRL's trainers, pit's own
+    code with each conversation in a separate row (separate), a loop around `generate`, or the machine's matrix products
+    (matmul). target: for the ratio of rates, ours / theirs; for matmul, our share of the peak. memory_target: for the
+    ratio of peak memory, ours / theirs.
     """
 
     name: str
@@ -36,15 +37,15 @@ WORKLOADS = (
     Workload("peak-gap", "gap", "matmul", "FLOP", 0.5),
 )
 GPU_PEAK_TARGET = 0.35
-LARGEST_PEAK_GB = 24.0  # of ours at the shape of 8B
+LARGEST_PEAK_GB = 24.0  # of pit's side at the 8B shape
 
 
 class Sizes(NamedTuple):
-    """How much a run is.
+    """The sizes of a run.
 
-    sft, gap, rl: rows of an optimiser step (rl: prompts). micro, rl_micro: sequences of our forward pass. steps:
-    optimiser steps of a run. drafts, drafts_at_once: improved in a run, in a batch. adapter_steps: of the training of
-    the adapters that rl and improve start from. rows: read from the data.
+    max_length: longest conversation in tokens. sft, gap, rl: rows per optimiser step (rl: prompts). micro, rl_micro:
+    sequences per forward pass of pit's side. steps: optimiser steps per run. drafts, drafts_at_once: drafts per run and
+    per batch. adapter_steps: training steps of the adapters that rl and improve start from. rows: read from the data.
     """
 
     max_length: int
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
     rows: int
 
     def scaled(self, factor: float) -> "Sizes":
-        """The rows of a run times a factor."""
+        """Return the sizes with the rows of a run multiplied by a factor."""
 
         def times(size: int) -> int:
             return max(1, round(size * factor))
@@ -86,7 +87,7 @@ GPU = Sizes(
 )
 TINY = CPU._replace(max_length=256, adapter_steps=2, rows=64)
 
-# settings of LlamaConfig for weights drawn at random; None: a model that pit knows by this name
+# settings of LlamaConfig for random weights; None: a model that pit knows by this name
 SHAPES: dict[str, dict[str, Any] | None] = {
     "smollm2": None,
     "tiny": {
@@ -102,11 +103,12 @@ SHAPES: dict[str, dict[str, Any] | None] = {
         **{"num_key_value_heads": 8, "tie_word_embeddings": False},
     },
 }
-ALONE = {"8b"}  # shapes at which ours runs without the other side
+ALONE = {"8b"}  # shapes at which pit's side runs without the other side
 ALONE_WORKLOADS = ("sft", "gap", "rl")
 
 
 def sizes_of(shape: str, device: str) -> Sizes:
+    """Return the sizes for a shape of model on a device."""
     if shape == "tiny":
         return TINY
     return GPU if device == "cuda" else CPU

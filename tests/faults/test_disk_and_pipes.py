@@ -56,7 +56,7 @@ def test_training_on_a_full_disk_can_be_resumed(
     ballast.unlink()
     resumed = warm.run(workspace, *line, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "going on from step" in resumed.err
+    assert "resuming from step" in resumed.err
     adapter = "improver/adapter_model.safetensors"
     same = run_digests(tiny_disk / "run")[adapter] == run_digests(project / "runs/sft")[adapter]
     record(
@@ -111,7 +111,7 @@ def test_damaged_checkpoints_are_detected_and_skipped(
         assert len(warned) == 1, (name, damage, resumed.err)
         # a wrong list of digests is detected at the first file that differs from it
         assert ("step-000008/" in warned[0]) and (name in warned[0] or name == "digests.json")
-        assert "going on from step 6" in resumed.err
+        assert "resuming from step 6" in resumed.err
         assert run_digests(folder / "run" / "improver") == run_digests(project / "runs" / "sft" / "improver")
         detected += 1
     record(

@@ -72,7 +72,7 @@ def test_a_run_killed_at_random_can_be_resumed(
         killed += command.wait().code == -9
         reached = last_step(folder / "run" / "metrics.jsonl")
         resumed = warm.run(folder, *TRAIN[kind].split(), "--resume")
-        resumed_from = re.search(r"going on from step (\d+)", resumed.err)
+        resumed_from = re.search(r"resuming from step (\d+)", resumed.err)
         if "is finished" not in resumed.err:
             lost = max(lost, reached - int(resumed_from[1] if resumed_from else 0))
         if resumed.code or not same_run(whole[kind], run_digests(folder / "run")):

@@ -38,7 +38,7 @@ def test_a_signal_saves_a_checkpoint(
     ended = command.wait()
     seconds = time.monotonic() - start
     assert ended.code == code, ended.err
-    saved = re.search(r"saved step (\d+); --resume goes on from there", ended.err)
+    saved = re.search(r"saved step (\d+); use --resume to continue from there", ended.err)
     assert saved
     # step 3 may be logged but not completed; and an RL rollout, which is used for two steps here, is repeated
     assert int(saved[1]) >= 2

@@ -231,7 +231,7 @@ class WrongWithoutGradient(self_test.Linear4bit):
 @pytest.mark.parametrize(
     ("layer", "found"),
     [
-        (Unquantised, "a 4-bit layer stays unquantised"),
+        (Unquantised, "4-bit layers are not quantised"),
         (Failing, "RuntimeError: Configured CUDA binary not found"),
         (Wrong, "4-bit results are off by"),
         (NotANumber, "4-bit results are off by nan"),
@@ -311,7 +311,7 @@ def test_a_model_that_is_nothing(diagnose: Diagnose) -> None:
         3,
         {"model": "trouble"},
         [
-            "error: model: --model: smolm2: neither a folder, a .gguf file, tiny, smollm2 nor a hub name",
+            "error: model: --model: smolm2: expected a folder, a .gguf file, tiny, smollm2 or a hub name",
             "next: pit doctor --model smollm2",
         ],
     )
@@ -399,7 +399,7 @@ def test_a_hub_that_is_not_reachable(
     assert diagnose("model", model=model) == (
         3,
         {"model": "trouble"},
-        [f"error: model: {name}: neither in the hub's cache nor reachable on the hub ({reason})", f"next: {fix}"],
+        [f"error: model: {name}: not in the hub's cache, and not reachable on the hub ({reason})", f"next: {fix}"],
     )
 
 
@@ -428,7 +428,7 @@ def test_a_model_of_pickles_on_the_hub(diagnose: Diagnose, hub: dict[str, Any]) 
     hub["plan"] = [planned("config.json", 100)]
     assert diagnose("model", model="a/b")[::2] == (
         3,
-        ["error: model: a/b: has no safetensors on the hub", "next: pit doctor --model smollm2"],
+        ["error: model: a/b: has no safetensors files on the hub", "next: pit doctor --model smollm2"],
     )
 
 

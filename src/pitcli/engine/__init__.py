@@ -1,6 +1,6 @@
-"""What works with a model: bases, roles, generation, training, run folders."""
+"""Everything that runs a model: bases and roles, generation, training, improving."""
 
 import logging
 
-# said at every import on CPUs that multiply bf16: a kernel is not there that pit does not use (see keep_unpacked)
+# On CPUs with bf16 instructions every import warns about a missing kernel, which pit does not use (see keep_unpacked).
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

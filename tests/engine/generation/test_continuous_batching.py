@@ -1,4 +1,4 @@
-"""Responses written side by side in slots are those that are written alone."""
+"""Continuous batching gives each request the response that it gets alone."""
 
 import gc
 import weakref
@@ -24,17 +24,17 @@ DECODING = Decoding(1.0, 1.0, STEPS, 4)
 def model(
     request: pytest.FixtureRequest, small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles
 ) -> RoleModel:
-    made = with_roles(small_llama(), 0, IMPROVER, GAP)
-    assert made.reads_branches
-    made.reads_branches = request.param == "in one row"  # or as on a GPU
-    return made
+    small = with_roles(small_llama(), 0, IMPROVER, GAP)
+    assert small.reads_branches
+    small.reads_branches = request.param == "in one row"  # "padded": as on a GPU
+    return small
 
 
 ALONE: dict[tuple[object, ...], Sample] = {}
 
 
 def alone(model: RoleModel, role: str | None, request: Request, decoding: Decoding) -> Sample:
-    """What is written for a request by itself; once, as many tests compare with it."""
+    """The sample of a request by itself; cached, because many tests compare with it."""
     key = (model, role, *request.prompt, request.seed, decoding)
     if key not in ALONE:
         ALONE[key] = generate(model, role, [request.prompt], [request.seed], decoding)[0]
@@ -48,7 +48,7 @@ def written(batching: ContinuousBatching | StaticBatching, requests: Sequence[Re
 
 @pytest.mark.parametrize("kind", [ContinuousBatching, StaticBatching])
 @pytest.mark.parametrize(("slots", "refill"), [(1, 1), (3, 1), (3, 2), (8, 2), (8, 8)])
-def test_each_is_what_it_is_alone(
+def test_samples_do_not_depend_on_the_batch(
     kind: type[ContinuousBatching | StaticBatching], slots: int, refill: int, model: RoleModel
 ) -> None:
     for decoding in (DECODING, Decoding(0.7, 0.8, STEPS, 4, min_new_tokens=3), Decoding(0.0, 1.0, 5, -1)):
@@ -67,10 +67,10 @@ def test_each_is_what_it_is_alone(
 def test_other_architectures(positions: str, padded: bool) -> None:
     torch.manual_seed(0)
     model = RoleModel(AutoModelForCausalLM.from_config(OTHERS[positions], dtype=torch.float32).eval(), 0)
-    assert model.reads_branches == (positions != "a sliding window")  # of 6 tokens, which the probe does not fit
+    assert model.reads_branches == (positions != "a sliding window")  # the probe is longer than the window of 6 tokens
     model.reads_branches &= not padded
     decoding, requests = DECODING, REQUESTS
-    if positions == "a sliding window":  # of 6 tokens, beyond which a mask of ours does not hold
+    if positions == "a sliding window":  # of 6 tokens; pit's masks are wrong beyond it
         assert isinstance(open_batching(model, None, DECODING, 3, longest=7), StaticBatching)
         decoding, requests = Decoding(1.0, 1.0, 3, 4), [request for request in REQUESTS if len(request.prompt) <= 3]
     else:
@@ -81,8 +81,8 @@ def test_other_architectures(positions: str, padded: bool) -> None:
     )
 
 
-def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next request of a conversation takes the slot of the one before, though others are before it in the queue."""
+def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request takes the slot that has its prefix, even if other requests are ahead of it in the queue."""
     slots = ContinuousBatching(model, IMPROVER, Decoding(1.0, 1.0, 6, -1), 3)
     prompts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
     slots.admit([(key, Request(prompt, key)) for key, prompt in enumerate(prompts)])
@@ -96,34 +96,34 @@ def test_what_a_slot_holds_is_not_read_again(model: RoleModel, monkeypatch: pyte
 
     monkeypatch.setattr(ContinuousBatching, "_read", counted)
     requests = [
-        Request([20, 21], 5),  # fits nowhere
-        Request([*prompts[2], *first[2].token_ids[:3], 9, 9], 6),  # goes on after what was written
-        Request(prompts[0], 7),  # the same again: its last token is what the first new one is drawn from
+        Request([20, 21], 5),  # shares no prefix
+        Request([*prompts[2], *first[2].token_ids[:3], 9, 9], 6),  # continues a response
+        Request(prompts[0], 7),  # the same prompt: the first new token is drawn from its last token's state
     ]
     slots.admit(list(enumerate(requests)))
     assert sorted(reads) == sorted([[20, 21], [9, 9], [7]])
     monkeypatch.setattr(ContinuousBatching, "_read", original)
-    model.use(GAP)  # another role may have been used meanwhile
+    model.use(GAP)  # another role may have been in use since
     samples = dict(slots.run(3))
     expected = [alone(model, IMPROVER, request, slots.decoding) for request in requests]
     assert_same([samples[key] for key in range(3)], expected)
 
 
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize(("temperature", "at_least"), [(0.0, 0), (0.7, 0), (0.7, 6)])
-def test_what_is_read_ahead_changes_nothing_but_the_passes(
-    temperature: float, at_least: int, kept: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("all_right", [False, True])
+@pytest.mark.parametrize(("temperature", "min_new_tokens"), [(0.0, 0), (0.7, 0), (0.7, 6)])
+def test_guesses_change_only_the_number_of_passes(
+    temperature: float, min_new_tokens: int, all_right: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guesses that are right, wrong, beyond the stop token and beyond the last token; then none at all."""
-    decoding = Decoding(temperature, 1.0, 20, 4, at_least)
+    """Guesses that are right, wrong, beyond the stop token and beyond the last token; then no guesses."""
+    decoding = Decoding(temperature, 1.0, 20, 4, min_new_tokens)
     expected = [alone(model, IMPROVER, request, decoding) for request in REQUESTS]
     again = [
         Request(request.prompt + sample.token_ids[:3], 7) for request, sample in zip(REQUESTS, expected, strict=True)
     ][-3:]
 
-    def oracle(self: module._Running) -> None:
+    def oracle(self: module._RunningRequest) -> None:
         ahead = [*expected[self.key].token_ids, 4, 4][len(self.tokens) :]
-        guesses = [token if kept or index % 3 < 2 else token - 1 for index, token in enumerate(ahead)]
+        guesses = [token if all_right or index % 3 < 2 else token - 1 for index, token in enumerate(ahead)]
         self.guesses = guesses[: min(6, len(self.uniforms_S) - len(self.tokens) - 1)]
 
     passes: list[int] = []
@@ -134,40 +134,40 @@ def test_what_is_read_ahead_changes_nothing_but_the_passes(
         return original(self)
 
     monkeypatch.setattr(ContinuousBatching, "_draw_tokens", counted)
-    for guess in (oracle, lambda self: None, module._Running.guess):
-        monkeypatch.setattr(module._Running, "guess", guess)
+    for guess in (oracle, lambda self: None, module._RunningRequest.guess):
+        monkeypatch.setattr(module._RunningRequest, "guess", guess)
         passes.append(0)
         slots = ContinuousBatching(model, IMPROVER, decoding, 3)
         assert_same(written(slots, REQUESTS, 1), expected)
         count = passes[-1]
-        if guess is oracle:  # a slot that guessed holds what was written
-            monkeypatch.setattr(module._Running, "guess", lambda self: None)
+        if guess is oracle:  # a slot that guessed has cached the response
+            monkeypatch.setattr(module._RunningRequest, "guess", lambda self: None)
             assert_same(written(slots, again, 3), [alone(model, IMPROVER, request, decoding) for request in again])
         passes[-1] = count
-    assert passes[0] < passes[1] * (0.4 if kept else 0.8)
-    if temperature == 0:  # what is written comes again
+    assert passes[0] < passes[1] * (0.4 if all_right else 0.8)
+    if temperature == 0:  # greedy responses repeat themselves
         assert passes[2] < passes[1]
 
 
 def test_guesses_are_what_followed_the_last_two_tokens() -> None:
     request = Request([5, 6, 7, 8, 9, 6, 7, 1, 2, 5, 6], 0)
-    running = module._Running(0, request, Decoding(0.0, 1.0, 8, -1))
+    running = module._RunningRequest(0, request, Decoding(0.0, 1.0, 8, -1))
     running.guess()
-    assert running.guesses == [7, 8]  # two more than were right before
+    assert running.guesses == [7, 8]  # two more than were accepted before
     running.add(7, 0.0)
     running.guess()
-    assert running.guesses == [1, 2]  # after the later of two places
-    running.right = 5
+    assert running.guesses == [1, 2]  # after the later of two occurrences
+    running.accepted = 5
     running.guess()
     assert running.guesses == [1, 2, 5, 6, 7]
     for token in (1, 2, 5):
         running.add(token, 0.0)
     running.guess()
-    assert running.guesses == [6, 7, 1]  # one token less than may still be written
+    assert running.guesses == [6, 7, 1]  # at most one token less than may still be drawn
     running.add(3, 0.0)
     running.guess()
     assert running.guesses == []
-    running = module._Running(0, Request([5], 0), Decoding(0.0, 1.0, 8, -1))
+    running = module._RunningRequest(0, Request([5], 0), Decoding(0.0, 1.0, 8, -1))
     running.guess()
     assert running.guesses == []
     running.add(5, 0.0)
@@ -176,8 +176,8 @@ def test_guesses_are_what_followed_the_last_two_tokens() -> None:
     assert running.guesses == [5]
 
 
-def test_padding_beyond_the_last_position_that_a_model_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row is at its last tokens, another reads ahead."""
+def test_padding_beyond_the_last_position_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row is at its last tokens while another speculates."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=48, initializer_range=0.2)
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
@@ -186,11 +186,11 @@ def test_padding_beyond_the_last_position_that_a_model_knows(monkeypatch: pytest
     requests = [Request([3, 4, 5], 0), Request([7] * 40, 1)]
     expected = [alone(model, None, request, decoding) for request in requests]
 
-    def oracle(self: module._Running) -> None:
+    def oracle(self: module._RunningRequest) -> None:
         ahead = expected[0].token_ids[len(self.tokens) :][:2] + [9] * 5
         self.guesses = [] if self.key else ahead[: 7 - len(self.tokens)]
 
-    monkeypatch.setattr(module._Running, "guess", oracle)
+    monkeypatch.setattr(module._RunningRequest, "guess", oracle)
     assert_same(written(ContinuousBatching(model, None, decoding, 2), requests, 1), expected)
 
 
@@ -202,8 +202,8 @@ def test_the_cache_grows_with_longer_prompts(model: RoleModel) -> None:
     )
 
 
-def test_keys_and_values_go_with_the_slots(model: RoleModel) -> None:
-    """At once, not when garbage is collected: what runs out of memory is tried again with half as many."""
+def test_keys_and_values_are_freed_with_the_slots(model: RoleModel) -> None:
+    """At once, not when garbage is collected, because a batch that runs out of memory is retried at half its size."""
     slots = ContinuousBatching(model, IMPROVER, DECODING, 3)
     written(slots, REQUESTS, 1)
     keys = [weakref.ref(layer.keys) for layer in slots._cache.layers]

@@ -1,4 +1,4 @@
-"""Sampling: every row is its own, and the log-probs reported are those of the model."""
+"""Sampling: rows are independent of each other, and the reported log-probs are those of the model."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from pitcli.settings.training import RlConfig
 from pitcli.stages.rl import Curriculum, rl_task
 from tests.conftest import WithRoles
 
-NEVER = -1  # a stop id that no model writes
+NEVER = -1  # a stop id that no model samples
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 15], [3, 3, 3, 3, 3], [16], [17, 18, 19], [20, 21, 22, 23]]
 SEEDS = [100 + row for row in range(len(PROMPTS))]
 STEPS = 20
@@ -49,7 +49,7 @@ def model(small_llama: Callable[[], PreTrainedModel], with_roles: WithRoles) -> 
 
 @pytest.fixture(scope="module")
 def free(model: RoleModel) -> list[Sample]:
-    """Samples that nothing stops."""
+    """Samples without a stop token."""
     return generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, NEVER))
 
 
@@ -60,18 +60,18 @@ def tokens(samples: Sequence[Sample]) -> list[list[int]]:
 def assert_same(ours: Sequence[Sample], theirs: Sequence[Sample]) -> None:
     assert tokens(ours) == tokens(theirs)
     assert [sample.finished for sample in ours] == [sample.finished for sample in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.logprobs == pytest.approx(their.logprobs, abs=1e-4)
 
 
-def test_the_fixture_is_worth_testing_on(free: list[Sample]) -> None:
+def test_the_fixture_has_varied_samples(free: list[Sample]) -> None:
     assert all(len(sample.token_ids) == len(sample.logprobs) == STEPS for sample in free)
     assert len({tuple(sample.token_ids) for sample in free}) == len(PROMPTS)
     assert len({token for sample in free for token in sample.token_ids}) > 12
 
 
 def greedy_alone(model: RoleModel, role: str | None, prompt: list[int], steps: int) -> list[int]:
-    """Greedy decoding without cache, batch or padding: the whole sequence is read again for every token."""
+    """Greedy decoding without cache, batch or padding: reads the whole sequence again for every token."""
     model.use(role)
     ids = list(prompt)
     for _ in range(steps):
@@ -80,7 +80,7 @@ def greedy_alone(model: RoleModel, role: str | None, prompt: list[int], steps: i
     return ids[len(prompt) :]
 
 
-def test_batched_greedy_is_greedy_alone(model: RoleModel) -> None:
+def test_batched_greedy_decoding_equals_unbatched(model: RoleModel) -> None:
     for role in (IMPROVER, None):
         batched = generate(model, role, PROMPTS, SEEDS, Decoding(0, 1.0, 8, NEVER))
         assert tokens(batched) == [greedy_alone(model, role, prompt, 8) for prompt in PROMPTS]
@@ -107,27 +107,27 @@ def test_a_row_does_not_depend_on_the_others(model: RoleModel, free: list[Sample
 
 def test_other_seeds_give_other_samples(model: RoleModel, free: list[Sample]) -> None:
     others = generate(model, IMPROVER, PROMPTS, [seed + 1000 for seed in SEEDS], Decoding(1.0, 1.0, STEPS, NEVER))
-    assert all(one != other for one, other in zip(tokens(others), tokens(free), strict=True))
+    assert all(other != first for other, first in zip(tokens(others), tokens(free), strict=True))
 
 
-def cut(sample: Sample, stop_id: int, steps: int) -> Sample:
-    """What is left of a sample that nothing stopped if stop_id had stopped it."""
+def truncated(sample: Sample, stop_id: int, steps: int) -> Sample:
+    """A sample without a stop token as it would be with stop_id, or after `steps` tokens."""
     ids = sample.token_ids[:steps]
     end = ids.index(stop_id) + 1 if stop_id in ids else steps
     return Sample(ids[:end], sample.logprobs[:end], stop_id in ids)
 
 
 def test_the_stop_token_ends_rows_and_is_counted(model: RoleModel, free: list[Sample]) -> None:
-    """Stopping moves nothing but the end, although rows that have stopped leave the batch on the way."""
+    """The stop token changes only where a row ends, although finished rows leave the batch on the way."""
     for stop_id in range(24):
-        wanted = [cut(sample, stop_id, STEPS) for sample in free]
-        assert_same(generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, stop_id)), wanted)
-        if 4 <= sum(len(sample.token_ids) < STEPS / 2 for sample in wanted) < 8:
-            return  # half of the rows left early and some went on: what this test is for
+        expected = [truncated(sample, stop_id, STEPS) for sample in free]
+        assert_same(generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, stop_id)), expected)
+        if 4 <= sum(len(sample.token_ids) < STEPS / 2 for sample in expected) < 8:
+            return  # what this test needs: half of the rows end early and some continue
     pytest.fail("no token stops half of the rows: choose other seeds")
 
 
-def test_a_last_token_may_be_the_stop_token(model: RoleModel, free: list[Sample]) -> None:
+def test_the_last_token_may_be_the_stop_token(model: RoleModel, free: list[Sample]) -> None:
     stop_id = free[0].token_ids[4]
     first = free[0].token_ids.index(stop_id) + 1
     for steps, finished in ((first, True), (first - 1, False)):
@@ -182,7 +182,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("positions", OTHERS)
 def test_other_architectures(positions: str) -> None:
-    """Padding, cache and the shrinking batch under other kinds of positions; longer than the sliding window."""
+    """Padding, cache and the shrinking batch with other kinds of positions, beyond the sliding window too."""
     torch.manual_seed(0)
     config: PreTrainedConfig = OTHERS[positions]
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
@@ -239,10 +239,10 @@ def test_a_rollout_starts_at_ratio_one_and_kl_zero(
 
 
 @pytest.mark.parametrize("rounded", [False, True])
-def test_old_logprobs_are_those_of_training_where_sampling_rounds_otherwise(
+def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
     rounded: bool, tiny_folder: Path, tiny_chat: ChatFormat, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in bf16 on a GPU; here what was drawn is made to say something else."""
+    """As in bf16 on a GPU; here noise is added to the log-probs of sampling."""
     model = with_roles(load_base(tiny_folder, False, torch.device("cpu")), 0, IMPROVER, GAP)
     model.add_role(REFERENCE, lora_config(LoraSettings(lora_rank=4, lora_alpha=8)))
     model.use(IMPROVER)
@@ -250,10 +250,11 @@ def test_old_logprobs_are_those_of_training_where_sampling_rounds_otherwise(
         parameter.data.copy_(model.role_parameters(IMPROVER)[name.replace(REFERENCE, IMPROVER)])
 
     def noisy(*arguments: Any, **more: Any) -> list[Sample]:
-        return [one._replace(logprobs=[p - 0.01 for p in one.logprobs]) for one in generate(*arguments, **more)]
+        samples = generate(*arguments, **more)
+        return [sample._replace(logprobs=[p - 0.01 for p in sample.logprobs]) for sample in samples]
 
     monkeypatch.setattr(rollouts, "generate", noisy)
-    monkeypatch.setattr(rollouts, "training_rounds_otherwise", lambda model: rounded)
+    monkeypatch.setattr(rollouts, "training_rounds_differently", lambda model: rounded)
     drafts = [PromptWithReference((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
     config = RlConfig(
         **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},
@@ -262,24 +263,26 @@ def test_old_logprobs_are_those_of_training_where_sampling_rounds_otherwise(
     task = rl_task(config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0)
     rollout = task.batch(0)
     model.use(IMPROVER, train=True)
-    for batch in rollout.micro_batches:
-        logprobs_N = completion_logprobs(model, batch.batch)
-        apart_N = logprobs_N - batch.old_logprobs_N
-        assert torch.allclose(apart_N, torch.full_like(apart_N, 0.0 if rounded else 0.01), atol=0 if rounded else 1e-4)
+    for micro_batch in rollout.micro_batches:
+        logprobs_N = completion_logprobs(model, micro_batch.batch)
+        difference_N = logprobs_N - micro_batch.old_logprobs_N
+        assert torch.allclose(
+            difference_N, torch.full_like(difference_N, 0.0 if rounded else 0.01), atol=0 if rounded else 1e-4
+        )
     assert (rollout.metrics["kl"] == 0) == rounded
 
 
-def test_prompts_whose_samples_are_alike() -> None:
-    one, other = Sample([3, 4], [0.0, 0.0], True), Sample([3], [0.0], True)
-    assert rollouts.identical_share([one, one, one, other], 2) == 0.5
-    assert rollouts.identical_share([one, other], 1) == 1
+def test_share_of_prompts_with_identical_samples() -> None:
+    long, short = Sample([3, 4], [0.0, 0.0], True), Sample([3], [0.0], True)
+    assert rollouts.identical_share([long, long, long, short], 2) == 0.5
+    assert rollouts.identical_share([long, short], 1) == 1
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 3, 16])
 def test_samples_of_a_prompt_share_it_in_the_update(
     micro_batch_size: int, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Log-probs and gradients are those of a row for each sample, in the places that are told."""
+    """Log-probs and gradients equal those of one row per sample, at the indices that lay_out returns."""
     drawn = generate(model, IMPROVER, PROMPTS[:4], SEEDS, Decoding(1.0, 1.0, STEPS, 4), samples_per_prompt=2)
     config = RlConfig(samples_per_prompt=2, micro_batch_size=micro_batch_size)
     examples = [Example(PROMPTS[row // 2], sample.token_ids) for row, sample in enumerate(drawn)]
@@ -288,26 +291,26 @@ def test_samples_of_a_prompt_share_it_in_the_update(
         model.use(IMPROVER, train=True)
         model.zero_grad()
         logprobs = [completion_logprobs(model, batch) for batch in batches]
-        torch.cat([one.exp() for one in logprobs]).sum().backward()
+        torch.cat([logprobs_N.exp() for logprobs_N in logprobs]).sum().backward()
         gradients = [p.grad.clone() for p in model.role_parameters(IMPROVER).values() if p.grad is not None]
-        return [one.detach() for one in logprobs], gradients
+        return [logprobs_N.detach() for logprobs_N in logprobs], gradients
 
-    alone, wanted = read([completion_batch([example], 0) for example in examples])
+    alone, expected = read([completion_batch([example], 0) for example in examples])
     batches, rows, _ = lay_out(model, PROMPTS, [sample.token_ids for sample in drawn], config)
     packed, gradients = read(batches)
-    assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
+    assert sorted(row for batch_rows in rows for row in batch_rows) == list(range(len(drawn)))
     assert max(map(len, rows)) <= micro_batch_size
-    for of_batch, batch, logprobs_N in zip(rows, batches, packed, strict=True):
-        assert len(batch.input_ids_BT) == len(of_batch) / 2  # two samples in each row
-        assert (logprobs_N - torch.cat([alone[row] for row in of_batch])).abs().max() < 1e-5
-    for one, other in zip(wanted, gradients, strict=True):
-        assert (one - other).abs().max() < 1e-5 * max(1, float(one.abs().max()))
+    for batch_rows, batch, logprobs_N in zip(rows, batches, packed, strict=True):
+        assert len(batch.input_ids_BT) == len(batch_rows) / 2  # two samples in each row
+        assert (logprobs_N - torch.cat([alone[row] for row in batch_rows])).abs().max() < 1e-5
+    for exact, gradient in zip(expected, gradients, strict=True):
+        assert (exact - gradient).abs().max() < 1e-5 * max(1, float(exact.abs().max()))
     monkeypatch.setitem(vars(model), "packs_trees", False)
     batches, rows, _ = lay_out(model, PROMPTS, [sample.token_ids for sample in drawn], config)
-    apart, _ = read(batches)
-    assert sorted(row for of_batch in rows for row in of_batch) == list(range(len(drawn)))
-    for of_batch, logprobs_N in zip(rows, apart, strict=True):
-        assert (logprobs_N - torch.cat([alone[row] for row in of_batch])).abs().max() < 1e-5
+    separate, _ = read(batches)
+    assert sorted(row for batch_rows in rows for row in batch_rows) == list(range(len(drawn)))
+    for batch_rows, logprobs_N in zip(rows, separate, strict=True):
+        assert (logprobs_N - torch.cat([alone[row] for row in batch_rows])).abs().max() < 1e-5
 
 
 def picked(
@@ -317,19 +320,19 @@ def picked(
     return pick_tokens(logits_BV, torch.tensor(uniforms, dtype=torch.float64), temperature, top_p).tolist()
 
 
-def test_picking_inverts_the_distribution() -> None:
+def test_tokens_are_picked_by_inverse_cdf() -> None:
     # borders 0.1, 0.3, 0.6
     uniforms = [0.0, 0.09, 0.11, 0.29, 0.31, 0.59, 0.61, 1 - 2**-53]
     assert picked([0.1, 0.2, 0.3, 0.4], uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_a_low_temperature_sharpens() -> None:
+def test_a_low_temperature_sharpens_the_distribution() -> None:
     # at T = 1/2 the squares 1, 4, 9, 16 of 30: borders 0.0333, 0.1667, 0.4667
     assert picked([0.1, 0.2, 0.3, 0.4], [0.03, 0.04, 0.16, 0.17, 0.46, 0.47], temperature=0.5) == [0, 1, 1, 2, 2, 3]
 
 
-def test_top_p_keeps_the_smallest_set_that_holds_it() -> None:
-    # 0.4 + 0.3 is the first to hold 0.5: the border between tokens 2 and 3 is 0.3 / 0.7 = 0.4286
+def test_top_p_keeps_the_smallest_set_with_that_probability() -> None:
+    # 0.4 + 0.3 is the first sum above 0.5: the border between tokens 2 and 3 is 0.3 / 0.7 = 0.4286
     assert picked([0.1, 0.2, 0.3, 0.4], [0.0, 0.42, 0.43, 1 - 2**-53], top_p=0.5) == [2, 2, 3, 3]
     assert picked([0.4, 0.3, 0.2, 0.1], [0.0, 0.57, 0.58, 1 - 2**-53], top_p=0.5) == [0, 0, 1, 1]
     assert picked([0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 1 - 2**-53], top_p=0.39) == [3, 3, 3]
@@ -341,7 +344,7 @@ def test_temperature_zero_is_greedy() -> None:
 
 
 def test_frequencies_are_the_probabilities() -> None:
-    """Over rows with the seeds that rollouts give them: neighbouring seeds are independent enough."""
+    """Over rows with the seeds that rollouts use: neighbouring seeds are independent enough."""
     draws = 20_000
     probabilities = [0.02, 0.08, 0.2, 0.3, 0.4]
     uniforms_B2 = row_uniforms([17 + 7919 * row for row in range(draws)], 2)
@@ -354,18 +357,18 @@ def test_frequencies_are_the_probabilities() -> None:
     assert abs(both - 0.16) < 4 * (0.16 * 0.84 / draws) ** 0.5
 
 
-def test_uniforms_belong_to_their_seed() -> None:
+def test_uniforms_depend_on_their_seed_only() -> None:
     wide, single = row_uniforms([5, 6, 7], 4), row_uniforms([6], 9)
     assert wide[1].tolist() == single[0, :4].tolist()
     assert ((wide >= 0) & (wide < 1)).all()
     assert len(set(wide.flatten().tolist())) == 12
 
 
-def test_min_new_tokens_holds_the_stop_token_back(model: RoleModel, free: list[Sample]) -> None:
-    """With its first token as the stop token a row ends at once, unless it must write three tokens first."""
+def test_min_new_tokens_delays_the_stop_token(model: RoleModel, free: list[Sample]) -> None:
+    """If its first token is the stop token, a row ends at once, unless it must have three tokens first."""
     stop_id = free[0].token_ids[0]
     (ended,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id))
-    (held,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id, 3))
+    (delayed,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id, 3))
     assert ended.token_ids == [stop_id]
-    assert len(held.token_ids) >= 3
-    assert stop_id not in held.token_ids[:3]
+    assert len(delayed.token_ids) >= 3
+    assert stop_id not in delayed.token_ids[:3]

@@ -1,4 +1,4 @@
-"""The scheduler if memory runs out."""
+"""The scheduler when memory runs out, and --max-iters."""
 
 import pytest
 import torch
@@ -14,48 +14,48 @@ from pitcli.settings.base import Method
 from pitcli.settings.training import ImproveConfig
 
 
-def draft(name: str) -> Draft:
+def make_draft(name: str) -> Draft:
     return Draft(name, (Message("user", "p"),), f"draft {name}", {})
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
-    """What `improve` is asked for; it has memory for two drafts, and none for one that is called `long`."""
-    batches: list[list[str | None]] = []
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
+    """The ids of each batch given to `improve`, which has memory for two drafts, but not for the draft `long`."""
+    calls: list[list[str | None]] = []
 
     def improve(self: Scheduler, drafts: list[Draft]) -> list[Attempt]:
-        batches.append([one.id for one in drafts])
+        calls.append([draft.id for draft in drafts])
         if len(drafts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        if any(one.id == "long" for one in drafts):
+        if any(draft.id == "long" for draft in drafts):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return [Attempt(one, f"better {one.id}", [], StopReason.max_iters) for one in drafts]
+        return [Attempt(draft, f"better {draft.id}", [], StopReason.max_iters) for draft in drafts]
 
     monkeypatch.setattr(Scheduler, "improve", improve)
-    return batches
+    return calls
 
 
-def test_where_memory_runs_out_the_batch_is_halved(asked: list[list[str | None]]) -> None:
+def test_the_batch_is_halved_when_memory_runs_out(batches: list[list[str | None]]) -> None:
     scheduler = Scheduler(None, None, ImproveConfig())  # type: ignore[arg-type]
-    attempts = list(scheduler.improve_within_memory([draft(name) for name in ("a", "b", "long", "c", "d")]))
-    assert asked == [["a", "b", "long", "c", "d"], ["a", "b"], ["long", "c"], ["long"], ["c"], ["d"]]
+    attempts = list(scheduler.improve_within_memory([make_draft(name) for name in ("a", "b", "long", "c", "d")]))
+    assert batches == [["a", "b", "long", "c", "d"], ["a", "b"], ["long", "c"], ["long"], ["c"], ["d"]]
     assert [attempt.best for attempt in attempts] == ["better a", "better b", "draft long", "better c", "better d"]
     assert [attempt.stop_reason for attempt in attempts].count("out_of_memory") == 1
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def improve(self: Scheduler, drafts: list[Draft]) -> list[Attempt]:
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(Scheduler, "improve", improve)
     scheduler = Scheduler(None, None, ImproveConfig())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="shapes"):
-        list(scheduler.improve_within_memory([draft("a"), draft("b")]))
+        list(scheduler.improve_within_memory([make_draft("a"), make_draft("b")]))
 
 
 @pytest.mark.parametrize(("max_iters", "written"), [(0, 0), (1, 1), (3, 3)])
 def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draft that gets better each time ends with max_iters, with as many responses."""
+    """A draft that improves every time stops with the reason max_iters after that many responses."""
     scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, 2), None), None, ImproveConfig(max_iters=max_iters))  # type: ignore[arg-type]
     count = iter(range(99))
 
@@ -81,5 +81,5 @@ def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(scheduler_module.PROPOSE, Method.pit, propose)
     monkeypatch.setattr(Scheduler, "_open_batching", lambda self, requests: Batching())
-    attempts = list(scheduler.improve([draft("a"), draft("b")]))
+    attempts = list(scheduler.improve([make_draft("a"), make_draft("b")]))
     assert [(attempt.stop_reason, len(attempt.iterations)) for attempt in attempts] == [("max_iters", written)] * 2

@@ -1,4 +1,4 @@
-"""Each reason to stop by itself, derived by hand: sigmoid(0) = 0.5, sigmoid(ln 3) = 0.75, sigmoid(-ln 3) = 0.25."""
+"""Each stop reason by itself, derived by hand: sigmoid(0) = 0.5, sigmoid(ln 3) = 0.75, sigmoid(-ln 3) = 0.25."""
 
 import math
 from typing import Any
@@ -17,15 +17,15 @@ DRAFT = Draft(
 
 
 def attempt_at(*steps: tuple[str, float | None], **settings: Any) -> Attempt:
-    """The attempt after proposals (response, gap), each of which costs 5 tokens."""
+    """The attempt after proposals (response, gap) of 5 tokens each."""
     attempt = Attempt(DRAFT, DRAFT.response, [])
     for response, gap in steps:
-        assert attempt.stop_reason is None, "a draft that has stopped is not improved"
+        assert attempt.stop_reason is None, "a draft that has stopped gets no more proposals"
         attempt = after_proposal(attempt, Proposal(response, 5, True, {}), gap, ImproveConfig(**settings))
     return attempt
 
 
-def test_a_better_response_is_taken_and_the_draft_goes_on() -> None:
+def test_a_better_response_is_accepted_and_the_draft_continues() -> None:
     attempt = attempt_at(("dog", LN3))
     assert (attempt.best, attempt.stop_reason) == ("dog", None)
     (iteration,) = attempt.iterations
@@ -35,18 +35,18 @@ def test_a_better_response_is_taken_and_the_draft_goes_on() -> None:
 
 @pytest.mark.parametrize(("gap", "threshold"), [(-LN3, 0.5), (0.0, 0.5), (LN3, 0.75 + 1e-9), (LN3, 1.0)])
 def test_not_better(gap: float, threshold: float) -> None:
-    """P(better) must exceed the threshold: 0.5 of a tie does not exceed 0.5."""
+    """P(better) must exceed the threshold: the 0.5 of a tie does not exceed 0.5."""
     attempt = attempt_at(("dog", gap), threshold=threshold)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "not_better")
     assert attempt.iterations[0]["accepted"] is False
 
 
-def test_the_threshold_is_exceeded_from_just_above_it() -> None:
+def test_just_above_the_threshold_is_accepted() -> None:
     assert attempt_at(("dog", LN3), threshold=0.75 - 1e-9).stop_reason is None
 
 
 def test_copy() -> None:
-    """The best so far again, whatever the spaces around it and whatever the gap says."""
+    """The best so far again, whatever the whitespace around it and whatever the gap."""
     assert attempt_at(("cat", LN3)).stop_reason == "copy"
     attempt = attempt_at(("dog", LN3), ("dog", LN3))
     assert (attempt.best, attempt.stop_reason) == ("dog", "copy")
@@ -59,14 +59,14 @@ def test_cycle() -> None:
     assert (attempt.best, attempt.stop_reason) == ("cow", "cycle")
 
 
-def test_a_refused_response_that_comes_again_is_a_cycle() -> None:
+def test_a_rejected_response_proposed_again_is_a_cycle() -> None:
     attempt = attempt_at(("dog", -LN3), ("dog", LN3), patience=2)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "cycle")
 
 
 @pytest.mark.parametrize("settings", [{}, {"stop": "none"}])
 def test_empty(settings: dict[str, str]) -> None:
-    """With --stop none too: there is nothing to go on from."""
+    """With --stop none too: the next iteration would have no response to improve."""
     attempt = attempt_at(("", 0.0), **settings)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "empty")
 
@@ -74,37 +74,37 @@ def test_empty(settings: dict[str, str]) -> None:
 @pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("settings", [{}, {"stop": "none"}, {"patience": 9}])
 def test_non_finite_gap(gap: float, settings: dict[str, Any]) -> None:
-    """A failure of its row, which no patience helps; the draft is kept and JSON gets no NaN."""
+    """A failed row, whatever the patience; the draft is kept and no NaN is written to JSON."""
     attempt = attempt_at(("dog", gap), **settings)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "non_finite_gap")
     assert attempt.stop_reason in FAILURES
     assert (attempt.iterations[0]["gap"], attempt.iterations[0]["p_better"]) == (None, None)
 
 
-def test_patience_is_refusals_in_a_row() -> None:
-    """Two refusals go on with a patience of 3, the third ends it; one that is taken begins the count again."""
+def test_patience_counts_rejections_in_a_row() -> None:
+    """With a patience of 3 the third rejection ends the draft; an accepted response resets the count."""
     assert attempt_at(("dog", -LN3), ("cow", -LN3), patience=3).stop_reason is None
     assert attempt_at(("dog", -LN3), ("cow", -LN3), ("pig", -LN3), patience=3).stop_reason == "not_better"
     again = attempt_at(("dog", -LN3), ("cow", LN3), ("pig", -LN3), ("hen", -LN3), patience=3)
     assert (again.best, again.stop_reason) == ("cow", None)
 
 
-def test_the_reason_is_that_of_the_last_refusal() -> None:
+def test_the_stop_reason_is_that_of_the_last_rejection() -> None:
     assert attempt_at(("dog", -LN3), ("cat", LN3), patience=2).stop_reason == "copy"
     assert attempt_at(("cat", LN3), ("dog", -LN3), patience=2).stop_reason == "not_better"
 
 
-def test_without_a_stop_rule_every_response_is_taken() -> None:
+def test_without_a_stop_rule_every_response_is_accepted() -> None:
     attempt = attempt_at(("dog", -LN3), ("cat", -LN3), ("cat", None), stop="none")
     assert (attempt.best, attempt.stop_reason) == ("cat", None)
 
 
-def test_without_gaps_copies_and_cycles_stop_still() -> None:
+def test_copies_and_cycles_stop_without_gaps_too() -> None:
     assert attempt_at(("dog", None)).best == "dog"
     assert attempt_at(("dog", None), ("cat", None)).stop_reason == "cycle"
 
 
-def test_best_of_n_keeps_the_greatest_gap_over_the_draft() -> None:
+def test_best_of_n_keeps_the_response_with_the_largest_gap_over_the_draft() -> None:
     attempt = Attempt(DRAFT, DRAFT.response, [])
     for response, gap in (("dog", -1.0), ("cow", 0.5), ("pig", 0.25), ("", 3.0), ("hen", 0.75)):
         attempt = best_of_n(attempt, Proposal(response, 5, True, {}), gap)
@@ -113,7 +113,7 @@ def test_best_of_n_keeps_the_greatest_gap_over_the_draft() -> None:
     assert best_of_n(attempt, Proposal("owl", 5, True, {}), math.nan).stop_reason == "non_finite_gap"
 
 
-def test_the_row_says_how_it_came_about() -> None:
+def test_the_output_row_records_its_iterations() -> None:
     attempt = attempt_at(("dog", LN3), ("dog", 0.0))
     row = finished_row(attempt)
     assert {name: row[name] for name in ("id", "prompt", "response", "original_response", "stop_reason")} == {

@@ -1,4 +1,4 @@
-"""Padding, masks and the order of the rows."""
+"""Padding, masks, the order of the rows, and micro-batches."""
 
 from itertools import pairwise, product
 
@@ -19,13 +19,13 @@ def test_padding_on_the_right() -> None:
 
 
 def test_padding_on_the_left() -> None:
-    # 9 is a pad id that also occurs as a token: the mask alone says what is padding
+    # 9 is a pad id that also occurs as a token: only the mask marks the padding
     input_ids_BT, mask_BT = pad_left([[5, 9, 7], [6]], pad_id=9)
     assert input_ids_BT.tolist() == [[5, 9, 7], [9, 9, 6]]
     assert mask_BT.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_what_predicts_the_completions_is_wanted() -> None:
+def test_the_states_that_predict_the_completions_are_selected() -> None:
     batch = completion_batch([Example([1, 2, 3], [4, 5]), Example([6], [7]), Example([8], [9, 10, 11])], pad_id=0)
     assert batch.input_ids_BT.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [8, 9, 10, 11, 0]]
     assert batch.rows_N.tolist() == [0, 0, 1, 2, 2, 2]
@@ -41,7 +41,7 @@ def test_the_share_of_padding_in_a_step() -> None:
     assert padding_share([wide, narrow]) == 3 / 12
 
 
-def test_an_epoch_takes_each_row_once() -> None:
+def test_an_epoch_has_each_row_once() -> None:
     assert [steps_per_epoch(rows, 4) for rows in (1, 4, 5, 10)] == [1, 1, 2, 3]
     steps = [rows_of_step(step, rows=10, batch_size=4, seed=1) for step in range(6)]
     assert [len(rows) for rows in steps] == [4, 4, 2, 4, 4, 2]
@@ -51,12 +51,12 @@ def test_an_epoch_takes_each_row_once() -> None:
     assert first != list(range(10))
 
 
-def test_rows_are_a_function_of_seed_and_step() -> None:
+def test_rows_depend_on_seed_and_step_only() -> None:
     assert rows_of_step(7, 100, 8, seed=3) == rows_of_step(7, 100, 8, seed=3)
     assert rows_of_step(7, 100, 8, seed=3) != rows_of_step(7, 100, 8, seed=4)
 
 
-def test_chunks_go_from_the_longest_to_the_shortest() -> None:
+def test_chunks_are_sorted_from_long_to_short() -> None:
     assert length_sorted_chunks([3, 9, 5, 9, 1], 2, CPU) == [[1, 3], [2, 0], [4]]
     assert length_sorted_chunks([], 2, CPU) == []
 
@@ -67,29 +67,29 @@ def cost(chunks: list[list[int]], lengths: list[int], device: torch.device) -> i
 
 
 @pytest.mark.parametrize("device", [CPU, torch.device("cuda")], ids=str)
-def test_no_chunks_cost_less(device: torch.device) -> None:
-    """Against every way to cut the sorted rows."""
+def test_chunks_have_the_least_cost(device: torch.device) -> None:
+    """Compared with every way to split the sorted rows."""
     for seed in range(20):
         lengths = torch.randint(1, 300, (9,), generator=torch.Generator().manual_seed(seed)).tolist()
         order = sorted(range(9), key=lambda row: -lengths[row])
-        every = []
-        for cuts in product([False, True], repeat=8):
-            edges = [0, *(place + 1 for place, cut in enumerate(cuts) if cut), 9]
-            every.append([order[start:stop] for start, stop in pairwise(edges)])
-        small = [chunks for chunks in every if max(map(len, chunks)) <= 4]
+        all_splits = []
+        for splits in product([False, True], repeat=8):
+            edges = [0, *(index + 1 for index, split in enumerate(splits) if split), 9]
+            all_splits.append([order[start:stop] for start, stop in pairwise(edges)])
+        small = [chunks for chunks in all_splits if max(map(len, chunks)) <= 4]
         found = length_sorted_chunks(lengths, 4, device)
         assert cost(found, lengths, device) == min(cost(chunks, lengths, device) for chunks in small)
-        assert device == CPU or len(found) == 3  # as few passes as there can be
-        held = [
+        assert device == CPU or len(found) == 3  # as few passes as possible
+        within_budget = [
             chunks
-            for chunks in every
+            for chunks in all_splits
             if all(len(chunk) == 1 or lengths[chunk[0]] * len(chunk) <= 500 for chunk in chunks)
         ]
         found = length_sorted_chunks(lengths, 9, device, 500)
-        assert cost(found, lengths, device) == min(cost(chunks, lengths, device) for chunks in held)
+        assert cost(found, lengths, device) == min(cost(chunks, lengths, device) for chunks in within_budget)
 
 
-def test_tokens_per_batch_takes_the_place_of_the_rows_and_leaves_little_padding() -> None:
+def test_tokens_per_batch_replaces_the_limit_of_rows_and_leaves_little_padding() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.exp(torch.randn(640, generator=generator) * 0.6 + 5.2).int().tolist()  # 180 tokens, some 1,000
     by_tokens = SftConfig(batch_size=64, tokens_per_batch=2048)

@@ -47,7 +47,7 @@ PAD, STOP = 0, 2
 EXAMPLES = [Example([3, 4, 5], [6, 7, STOP]), Example([8], [9, 10, 11, 12, STOP]), Example([13, 14], [STOP])]
 # conversations of different lengths, so that most of a batch's rows are padded
 TREES = [Tree([[3] * length, [4, length, STOP], [5, STOP]], [-1, 0, 0], [1, 2]) for length in (2, 9, 14)]
-# NF4 as pit holds its base; what the README tells people to load the base with
+# NF4 as pit loads its base, and as the README shows it
 NF4 = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
@@ -86,7 +86,7 @@ def parameter_ids(model: RoleModel, role: str) -> set[int]:
     return {id(parameter) for parameter in model.role_parameters(role).values()}
 
 
-def test_without_a_role_the_base_is_bare(
+def test_the_role_none_is_the_base_itself(
     small_llama: Callable[[], PreTrainedModel], model: RoleModel, batch: Batch
 ) -> None:
     bare = logits(small_llama(), batch)
@@ -104,8 +104,8 @@ def test_roles_have_their_own_weights(model: RoleModel, batch: Batch) -> None:
         model.use(role)
         seen[role] = logits(model.base, batch)
     outputs = list(seen.values())
-    for place, one in enumerate(outputs):
-        assert all((one - other).abs().max() > 0.1 for other in outputs[:place])
+    for index, output in enumerate(outputs):
+        assert all((output - other).abs().max() > 0.1 for other in outputs[:index])
     model.use(IMPROVER, train=True)
     assert torch.equal(logits(model.base, batch), seen[IMPROVER])
 
@@ -123,7 +123,7 @@ def test_every_linear_layer_but_the_output_is_adapted(model: RoleModel) -> None:
     adapted = {name.split(".lora_")[0] for name in model.role_parameters(IMPROVER)}
     assert len(linear) == 2 * 7
     assert adapted == {f"base_model.model.{name}" for name in linear}
-    # A and B of each; the gap role has its head besides
+    # A and B of each layer; the gap role also has its head
     assert len(model.role_parameters(IMPROVER)) == 2 * 14
     assert len(model.role_parameters(GAP)) == 2 * 14 + 1
 
@@ -139,7 +139,7 @@ def test_only_the_role_in_training_has_gradients(model: RoleModel) -> None:
     assert trainable(model) == set()
 
 
-def test_training_a_role_moves_nothing_else(model: RoleModel, batch: Batch) -> None:
+def test_training_a_role_changes_nothing_else(model: RoleModel, batch: Batch) -> None:
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     model.use(IMPROVER, train=True)
     ours = parameter_ids(model, IMPROVER)
@@ -156,12 +156,12 @@ def test_logprobs_of_the_completions(model: RoleModel, batch: Batch) -> None:
         logprobs_BTV = torch.log_softmax(logits(model.base, batch).double() / temperature, -1)
         with torch.no_grad():
             found_N = completion_logprobs(model, batch, temperature)
-        wanted = [
-            logprobs_BTV[row, place - 1, token]
+        expected = [
+            logprobs_BTV[row, position - 1, token]
             for row, (prompt, completion) in enumerate(EXAMPLES)
-            for place, token in enumerate(completion, start=len(prompt))
+            for position, token in enumerate(completion, start=len(prompt))
         ]
-        assert (found_N - torch.stack(wanted)).abs().max() < 1e-5
+        assert (found_N - torch.stack(expected)).abs().max() < 1e-5
 
 
 def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +175,12 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
         named = model.role_parameters(IMPROVER)
         return logprobs_N.detach(), {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
 
-    def plainly(hidden_ND: Tensor, output_layer: torch.nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
+    def unchunked(hidden_ND: Tensor, output_layer: torch.nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
         logprobs_NV = torch.log_softmax(output_layer(hidden_ND) / temperature, -1)
         return logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
 
     with monkeypatch.context() as context:
-        context.setattr(forward, "token_logprobs", plainly)
+        context.setattr(forward, "token_logprobs", unchunked)
         whole, whole_gradients = value_and_gradients()
     assert len(whole_gradients) == 28
     for rows in (512, 4):  # of 3 + 5 + 1 completion tokens
@@ -193,9 +193,9 @@ def test_chunked_logprobs_are_the_same(model: RoleModel, batch: Batch, monkeypat
             assert (chunked_gradients[name] - gradient).abs().max() < 1e-5 * max(1, float(gradient.abs().max())), name
 
 
-@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-3), (torch.bfloat16, 1e-2)])
-def test_the_gradient_of_a_token_that_is_nearly_sure(dtype: torch.dtype, off: float) -> None:
-    """p = 0.999, so the gradient is a thousandth of the output layer's rows that it is made from."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 1e-2)])
+def test_the_gradient_of_a_nearly_certain_token(dtype: torch.dtype, tolerance: float) -> None:
+    """p = 0.999, so the gradient is a thousandth of the size of the output layer's rows."""
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(64, 24, bias=False).requires_grad_(False)
     layer.weight.copy_(torch.randn(24, 64, generator=generator))
@@ -207,17 +207,17 @@ def test_the_gradient_of_a_token_that_is_nearly_sure(dtype: torch.dtype, off: fl
     exact_1D = hidden_1D.detach().double().requires_grad_()
     exact_1 = (exact_1D @ layer.weight.double().T).log_softmax(-1)[:, 5]
     assert 0.99 < float(exact_1.detach().exp()) < 0.9999
-    (found,), (wanted,) = (
+    (found,), (expected,) = (
         torch.autograd.grad(value.sum(), [states]) for value, states in ((logprob_1, hidden_1D), (exact_1, exact_1D))
     )
-    assert (found - wanted).norm() < off * wanted.norm()
+    assert (found - expected).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("role", [IMPROVER, GAP])
-def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -> None:
-    """Values and gradients; what a layer keeps is less, and no other role or generation sees anything of it."""
+def test_recomputed_layers_give_the_same_values_and_gradients(role: str, model: RoleModel) -> None:
+    """Layers keep less for the backward pass; other roles and generation are not affected."""
 
-    def of_training() -> tuple[Tensor, list[Tensor], int]:
+    def train_once() -> tuple[Tensor, list[Tensor], int]:
         kept = 0
 
         def count(tensor: Tensor) -> Tensor:
@@ -237,13 +237,13 @@ def test_layers_that_are_recomputed_give_the_same(role: str, model: RoleModel) -
         return values_N.detach(), gradients, kept
 
     assert model.packs_trees
-    values_N, gradients, kept = of_training()
+    values_N, gradients, kept = train_once()
     model.recompute_layers()
-    again_N, again, kept_again = of_training()
+    again_N, again, kept_again = train_once()
     assert kept_again < kept / 2
     assert torch.equal(again_N, values_N)
-    for one, other in zip(gradients, again, strict=True):
-        assert (one - other).abs().max() < 1e-6 * max(1, float(one.abs().max()))
+    for gradient, recomputed in zip(gradients, again, strict=True):
+        assert (gradient - recomputed).abs().max() < 1e-6 * max(1, float(gradient.abs().max()))
     model.use(IMPROVER)
     layers = [layer for layer in model.base.modules() if isinstance(layer, GradientCheckpointingLayer)]
     assert [layer.training for layer in layers] == [False, False]
@@ -296,7 +296,7 @@ def test_plain_peft_loads_the_improver(
 def test_plain_peft_loads_the_gap_model(
     load_in_4bit: bool, llama_folder: Path, with_roles: WithRoles, tmp_path: Path
 ) -> None:
-    """The config of the base says pad = stop, as SmolLM2's does: pad_token_id must be the tokenizer's."""
+    """In the base's config the pad token is the stop token, as in SmolLM2's: pad_token_id must be the tokenizer's."""
     model = with_roles(load_base(llama_folder, load_in_4bit, CPU), PAD, GAP)
     save_role(model, GAP, tmp_path)
     scores_N = torch.cat(score_trees(model, TREES, 8))
@@ -320,7 +320,7 @@ def test_plain_peft_loads_the_gap_model(
             return plain(input_ids=input_ids_BT, attention_mask=mask_BT).logits.squeeze(-1)
 
     assert (plain_scores(pad_token_id=PAD) - scores_N).abs().max() < 1e-5
-    assert (plain_scores() - scores_N).abs().max() > 0.1  # so this test can fail
+    assert (plain_scores() - scores_N).abs().max() > 0.1  # so that this test can fail
 
 
 def test_an_adapter_of_another_base_is_refused(model: RoleModel, tmp_path: Path) -> None:
@@ -331,15 +331,15 @@ def test_an_adapter_of_another_base_is_refused(model: RoleModel, tmp_path: Path)
         load_role(wider, IMPROVER, tmp_path)
 
 
-def test_a_gap_model_is_no_improver(
+def test_an_adapter_of_the_wrong_kind_is_refused(
     model: RoleModel, small_llama: Callable[[], PreTrainedModel], tmp_path: Path
 ) -> None:
     save_role(model, GAP, tmp_path / "gap")
     save_role(model, IMPROVER, tmp_path / "improver")
     fresh = RoleModel(small_llama(), PAD)
-    with pytest.raises(RunError, match="a gap model found for role improver"):
+    with pytest.raises(RunError, match="expected an adapter without a gap head for the role improver, got a gap model"):
         load_role(fresh, IMPROVER, tmp_path / "gap")
-    with pytest.raises(RunError, match="no gap head found for role gap"):
+    with pytest.raises(RunError, match="expected a gap model for the role gap, got an adapter without a gap head"):
         load_role(fresh, GAP, tmp_path / "improver")
 
 
@@ -358,7 +358,7 @@ def test_four_bits_are_nf4_with_double_quantisation(tiny_folder: Path) -> None:
     assert not any(parameter.requires_grad for parameter in base.parameters())
 
 
-def test_sampling_leaves_four_bit_weights_as_they_are_on_a_cpu_that_multiplies_bf16(
+def test_sampling_does_not_repack_four_bit_weights_on_cpus_with_bf16(
     tiny_folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
@@ -369,7 +369,7 @@ def test_sampling_leaves_four_bit_weights_as_they_are_on_a_cpu_that_multiplies_b
     assert fingerprint(base.parameters()) == before
 
 
-def test_without_four_bits_the_weights_are_whole(tiny_folder: Path) -> None:
+def test_without_four_bits_the_weights_are_fp32(tiny_folder: Path) -> None:
     base = load_base(tiny_folder, False, CPU)
     assert not any(isinstance(layer, Linear4bit) for layer in base.modules())
     assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
@@ -385,7 +385,7 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     "config",
     [
-        Gemma2Config(**SMALL),  # caps them at 30
+        Gemma2Config(**SMALL),  # caps its logits at 30
         CohereConfig(**SMALL, logit_scale=0.0625),
         GraniteConfig(**SMALL, logits_scaling=8.0),
         FalconH1Config(**SMALL, lm_head_multiplier=0.5),
@@ -400,7 +400,7 @@ def test_rescaled_logits_are_refused(config: PreTrainedConfig, tmp_path: Path) -
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_the_device_is_the_one_named() -> None:
+def test_pick_device_returns_the_named_device() -> None:
     assert pick_device(Device.auto) == pick_device(Device.cpu) == CPU
     with pytest.raises(RunError, match="--device cuda"):
         pick_device(Device.cuda)
@@ -413,7 +413,7 @@ def earlier_run(tiny_folder: Path, tiny_chat: ChatFormat, **changes: object) -> 
     return EarlierRun(Path("runs/sft"), Manifest(kind="sft", role="improver", config={}, base=base, data=data))
 
 
-def test_a_run_on_the_same_base_is_taken(tiny_folder: Path, tiny_chat: ChatFormat) -> None:
+def test_a_run_on_the_same_base_is_accepted(tiny_folder: Path, tiny_chat: ChatFormat) -> None:
     for load_in_4bit in (True, False):
         run = earlier_run(tiny_folder, tiny_chat, load_in_4bit=load_in_4bit)
         assert open_base(SftConfig(model="tiny"), [run]).identity.load_in_4bit == load_in_4bit
@@ -443,7 +443,7 @@ def test_a_run_on_another_base_is_refused(
     assert "runs/sft" in raised.value.problems[0]
 
 
-def test_the_base_digest_is_of_the_content(llama_folder: Path, tmp_path: Path) -> None:
+def test_the_base_digest_depends_on_content_only(llama_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in llama_folder.iterdir():
@@ -469,5 +469,5 @@ def test_a_neox_base_has_roles(with_roles: WithRoles, batch: Batch) -> None:
     logprobs_BTV = torch.log_softmax(logits(model.base, batch), -1)
     with torch.no_grad():
         found_N = completion_logprobs(model, batch)
-    # the last row: prompt of two tokens, then STOP, predicted at place 1
+    # the last row: a prompt of two tokens, then STOP, predicted at position 1
     assert float(found_N[-1]) == pytest.approx(float(logprobs_BTV[2, 1, STOP]), abs=1e-5)

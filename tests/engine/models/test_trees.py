@@ -1,4 +1,4 @@
-"""Packed trees give the scores, and the gradients, of separate passes."""
+"""Packed trees give the same scores and gradients as separate passes."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -58,7 +58,7 @@ ARCHITECTURES = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16),
     "neox": GPTNeoXConfig(**SIZES),
-    # would count its positions from the mask
+    # derives its positions from the mask if none are given
     "opt": OPTConfig(
         **{name: size for name, size in SIZES.items() if name not in ("intermediate_size", "initializer_range")},
         ffn_dim=48,
@@ -74,7 +74,7 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def random_tree(seed: int) -> Tree:
-    """x, two reference parts and four completions of different lengths, as ordered_tree lays them out."""
+    """x, two references and four completions of random lengths, laid out as in ordered_tree."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (7,), generator=generator).tolist()
     segments = [torch.randint(1, 32, (length,), generator=generator).tolist() for length in lengths]
@@ -82,7 +82,7 @@ def random_tree(seed: int) -> Tree:
 
 
 def separate_scores(model: RoleModel, trees: list[Tree]) -> Tensor:
-    """The head on the last token of each conversation, every one in a forward pass of its own."""
+    """The gap head on the last token of each conversation, with one forward pass per conversation."""
     assert model.gap_head is not None
     ends = []
     for ids in (ids for tree in trees for ids in tree.conversations()):
@@ -98,17 +98,17 @@ def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
 
 
-def assert_as_separate(model: RoleModel, trees: list[Tree], of_gradients: float = 1e-5) -> None:
+def assert_as_separate(model: RoleModel, trees: list[Tree], gradient_tolerance: float = 1e-5) -> None:
     model.use(GAP, train=True)
     batch = tree_batch(model, trees)
     assert len(batch.input_ids_BT) == len(trees)
     packed_N, separate_N = scores(model, batch), separate_scores(model, trees)
-    assert separate_N.std() > 0.02  # the comparison below means something
+    assert separate_N.std() > 0.02  # so that the comparison means something
     assert (packed_N - separate_N).abs().max() < 1e-5
     packed, separate = gradients(model, packed_N), gradients(model, separate_N)
     for name, gradient in separate.items():
         assert gradient.abs().max() > 0, name
-        assert (packed[name] - gradient).abs().max() < of_gradients * max(1, float(gradient.abs().max())), name
+        assert (packed[name] - gradient).abs().max() < gradient_tolerance * max(1, float(gradient.abs().max())), name
         assert (packed[name] - gradient).norm() < 1e-4 * gradient.norm(), name
     whole = torch.cat([gradient.flatten() for gradient in separate.values()])
     assert (torch.cat([packed[name].flatten() for name in separate]) - whole).norm() < 1e-5 * whole.norm()
@@ -125,23 +125,23 @@ def test_scores_and_gradients_of_architectures(architecture: str, with_roles: Wi
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_are_read_as_by_the_model_itself(architecture: str, with_roles: WithRoles) -> None:
+def test_logprobs_of_rows_equal_the_base_models(architecture: str, with_roles: WithRoles) -> None:
     base = random_model(ARCHITECTURES[architecture])
     model = with_roles(base, 0, IMPROVER)
     model.use(IMPROVER)
     rows = [Example([3, 4, 5], [6, 7]), Example([8] * 60, [9, 10, 11]), Example([12], [13])]
     logprobs_N = completion_logprobs(model, completion_batch(rows, 0))
-    wanted = []
+    expected = []
     for row in rows:
         ids = torch.tensor([row.prompt + row.completion])
-        of_all = base(input_ids=ids).logits[0].log_softmax(-1)
-        wanted.append(of_all[len(row.prompt) - 1 : -1].gather(-1, torch.tensor(row.completion)[:, None])[:, 0])
+        logprobs_TV = base(input_ids=ids).logits[0].log_softmax(-1)
+        expected.append(logprobs_TV[len(row.prompt) - 1 : -1].gather(-1, torch.tensor(row.completion)[:, None])[:, 0])
     assert model.reads_branches
-    assert (logprobs_N - torch.cat(wanted)).abs().max() < 1e-5
+    assert (logprobs_N - torch.cat(expected)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("failure", [TypeError("no mask"), None])
-def test_a_base_that_does_not_take_branches_takes_the_mask(
+def test_a_base_without_branch_attention_uses_the_mask(
     failure: Exception | None, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*arguments: Any, **more: Any) -> tuple[Tensor, None]:
@@ -165,7 +165,7 @@ def test_a_base_that_does_not_take_branches_takes_the_mask(
     assert (packed_N - separate_N).abs().max() < 1e-5
 
 
-def test_where_torch_has_other_kernels_the_usual_attention_stays(
+def test_the_base_keeps_its_attention_if_torch_has_other_kernels(
     with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert attention.kernels_work()
@@ -178,17 +178,17 @@ def test_where_torch_has_other_kernels_the_usual_attention_stays(
     assert model.packs_trees
 
 
-def test_scores_are_not_rounded_where_passes_are(with_roles: WithRoles) -> None:
+def test_scores_stay_in_fp32_under_autocast(with_roles: WithRoles) -> None:
     model = with_roles(random_model(ARCHITECTURES["llama"]), 0, GAP)
     model.reads_branches = False  # as on a GPU
     trees = [random_tree(seed) for seed in range(5)]
     model.use(GAP)
     with torch.no_grad():
-        wanted_N = scores(model, tree_batch(model, trees))
+        expected_N = scores(model, tree_batch(model, trees))
         with torch.autocast("cpu", torch.bfloat16):
             found_N = scores(model, tree_batch(model, trees))
     assert found_N.dtype == torch.float32
-    assert 0 < (found_N - wanted_N).abs().max() < 0.05
+    assert 0 < (found_N - expected_N).abs().max() < 0.05
     assert not torch.equal(found_N.bfloat16().float(), found_N)
 
 
@@ -200,9 +200,9 @@ def test_scores_and_gradients_of_the_embedded_model(
     model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
     longer = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
     trees = [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)]
-    # in blocks fp32 rounds otherwise: the separate passes are 3e-5 from float64 themselves, the packed ones half of it
+    # fp32 rounds differently in blocks: separate passes are 3e-5 from float64, packed ones half of that
     assert model.reads_branches
-    assert_as_separate(model, trees, of_gradients=3e-5)
+    assert_as_separate(model, trees, gradient_tolerance=3e-5)
     model.reads_branches = False  # under the mask, as on a GPU
     assert_as_separate(model, trees)
 
@@ -223,7 +223,7 @@ def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
     ]
 
 
-def test_a_pair_takes_x_once_and_each_response_three_times(tiny_chat: ChatFormat) -> None:
+def test_a_packed_pair_has_x_once_and_each_response_three_times(tiny_chat: ChatFormat) -> None:
     x, bridge = len(tiny_chat.policy_prompt(PAIR.prompt)), len(tiny_chat.after_prompt(""))
     chosen, rejected = (len(tiny_chat.encode_text(text)) for text in (PAIR.chosen, PAIR.rejected))
     tree = ordered_tree(PAIR, tiny_chat)
@@ -243,7 +243,8 @@ def test_the_layout_of_a_small_tree() -> None:
     assert batch.targets_N.tolist() == []
     assert batch.tokens == 6
     mask_B1TT = tree_mask(batch.branches_BS2, 5, torch.float32, torch.device("cpu"))
-    assert (mask_B1TT.shape, mask_B1TT.stride()) == ((2, 1, 5, 5), (80, 80, 16, 1))  # rows that no GPU kernel copies
+    assert mask_B1TT.shape == (2, 1, 5, 5)
+    assert mask_B1TT.stride() == (80, 80, 16, 1)  # GPU kernels accept these strides without a copy
     sees = (mask_B1TT[:, 0] == 0).int()
     assert sees[0].tolist() == [
         [1, 0, 0, 0, 0],
@@ -256,7 +257,7 @@ def test_the_layout_of_a_small_tree() -> None:
     assert batch.branches_BS2.tolist() == [[[-1, 2], [0, 1], [0, 2]], [[-1, 1], [-1, 0], [-1, 0]]]
 
 
-def test_the_tokens_of_leaves_are_predicted_by_what_stands_before_them_on_their_branch() -> None:
+def test_leaf_tokens_are_predicted_by_the_state_before_them_on_their_branch() -> None:
     trees = [group_tree([5, 6], [[7, 1], [8, 9, 1]]), group_tree([5], [[1]])]
     packed, separate = packed_batch(trees, 0, of_tokens=True), separate_batch(trees, 0, of_tokens=True)
     assert packed.input_ids_BT.tolist() == [[5, 6, 7, 1, 8, 9, 1], [5, 1, 0, 0, 0, 0, 0]]
@@ -271,24 +272,24 @@ def test_the_tokens_of_leaves_are_predicted_by_what_stands_before_them_on_their_
 def test_scores_come_in_the_order_of_the_trees(
     with_roles: WithRoles, small_llama: Callable[[], PreTrainedModel]
 ) -> None:
-    """score_trees sorts by length and cuts into micro-batches; neither may show."""
+    """score_trees sorts by length and splits into micro-batches; neither may change the order."""
     model = with_roles(small_llama(), 0, GAP)
     trees = [Tree([[3] * length, [4, length], [5]], [-1, 0, 0], [1, 2]) for length in (2, 9, 4, 7, 1)]
-    trees.insert(2, Tree([[3, 4], [5]], [-1, 0], [1]))  # one with fewer leaves
+    trees.insert(2, Tree([[3, 4], [5]], [-1, 0], [1]))  # a tree with fewer leaves
     singly = [score_trees(model, [tree], 1)[0] for tree in trees]
     assert torch.cat(singly).std() > 0.1
     for micro_batch_size in (1, 4, 100):
-        for one, other in zip(score_trees(model, trees, micro_batch_size), singly, strict=True):
-            assert (one - other).abs().max() < 1e-5
+        for scores_N, alone_N in zip(score_trees(model, trees, micro_batch_size), singly, strict=True):
+            assert (scores_N - alone_N).abs().max() < 1e-5
     assert score_trees(model, [], 4) == []
 
 
 WITHOUT_TREES = {
-    # counts ALiBi distances along the row, whatever the positions given
+    # counts ALiBi distances along the row, whatever the given positions
     "mpt": MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2),
-    # computes ALiBi from a mask of two axes, and raises where it is given four
+    # computes ALiBi from a 2-D mask, and raises on a 4-D one
     "bloom": BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
-    # hides what is far off in the row from every other layer, whatever the mask says
+    # hides distant tokens of the row in every other layer, whatever the mask
     "gpt-neo": GPTNeoConfig(
         vocab_size=32,
         hidden_size=32,
@@ -296,7 +297,7 @@ WITHOUT_TREES = {
         num_heads=4,
         max_position_embeddings=128,
         attention_types=[[["global", "local"], 1]],
-        window_size=60,  # which holds all of the probe
+        window_size=60,  # longer than the probe
         initializer_range=0.2,
     ),
 }
@@ -313,7 +314,7 @@ def test_a_base_without_tree_attention_reads_separately(
     model.use(GAP)
     assert not model.packs_trees
     assert len(warnings) == 1
-    assert "does not take tree attention" in warnings[0]
+    assert "does not support tree attention" in warnings[0]
     input_ids_BT = tree_batch(model, trees).input_ids_BT
     assert len(input_ids_BT) == 12
     assert max(tokens_read(model, tree) for tree in trees) == input_ids_BT.numel() / 3
@@ -323,8 +324,8 @@ def test_a_base_without_tree_attention_reads_separately(
     assert (torch.cat(score_trees(model, trees, micro_batch_size=8)) - separate_N).abs().max() < 1e-5
 
 
-def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
-    """A tree's mask replaces the window's, so a conversation beyond the window would see too much."""
+def test_trees_are_not_packed_if_a_sliding_window_is_too_short(with_roles: WithRoles) -> None:
+    """A tree's mask replaces the window, so a conversation longer than the window would see too much."""
     model = with_roles(random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=48)), 0, GAP)
     short = Tree([[3] * 41, [4, 5, 6], [7] * 7], [-1, 0, 0], [1, 2])  # conversations of 44 and 48 tokens
     long = Tree([[3, 9] * 25, [4, 5, 6], [7, 8] * 4], [-1, 0, 0], [1, 2])
@@ -339,7 +340,7 @@ def test_packing_is_left_where_a_sliding_window_is_too_short(with_roles: WithRol
         assert (torch.cat(score_trees(model, [tree], micro_batch_size=8)) - separate_N).abs().max() < 1e-5
     with torch.no_grad():
         packed = scores(model, packed_batch([long], 0))
-    assert (packed - separate_N).abs().max() > 1e-3  # packing it anyway would have been wrong
+    assert (packed - separate_N).abs().max() > 1e-3  # packing would have been wrong
 
 
 def test_a_separate_batch_is_padded_on_the_right() -> None:
@@ -367,6 +368,6 @@ def test_gaps_of_samples_that_share_their_reference(
     assert (together - singly).abs().max() < 1e-5
     assert float(together[2]) == 0.0  # a copy
     assert together.abs().max() > 0.1
-    back = [Comparison(one.prompt, one.reference_response, one.response) for one in comparisons]
-    assert (gap_model.gaps(back) + together).abs().max() < 1e-5
+    swapped = [Comparison(c.prompt, c.reference_response, c.response) for c in comparisons]
+    assert (gap_model.gaps(swapped) + together).abs().max() < 1e-5
     assert len(gap_model.gaps([])) == 0

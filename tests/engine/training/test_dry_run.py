@@ -1,4 +1,4 @@
-"""--dry-run of the training commands: what it shows, that it writes nothing, that its estimate is near the truth."""
+"""--dry-run of the training commands: its output, that it writes nothing, and the accuracy of its estimate."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("command", ["sft", "train-reward"])
-def test_nothing_is_written_and_the_settings_come_out(
+def test_nothing_is_written_and_the_settings_are_printed(
     command: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "3", "--dry-run"]) == 0
@@ -43,7 +43,7 @@ def test_nothing_is_written_and_the_settings_come_out(
     assert "⟦" in err
 
 
-def test_the_loss_is_marked_where_it_is_taken(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tokens_in_the_loss_are_marked(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", "--role", "policy", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 0
     err = capsys.readouterr().err
     marked = err[err.index("⟦") + 1 : err.index("⟧")]
@@ -52,22 +52,22 @@ def test_the_loss_is_marked_where_it_is_taken(data: Path, capsys: pytest.Capture
     assert "Write 4 words" not in marked
 
 
-def test_a_folder_that_is_taken_fails_here_too(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_run_folder_fails_here_too(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/sft").mkdir(parents=True)
     Path("runs/sft/notes.txt").write_text("mine")
     assert main(["sft", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 2
     assert "runs/sft is not empty" in capsys.readouterr().err
 
 
-def test_what_memory_does_not_hold_is_refused(
+def test_too_little_memory_is_an_error(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pitcli.engine.training.dry_run.memory_available", lambda device: 50 * 2**20)
     assert main(["train-reward", "--data", "pairs.jsonl", "--model", "tiny", "--dry-run"]) == 3
-    assert "are wanted and 0.0 GiB are there; --micro-batch-size" in capsys.readouterr().err
+    assert "GiB; 0.0 GiB available; use --gradient-checkpointing" in capsys.readouterr().err
 
 
-def test_rl_tells_of_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rl_shows_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
     assert main(["sft", *small]) == 0
     assert main(["train-reward", *small]) == 0
@@ -80,7 +80,7 @@ def test_rl_tells_of_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]
     assert not Path("runs/rl").exists()
 
 
-def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rl_without_an_sft_run_dry_runs_the_sft(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
     assert main(["train-reward", *small]) == 0
     assert main(["rl", "--curriculum", "--dry-run"]) == 0
@@ -88,7 +88,7 @@ def test_rl_without_an_sft_run_rehearses_the_sft(data: Path, capsys: pytest.Capt
     assert not Path("runs/sft").exists()
 
 
-def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
+def test_micro_batches_are_those_of_training_with_padding() -> None:
     lengths = [5, 5, 5, 30, 2, 2, 2, 2]
     config = SftConfig(batch_size=4)
     cpu = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_micro_batches_are_those_of_training_and_their_padding_counts() -> None:
     assert padded([3, 0], lengths) == 60
 
 
-def test_the_shape_is_that_of_the_model() -> None:
+def test_shape_of_counts_the_parameters_of_the_model() -> None:
     from pitcli.engine.models.loading import load_base, lora_config
     from pitcli.engine.models.roles import IMPROVER, RoleModel
     from pitcli.settings.base import LoraSettings
@@ -111,7 +111,7 @@ def test_the_shape_is_that_of_the_model() -> None:
     assert shape.adapter == sum(p.numel() for p in model.role_parameters(IMPROVER).values())
 
 
-def test_durations_as_people_say_them() -> None:
+def test_durations_are_formatted_for_people() -> None:
     assert [duration(seconds) for seconds in (40.2, 700, 12_000)] == ["40 s", "12 min", "3 h 20 min"]
 
 
@@ -123,7 +123,7 @@ print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def in_a_process(command: list[str]) -> tuple[int, int, str]:
+def run_in_a_process(command: list[str]) -> tuple[int, int, str]:
     """(exit code, peak in bytes, stderr)."""
     ended = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True, check=True)
     code, peak = ended.stdout.splitlines()[-1].split()
@@ -136,7 +136,7 @@ def in_a_process(command: list[str]) -> tuple[int, int, str]:
 def test_the_estimate_is_within_15_percent_of_the_peak(
     mapped: bool, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where every large block is mapped by itself, and where they share a heap, which gets holes."""
+    """With each large block mapped by itself, and with all blocks on one heap, which gets holes."""
     rows = [
         {**WORDS, "chosen": "sun " * 60, "rejected": "moon " * 60, "prompt": f"{n} {WORDS['prompt']}"}
         for n in range(300)
@@ -157,10 +157,10 @@ def test_the_estimate_is_within_15_percent_of_the_peak(
     ]
     if mapped:
         monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
-    code, _, shown = in_a_process([*command, "--dry-run"])
+    code, _, shown = run_in_a_process([*command, "--dry-run"])
     assert code == 0
     found = re.search(r"memory at the peak +about ([\d.]+) GiB", shown)
     assert found
-    code, peak, _ = in_a_process(command)
+    code, peak, _ = run_in_a_process(command)
     assert code == 0
     assert float(found[1]) * 2**30 == pytest.approx(peak, rel=0.15)

@@ -58,12 +58,9 @@ def test_fields_that_pit_does_not_write_are_refused(
 
 
 BROKEN_ADAPTERS: dict[str, tuple[Change, str]] = {
-    "an extra pickle": (
-        content("adapter_model.bin", lambda _: pickle.dumps(MakesCanary())),
-        "adapter_model.bin: no",
-    ),
-    "extra code": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: no part of"),
-    "an extra folder": (lambda folder: (folder / "more").mkdir(), "more: no part of an adapter"),
+    "an extra pickle": (content("adapter_model.bin", lambda _: pickle.dumps(MakesCanary())), "adapter_model.bin: no"),
+    "extra code": (content("modeling_evil.py", lambda _: python_code().encode()), "modeling_evil.py: not part of"),
+    "an extra folder": (lambda folder: (folder / "more").mkdir(), "more: not part of an adapter"),
     "weights linked outside": (
         replaced(WEIGHTS, lambda path: path.symlink_to(path.parents[1] / path.name)),
         f"{WEIGHTS}: a link that leads out of its folder",

@@ -65,27 +65,33 @@ def test_transformers_would_run_the_code_of_a_model(tmp_path: Path, monkeypatch:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "pickles alone": (only_pickles, "no model.safetensors; model.pt may be a pickle"),
-    "unknown type with code": (own_code("evil"), "'evil' is no language model that transformers knows; its own code"),
-    "known type, not a language model": (settings("config.json", model_type="clip"), "'clip' is no language model"),
-    "type that is not text": (settings("config.json", model_type=["llama"]), "['llama'] is no language model"),
-    "unknown tokenizer with code": (own_tokenizer("EvilTokenizer"), "needs code of its own (auto_map)"),
-    "code map that is not a map": (settings("config.json", auto_map=3), "base: not usable (TypeError"),
-    "index to the folder above": (sharded("../outside.safetensors"), "'../outside.safetensors' is not the name of"),
-    "index to the root": (sharded("/etc/x.safetensors"), "'/etc/x.safetensors' is not the name of"),
-    "index of objects": (
-        settings("model.safetensors.index.json", weight_map={"a": {}}),
-        "{} is not the name",
+    "pickles alone": (only_pickles, "model.safetensors is missing; model.pt may be a pickle"),
+    "unknown type with code": (
+        own_code("evil"),
+        "'evil' is not a causal language model of transformers; pit never runs",
     ),
+    "known type, not a language model": (
+        settings("config.json", model_type="clip"),
+        "'clip' is not a causal language model",
+    ),
+    "type that is not text": (
+        settings("config.json", model_type=["llama"]),
+        "['llama'] is not a causal language model",
+    ),
+    "unknown tokenizer with code": (own_tokenizer("EvilTokenizer"), "needs its own code (auto_map)"),
+    "code map that is not a map": (settings("config.json", auto_map=3), "base: not usable (TypeError"),
+    "index to the folder above": (sharded("../outside.safetensors"), "got '../outside.safetensors'"),
+    "index to the root": (sharded("/etc/x.safetensors"), "got '/etc/x.safetensors'"),
+    "index of objects": (settings("model.safetensors.index.json", weight_map={"a": {}}), "got {}"),
     "index to a pickle": (
         lambda folder: (sharded("pytorch_model.bin")(folder), pickles(folder)),
-        "'pytorch_model.bin' is not the name of",
+        "got 'pytorch_model.bin'",
     ),
     "index without shards": (without_shards, "base: "),
-    "empty index": (content("model.safetensors.index.json", lambda _: b"{}"), "None is not the name"),
+    "empty index": (content("model.safetensors.index.json", lambda _: b"{}"), "got None"),
     "index to a missing shard": (
         lambda folder: (sharded("a.safetensors")(folder), (folder / "a.safetensors").unlink()),
-        "base: no a.safetensors",
+        "base: a.safetensors is missing",
     ),
     "weights by another name": (settings("config.json", transformers_weights="../x.safetensors"), "is not supported"),
     "weights linked outside": (
@@ -104,7 +110,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pipe": (replaced("tokenizer.json", os.mkfifo), "tokenizer.json: neither a file nor a folder"),
     "adapter inside": (
         settings("adapter_config.json", peft_type="LORA", base_model_name_or_path="evil/base"),
-        "holds an adapter (adapter_config.json)",
+        "contains an adapter (adapter_config.json)",
     ),
     "attention from the hub": (settings("config.json", attn_implementation="evil/kernel"), "'evil/kernel' is not"),
     "attention from the hub, deep": (
@@ -135,15 +141,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "weights without one tensor": (
         without_a_tensor,
-        "1 of the model's tensors are not there, the first model.layers.2.mlp.up_proj.weight",
+        "1 tensors of the model are missing, the first model.layers.2.mlp.up_proj.weight",
     ),
     "weights of other shapes": (
         settings("config.json", intermediate_size=96),
-        "do not have the shape that config.json says",
+        "do not have the shape given in config.json",
     ),
     "no heads": (settings("config.json", num_attention_heads=0), "base: not usable (ZeroDivisionError"),
     "a context that is not a number": (settings("config.json", max_position_embeddings="long"), "base: not usable"),
-    "settings that are a list": (content("config.json", lambda _: b"[]"), "config.json: not a JSON object"),
+    "settings that are a list": (
+        content("config.json", lambda _: b"[]"),
+        "config.json: expected a JSON object, got an array",
+    ),
     "settings that are not text": (content("config.json", lambda _: b"\xff\xfe{}"), "config.json: not usable"),
     "endlessly nested settings": (
         content("config.json", lambda _: b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
@@ -234,7 +243,7 @@ def test_an_invalid_hub_name_is_refused(
     monkeypatch.chdir(tmp_path)
     ended = pit(capfd, "sample", "--model", name, "--data", prompts)
     assert ended.code == 2
-    assert_one_line(ended, "neither a folder, a .gguf file, tiny, smollm2 nor a hub name")
+    assert_one_line(ended, "expected a folder, a .gguf file, tiny, smollm2 or a hub name")
 
 
 def test_files_next_to_a_gguf_file_are_ignored(

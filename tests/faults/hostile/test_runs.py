@@ -101,11 +101,11 @@ BROKEN_RUNS: dict[str, tuple[Change, str]] = {
     ),
     "a pickle in an adapter": (
         content("sft/improver/adapter_model.bin", lambda _: pickle.dumps(MakesCanary())),
-        "runs/sft/improver/adapter_model.bin: no part of an adapter",
+        "runs/sft/improver/adapter_model.bin: not part of an adapter",
     ),
     "code in an adapter": (
         content("reward/gap/modeling_evil.py", lambda _: python_code().encode()),
-        "runs/reward/gap/modeling_evil.py: no part of an adapter",
+        "runs/reward/gap/modeling_evil.py: not part of an adapter",
     ),
     "a field of another kind of adapter, resealed": (
         lambda runs: resealed(runs / "sft", IMPROVER, settings(ADAPTER_CONFIG, init_lora_weights="corda")),
@@ -117,12 +117,12 @@ BROKEN_RUNS: dict[str, tuple[Change, str]] = {
     ),
     "no head, resealed": (
         lambda runs: resealed(runs / "reward", GAP, without_head),
-        "runs/reward/gap: no gap head found for role gap",
+        "runs/reward/gap: expected a gap model for the role gap, got an adapter",
     ),
-    "a base that needs its code": (lambda runs: own_code("evil")(runs.parent / "base"), "its own code (auto_map)"),
+    "a base that needs its code": (lambda runs: own_code("evil")(runs.parent / "base"), "own code (auto_map)"),
     "a tokenizer that needs its code": (
         lambda runs: own_tokenizer("EvilTokenizer")(runs.parent / "base"),
-        "project/base: needs code of its own (auto_map)",
+        "project/base: needs its own code (auto_map)",
     ),
     "other weights in the base": (lambda runs: other_weights(runs.parent / "base"), "trained on the base base"),
 }

@@ -57,7 +57,7 @@ def test_a_base_without_a_context_length_needs_max_length(
     base = tiny_with(tmp_path, tiny_folder, {"config.json": remove_context_length})
     assert pit("train-reward", "pairs.jsonl", "--model", str(base)) == 2
     assert capfd.readouterr().err == (
-        f"error: --max-length: {base} states no context length, so give the tokens that a row may take\n"
+        f"error: --max-length: {base} gives no context length; set the longest conversation in tokens\n"
     )
     with pytest.raises(Loaded):
         pit("train-reward", "pairs.jsonl", "--model", str(base), "--max-length", "200")

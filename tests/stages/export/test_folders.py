@@ -78,7 +78,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: pytest.fail("written"))
     pit(f"export runs/sft --out {tmp_path}/model --dtype fp32", code=3)
-    assert "0.00 GiB are to be written, and 0.00 GiB are free" in error(capsys)
+    assert "needs 0.00 GiB; 0.00 GiB free" in error(capsys)
     assert list(tmp_path.iterdir()) == []
 
 

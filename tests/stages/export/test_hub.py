@@ -59,7 +59,7 @@ def test_uploads_are_private_unless_asked(
 def test_nothing_goes_to_a_public_repository_unasked(hub: type[Hub], tmp_path: Path, capsys: Out) -> None:
     hub.private = False
     pit(f"{ADAPTER} --out {tmp_path}/adapter --push-to-hub ada/improver", code=2)
-    assert error(capsys).startswith("error: --push-to-hub: ada/improver is public; --public says that this is meant")
+    assert error(capsys).startswith("error: --push-to-hub: ada/improver is public; use --public to upload to it")
     assert len(hub.asked) == 1
 
 
@@ -74,8 +74,8 @@ def test_a_hub_that_refuses_is_one_line_without_the_token(
     out, err = capsys.readouterr()
     assert "hf_secret" not in out + err
     assert err.splitlines()[-1] == (
-        f"error: --push-to-hub: ada/improver was not uploaded; it is in {tmp_path}/adapter (HfHubHTTPError); "
-        "may your token write there?"
+        f"error: --push-to-hub: ada/improver was not uploaded, its files are in {tmp_path}/adapter (HfHubHTTPError); "
+        "check that your token has write access"
     )
 
     def unknown(*_: object) -> None:
@@ -83,5 +83,5 @@ def test_a_hub_that_refuses_is_one_line_without_the_token(
 
     monkeypatch.setattr(Hub, "whoami", unknown)
     pit(f"{ADAPTER} --out {tmp_path}/other --push-to-hub ada/improver", code=3)
-    assert error(capsys).startswith("error: --push-to-hub: the hub does not know you (LocalTokenNotFoundError)")
+    assert error(capsys).startswith("error: --push-to-hub: not logged in to the hub (LocalTokenNotFoundError)")
     assert not (tmp_path / "other").exists(), "an error before anything is made"

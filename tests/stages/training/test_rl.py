@@ -49,7 +49,7 @@ def test_rl_stops_when_the_kl_runs_away_and_keeps_a_checkpoint(tmp_path: Path, c
     results = json.loads((tmp_path / "run" / "manifest.json").read_text())["results"]
     assert "KL" in results["stopped"]
     assert results["steps"] < 30
-    assert "keeping the best checkpoint" in capsys.readouterr().err
+    assert "early stopping, kept the best checkpoint" in capsys.readouterr().err
 
 
 def test_rl_takes_drafts_and_the_self_stage(tmp_path: Path) -> None:

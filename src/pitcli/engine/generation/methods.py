@@ -1,4 +1,4 @@
-"""How a method makes its next response: PIT's improver, a fresh draw of the policy, or Self-Refine's two calls."""
+"""How each method proposes its next response: PIT's improver, a new sample of the policy, or Self-Refine."""
 
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import Method
 
-# Self-Refine (arXiv 2303.17651), with the same weights for both calls
+# Self-Refine (arXiv 2303.17651); the same weights write the feedback and the new response
 FEEDBACK_INSTRUCTION = (
     "Give feedback on your response: what is wrong with it, what is missing, and what should change? Be specific."
 )
@@ -20,7 +20,7 @@ REFINE_INSTRUCTION = (
 
 
 class Writer(NamedTuple):
-    """The model that writes, and as what: role is that of the policy (None: the base itself)."""
+    """The model that generates responses. policy: the role of the policy (None: the base itself)."""
 
     model: RoleModel
     chat: ChatFormat
@@ -29,14 +29,18 @@ class Writer(NamedTuple):
 
 
 class PromptWithReference(NamedTuple):
-    """x and y_ref, the response to improve."""
+    """What the improver reads: x and y_ref, the response to improve."""
 
     prompt: Prompt
     reference_response: str
 
 
 class Proposal(NamedTuple):
-    """A response as it was written, what it cost in tokens, and what else its iteration's record holds."""
+    """A new response as text.
+
+    generated_tokens: all tokens that it cost. finished: whether it ended in the stop token. extra: further fields for
+    the record of its iteration.
+    """
 
     response: str
     generated_tokens: int
@@ -44,28 +48,28 @@ class Proposal(NamedTuple):
     extra: dict[str, Any]
 
 
-Proposing = Generator[Request, Sample, Proposal]  # yields what the model shall write, and is sent the sample
+Proposing = Generator[Request, Sample, Proposal]  # yields requests, is sent their samples, returns the proposal
 
 
 def improve_once(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
-    """y ~ improver(x, y_ref)."""
+    """Sample y ~ improver(x, y_ref)."""
     return _proposal(writer, (yield Request(writer.chat.improver_prompt(*row), seed)))
 
 
 def resample(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
-    """y ~ policy(x), whatever y_ref is."""
+    """Sample y ~ policy(x); y_ref is ignored."""
     return _proposal(writer, (yield Request(writer.chat.policy_prompt(row.prompt), seed)))
 
 
 def self_refine(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
-    """Feedback on y_ref by the policy, then a new response by it that follows the feedback; two calls."""
+    """Sample the policy's feedback on y_ref, then its new response that follows the feedback (two requests)."""
     chat = writer.chat
     prompt = (*row.prompt, Message("assistant", row.reference_response), Message("user", FEEDBACK_INSTRUCTION))
-    said = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed)))
-    prompt = (*prompt, Message("assistant", said.response), Message("user", REFINE_INSTRUCTION))
-    after = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed ^ 1)))
-    tokens = said.generated_tokens + after.generated_tokens
-    return after._replace(generated_tokens=tokens, extra={"feedback": said.response})
+    feedback = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed)))
+    prompt = (*prompt, Message("assistant", feedback.response), Message("user", REFINE_INSTRUCTION))
+    refined = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed ^ 1)))
+    tokens = feedback.generated_tokens + refined.generated_tokens
+    return refined._replace(generated_tokens=tokens, extra={"feedback": feedback.response})
 
 
 def _proposal(writer: Writer, sample: Sample) -> Proposal:
@@ -73,7 +77,7 @@ def _proposal(writer: Writer, sample: Sample) -> Proposal:
 
 
 def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
-    """Tokens that a conversation of the method may take beyond those of an improvement."""
+    """Return how many tokens a conversation of this method may need beyond those of an improvement by PIT."""
     if method is not Method.self_refine:
         return 0
     instructions = [chat.encode_text(text) for text in (FEEDBACK_INSTRUCTION, REFINE_INSTRUCTION)]

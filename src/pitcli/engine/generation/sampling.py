@@ -1,4 +1,4 @@
-"""Batched generation in which every row draws from its own seed, whatever else is in the batch."""
+"""Batched sampling in which every row draws from its own seed, whatever else is in the batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,11 @@ from pitcli.engine.models.roles import RoleModel
 
 
 class Sample(NamedTuple):
-    """A sampled response: its token ids with the stop token if it got there, and their log-probs."""
+    """A sampled response.
+
+    token_ids: includes the stop token if the response is finished. logprobs: of each token, in nats. finished: whether
+    the response ended in the stop token.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
@@ -20,7 +24,7 @@ class Sample(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """How to sample; temperature 0 is greedy. The stop token is not drawn within the first min_new_tokens."""
+    """How to sample. Temperature 0 is greedy. The stop token cannot be among the first min_new_tokens tokens."""
 
     temperature: float
     top_p: float
@@ -30,13 +34,13 @@ class Decoding(NamedTuple):
 
 
 def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """One uniform number for each row and step, shape (B, steps); a row's numbers depend on its seed alone."""
+    """Return one uniform number in [0, 1) per row and step, shape (B, steps), fp64; a row depends on its seed only."""
     rows = [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows)
 
 
 def pick_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Inverse-CDF sampling from the temperature-scaled, top-p truncated distribution; token ids of shape (B,)."""
+    """Sample by inverse CDF from the temperature-scaled, top-p truncated distribution; return token ids, shape (B,)."""
     if temperature == 0:
         return logits_BV.argmax(-1)
     probabilities_BV = torch.softmax(logits_BV.double() / temperature, -1)
@@ -58,17 +62,19 @@ def generate(
     decoding: Decoding,
     samples_per_prompt: int = 1,
 ) -> list[Sample]:
-    """Sample responses; `seeds` has one entry a response, the samples of one prompt being neighbours.
+    """Sample responses by static batching.
 
-    The prompts are read once whatever samples_per_prompt is. Rows that have stopped leave the batch when half of
-    it has stopped. The log-probs are those of the temperature-scaled distribution before top-p.
+    role: the adapter that generates (None: the base itself). seeds: one per response; the samples of one prompt are
+    neighbours, here and in the result. Each prompt is read once, whatever samples_per_prompt is. Finished rows leave
+    the batch when half of it has finished. The log-probs are those of the temperature-scaled distribution before top-p,
+    in nats.
     """
     device = model.device
     input_ids_BT, mask_BT = (tensor.to(device) for tensor in pad_left(prompts, model.pad_id))
     cache = DynamicCache(config=model.base.config)
     uniforms_BS = row_uniforms(seeds, decoding.max_new_tokens).to(device)
     samples = [Sample([], [], False) for _ in seeds]
-    rows = list(range(len(seeds)))  # which response each row of the shrinking batch is
+    rows = list(range(len(seeds)))  # the response that each row of the shrinking batch belongs to
     with model.role(role):
         hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
         if samples_per_prompt > 1:
@@ -96,14 +102,14 @@ def generate(
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
-    """A token of each row, and its log-prob under the temperature-scaled distribution; shape (B,) each."""
+    """Draw one token per row; return (token ids, log-probs of the temperature-scaled distribution), shape (B,) each."""
     picked_B = pick_tokens(logits_BV, uniforms_B, decoding.temperature, decoding.top_p)
     logprobs_BV = torch.log_softmax(logits_BV / (decoding.temperature or 1.0), -1)
     return picked_B, logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1)
 
 
 def _with_token(sample: Sample, token: int, logprob: float, stop_id: int) -> Sample:
-    """The sample with one token more; as it is if it had ended (its row is in the batch still)."""
+    """Append a token to a sample; a no-op if it is finished but its row is still in the batch."""
     if sample.finished:
         return sample
     sample.token_ids.append(token)
@@ -114,7 +120,7 @@ def _with_token(sample: Sample, token: int, logprob: float, stop_id: int) -> Sam
 def _advance(
     model: RoleModel, cache: DynamicCache, input_ids_BT: Tensor, mask_BT: Tensor, position_ids_BT: Tensor
 ) -> Tensor:
-    """Feed tokens through the base, growing the cache; the last position's hidden state, shape (B, D)."""
+    """Run tokens through the base and extend the KV cache; return the last position's hidden state, shape (B, D)."""
     output = model.transformer(
         input_ids=input_ids_BT,
         attention_mask=mask_BT,

@@ -1,4 +1,4 @@
-"""Static batching: requests written together, until the last has ended; for bases that take no masks of ours."""
+"""Static batching: requests run together until the last has ended; for bases that do not accept pit's masks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from pitcli.engine.models.roles import RoleModel
 
 
 class Request(NamedTuple):
-    """A response to be written: the tokens that it goes on from, and the seed of its draws."""
+    """A response to generate. prompt: the token ids that it continues. seed: of its random draws."""
 
     prompt: list[int]
     seed: int
 
 
 class StaticBatching:
-    """The interface of ContinuousBatching, with `slots` requests at most in each batch."""
+    """The interface of ContinuousBatching with batches of at most `slots` requests."""
 
     def __init__(self, model: RoleModel, role: str | None, decoding: Decoding, slots: int) -> None:
         self.model, self.role, self.decoding, self.slots = model, role, decoding, slots
@@ -23,13 +23,15 @@ class StaticBatching:
         self._admitted: list[tuple[int, Request]] = []
 
     def free(self) -> int:
+        """Return how many requests can be admitted now."""
         return self.slots - len(self._admitted)
 
     def admit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue (key, request) pairs for the next `run`."""
         self._admitted += requests
 
     def run(self, until: int) -> list[tuple[int, Sample]]:
-        """All that was admitted, whatever `until` says."""
+        """Run every admitted request to its end, whatever `until` is; return the (key, sample) of each."""
         admitted, self._admitted = self._admitted, []
         if not admitted:
             return []

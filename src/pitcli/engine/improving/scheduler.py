@@ -1,7 +1,8 @@
-"""The scheduler of improvements: many drafts at a time, each in its own iteration, y0 -> y1 -> y2 ...
+"""The scheduler of improvements: many drafts at a time, each at its own iteration, y0 -> y1 -> y2 ...
 
-How a response is proposed is a method's (methods.py), what becomes of it the stop rule's (stop_rule.py). The scheduler
-keeps the model busy: what has ended is judged together, and what goes on, or the next drafts, take the free slots.
+A method (methods.py) proposes responses and the stop rule (stop_rule.py) accepts or rejects them. The scheduler keeps
+the model busy: it scores the responses that have just ended together, and fills the free slots with the drafts that
+continue and with new ones.
 """
 
 from collections import deque
@@ -23,10 +24,10 @@ from pitcli.settings.training import ImproveConfig
 
 
 class Scheduler(NamedTuple):
-    """Who writes and who judges.
+    """Improves drafts with a writer, a gap model and the settings of pit improve.
 
-    gap_model: None if there is none, so --stop none without gaps. budgets: the tokens that each draft may take, by its
-    key, whatever --max-iters says; None if --max-iters is the limit.
+    gap_model: None only with --stop none; then no gaps are reported. budgets: the tokens that each draft may cost, by
+    row key; they replace --max-iters (None: --max-iters is the limit).
     """
 
     writer: Writer
@@ -35,7 +36,11 @@ class Scheduler(NamedTuple):
     budgets: Mapping[int, int] | None = None
 
     def improve_within_memory(self, drafts: Sequence[Draft]) -> Iterator[Attempt]:
-        """As improve; if memory runs out, half as many together. A draft that fails by itself is kept as it is."""
+        """Yield the attempts of `improve`, with smaller batches if memory runs out.
+
+        Each time half as many drafts are improved together. A draft that fails by itself is kept as it is, with the
+        stop reason out_of_memory.
+        """
         done = 0
         try:
             for attempt in self.improve(drafts):
@@ -56,11 +61,11 @@ class Scheduler(NamedTuple):
             yield from self.improve_within_memory(rest[start : start + half])
 
     def improve(self, drafts: Sequence[Draft]) -> Iterator[Attempt]:
-        """Iterate each draft until its stop rule or --max-iters says stop; attempts in the order of the drafts."""
+        """Improve each draft until the stop rule or --max-iters ends it; yield the attempts in the drafts' order."""
         attempts = [Attempt(draft, draft.response, []) for draft in drafts]
-        begun = {index: self._begin(attempt) for index, attempt in enumerate(attempts) if self._goes_on(attempt)}
-        proposing = {index: proposal for index, (proposal, _) in begun.items()}
-        waiting = deque((index, request) for index, (_, request) in begun.items())
+        started = {index: self._begin(attempt) for index, attempt in enumerate(attempts) if self._continues(attempt)}
+        proposing = {index: proposing for index, (proposing, _) in started.items()}
+        waiting = deque((index, request) for index, (_, request) in started.items())
         batching = self._open_batching([request for _, request in waiting])
         yielded = 0
         while proposing:
@@ -75,7 +80,7 @@ class Scheduler(NamedTuple):
             for index, attempt in self._judged(attempts, proposals):
                 attempts[index] = attempt
                 del proposing[index]
-                if self._goes_on(attempt):
+                if self._continues(attempt):
                     proposing[index], request = self._begin(attempt)
                     next_requests.append((index, request))
             waiting.extendleft(reversed(next_requests))
@@ -85,14 +90,14 @@ class Scheduler(NamedTuple):
         yield from map(_ended, attempts[yielded:])
 
     def _begin(self, attempt: Attempt) -> tuple[Proposing, Request]:
-        """One more response for the best so far: how it is proposed, and what the model is asked for first."""
+        """Start an iteration from the best response so far; return the method's generator and its first request."""
         row = PromptWithReference(attempt.draft.prompt, attempt.best)
         seed = row_seed(self.config.seed, attempt.draft, len(attempt.iterations) + 1)
         proposing = PROPOSE[self.config.method](self.writer, row, seed)
         return proposing, next(proposing)
 
     def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching:
-        """Slots for conversations as long as these may become."""
+        """Open slots for conversations as long as these can become."""
         writer, config = self.writer, self.config
         new = writer.decoding.max_new_tokens
         longest = max((len(request.prompt) for request in requests), default=0) + 2 * new
@@ -101,7 +106,8 @@ class Scheduler(NamedTuple):
         slots = min(len(requests), config.sample_batch_size)
         return open_batching(writer.model, role, writer.decoding, slots, longest)
 
-    def _goes_on(self, attempt: Attempt) -> bool:
+    def _continues(self, attempt: Attempt) -> bool:
+        """Return whether the attempt has another iteration."""
         if attempt.stop_reason is not None:
             return False
         if self.budgets is None:
@@ -109,8 +115,8 @@ class Scheduler(NamedTuple):
         return attempt.tokens() < self.budgets[row_key(attempt.draft)]
 
     def _judged(self, attempts: Sequence[Attempt], proposals: Mapping[int, Proposal]) -> Iterator[tuple[int, Attempt]]:
-        """What becomes of each attempt, by its index, with its proposal judged."""
-        # samples of one policy are ranked by their gaps over the draft; an improvement must beat the best so far
+        """Score the proposals, by index of their attempt; yield (index, attempt after its proposal)."""
+        # best-of-N compares each sample with the draft, the other methods compare with the best so far
         ranked = self.config.method is Method.best_of_n
         gaps: list[float | None] = [None] * len(proposals)
         if self.gap_model is not None and proposals:

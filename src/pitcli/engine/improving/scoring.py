@@ -1,4 +1,4 @@
-"""Gaps as they are used: symmetrised, calibrated, and given as a probability."""
+"""Gaps as pit uses them: symmetrised and calibrated."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -16,7 +16,10 @@ from pitcli.equations import symmetrised_gap
 
 
 class GapModel(NamedTuple):
-    """The gap role of a model, with its calibration; micro_batch_size: sequences for each pass."""
+    """The gap model with its calibration.
+
+    temperature: T of P(better) = sigmoid(gap / T). micro_batch_size: sequences per pass.
+    """
 
     model: RoleModel
     chat: ChatFormat
@@ -24,10 +27,11 @@ class GapModel(NamedTuple):
     micro_batch_size: int
 
     def gaps(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """gap(response, reference_response) / T of each comparison, shape (B,).
+        """Return gap(response, reference_response) / T of each comparison, shape (B,), fp32, on the CPU.
 
-        sigmoid of it is P(response is preferred). It is 0 if the two are the same, which the model is not asked for.
-        Neighbours with the same prompt and reference, such as the samples of a rollout, are read together.
+        gap(y, y_ref) = 1/2 [r_gap(x, y, y_ref) - r_gap(x, y_ref, y)] (equations.symmetrised_gap), and the sigmoid of
+        gap / T is P(better). Two equal responses have the gap 0; the model does not score them. Neighbouring
+        comparisons with the same prompt and reference, such as the samples of a rollout, share one tree.
         """
         indices = [index for index, c in enumerate(comparisons) if c.response != c.reference_response]
         trees = []

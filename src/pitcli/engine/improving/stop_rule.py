@@ -1,7 +1,7 @@
-"""When a draft has been improved enough: what becomes of it with each proposal, and why its turn ends.
+"""The stop rule: whether a proposed response replaces the best so far, and when a draft is finished.
 
-The learned stop rule: an improvement is taken only if P(it is better than the best so far) exceeds the threshold, and
-one that is not taken ends the draft's turn (with --patience N, the last of N in a row).
+The learned stop rule accepts a proposal only if P(better than the best so far) exceeds the threshold. The first
+rejected proposal ends the draft; with --patience N, the Nth in a row.
 """
 
 import math
@@ -16,16 +16,18 @@ from pitcli.settings.training import ImproveConfig
 
 
 class StopReason(StrEnum):
+    """Why a draft was not improved further."""
+
     not_better = "not_better"  # P(better) does not exceed the threshold
-    copy = "copy"  # the proposal is the best so far
-    cycle = "cycle"  # it is an earlier response
-    empty = "empty"  # the model wrote nothing
-    max_iters = "max_iters"  # or, with --equal-tokens, no tokens are left
+    copy = "copy"  # the proposal equals the best so far
+    cycle = "cycle"  # the proposal equals an earlier response
+    empty = "empty"  # the proposal is empty
+    max_iters = "max_iters"  # or, with --equal-tokens, no tokens left
     non_finite_gap = "non_finite_gap"
     out_of_memory = "out_of_memory"
 
 
-# the draft is kept as it was, and its row counts as failed
+# these count as failed rows; the draft is kept
 FAILURES = {
     StopReason.non_finite_gap: "no finite gap",
     StopReason.out_of_memory: "out of memory even by itself",
@@ -33,9 +35,10 @@ FAILURES = {
 
 
 class Attempt(NamedTuple):
-    """One draft on its way: the best response so far, every iteration, and why it stopped (None: not yet).
+    """The state of one draft while it is improved.
 
-    best_gap: best-of-n only, the gap of the best response over the draft.
+    best: the best response so far. iterations: a record of each. stop_reason: None until the draft stops. best_gap: for
+    best-of-n, gap / T of the best response over the draft.
     """
 
     draft: Draft
@@ -45,27 +48,34 @@ class Attempt(NamedTuple):
     best_gap: float = 0.0
 
     def tokens(self) -> int:
+        """Return the tokens generated for this draft so far."""
         return sum(iteration["generated_tokens"] for iteration in self.iterations)
 
     def seen(self) -> list[str]:
-        """The draft and every response since."""
+        """Return the draft and every response proposed since."""
         return [self.draft.response, *(iteration["response"] for iteration in self.iterations)]
 
 
 def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
-    """The attempt with one iteration more. gap: of the proposal over the best so far, divided by T; None: not asked."""
-    refused = refusal(attempt, proposal.response, gap, config)
-    iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=refused is None)]
-    if refused is None:
+    """Return the attempt after one more iteration.
+
+    gap: gap / T of the proposal over the best so far; None if there is no gap model.
+    """
+    rejected = refusal(attempt, proposal.response, gap, config)
+    iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=rejected is None)]
+    if rejected is None:
         return Attempt(attempt.draft, proposal.response, iterations)
-    last = [iteration["accepted"] for iteration in iterations[-config.patience :]]
-    patient = config.stop is StopRule.gap and refused is not StopReason.non_finite_gap
-    goes_on = patient and (any(last) or len(last) < config.patience)
-    return Attempt(attempt.draft, attempt.best, iterations, None if goes_on else refused)
+    recent = [iteration["accepted"] for iteration in iterations[-config.patience :]]
+    patient = config.stop is StopRule.gap and rejected is not StopReason.non_finite_gap
+    continues = patient and (any(recent) or len(recent) < config.patience)
+    return Attempt(attempt.draft, attempt.best, iterations, None if continues else rejected)
 
 
 def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveConfig) -> StopReason | None:
-    """Why a response is not taken, or None. With --stop none only what is unusable is refused."""
+    """Return why a response is rejected, or None if it is accepted.
+
+    --stop none rejects only empty responses and gaps that are not finite.
+    """
     reason: StopReason | None = None
     if not response:
         reason = StopReason.empty
@@ -82,7 +92,11 @@ def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveC
 
 
 def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None) -> Attempt:
-    """Best-of-N by the gap over the draft, which is one of the N + 1; only a gap that is not finite ends it early."""
+    """Return the attempt after one more sample of best-of-N.
+
+    gap: gap / T of the sample over the draft. The best of the N samples and the draft has the largest gap, the draft's
+    being 0. Only a gap that is not finite ends the draft early.
+    """
     finite = gap is not None and math.isfinite(gap)
     better = bool(proposal.response) and gap is not None and finite and gap > attempt.best_gap
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=better)]
@@ -92,7 +106,7 @@ def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None) -> Attemp
 
 
 def record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bool) -> dict[str, Any]:
-    """An iteration as it is written into the row."""
+    """Return the record of an iteration for the output row."""
     known = gap if gap is not None and math.isfinite(gap) else None
     return {
         "iteration": len(attempt.iterations) + 1,
@@ -107,7 +121,7 @@ def record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bo
 
 
 def finished_row(attempt: Attempt) -> dict[str, Any]:
-    """The draft's own fields with `response` now the best one, and how it came about."""
+    """Return the output row: the draft's fields, the best response as `response`, and how it was reached."""
     return {
         **attempt.draft.row,
         "response": attempt.best,

@@ -1,4 +1,4 @@
-"""The adapter of a role on disk: as peft reads it, and the gap model as one for AutoModelForSequenceClassification."""
+"""Adapters on disk, in peft's format; the gap adapter is one for AutoModelForSequenceClassification."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; if the disk is full this is an OSError, which safetensors' own writer does not raise."""
+    """Write a safetensors file. Raises OSError if the disk is full, unlike safetensors' own writer."""
     path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"format": "pt"}))
 
 
 def save_role(model: RoleModel, role: str, folder: Path) -> None:
-    """Write an adapter as peft reads it; the gap adapter as one for AutoModelForSequenceClassification."""
+    """Write the adapter of a role for peft; the gap adapter as one for AutoModelForSequenceClassification."""
     assert model.peft is not None
     config = LoraConfig(**{**model.peft.peft_config[role].to_dict(), "inference_mode": True})
     config.base_model_name_or_path = model.base.name_or_path
@@ -37,7 +37,7 @@ def save_role(model: RoleModel, role: str, folder: Path) -> None:
 
 
 def load_role(model: RoleModel, role: str, folder: Path) -> None:
-    """Add the adapter saved in a folder under a role; RunError where it does not fit this base."""
+    """Add a role with the adapter saved in a folder; RunError if the adapter does not fit this base."""
     config = saved_lora(folder)
     with reading(folder):
         model.add_role(role, config)
@@ -45,23 +45,25 @@ def load_role(model: RoleModel, role: str, folder: Path) -> None:
 
 
 def read_role(model: RoleModel, role: str, folder: Path) -> None:
-    """Take the weights of a role from the adapter saved in a folder."""
+    """Load the weights of an existing role from a folder; RunError if they do not fit the role or the base."""
     assert model.peft is not None
     state = load_file(folder / WEIGHTS)
     score = state.pop(SCORE_KEY, None)
     if (score is not None) != (role == GAP):
-        raise RunError(f"{folder}: {'no gap head' if role == GAP else 'a gap model'} found for role {role}")
+        kinds = ["a gap model", "an adapter without a gap head"]
+        expected_kind, found_kind = kinds if role == GAP else kinds[::-1]
+        raise RunError(f"{folder}: expected {expected_kind} for the role {role}, got {found_kind}")
     expected = get_peft_model_state_dict(model.peft, adapter_name=role, save_embedding_layers=False)
     shapes = {name: tensor.shape for name, tensor in state.items()}
     fits = shapes == {name: tensor.shape for name, tensor in expected.items()}
     if not fits or (score is not None and model.gap_head is not None and score.shape != model.gap_head.weight.shape):
-        raise RunError(f"{folder}: the adapter's tensors do not fit the base model")
+        raise RunError(f"{folder}: the adapter's tensors do not fit the base model; it was trained on another base")
     set_peft_model_state_dict(model.peft, state, adapter_name=role)
     if score is not None and model.gap_head is not None:
         model.gap_head.weight.data.copy_(score)
 
 
 def clear_role(model: RoleModel, role: str) -> None:
-    """Set the weights of a role to zero, so that what is read next is seen to be all that it is."""
+    """Set the weights of a role to zero, so that a read that misses tensors is noticed."""
     for parameter in model.role_parameters(role).values():
         parameter.data.zero_()

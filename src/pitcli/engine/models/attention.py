@@ -1,8 +1,8 @@
-"""Attention on CPUs that computes what is seen, and little else.
+"""Attention for CPUs that computes little more than what the mask lets tokens see.
 
-torch's kernel for CPUs goes through all T x T of a sequence under a mask, and through most of it without one: half of a
-conversation is hidden, and two thirds of a pair's tree are. Here a sequence is cut into blocks of neighbouring tokens,
-and a block meets the tokens of its own branch up to its end and no others; in the backward pass too.
+torch's CPU kernel computes all T x T scores under a mask, and most of them without one. But half of these are hidden in
+a conversation, and two thirds in the tree of a pair. Here a sequence is split into blocks of neighbouring tokens, and a
+block attends only to the tokens of its own branch up to its end, in the forward and in the backward pass.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-BY_BRANCH = "pit_by_branch"  # as transformers knows it; for a mask it is given the branches of each row
-MASK_STRIDE = 16  # elements
-BLOCK = 128  # tokens; with 64 or 256 it is hardly slower
-# what else transformers may ask of an attention
+BY_BRANCH = "pit_by_branch"  # its name in transformers; its mask is the branches of each row
+MASK_STRIDE = 16  # elements; the row strides that GPU kernels need are multiples of it
+BLOCK = 128  # tokens; 64 and 256 are hardly slower
+# options of transformers' attention beyond a mask
 NOT_PLAIN = ("position_bias", "softcap", "s_aux", "sinks", "indices", "block_indices")
 
 
 def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """The branches of a batch, shape (B, S, 2): parent (-1: none) and length of each row's segments in order.
+    """Return the branches of a batch, shape (B, S, 2): (parent, length) of each of a row's segments.
 
-    rows: parents and lengths. A row with fewer segments than others has empty ones at its end.
+    rows: the parents (-1: none) and the lengths of each row's segments. Rows with fewer segments are padded with empty
+    ones.
     """
     width = max(len(lengths) for _, lengths in rows)
     branches_BS2 = torch.tensor([-1, 0]).repeat(len(rows), width, 1)
@@ -36,9 +37,9 @@ def branches_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
 
 
 def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same as an additive mask for any attention, shape (B, 1, width, width); padding sees itself.
+    """Return branches as an additive mask for any attention, shape (B, 1, width, width); padding sees itself.
 
-    Its rows are as far apart as GPUs' kernels want them, or each layer would copy it and keep the copy.
+    The mask has the row stride that GPU kernels need; otherwise each layer would copy it and keep the copy.
     """
     size = (len(branches_BS2), width, -(-width // MASK_STRIDE) * MASK_STRIDE)
     mask_BTT = torch.full(size, torch.finfo(dtype).min, dtype=dtype, device=device)[..., :width]
@@ -53,15 +54,15 @@ def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype, device: torc
 
 
 def branches_mask(branches_BS2: Tensor) -> Tensor:
-    """What `attend` takes for rows with branches: shape (B, 1, S, 2), as branches_of."""
+    """Return the mask with which `attend` attends by branch, shape (B, 1, S, 2); see branches_of."""
     return branches_BS2[:, None]
 
 
 def pieces_mask(pieces: Sequence[tuple[int, int, int]]) -> Tensor:
-    """What `attend` takes for generation without padding: shape (1, 1, R, 3).
+    """Return the mask with which `attend` generates without padding, shape (1, 1, R, 3).
 
-    Each piece is some of the only row's tokens in turn: how many, the row of keys that they go on from (there may be
-    many), and how many keys that row held before.
+    The only row of queries is the pieces one after another. Each piece is (tokens, row of the KV cache that it
+    continues, tokens cached there before it).
     """
     return torch.tensor([[pieces]])
 
@@ -74,21 +75,23 @@ def attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """For transformers: of states of shape (B, heads, T, D) the attention of shape (B, T, heads, D).
+    """Compute attention for transformers: states of shape (B, heads, T, D) to outputs of shape (B, T, heads, D).
 
-    The mask says who sees whom; transformers hands on whatever it is given for one:
+    transformers passes any mask on unchanged, and the mask selects what is computed:
 
     | made by       | dtype         | shape        | attention                                          |
     |---------------|---------------|--------------|----------------------------------------------------|
     | branches_mask | int64         | (B, 1, S, 2) | each token sees its own branch                     |
-    | pieces_mask   | int64         | (1, 1, R, 3) | each piece sees the keys of its row, and itself    |
+    | pieces_mask   | int64         | (1, 1, R, 3) | each piece sees its cached row, and itself         |
     | transformers  | None or other | any          | torch's scaled-dot-product attention               |
+
+    Raises ValueError if transformers needs more than a mask, such as dropout or a softcap.
     """
     if attention_mask is None or attention_mask.dtype != torch.long:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scaling: float | None = options.get("scaling")
     if options.get("dropout") or any(options.get(name) is not None for name in NOT_PLAIN):
-        raise ValueError("this attention is more than a mask")
+        raise ValueError("expected attention with a mask only, got further options")
     if attention_mask.shape[-1] == 3:
         return _by_piece(query, key, value, scaling, pieces=attention_mask[0, 0].tolist()), None
     blocks = [_blocks(tuple(map(tuple, row))) for row in attention_mask[:, 0].tolist()]
@@ -98,7 +101,7 @@ def attend(
 
 @cache
 def kernels_work() -> bool:
-    """Whether torch's kernels, which are not in its interface, are here as they are called; seen by trying it."""
+    """Return whether torch's private kernels work as they are called here, by trying them."""
     states = [torch.ones(1, heads, 4, 8, requires_grad=True) for heads in (2, 1, 1)]
     try:
         with torch.enable_grad():
@@ -114,18 +117,18 @@ AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
 
 
 def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pieces: list[list[int]]) -> Tensor:
-    """For generation: tokens that go on from what rows hold already, without padding."""
+    """Attend in generation: each piece of the query continues a cached row."""
     query_GRTD = _by_key(query, key.shape[1])[0]
     heads = query_GRTD.shape[1]
     causal = _Causal.of(max(piece[0] for piece in pieces), max(piece[2] for piece in pieces), query.dtype)
     outputs, first = [], 0
-    for tokens, row, held in pieces:
+    for tokens, row, cached in pieces:
         outputs.append(
             nn.functional.scaled_dot_product_attention(
                 query_GRTD[:, :, first : first + tokens],
-                _shared(key[row, :, : held + tokens], heads),
-                _shared(value[row, :, : held + tokens], heads),
-                attn_mask=causal.part(tokens, held + tokens),
+                _shared(key[row, :, : cached + tokens], heads),
+                _shared(value[row, :, : cached + tokens], heads),
+                attn_mask=causal.part(tokens, cached + tokens),
                 scale=scaling,
             )
         )
@@ -133,11 +136,11 @@ def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
     return torch.cat(outputs, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
-Span = tuple[int, int]  # tokens of a row, from the first to before the last
+Span = tuple[int, int]  # tokens of a row: from start to stop, exclusive
 
 
 class _Block(NamedTuple):
-    """Neighbouring tokens of a row, and the spans of what they see; the last ends with themselves."""
+    """Neighbouring tokens of a row. sees: the spans that they see, the last of which ends with the block itself."""
 
     tokens: Span
     sees: list[Span]
@@ -156,7 +159,7 @@ class _Block(NamedTuple):
 
 
 def _spans(row: Sequence[Sequence[int]]) -> list[list[Span]]:
-    """For each segment its branch: where its ancestors stand, and itself last."""
+    """Return the branch of each segment: the spans of its ancestors, then its own."""
     spans: list[list[Span]] = []
     start = 0
     for parent, length in row:
@@ -165,8 +168,9 @@ def _spans(row: Sequence[Sequence[int]]) -> list[list[Span]]:
     return spans
 
 
-@lru_cache(maxsize=256)  # every layer asks for it
+@lru_cache(maxsize=256)  # each layer needs it
 def _blocks(row: tuple[tuple[int, int], ...]) -> list[_Block]:
+    """Split each segment of a row, given as (parent, length), into blocks."""
     blocks = []
     for spans in _spans(row):
         *ancestors, (start, stop) = spans
@@ -176,6 +180,7 @@ def _blocks(row: tuple[tuple[int, int], ...]) -> list[_Block]:
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Merge neighbouring spans."""
     joined: list[Span] = []
     for begin, end in spans:
         follows = bool(joined) and joined[-1][1] == begin
@@ -184,31 +189,32 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
 
 
 class _Causal(NamedTuple):
-    """An additive mask of tokens that come after `before` others, whose parts are the masks of all blocks."""
+    """An additive causal mask of tokens that follow `before` others; the masks of all blocks are parts of it."""
 
     mask: Tensor
     before: int
 
     @classmethod
     def of(cls, most: int, before: int, dtype: torch.dtype) -> "_Causal":
-        """For parts of so many tokens, after so many others, at most."""
+        """Return a mask for parts of at most `most` tokens that follow at most `before` others."""
         return cls(torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1), before)
 
     def part(self, tokens: int, seen: int) -> Tensor:
-        """Shape (1, 1, tokens, seen); the tokens are the last of what they see."""
+        """Return the mask of the last `tokens` of the `seen` tokens, shape (1, 1, tokens, seen)."""
         return self.mask[None, None, :tokens, self.before + tokens - seen : self.before + tokens]
 
 
 def _causal(blocks: Sequence[Sequence[_Block]], dtype: torch.dtype) -> _Causal:
-    every = [block for of_row in blocks for block in of_row]
-    return _Causal.of(max(block.size for block in every), max(block.seen - block.size for block in every), dtype)
+    """Return one causal mask for the blocks of all rows."""
+    flat = [block for row_blocks in blocks for block in row_blocks]
+    return _Causal.of(max(block.size for block in flat), max(block.seen - block.size for block in flat), dtype)
 
 
 class _ByBranch(torch.autograd.Function):
-    """Heads that share their keys are an axis of their own (R), along which keys and values have no stride.
+    """Attention by blocks. Query heads that share a key head have a separate axis R, of stride 0 in keys and values.
 
-    What it calls is the kernel under scaled_dot_product_attention, which takes and gives the sums that a backward pass
-    of parts needs.
+    It calls the kernel under scaled_dot_product_attention, because only that returns the log-sum-exps, and accepts them
+    in the backward pass.
     """
 
     @staticmethod
@@ -220,9 +226,9 @@ class _ByBranch(torch.autograd.Function):
         query_BGRTD, output_BGRTD = (_by_key(x, key.shape[1]) for x in (query, output.transpose(1, 2)))
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         sums, causal = [], _causal(blocks, query.dtype)
-        for row, of_row in enumerate(blocks):
-            for block in of_row:
-                states = _met(query_BGRTD[row], key[row], value[row], block)
+        for row, row_blocks in enumerate(blocks):
+            for block in row_blocks:
+                states = _seen_by(block, query_BGRTD[row], key[row], value[row])
                 attended, sum_GRT = flash(*states, attn_mask=causal.part(block.size, block.seen), scale=scaling)
                 output_BGRTD[row, :, :, slice(*block.tokens)] = attended
                 sums.append(sum_GRT)
@@ -233,47 +239,47 @@ class _ByBranch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, *sums = ctx.saved_tensors
-        of_query, of_key, of_value = (
+        query_slopes, key_slopes, value_slopes = (
             x.new_zeros(len(x), x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)
         )
-        query_BGRTD, of_query_BGRTD, output_BGRTD, slopes_BGRTD = (
-            _by_key(x, key.shape[1]) for x in (query, of_query, output.transpose(1, 2), slopes[0].transpose(1, 2))
+        query_BGRTD, query_slopes_BGRTD, output_BGRTD, slopes_BGRTD = (
+            _by_key(x, key.shape[1]) for x in (query, query_slopes, output.transpose(1, 2), slopes[0].transpose(1, 2))
         )
         flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        left, causal = iter(sums), _causal(ctx.blocks, query.dtype)
-        for row, of_row in enumerate(ctx.blocks):
-            for block in of_row:
-                states = _met(query_BGRTD[row], key[row], value[row], block)
+        sums_of_blocks, causal = iter(sums), _causal(ctx.blocks, query.dtype)
+        for row, row_blocks in enumerate(ctx.blocks):
+            for block in row_blocks:
+                states = _seen_by(block, query_BGRTD[row], key[row], value[row])
                 own = slice(*block.tokens)
                 found = flash_backward(
                     slopes_BGRTD[row, :, :, own],
                     *states,
                     output_BGRTD[row, :, :, own],
-                    next(left),
+                    next(sums_of_blocks),
                     0.0,
                     False,
                     attn_mask=causal.part(block.size, block.seen),
                     scale=ctx.scaling,
                 )
-                of_query_BGRTD[row, :, :, own] = found[0]
-                for total, part in ((of_key[row], found[1].sum(1)), (of_value[row], found[2].sum(1))):
-                    for (begin, end), of_span in zip(block.sees, part.split(block.lengths, 1), strict=True):
-                        total[:, begin:end] += of_span
-        return of_query, of_key, of_value, None, None
+                query_slopes_BGRTD[row, :, :, own] = found[0]
+                for total, part in ((key_slopes[row], found[1].sum(1)), (value_slopes[row], found[2].sum(1))):
+                    for (begin, end), span_slopes in zip(block.sees, part.split(block.lengths, 1), strict=True):
+                        total[:, begin:end] += span_slopes
+        return query_slopes, key_slopes, value_slopes, None, None
 
 
 def _by_key(states_BHTD: Tensor, groups: int) -> Tensor:
-    """Shape (B, G, R, T, D): R heads of queries for each of keys."""
+    """Return states as shape (B, G, R, T, D): R query heads for each of G key heads."""
     return states_BHTD.unflatten(1, (groups, -1))
 
 
 def _shared(states_GSD: Tensor, heads: int) -> Tensor:
-    """The same keys or values for each of so many heads of queries, shape (G, R, S, D)."""
+    """Repeat keys or values for each query head without a copy, shape (G, R, S, D)."""
     return states_GSD[:, None].expand(-1, heads, -1, -1)
 
 
-def _met(query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of a block, and the keys and values that they see."""
+def _seen_by(block: _Block, query_GRTD: Tensor, key_GTD: Tensor, value_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries of a block, and the keys and values that they see."""
     heads = query_GRTD.shape[1]
 
     def seen(states_GTD: Tensor) -> Tensor:

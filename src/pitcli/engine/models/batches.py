@@ -1,4 +1,4 @@
-"""Token ids of conversations to padded tensors. Masks always mean keep."""
+"""Padded batches of token ids, and how rows are split into them. In masks 1 means keep."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# what a pass costs besides that for each of its tokens, in tokens; on GPUs thousands of small kernels and the weights
-# of a 4-bit base, which become bf16 each time
+# the fixed cost of a pass, in tokens; on GPUs: thousands of small kernels, and the weights of a 4-bit base, which are
+# dequantised to bf16 in every pass
 PASS_TOKENS = {"cpu": 64, "cuda": 2048}
 
 
 class Batch(NamedTuple):
     """Right-padded sequences, and which of their hidden states are selected.
 
-    input_ids_BT: token ids. position_ids_BT: None if each row is one conversation, in which every token sees all
-    before it. branches_BS2: who sees whom (attention.branches_of). rows_N, columns_N: where the selected states are;
-    targets_N: the token that each of them predicts, empty if only the states are used. tokens: how many of the B x T
-    are no padding.
+    input_ids_BT: token ids. position_ids_BT: positions along the branches, or None if each row is one conversation with
+    ordinary causal attention. branches_BS2: which tokens see which (attention.branches_of). rows_N, columns_N: indices
+    of the selected states. targets_N: the token that each selected state predicts; empty if only the states are used.
+    tokens: how many of the B x T are not padding.
     """
 
     input_ids_BT: Tensor
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        """All but the branches, which no kernel reads."""
+        """Move all tensors but the branches, which no kernel reads."""
         moved: dict[str, Any] = {
             name: part.to(device)
             for name, part in self._asdict().items()
@@ -40,15 +40,15 @@ class Batch(NamedTuple):
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    """Token ids as input_ids_BT, the padding after the tokens."""
+    """Return token ids padded at the end, shape (B, T)."""
     width = max(len(ids) for ids in sequences)
     return torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in sequences])
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids as (input_ids_BT, attention_mask_BT), padded so that all rows end, and generation begins, together.
+    """Return (input_ids_BT, attention_mask_BT), padded at the start so that generation begins in the same column.
 
-    The mask, not the pad id, says what is padding.
+    Only the mask marks the padding: the pad id can also be a token of a row.
     """
     width = max(len(ids) for ids in sequences)
     input_ids = [[*[pad_id] * (width - len(ids)), *ids] for ids in sequences]
@@ -57,7 +57,7 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
 
 
 def padding_share(batches: Sequence[Batch]) -> float:
-    """The share of padding among all that a step's passes read."""
+    """Return the share of padding in the batches of a step."""
     cells = sum(batch.input_ids_BT.numel() for batch in batches)
     return sum((batch.input_ids_BT.numel() - batch.tokens) / cells for batch in batches)
 
@@ -65,12 +65,14 @@ def padding_share(batches: Sequence[Batch]) -> float:
 def length_sorted_chunks(
     lengths: Sequence[int], size: int, device: torch.device, budget: int | None = None
 ) -> list[list[int]]:
-    """Indices in chunks of at most `size`, longest first, such that padding and passes cost the least together.
+    """Split indices, sorted from long to short, into chunks of at most `size` at the least cost of padding and passes.
 
-    budget: the most tokens, with padding, that a chunk of several may hold.
+    budget: most tokens per chunk, with padding; a single longer sequence is a chunk too. The split is optimal, by
+    dynamic programming.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    cost, end = [0] * (len(order) + 1), [0] * len(order)  # of the chunks from a place on; where the first of them ends
+    # cost[start]: least cost of order[start:]; end[start]: where its first chunk ends
+    cost, end = [0] * (len(order) + 1), [0] * len(order)
     for start in reversed(range(len(order))):
         width = lengths[order[start]]
         most = max(1, min(size, budget // width)) if budget else size

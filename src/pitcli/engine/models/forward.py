@@ -1,4 +1,4 @@
-"""Passes of a model under the role in use: log-probs of completions, and scores of the gap model."""
+"""Forward passes with the role in use: log-probs of completions, and scores of the gap model."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ PROBE_TOKENS = 16
 
 
 def hidden_states(model: RoleModel, batch: Batch) -> Tensor:
-    """The selected last hidden states of a batch, shape (N, D), under the role in use."""
+    """Return the selected last hidden states of a batch, shape (N, D), with the role in use."""
     are_trees, width = batch.position_ids_BT is not None, batch.input_ids_BT.shape[1]
     form: Form = "mask" if are_trees else "plain"
     if model.reads_branches and (are_trees or packs(model, width)):
@@ -26,22 +26,25 @@ def hidden_states(model: RoleModel, batch: Batch) -> Tensor:
 
 
 def completion_logprobs(model: RoleModel, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """log p(target | everything before it) of each target of a batch, shape (N,), fp32."""
+    """Return log p(target | the tokens before it) of each target of a batch, shape (N,), nats, fp32."""
     output_layer = model.base.get_output_embeddings()
     return token_logprobs(hidden_states(model, batch), output_layer, batch.targets_N, temperature)
 
 
 def scores(model: RoleModel, batch: Batch) -> Tensor:
-    """r_gap of each leaf, shape (N,), fp32: the head on the hidden state of its last token."""
+    """Return r_gap of each leaf, shape (N,), fp32: the gap head on the last hidden state of its last token."""
     assert model.gap_head is not None
     states_ND = hidden_states(model, batch).float()
-    with torch.autocast(model.device.type, enabled=False):  # which would round the scores to bf16
+    with torch.autocast(model.device.type, enabled=False):  # autocast would round the scores to bf16
         return model.gap_head(states_ND).squeeze(-1)
 
 
 @torch.no_grad()
 def score_trees(model: RoleModel, trees: Sequence[Tree], micro_batch_size: int) -> list[Tensor]:
-    """r_gap of the leaves of each tree, on the CPU; about micro_batch_size leaves are scored together."""
+    """Return r_gap of the leaves of each tree, shape (leaves,), on the CPU.
+
+    micro_batch_size: leaves per pass, at least those of one tree.
+    """
     scores_of_tree: list[Tensor] = [torch.empty(0)] * len(trees)
     at_once = max(1, micro_batch_size // max((len(tree.leaves) for tree in trees), default=1))
     with model.role(GAP):
@@ -54,7 +57,10 @@ def score_trees(model: RoleModel, trees: Sequence[Tree], micro_batch_size: int) 
 
 @torch.no_grad()
 def probe(model: RoleModel, role: str) -> list[float]:
-    """What a role says of a few fixed tokens: the gap model their score, the others their log-probs."""
+    """Return a role's output on a few fixed tokens: the score of the gap model, the log-probs of other roles.
+
+    Runs store these numbers, so that a later load can be checked against them.
+    """
     vocabulary = model.base.config.get_text_config().vocab_size
     ids = [(7 * index + 3) % vocabulary for index in range(PROBE_TOKENS)]
     with model.role(role):

@@ -1,4 +1,4 @@
-"""Uploads to the hub, with the token that its own login or HF_TOKEN gives; pit never reads or shows it."""
+"""Uploads to the hub, with the token of `hf auth login` or HF_TOKEN; pit never reads or shows the token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,35 +8,35 @@ from pitcli.errors import RunError, SettingsError
 
 
 @contextmanager
-def _reaching(what: str, remedy: str) -> Iterator[None]:
-    """The hub's errors by their names: their texts may hold what was sent."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is its HTTP library's, whichever that is
+def _hub_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn the hub's errors into a RunError with their names only, because their texts can contain what was sent."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: of the hub's HTTP library
 
     try:
         yield
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise RunError(f"--push-to-hub: {what} ({type(error).__name__}); {remedy}") from None
+        raise RunError(f"--push-to-hub: {problem} ({type(error).__name__}); {remedy}") from None
 
 
 def check_signed_in() -> None:
-    """RunError where the hub does not know who is asking."""
+    """Raise RunError if the user is not logged in to the hub."""
     from huggingface_hub import HfApi
 
-    with _reaching("the hub does not know you", "hf auth login, or set HF_TOKEN to a token that may write"):
+    with _hub_errors("not logged in to the hub", "use hf auth login, or set HF_TOKEN to a token with write access"):
         HfApi().whoami()
 
 
 def upload(folder: Path, name: str, public: bool) -> str:
-    """A folder to the model repository OWNER/NAME, made where there is none; its address.
+    """Upload a folder to the model repository OWNER/NAME, which is created if it does not exist; return its URL.
 
-    SettingsError where the repository is public and that was not asked for.
+    Raises SettingsError if the repository is public but `public` is not set, RunError if the upload fails.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _reaching(f"{name} was not uploaded; it is in {folder}", "may your token write there?"):
+    with _hub_errors(f"{name} was not uploaded, its files are in {folder}", "check that your token has write access"):
         api.create_repo(name, private=not public, exist_ok=True)
         if not public and not api.model_info(name).private:
-            raise SettingsError(f"--push-to-hub: {name} is public; --public says that this is meant, or name another")
+            raise SettingsError(f"--push-to-hub: {name} is public; use --public to upload to it, or name another")
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by pit export")
     return f"https://huggingface.co/{name}"

@@ -1,4 +1,4 @@
-"""What is read from the folders of models: tokenizers, quantised bases, LoRA settings."""
+"""Loads tokenizers, bases and LoRA settings from model folders."""
 
 import reprlib
 from contextlib import suppress
@@ -27,18 +27,18 @@ from pitcli.processes.ranks import local_rank, world_size
 from pitcli.runs.files import DIGESTS
 from pitcli.settings.base import Device, LoraSettings
 
-MARKED_LOGIT = 64.0  # far beyond where any model caps them
+MARKED_LOGIT = 64.0  # far beyond the caps of any model
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = {WEIGHTS, ADAPTER_CONFIG, DIGESTS, "README.md"}
-# of ADAPTER_CONFIG: what pit reads, and what it writes for others and does not read
+# fields of ADAPTER_CONFIG: those that pit reads, and those that it writes for other tools only
 _FREE_FIELDS = {"r", "lora_alpha", "target_modules"} | {
     *("task_type", "modules_to_save", "base_model_name_or_path", "inference_mode", "peft_version")
 }
 
 
 def pick_device(device: Device) -> torch.device:
-    """The device that a setting names; RunError where there is no such device."""
+    """Return the device of --device; RunError if it is cuda and torch sees no CUDA device."""
     if device is Device.cuda and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is visible to torch")
     if device is Device.auto:
@@ -49,35 +49,41 @@ def pick_device(device: Device) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it; fp32 on CPUs, many of which emulate bf16 two hundred times slower."""
+    """Return bf16 on GPUs that compute in it, otherwise fp32: many CPUs emulate bf16, two hundred times slower."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """What training passes compute in: bf16 where the base does, though adapters and gap head are kept in fp32."""
+    """Return the autocast of passes: bf16 if the base is bf16. Adapters and gap head stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, with a chat template and a pad token that is not its EOS if it has another."""
+    """Load the tokenizer of a base, with a chat template, and with a pad token other than EOS if it has one.
+
+    Raises RunError if it cannot be read or has no EOS token.
+    """
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
-            raise RunError(f"{folder}: the tokenizer has no EOS token, so an answer could never end")
+            raise RunError(f"{folder}: the tokenizer has no EOS token, so responses could never end; use another base")
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
             spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
             preferred = [token for token in (tokenizer.unk_token, *spare) if token]
             tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
-        with suppress(RowProblem):  # roles that the template refuses are reported by who asks for them
-            ChatFormat(tokenizer).digest()  # renders the template, which is the model's and may raise anything
+        with suppress(RowProblem):  # roles that the template rejects are reported where they are used
+            ChatFormat(tokenizer).digest()  # renders the model's template, which can raise anything
     return tokenizer
 
 
 def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrainedModel:
-    """A frozen causal language model from safetensors, every tensor of which is there; no remote code."""
+    """Load a frozen causal language model from safetensors, without remote code.
+
+    Raises RunError if it cannot be read, lacks tensors or rescales its logits.
+    """
     dtype = compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -96,22 +102,22 @@ def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrai
             output_loading_info=True,
         )
     base, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
-        raise RunError(f"{folder}: {len(missing)} of the model's tensors are not there, the first {missing[0]}")
-    for name, layer in base.named_modules():  # transformers takes 4-bit weights of any shape
+    if missing := sorted(report["missing_keys"]):  # transformers would continue with random numbers
+        raise RunError(f"{folder}: {len(missing)} tensors of the model are missing, the first {missing[0]}")
+    for name, layer in base.named_modules():  # transformers accepts 4-bit weights of any shape
         state = getattr(getattr(layer, "weight", None), "quant_state", None)
         if state is not None and tuple(state.shape) != (layer.out_features, layer.in_features):
-            raise RunError(f"{folder}: the weights of {name} do not have the shape that config.json says")
+            raise RunError(f"{folder}: the weights of {name} do not have the shape given in config.json")
     keep_unpacked(base)
     base.requires_grad_(False).eval()
     if not gives_plain_logits(base):
-        raise RunError(f"{folder}: models that rescale their logits are not supported")
+        raise RunError(f"{folder}: models that rescale their logits are not supported; use another base")
     return base
 
 
 @torch.no_grad()
 def gives_plain_logits(base: PreTrainedModel) -> bool:
-    """Whether its logits are its output layer's, on the last hidden states, and nothing else; seen by trying it."""
+    """Return whether the logits are exactly the output layer applied to the last hidden states, by trying it."""
     ids_1T = torch.arange(4, device=base.device)[None]
     seen: list[Tensor] = []
 
@@ -126,10 +132,10 @@ def gives_plain_logits(base: PreTrainedModel) -> bool:
 
 
 def keep_unpacked(module: nn.Module) -> None:
-    """Have 4-bit layers compute on every CPU as they do in training.
+    """Make 4-bit layers compute in sampling as they do in training, on every CPU.
 
-    Where a CPU multiplies bf16 by itself (AVX512-BF16), bitsandbytes packs the weights of such a layer anew, for good,
-    the first time that it samples: from then on it computes in bf16, and no gradient passes through it.
+    On CPUs with bf16 instructions (AVX512-BF16), bitsandbytes repacks the weights of a 4-bit layer, for good, the first
+    time that it samples. From then on the layer computes in bf16 and passes no gradient.
     """
     for layer in module.modules():
         if isinstance(layer, Linear4bit):
@@ -137,7 +143,7 @@ def keep_unpacked(module: nn.Module) -> None:
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
-    """LoRA on every linear layer but the output layer, without dropout (it would blur RL's ratios)."""
+    """Return LoRA on every linear layer but the output layer, without dropout, which would make RL's ratios noisy."""
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -148,25 +154,25 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
 
 
 def saved_lora(folder: Path) -> LoraConfig:
-    """The LoRA of an adapter folder, which need not be one that pit wrote.
+    """Read the LoRA settings of an adapter folder, which may be hostile; RunError if pit could not have written it.
 
-    Rank, alpha and layers go into a fresh LoraConfig. Any other field must be as pit writes it: for some values peft
-    would import modules, read other files or build another network.
+    Rank, alpha and layers go into a fresh LoraConfig. Every other field must have the value that pit writes: some
+    values would make peft import modules, read other files or build another network.
     """
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ADAPTER_FILES):
-        raise RunError(f"{folder / foreign[0]}: no part of an adapter; take it out of the folder")
+        raise RunError(f"{folder / foreign[0]}: not part of an adapter; remove it from the folder")
     check_entries(folder)
     path = folder / ADAPTER_CONFIG
     saved = {"peft_type": None, **read_json(path)}
     plain = LoraConfig().to_dict()
     for name, value in saved.items():
         if name not in _FREE_FIELDS and (value != plain[name] if name in plain else value):
-            raise RunError(f"{path}: {name} {reprlib.repr(value)} is not supported: pit takes its own adapters only")
+            raise RunError(f"{path}: {name} {reprlib.repr(value)} is not supported; pit loads only its own adapters")
     with reading(path):
         config = lora_config(LoraSettings(lora_rank=saved["r"], lora_alpha=saved["lora_alpha"]))
         config.target_modules = [str(name) for name in saved["target_modules"]]
     with reading(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as tensors:
         ranks = {tensors.get_slice(name).get_shape()[0] for name in list(tensors.keys()) if ".lora_A." in name}
-    if ranks != {config.r}:  # before memory is taken for as much as the config says
-        raise RunError(f"{folder}: the adapter's tensors do not have the rank {config.r} of {ADAPTER_CONFIG}")
+    if ranks != {config.r}:  # before memory is allocated for the rank in the config
+        raise RunError(f"{folder}: the adapter's tensors do not have the rank {config.r} given in {ADAPTER_CONFIG}")
     return config

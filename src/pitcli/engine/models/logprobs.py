@@ -1,4 +1,4 @@
-"""Log-probs of tokens without their full logits: a few hundred rows of the vocabulary are held at a time."""
+"""Log-probs of tokens from a few hundred rows of logits at a time, to save memory."""
 
 from typing import Any, cast
 
@@ -9,18 +9,18 @@ LOGIT_ROWS = 512
 
 
 def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
-    """log p(target) under softmax(output_layer(hidden) / temperature), shape (N,), fp32.
+    """Return log softmax(output_layer(hidden) / temperature)[target], shape (N,), nats, fp32.
 
-    The output layer is linear and takes no gradient.
+    hidden_ND: the states that predict the targets. output_layer: linear, D to V; it gets no gradient.
     """
     logprobs_N: Tensor = _TokenLogprobs.apply(hidden_ND, output_layer, targets_N, temperature)
     return logprobs_N
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Takes the gradient d log p / d hidden = (onehot(target) - p) W / T while the logits are there.
+    """Computes the gradient d log p / d hidden = (onehot(target) - p) W / T in the forward pass, from the same logits.
 
-    So they are neither kept nor computed again for the backward pass; what is kept is of the size of the hidden states.
+    So the backward pass needs no logits; what is kept for it has the size of the hidden states.
     """
 
     @staticmethod
@@ -34,7 +34,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs.append((logits_CV.gather(-1, targets_C[:, None]) - total_C1).squeeze(-1))
             if ctx.needs_input_grad[0]:
                 weight_VD = cast(Tensor, output_layer.weight)
-                # in fp32: where p is close to 1, little is left of 1 - p
+                # in fp32: if p is close to 1, 1 - p would lose its precision
                 slopes_CV = logits_CV.sub_(total_C1).exp_().neg_()
                 slopes_CV.scatter_add_(-1, targets_C[:, None], torch.ones_like(total_C1))
                 gradients.append((slopes_CV.to(weight_VD.dtype) @ weight_VD).to(hidden_CD.dtype) / temperature)

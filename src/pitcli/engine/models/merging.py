@@ -1,4 +1,4 @@
-"""A role folded into its base: one plain model for transformers and vLLM, and how far it drifts from the role."""
+"""Merges a role into its base: a plain model for transformers and vLLM, and its drift from the role."""
 
 import copy
 import json
@@ -37,10 +37,10 @@ ADAPTER_FIELDS = (
 
 
 class Drift(NamedTuple):
-    """The merged model against the role on its base.
+    """How far a merged model is from the role on its base.
 
-    largest, mean: absolute differences of all log-probs (gap: of the scores), in nats (gap: in score units);
-    agreement: the share of positions with the same likeliest token (gap: of pairs with the same better response).
+    largest, mean: absolute differences of all log-probs in nats (gap model: of the scores). agreement: the share of
+    positions with the same most likely token (gap model: of pairs with the same better response).
     """
 
     largest: float
@@ -49,7 +49,7 @@ class Drift(NamedTuple):
 
 
 def keep_layout(model: RoleModel) -> None:
-    """Before a first forward pass: 4-bit layers that are to be merged must stay as they were quantised.
+    """Keep 4-bit layers as they were quantised, so that they can be merged; call it before the first forward pass.
 
     In eval mode bitsandbytes repacks them for CPUs with bf16 instructions, which cannot be undone exactly.
     """
@@ -60,10 +60,10 @@ def keep_layout(model: RoleModel) -> None:
 
 @torch.no_grad()
 def merged_weights(model: RoleModel, role: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of the base by its plain name, the role's LoRA added, as `dtype` on the CPU.
+    """Return every tensor of the base by its plain name, with the role's LoRA merged, as `dtype` on the CPU.
 
-    W + alpha / r * B A in fp32, where W is what a 4-bit layer holds, dequantised. Each layer leaves the model once it
-    is merged, so that no tensor is held twice: afterwards the model is of no use.
+    Merged weights are W + alpha / r * B A in fp32, with 4-bit W dequantised. Each layer is removed from the model once
+    it is merged, so that no tensor is in memory twice: the model cannot be used afterwards.
     """
     weights: dict[str, Tensor] = {}
     linear = (LoraLayer, Linear4bit)
@@ -78,11 +78,12 @@ def merged_weights(model: RoleModel, role: str, dtype: torch.dtype) -> dict[str,
 
 
 def _merged_layer(layer: Any, role: str) -> dict[str, Tensor]:
+    """Return the weight, shape (O, I), and the bias of one layer, merged in fp32."""
     adapted = isinstance(layer, LoraLayer)
     linear: Any = layer.get_base_layer() if adapted else layer
     state = getattr(linear.weight, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
-        raise RunError("a 4-bit layer was repacked for this CPU, so its weights can no longer be read exactly")
+        raise RunError("a 4-bit layer was repacked for this CPU, so its exact weights are lost")
     weight_OI = linear.weight if state is None else dequantize_4bit(linear.weight.data, state)
     if adapted:
         weight_OI = weight_OI.float() + layer.get_delta_weight(role).float()
@@ -96,9 +97,9 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def plain_model(
     config: PreTrainedConfig, weights: dict[str, Tensor], gap_head: Tensor | None, chat: ChatFormat, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Merged weights as a model of transformers, which takes them over; with a gap head, one with a single label.
+    """Return a transformers model with the merged weights; with a gap head, a sequence classifier with one label.
 
-    RunError where transformers has no such model of this architecture.
+    gap_head: shape (1, D). Raises RunError if transformers has no such model for this architecture.
     """
     config = copy.deepcopy(config)
     vars(config).pop("quantization_config", None)
@@ -108,7 +109,7 @@ def plain_model(
         kind, config.num_labels = AutoModelForSequenceClassification, 1
         config.problem_type = "regression"  # for vLLM: no sigmoid over the score
         weights = {**weights, "score.weight": _as(gap_head, dtype)}
-        # the score is read at the last token that is not padding, and the last token is the stop token
+        # transformers scores the last token that is not padding, which is the stop token: it must not be the pad token
         pad_id = None if pad_id == chat.stop_id else pad_id
     config.get_text_config().pad_token_id = pad_id
     try:
@@ -121,7 +122,7 @@ def plain_model(
     missing = [name for name, tensor in plain.state_dict().items() if tensor.is_meta]
     if missing or [name for name in unknown if gap_head is None or not name.startswith("lm_head.")]:
         raise RunError(f"{config.model_type} models cannot be merged: {', '.join([*missing, *unknown][:3])} do not fit")
-    if gap_head is None:  # pit samples in its own way, so the base's settings of sampling do not hold
+    if gap_head is None:  # pit samples in its own way, so the base's sampling settings do not apply
         stops = GenerationConfig.from_model_config(config).eos_token_id
         stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
         plain.generation_config = GenerationConfig(
@@ -133,27 +134,25 @@ def plain_model(
 
 
 def write_plain(plain: PreTrainedModel, chat: ChatFormat, folder: Path) -> None:
-    """Weights, settings, tokenizer and chat template; RunError where the disk does not hold them."""
+    """Save a plain model with its tokenizer and chat template; RunError if the disk is too small."""
     size = sum(tensor.nbytes for tensor in plain.parameters())
     if (free := shutil.disk_usage(folder).free) < size:
-        raise RunError(
-            f"{folder.parent}: {size / 2**30:.2f} GiB are to be written, and {free / 2**30:.2f} GiB are free"
-        )
+        raise RunError(f"{folder.parent}: needs {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB free")
     try:
         plain.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     except SafetensorError as error:
         raise RunError(f"{folder.parent}: the weights were not written ({error})") from error
-    for path in folder.glob("*.safetensors"):  # safetensors keeps its files from everybody else
+    for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner only
         shutil.copymode(folder / "config.json", path)
     chat.tokenizer.save_pretrained(folder)
 
 
 def load_plain(folder: Path, gap: bool, device: torch.device) -> PreTrainedModel:
-    """What anyone gets from the folder, every tensor of it; on a CPU in fp32, in which pit computes there."""
+    """Load a plain model as any user would, on CPUs in fp32 like pit; RunError if tensors are missing or unknown."""
     kind: Any = AutoModelForSequenceClassification if gap else AutoModelForCausalLM
-    where: dict[str, Any] = {"dtype": torch.float32} if device.type == "cpu" else {"device_map": "auto"}
+    placement: dict[str, Any] = {"dtype": torch.float32} if device.type == "cpu" else {"device_map": "auto"}
     with reading(folder):
-        plain, report = kind.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **where)
+        plain, report = kind.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **placement)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise RunError(f"{folder}: {len(wrong)} tensors are missing or unknown, the first {wrong[0]}")
     return plain.eval()
@@ -161,7 +160,7 @@ def load_plain(folder: Path, gap: bool, device: torch.device) -> PreTrainedModel
 
 @torch.no_grad()
 def role_logprobs(model: RoleModel, role: str, examples: Sequence[Example]) -> list[Tensor]:
-    """All log-probs at each token of a completion, shape (C, V) each, on the CPU: of the role as pit runs it."""
+    """Return the log-probs over the vocabulary at each completion token, shape (C, V) per example, on the CPU."""
     model.use(role)
     rows = []
     for example in examples:
@@ -173,7 +172,7 @@ def role_logprobs(model: RoleModel, role: str, examples: Sequence[Example]) -> l
 
 @torch.no_grad()
 def plain_logprobs(plain: PreTrainedModel, examples: Sequence[Example]) -> list[Tensor]:
-    """As role_logprobs, of a plain model."""
+    """Return the same as role_logprobs for a plain model."""
     rows = []
     for example in examples:
         logits_TV = plain(torch.tensor([example.prompt + example.completion], device=plain.device)).logits[0]
@@ -182,34 +181,34 @@ def plain_logprobs(plain: PreTrainedModel, examples: Sequence[Example]) -> list[
 
 
 def logprob_drift(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Drift:
-    """Over all examples, positions and tokens of the vocabulary."""
+    """Return the drift over all examples, positions and tokens of the vocabulary."""
     ours_NV, theirs_NV = torch.cat(list(ours)), torch.cat(list(theirs))
-    apart_NV = (ours_NV - theirs_NV).abs()
+    difference_NV = (ours_NV - theirs_NV).abs()
     same_N = ours_NV.argmax(-1) == theirs_NV.argmax(-1)
-    return Drift(float(apart_NV.max()), float(apart_NV.mean()), float(same_N.float().mean()))
+    return Drift(float(difference_NV.max()), float(difference_NV.mean()), float(same_N.float().mean()))
 
 
 def role_scores(model: RoleModel, trees: Sequence[Tree]) -> Tensor:
-    """Scores of both orders of each pair, shape (B, 2), as pit gives them."""
+    """Return r_gap of both orders of each pair, shape (B, 2), as pit computes it."""
     return torch.stack(score_trees(model, trees, 2))
 
 
 @torch.no_grad()
 def plain_scores(plain: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
-    """As role_scores, of a plain model that reads one conversation at a time."""
+    """Return the same as role_scores for a plain model, one conversation at a time."""
     rows = [[plain(torch.tensor([ids], device=plain.device)).logits.item() for ids in t.conversations()] for t in trees]
     return torch.tensor(rows)
 
 
 def score_drift(ours_B2: Tensor, theirs_B2: Tensor) -> Drift:
-    """Over both orders of all pairs; the better response is told by the sign of the symmetrised gap."""
-    apart_B2 = (ours_B2 - theirs_B2).abs()
+    """Return the drift over both orders of all pairs; the sign of the symmetrised gap is the better response."""
+    difference_B2 = (ours_B2 - theirs_B2).abs()
     same_B = (ours_B2[:, 0] > ours_B2[:, 1]) == (theirs_B2[:, 0] > theirs_B2[:, 1])
-    return Drift(float(apart_B2.max()), float(apart_B2.mean()), float(same_B.float().mean()))
+    return Drift(float(difference_B2.max()), float(difference_B2.mean()), float(same_B.float().mean()))
 
 
 def write_adapter(adapter: Path, base_name: str, folder: Path) -> None:
-    """An adapter for others: the settings that peft and vLLM know in all their versions, and the base by its name."""
+    """Write an adapter for other tools: with the base's name, and only settings that all of peft and vLLM know."""
     saved = read_json(adapter / ADAPTER_CONFIG)
     saved["base_model_name_or_path"] = base_name
     kept = {name: saved[name] for name in ADAPTER_FIELDS}

@@ -1,4 +1,4 @@
-"""A base model that is known and checked before it is loaded, with all that the runs on it must agree about."""
+"""Opens a base model: finds and checks it before loading, and checks that earlier runs were trained on the same one."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from pitcli.settings.base import DEFAULT_MODEL, ModelSettings
 
 
 class Base(NamedTuple):
-    """A base model that is known and checked but not loaded."""
+    """A base model that is found and checked but not loaded. max_length: longest conversation, in tokens."""
 
     folder: Path
     identity: BaseIdentity
@@ -33,7 +33,7 @@ class Base(NamedTuple):
     max_length: int
 
     def load(self, adapters: Mapping[str, Path] | None = None) -> RoleModel:
-        """The base with these adapters, by their roles."""
+        """Load the base with these adapters, given by role."""
         base = load_base(self.folder, self.identity.load_in_4bit, self.device)
         model = RoleModel(base, self.tokenizer.pad_token_id)
         for role, folder in (adapters or {}).items():
@@ -42,7 +42,11 @@ class Base(NamedTuple):
 
 
 def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
-    """The base that the settings name, else that of the earlier runs; all of them must have been made with it."""
+    """Open the base that --model names, otherwise that of the earlier runs, otherwise the default.
+
+    Raises RunError if an earlier run was trained on another base, template or precision, and SettingsError if the base
+    does not suit its tokenizer or --max-length.
+    """
     quiet_libraries()
     first = earlier[0].manifest.base if earlier else None
     name = settings.model or (first.name if first else DEFAULT_MODEL)
@@ -67,58 +71,61 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
 
 
 def quiet_libraries() -> None:
-    """Turn off what transformers and peft print: progress bars, and warnings about calls of theirs."""
+    """Turn off the progress bars of transformers and peft, and their warnings about their own calls."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is", FutureWarning)
 
 
 def open_chat(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """How the tokenizer writes conversations; SettingsError if its template refuses those of an improvement."""
+    """Return the chat format of a tokenizer; SettingsError if its template rejects the roles of an improvement."""
     try:
         chat = ChatFormat(tokenizer)
         chat.digest()  # renders the template with the roles of an improvement
     except RowProblem as problem:
-        raise SettingsError(f"--model: {name}: {problem.reason}; it needs another chat template") from None
+        raise SettingsError(f"--model: {name}: {problem.reason}; use a tokenizer with another chat template") from None
     return chat
 
 
 def refuse_other_bases(identity: BaseIdentity, earlier: Sequence[EarlierRun]) -> None:
-    """RunError lists the runs that were made with another base, template or quantisation."""
+    """Raise RunError with every run that was trained on another base, chat template or precision."""
     problems = []
     for run in earlier:
         other = run.manifest.base
         if other.digest != identity.digest:
             problems.append(
                 f"{run.folder}: trained on the base {other.name} ({other.digest[:12]}), not on {identity.name} "
-                f"({identity.digest[:12]}); give --model {other.name} or another run"
+                f"({identity.digest[:12]}); use --model {other.name} or another run"
             )
         elif other.template != identity.template:
             problems.append(f"{run.folder}: trained with another chat template; train it again")
         elif other.load_in_4bit != identity.load_in_4bit:
             flag = "--load-in-4bit" if other.load_in_4bit else "--no-load-in-4bit"
-            problems.append(f"{run.folder}: trained with {flag}; give the same here")
+            problems.append(f"{run.folder}: trained with {flag}; use {flag} here too")
     if problems:
         raise RunError(problems)
 
 
 def refuse_small_embeddings(name: str, chat: ChatFormat, architecture: PreTrainedConfig) -> None:
-    """SettingsError if the tokenizer has ids beyond the model's embeddings."""
+    """Raise SettingsError if the tokenizer has ids beyond the model's embeddings."""
     if (largest := chat.largest_id()) >= architecture.vocab_size:
         raise SettingsError(
-            f"--model: {name}: its tokenizer goes up to token {largest} and its embeddings to "
-            f"{architecture.vocab_size - 1}; give the tokenizer that the model was trained with, or enlarge the model "
+            f"--model: {name}: its tokenizer goes up to token {largest}, its embeddings only up to "
+            f"{architecture.vocab_size - 1}; use the tokenizer that the model was trained with, or enlarge the model "
             f"(model.resize_token_embeddings({largest + 1}), then save it)"
         )
 
 
 def longest_conversation(name: str, settings: ModelSettings, architecture: PreTrainedConfig) -> int:
-    """In tokens: --max-length, else the model's context."""
-    # none for a model without positions (Mamba and its like)
+    """Return the longest conversation in tokens: --max-length, otherwise the model's context.
+
+    Raises SettingsError if neither is known, or if --max-length exceeds the context.
+    """
+    # None for models without positions, such as Mamba
     context: int | None = getattr(architecture, "max_position_embeddings", None)
     max_length = settings.max_length or context
     if max_length is None:
-        raise SettingsError(f"--max-length: {name} states no context length, so give the tokens that a row may take")
+        raise SettingsError(f"--max-length: {name} gives no context length; set the longest conversation in tokens")
     if context and max_length > context:
-        raise SettingsError(f"--max-length: {max_length} is beyond the model's context of {context} tokens")
+        raise SettingsError(f"--max-length: expected at most the model's context of {context} tokens, got {max_length}")
     return max_length

@@ -1,4 +1,4 @@
-"""One base, LoRA adapters by role on it, and the gap head: which there are, and which is in use."""
+"""A frozen base with one LoRA adapter per role and the gap head, and which role is in use."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ REFERENCE = "reference"
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """A number that any change of the tensors changes (but for a chance of about 2^-64)."""
+    """Return a hash of the tensors' bytes; a change goes unnoticed with a probability of about 2^-64."""
     parts: list[object] = []
     for tensor in tensors:
         bytes_N = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -35,10 +35,10 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 
 
 class RoleModel(nn.Module):
-    """A base that plays several roles: each is a LoRA adapter, and the gap role has a linear head besides.
+    """A base that plays several roles: each is a LoRA adapter, and the gap role also has a linear head, D to 1.
 
-    The role None is the base itself. Passes are in forward.py, how trees are laid out for it in packing.py, adapters
-    on disk in adapters.py.
+    The role None is the base itself. Forward passes are in forward.py, the layout of trees in packing.py, adapters on
+    disk in adapters.py.
     """
 
     def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
@@ -57,7 +57,7 @@ class RoleModel(nn.Module):
         return self.base.device
 
     def add_role(self, role: str, config: LoraConfig) -> None:
-        """A fresh adapter (it changes nothing until trained) and, for the gap role, its head."""
+        """Add a fresh adapter, which changes nothing until it is trained, and for the gap role a random head."""
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=role)
         else:
@@ -75,7 +75,7 @@ class RoleModel(nn.Module):
 
     @contextmanager
     def role(self, role: str | None, train: bool = False) -> Iterator[None]:
-        """Play a role, then the one before again; only a role that trains has gradients."""
+        """Use a role within the context, then the previous one again. train: whether the role gets gradients."""
         before = self._active
         self.use(role, train)
         try:
@@ -85,7 +85,7 @@ class RoleModel(nn.Module):
                 self.use(*before)
 
     def use(self, role: str | None, train: bool = False) -> None:
-        """Switch to a role until further notice; a no-op if it is in use."""
+        """Switch to a role until the next switch; a no-op if it is in use. train: whether the role gets gradients."""
         if self.peft is None or self._active == (role, train):
             return
         if role is None:
@@ -96,11 +96,11 @@ class RoleModel(nn.Module):
         if self.gap_head is not None:
             self.gap_head.requires_grad_(role == GAP and train)
         for layer in self._recomputed:
-            layer.training = train  # of the layer alone: what is in it may have dropout
+            layer.training = train  # of the layer itself only: its submodules can have dropout
         self._active = (role, train)
 
     def role_parameters(self, role: str) -> dict[str, Tensor]:
-        """The trainable tensors of a role by name."""
+        """Return the trainable tensors of a role by name."""
         assert self.peft is not None
         named: dict[str, Tensor] = {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
         if role == GAP and self.gap_head is not None:
@@ -108,22 +108,26 @@ class RoleModel(nn.Module):
         return named
 
     def base_tensors(self) -> list[Tensor]:
-        """The tensors of the base, which no training changes."""
+        """Return the frozen tensors of the base; of a sharded base, this process's part."""
         tensors = [p for name, p in self.base.named_parameters() if "lora_" not in name]
-        return [p.to_local() if hasattr(p, "to_local") else p for p in tensors]  # this process's part of it
+        return [p.to_local() if hasattr(p, "to_local") else p for p in tensors]
 
     def recompute_layers(self) -> None:
-        """Gradient checkpointing: keep the inputs of each layer, recompute its activations in the backward pass."""
+        """Turn on gradient checkpointing: keep only the inputs of each layer, recompute its activations when needed.
+
+        Raises RunError if transformers does not support it for this base.
+        """
         if not self.base.supports_gradient_checkpointing:
-            raise RunError("--gradient-checkpointing: transformers does not offer it for this base")
+            raise RunError("--gradient-checkpointing: transformers does not support it for this base")
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
         self._recomputed = [m for m in self.transformer.modules() if isinstance(m, GradientCheckpointingLayer)]
         self._active = None
 
     def shard_base(self) -> None:
-        """Keep this process's part of every layer of the base; the other parts come when they are needed (FSDP2).
+        """Shard every layer of the base over the processes (FSDP2); layers are gathered when they are needed.
 
-        All processes must run the same passes from now on, as many and in the same order.
+        From now on all processes must run the same number of passes in the same order. Raises RunError if transformers
+        does not name the layers of this base.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -131,18 +135,18 @@ class RoleModel(nn.Module):
         kinds = set(self.base._no_split_modules or ())
         layers = [layer for layer in self.transformer.modules() if type(layer).__name__ in kinds]
         if not layers:
-            raise RunError("--shard-base: transformers does not say what the layers of this base are")
+            raise RunError("--shard-base: transformers does not name the layers of this base; run without it")
         mesh = init_device_mesh(self.device.type, (world_size(),))
         parts = {p for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
         whole = {p for p in self.transformer.parameters() if p not in parts}
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-        fully_shard(self.transformer, mesh=mesh, ignored_params=whole)  # which fetches the next layer meanwhile
+        fully_shard(self.transformer, mesh=mesh, ignored_params=whole)  # so that the next layer is prefetched
         self.sharded = True
 
     @cached_property
     def packs_trees(self) -> bool:
-        """Whether the base gives packed trees the hidden states of separate passes."""
+        """Whether packed trees get the same hidden states as separate passes."""
         return self.reads_branches or takes_tree_masks(self.base, self.pad_id)
 
     @property

@@ -1,4 +1,4 @@
-"""Experiments on this device, a second each: the speed of bf16, the error of 4-bit layers, tree attention."""
+"""Tests of this device, one second each: the speed of bf16, the error of 4-bit layers, tree attention."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ _WIDTH = 256
 
 
 def bf16_slowdown(device: torch.device) -> float:
-    """How many times longer a product takes in bf16 than in fp32."""
+    """Return the time of a matrix product in bf16 relative to fp32."""
     return _product_seconds(device, torch.bfloat16) / _product_seconds(device, torch.float32)
 
 
@@ -33,7 +33,10 @@ def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def four_bit_error(device: torch.device) -> float:
-    """The greatest relative error of a 4-bit layer: forward in training and in sampling, and backward."""
+    """Return the largest relative error of a 4-bit layer: forward in training, forward in sampling, and backward.
+
+    Raises RunError if bitsandbytes does not quantise on this device.
+    """
     generator = torch.Generator().manual_seed(0)
     weight_OI, x_BI = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_WIDTH, 8))
     dtype = compute_dtype(device)
@@ -42,7 +45,7 @@ def four_bit_error(device: torch.device) -> float:
     layer.load_state_dict({"weight": weight_OI})
     layer = layer.to(device).requires_grad_(False).eval()
     if getattr(layer.weight, "quant_state", None) is None:
-        raise RunError(f"a 4-bit layer stays unquantised on {device.type}")
+        raise RunError(f"4-bit layers are not quantised on {device.type}; use --no-load-in-4bit")
     inputs_BI = x_BI.clone().to(device, dtype).requires_grad_()
     trained_BO: Tensor = layer(inputs_BI)
     (gradient_BI,) = torch.autograd.grad(trained_BO.sum(), inputs_BI)
@@ -50,15 +53,17 @@ def four_bit_error(device: torch.device) -> float:
         sampled_BO = layer(x_BI.to(device, dtype))
     exact_BO = x_BI @ weight_OI.T
     return max(
-        _off(trained_BO, exact_BO), _off(sampled_BO, exact_BO), _off(gradient_BI, weight_OI.sum(0).expand_as(x_BI))
+        _relative_error(trained_BO, exact_BO),
+        _relative_error(sampled_BO, exact_BO),
+        _relative_error(gradient_BI, weight_OI.sum(0).expand_as(x_BI)),
     )
 
 
-def _off(found: Tensor, exact: Tensor) -> float:
+def _relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.detach().float().cpu() - exact).norm() / exact.norm())
 
 
 def packs_trees(device: torch.device) -> bool:
-    """Whether the embedded model scores packed trees as it scores separate passes."""
+    """Return whether packed trees get the hidden states of separate passes, tried on the embedded model."""
     disable_progress_bar()
     return RoleModel(load_base(resolve_base("tiny"), False, device), 0).packs_trees

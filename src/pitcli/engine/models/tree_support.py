@@ -1,4 +1,4 @@
-"""In which form a base takes trees, which is found by trying it, and its passes in each form."""
+"""Which form of tree attention a base supports, found by trying it, and its forward passes in each form."""
 
 import math
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.trees import Tree, packed_batch, separate_batch
 
 TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
-# as the base does by itself; with the branches that BY_BRANCH takes; under the mask that any other attention takes
+# the base's own attention; BY_BRANCH with branches; any other attention with an additive mask
 Form = Literal["plain", "branches", "mask"]
-# what is out of place, or seen by mistake, is so by many tokens
+# long enough that a wrong position, or a token seen by mistake, changes the states clearly
 PROBE = Tree([[token % 7 for token in range(length)] for length in (4, 5, 24, 32)], [-1, 0, 1, 1], [2, 3])
 
 
 def transformer_of(base: PreTrainedModel) -> nn.Module:
-    """A base without its output layer: token ids to hidden states."""
+    """Return a base without its output layer: token ids to hidden states."""
     return getattr(base, base.base_model_prefix)
 
 
 def base_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
-    """The selected last hidden states of a batch, shape (N, D)."""
+    """Return the selected last hidden states of a batch, shape (N, D)."""
     mask, positions_BT = None, batch.position_ids_BT
     if form == "branches":
         mask = branches_mask(batch.branches_BS2)
     elif form == "mask":
         mask = tree_mask(batch.branches_BS2, batch.input_ids_BT.shape[1], base.dtype, base.device)
-    if positions_BT is None and mask is not None:  # or some models would count them from a mask of two axes
+    if positions_BT is None and mask is not None:  # or some models would derive them from a 2-D mask
         positions_BT = torch.arange(batch.input_ids_BT.shape[1]).expand_as(batch.input_ids_BT)
     output = transformer_of(base)(
         input_ids=batch.input_ids_BT, attention_mask=mask, position_ids=positions_BT, use_cache=False
@@ -42,47 +42,47 @@ def base_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
 
 @torch.no_grad()
 def attends_by_branch(base: PreTrainedModel, pad_id: int) -> bool:
-    """Whether the base, on a CPU, takes the attention of attention.py; if it does, it keeps it from here on."""
-    usual = base.config._attn_implementation
-    if base.device.type != "cpu" or usual not in ("sdpa", BY_BRANCH) or not kernels_work():
+    """Return whether the base, on a CPU, works with the attention of attention.py; if so, switch it to that."""
+    original = base.config._attn_implementation
+    if base.device.type != "cpu" or original not in ("sdpa", BY_BRANCH) or not kernels_work():
         return False
     if not _attends_by_interface(base):
         return False
     separate, packed = separate_batch([PROBE], pad_id), packed_batch([PROBE], pad_id)
-    wanted = base_states(base, separate, "plain")
+    expected = base_states(base, separate, "plain")
     base.set_attn_implementation(BY_BRANCH)
-    if _apart(base, wanted, [separate, packed], "branches") <= _tolerance(base):
+    if _difference(base, expected, [separate, packed], "branches") <= _tolerance(base):
         return True
-    base.set_attn_implementation(usual)
+    base.set_attn_implementation(original)
     return False
 
 
 @torch.no_grad()
 def takes_tree_masks(base: PreTrainedModel, pad_id: int) -> bool:
-    """Whether the base, under masks of ours, gives packed trees the states of separate passes; a warning if not."""
-    why = "its attention is code of its own"
+    """Return whether packed trees get the states of separate passes under pit's masks; warn if not."""
+    why = "it has its own attention code"
     if _attends_by_interface(base):
         separate, packed = (make([PROBE], pad_id).to(base.device) for make in (separate_batch, packed_batch))
-        apart = _apart(base, base_states(base, separate, "plain"), [packed], "mask")
-        if apart <= _tolerance(base):
+        difference = _difference(base, base_states(base, separate, "plain"), [packed], "mask")
+        if difference <= _tolerance(base):
             return True
-        why = f"off by {apart:.1e}"
-    warn(f"this base does not take tree attention ({why}); every ordering is read by itself")
+        why = f"off by {difference:.1e}"
+    warn(f"this base does not support tree attention ({why}); each ordering is read separately, which is slower")
     return False
 
 
 def _attends_by_interface(base: PreTrainedModel) -> bool:
-    """Whether nothing but the mask says who sees whom; GPT-Neo's own attention, say, hides what is far off in a row."""
+    """Return whether only the mask decides which tokens see which; GPT-Neo's attention also hides far tokens."""
     return base._supports_attention_backend
 
 
-def _apart(base: PreTrainedModel, wanted: Tensor, batches: Sequence[Batch], form: Form) -> float:
-    """How far the hidden states of batches are from others, relative; infinitely where the base cannot give them."""
+def _difference(base: PreTrainedModel, expected: Tensor, batches: Sequence[Batch], form: Form) -> float:
+    """Return the largest relative difference of the batches' hidden states; infinite if the base raises."""
     try:
         found = [base_states(base, batch, form).float() for batch in batches]
-    except Exception:  # whatever the code of a model does with a mask that it does not know
+    except Exception:  # a model's code can raise anything if it does not support the mask
         return math.inf
-    return max(float((states - wanted).abs().max() / wanted.abs().max()) for states in found)
+    return max(float((states - expected).abs().max() / expected.abs().max()) for states in found)
 
 
 def _tolerance(base: PreTrainedModel) -> float:

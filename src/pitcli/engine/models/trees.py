@@ -1,8 +1,9 @@
-"""Conversations that begin alike in one sequence: what they share is read once, under tree attention.
+"""Trees: conversations with a shared prefix in one sequence, so that the prefix is read once (tree attention).
 
 r(w,l), r(w,w), r(l,l) and r(l,w) share x, and two each share [x; y_ref]. So a pair is laid out as
-[x, w, (w), (l), l, (w), (l)], every token sees its own branch back to x alone, and its position counts along that
-branch: |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores. So are the samples of one prompt in RL.
+[x, w, (w), (l), l, (w), (l)]. Each token sees only its own branch back to x, and positions count along that branch.
+That is |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores. In RL the samples of one prompt share it
+likewise.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from pitcli.engine.models.batches import Batch, pad_right
 
 
 class Tree(NamedTuple):
-    """Conversations with shared beginnings.
+    """Conversations with shared prefixes.
 
-    segments: token ids, each parent before its children; parents: the index of the segment that each continues
-    (-1 for the root); leaves: the segments that end a conversation, in the order of their scores.
+    segments: token ids, each parent before its children. parents: the index of the segment that each one continues (-1
+    for the root). leaves: the indices of the segments that end a conversation, in the order of their scores.
     """
 
     segments: list[list[int]]
@@ -29,25 +30,26 @@ class Tree(NamedTuple):
     leaves: list[int]
 
     def conversations(self) -> list[list[int]]:
-        """The conversation that ends in each leaf, written out."""
+        """Return the token ids of the whole conversation that ends in each leaf."""
         written: list[list[int]] = []
         for segment, parent in zip(self.segments, self.parents, strict=True):
             written.append(segment if parent < 0 else written[parent] + segment)
         return [written[leaf] for leaf in self.leaves]
 
     def lengths(self) -> list[int]:
-        """Tokens of each of these conversations."""
+        """Return how many tokens each conversation has."""
         until: list[int] = []
         for segment, parent in zip(self.segments, self.parents, strict=True):
             until.append(len(segment) + (0 if parent < 0 else until[parent]))
         return [until[leaf] for leaf in self.leaves]
 
     def tokens(self) -> int:
+        """Return the tokens of the packed tree."""
         return sum(len(segment) for segment in self.segments)
 
 
 def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
-    """All four orderings of a pair; leaves in the order of equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
+    """Return the tree of the four orderings of a pair; leaves as in equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
     chosen, rejected = chat.completion(pair.chosen), chat.completion(pair.rejected)
     segments = [
         chat.policy_prompt(pair.prompt),
@@ -62,9 +64,9 @@ def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
 
 
 def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat) -> Tree:
-    """Both orders of each response and the reference; leaves (response, reference), (reference, response), and so on.
+    """Return the tree of both orders of each response and the reference; the responses share x and [x; reference].
 
-    x and [x; reference] are read once for all of them.
+    The leaves are (response, reference), (reference, response) of the first response, then of the next.
     """
     reference = chat.completion(reference_response)
     segments = [chat.policy_prompt(prompt), chat.after_prompt(reference_response)]
@@ -78,21 +80,21 @@ def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: s
 
 
 def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:
-    """Completions of one prompt; leaves in their order."""
+    """Return the tree of several completions of one prompt; leaves in their order."""
     return Tree([prompt, *completions], [-1, *[0] * len(completions)], list(range(1, len(completions) + 1)))
 
 
 def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Each example in a row; the states that predict its completion are selected."""
+    """Return a batch with one example per row; the states that predict its completion are selected."""
     return separate_batch(
         [group_tree(example.prompt, [example.completion]) for example in examples], pad_id, of_tokens=True
     )
 
 
 def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
-    """Each conversation in a row of its own, under the usual attention: for models that take no trees.
+    """Return a batch with one conversation per row and causal attention, for models without tree attention.
 
-    Selected are the last states of the leaves, or (of_tokens) those that predict the leaves' tokens, leaf by leaf.
+    It selects the last state of each leaf or, with of_tokens, the states that predict the tokens of the leaves.
     """
     conversations = [ids for tree in trees for ids in tree.conversations()]
     leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
@@ -107,7 +109,7 @@ def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) 
 
 
 def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
-    """As separate_batch, with each tree in one row."""
+    """Return a batch with one tree per row; selects the same states as separate_batch."""
     input_ids_BT = pad_right([[token for segment in tree.segments for token in segment] for tree in trees], pad_id)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     selected = []
@@ -124,7 +126,7 @@ def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) ->
 
 
 class _SelectedStates(NamedTuple):
-    """The states that are selected of one leaf."""
+    """The selected states of one leaf."""
 
     row: int
     columns: Sequence[int]
@@ -132,7 +134,7 @@ class _SelectedStates(NamedTuple):
 
 
 def _flat(selected: Sequence[_SelectedStates]) -> tuple[Tensor, Tensor, Tensor]:
-    """rows_N, columns_N and targets_N of a batch."""
+    """Return rows_N, columns_N and targets_N of a batch."""
     rows = [states.row for states in selected for _ in states.columns]
     columns = [column for states in selected for column in states.columns]
     targets = [target for states in selected for target in states.targets]
@@ -140,7 +142,7 @@ def _flat(selected: Sequence[_SelectedStates]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _layout(tree: Tree) -> tuple[Tensor, list[int]]:
-    """(positions along the branches, of shape (T,); the last token of each segment)."""
+    """Return (positions along the branches, shape (T,); index of the last token of each segment)."""
     positions: list[int] = []
     ends, depth = list[int](), list[int]()
     for segment, parent in zip(tree.segments, tree.parents, strict=True):

@@ -1,4 +1,4 @@
-"""What training will take, memory and time, measured on two sizes of the model with few layers and random weights."""
+"""Estimates of training memory and time, measured on two shallow copies of the model with random weights."""
 
 import ctypes
 import multiprocessing
@@ -21,21 +21,21 @@ from pitcli.engine.models.bases import reading
 from pitcli.engine.models.loading import autocast, compute_dtype, load_base, lora_config
 from pitcli.engine.models.logprobs import LOGIT_ROWS
 from pitcli.engine.models.roles import RoleModel
-from pitcli.engine.training.loop import Besides, PlannedRows, Task
+from pitcli.engine.training.loop import PlannedRows, RolloutCost, Task
 from pitcli.engine.training.schedule import micro_batch_rows
 from pitcli.errors import RunError
 from pitcli.settings.base import LoraSettings, OptimSettings
 
-VOCABULARY = 512  # words of the model that is measured; the output layer is reckoned apart
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's absmax, and that of the absmaxes
-LOGIT_COPIES = 2  # logits, and the exponentials of their logsumexp
-STATE_COPIES = 6  # of a trained adapter, fp32: weights, two of AdamW, a snapshot; the gradient is measured
-PROBES = (2, 8)  # layers, or as many as there are
+VOCABULARY = 512  # of the shallow copies; the logits of the real vocabulary are added by LOGIT_COPIES
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, the absmax of its block, and the absmax of a block of those
+LOGIT_COPIES = 2  # the logits, and the exponentials in their logsumexp
+STATE_COPIES = 6  # of a trained adapter, fp32: weights, two moments, a snapshot of these; the gradient is measured
+PROBES = (2, 8)  # layers of the two shallow copies, at most as many as the model has
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Shape(NamedTuple):
-    """The size of a model: parameters in its linear layers and elsewhere, and what one adapter on it holds."""
+    """The size of a model. linear, other: parameters in its linear layers and elsewhere. adapter: those of one LoRA."""
 
     layers: int
     vocabulary: int
@@ -45,7 +45,11 @@ class Shape(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """Bytes at the peak of training by what holds them; seconds of one pass over the micro-batch, there and back."""
+    """Bytes at the peak of training, by part, and the seconds of one forward and backward pass.
+
+    process: of the interpreter and its libraries (CPU only). base: frozen weights. adapters: with the optimiser state.
+    passes: activations and gradients of the largest micro-batch. logits: of a chunk of its tokens.
+    """
 
     process: int
     base: int
@@ -55,16 +59,18 @@ class Footprint(NamedTuple):
     seconds: float
 
     def parts(self) -> list[tuple[str, int]]:
+        """Return (name, bytes) of each part."""
         return [(name, size) for name, size in self._asdict().items() if name != "seconds"]
 
     def peak(self) -> int:
+        """Return the bytes of all parts together."""
         return sum(size for _, size in self.parts())
 
 
-class Holding(NamedTuple):
-    """How a process holds a base: with how many adapters, and one of how many parts of the layers.
+class Setup(NamedTuple):
+    """How a process loads a base.
 
-    recompute: with --gradient-checkpointing.
+    roles: adapters on it. shards: processes that share its layers (1: not sharded). recompute: gradient checkpointing.
     """
 
     folder: Path
@@ -77,7 +83,12 @@ class Holding(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """All the micro-batches of a task. longest, in_largest: tokens of the longest row of the largest, and its rows."""
+    """The sizes of a task's micro-batches.
+
+    rows, row_tokens: rows of the data and their tokens. tokens, padded_tokens: over all steps, without and with
+    padding. in_largest, longest, logit_rows: of the largest micro-batch, its rows, the tokens of its longest row, and
+    its tokens with logits. share: the part of a row that is in one micro-batch. rollout_cost: None without rollouts.
+    """
 
     rows: int
     row_tokens: int
@@ -86,26 +97,26 @@ class Sizes(NamedTuple):
     padded_tokens: int
     in_largest: int
     longest: int
-    logit_rows: int  # tokens of the largest that have logits
+    logit_rows: int
     share: float
-    besides: Besides | None
+    rollout_cost: RolloutCost | None
 
 
 class Measured(NamedTuple):
-    """Of both passes over the largest micro-batch: bytes that they take at their peak, seconds."""
+    """The forward and backward pass over the largest micro-batch: bytes at their peak, and seconds."""
 
-    taken: int
+    peak_bytes: int
     seconds: float
     sizes: Sizes
 
 
 def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:
-    """Tokens of a micro-batch with its padding."""
+    """Return the tokens of a micro-batch with its padding."""
     return len(chunk) * max(lengths[row] for row in chunk)
 
 
 def shape_of(folder: Path, rank: int) -> Shape:
-    """The size of the model in a folder; nothing but its config is read."""
+    """Return the size of the model in a folder, from its config alone. rank: of LoRA."""
     with reading(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -122,33 +133,36 @@ def shape_of(folder: Path, rank: int) -> Shape:
     )
 
 
-def footprint(holding: Holding, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
-    """What training takes, measured on the task itself, on models with few layers."""
-    shape, width = shape_of(holding.folder, holding.lora.lora_rank), compute_dtype(holding.device).itemsize
-    on_gpu = holding.device.type == "cuda"
-    process = 0 if on_gpu else psutil.Process().memory_info().rss  # a GPU's free memory is beside it
-    low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly, a heap has holes
+def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
+    """Estimate what training needs by running the task's largest micro-batch on shallow copies of the model."""
+    shape, width = shape_of(setup.folder, setup.lora.lora_rank), compute_dtype(setup.device).itemsize
+    on_gpu = setup.device.type == "cuda"
+    process = 0 if on_gpu else psutil.Process().memory_info().rss  # it is not in a GPU's memory
+    low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly; a heap has holes
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
-    few, more = (_by_itself(holding.device, partial(_measured, holding, n, task_on, config)) for n in (low, high))
+    few, more = (_in_a_fork(setup.device, partial(_measured, setup, n, task_on, config)) for n in (low, high))
     share = (shape.layers - low) / (high - low)
-    bytes_a_weight = NF4_BYTES if holding.load_in_4bit else width
+    bytes_per_weight = NF4_BYTES if setup.load_in_4bit else width
     found = Footprint(
         process=process,
-        base=round(shape.linear * bytes_a_weight / holding.shards) + shape.other * width,
-        adapters=shape.adapter * 4 * (holding.roles - 1 + STATE_COPIES),
-        passes=round(few.taken + (more.taken - few.taken) * share),
+        base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
+        adapters=shape.adapter * 4 * (setup.roles - 1 + STATE_COPIES),
+        passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
         logits=min(few.sizes.logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
     return found, few.sizes
 
 
-def _by_itself(device: torch.device, measure: Callable[[], Measured]) -> Measured:
-    """On Linux's CPUs in a process of its own: what the heap kept of passes before would be taken again, unseen."""
+def _in_a_fork(device: torch.device, measure: Callable[[], Measured]) -> Measured:
+    """Measure; on Linux CPUs in a separate process, so that no memory that the heap kept from earlier passes is reused.
+
+    Raises RunError if that process is killed.
+    """
     if device.type != "cpu" or sys.platform != "linux":
         return measure()
     fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe(duplex=False)
+    receiver, sender = fork.Pipe(duplex=False)
 
     def answer(connection: Connection) -> None:
         try:
@@ -156,13 +170,13 @@ def _by_itself(device: torch.device, measure: Callable[[], Measured]) -> Measure
         except Exception as problem:
             connection.send(problem)
 
-    process = fork.Process(target=answer, args=(theirs,))
+    process = fork.Process(target=answer, args=(sender,))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        found = ours.recv()
+        found = receiver.recv()
     except EOFError:
-        raise RunError("not even a few layers could be tried; is there memory for one micro-batch?") from None
+        raise RunError("not enough memory to measure one micro-batch; use a smaller --micro-batch-size") from None
     finally:
         process.join()
     if isinstance(found, Exception):
@@ -171,34 +185,34 @@ def _by_itself(device: torch.device, measure: Callable[[], Measured]) -> Measure
 
 
 def memory_available(device: torch.device) -> int:
-    """Bytes that a process may have: free ones of the GPU, of this machine or of the container, and its own."""
+    """Return the bytes that this process can use, its own included, on the GPU, or on this machine or container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    there = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
-        return min(there, int(limit))
-    return there
+        return min(available, int(limit))
+    return available
 
 
-def _measured(holding: Holding, layers: int, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> Measured:
-    """What both passes take in a model with so many layers, over the largest micro-batch of the task."""
+def _measured(setup: Setup, layers: int, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> Measured:
+    """Run both passes over the task's largest micro-batch in a model with this many layers."""
     with TemporaryDirectory() as shallow:
-        _write_shallow(holding.folder, layers, Path(shallow))
-        model = RoleModel(load_base(Path(shallow), holding.load_in_4bit, holding.device), 0)
+        _write_shallow(setup.folder, layers, Path(shallow))
+        model = RoleModel(load_base(Path(shallow), setup.load_in_4bit, setup.device), 0)
     task = task_on(model)
-    model.add_role(task.role, lora_config(holding.lora))
-    if holding.recompute:
+    model.add_role(task.role, lora_config(setup.lora))
+    if setup.recompute:
         model.recompute_layers()
     rows = task.planned_rows()
     chunks = _all_micro_batches(rows, task.total_steps, config, model.device)
     by_size = sorted(chunks, key=lambda chunk: padded(chunk, rows.lengths))
     largest, middle = (_first_of(rows, chunk, model) for chunk in (by_size[-1], by_size[len(by_size) // 2]))
     with model.role(task.role, train=True):
-        before = _resident(model.device, anew=True)
+        before = _peak_bytes(model.device, reset=True)
         _both_passes(model, task, largest)
-        _both_passes(model, task, middle)  # of another shape, which leaves other holes in the heap
+        _both_passes(model, task, middle)  # its different shape leaves different holes in the heap
         seconds = _both_passes(model, task, largest)
-        taken = _resident(model.device) - before
+        peak_bytes = _peak_bytes(model.device) - before
     sizes = Sizes(
         rows=len(rows.lengths),
         row_tokens=sum(rows.lengths),
@@ -209,26 +223,26 @@ def _measured(holding: Holding, layers: int, task_on: Callable[[RoleModel], Task
         longest=max(rows.lengths[row] for row in by_size[-1]),
         logit_rows=len(largest.batch.targets_N),
         share=rows.share,
-        besides=rows.besides,
+        rollout_cost=rows.rollout_cost,
     )
-    return Measured(taken, seconds, sizes)
+    return Measured(peak_bytes, seconds, sizes)
 
 
 def _all_micro_batches(rows: PlannedRows, steps: int, config: OptimSettings, device: torch.device) -> list[list[int]]:
-    """The rows of every micro-batch of these steps."""
+    """Return the rows of every micro-batch of these steps."""
     return [c for step in range(steps) for c in micro_batch_rows(step, rows.lengths, config, rows.at_once, device)]
 
 
 def _first_of(rows: PlannedRows, chunk: Sequence[int], model: RoleModel) -> Any:
-    """The micro-batch of these rows, with token ids that a model of few words knows."""
+    """Build the micro-batch of these rows, with token ids within the small vocabulary."""
     micro_batch = rows.build([chunk]).micro_batches[0]
-    batch, words = micro_batch.batch, model.base.config.get_text_config().vocab_size
-    known = batch._replace(input_ids_BT=batch.input_ids_BT % words, targets_N=batch.targets_N % words)
-    return micro_batch._replace(batch=known)
+    batch, size = micro_batch.batch, model.base.config.get_text_config().vocab_size
+    small = batch._replace(input_ids_BT=batch.input_ids_BT % size, targets_N=batch.targets_N % size)
+    return micro_batch._replace(batch=small)
 
 
 def _both_passes(model: RoleModel, task: Task, micro_batch: Any) -> float:
-    """Seconds of the forward and the backward pass."""
+    """Run the forward and the backward pass; return their seconds."""
     start = time.perf_counter()
     with autocast(model.device):
         loss, _ = task.loss(micro_batch)
@@ -239,6 +253,7 @@ def _both_passes(model: RoleModel, task: Task, micro_batch: Any) -> float:
 
 
 def _write_shallow(folder: Path, layers: int, target: Path) -> None:
+    """Save a model like the one in `folder` with few layers, a small vocabulary and random weights."""
     with reading(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text = config.get_text_config()
@@ -250,18 +265,18 @@ def _write_shallow(folder: Path, layers: int, target: Path) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).save_pretrained(target)
 
 
-def _resident(device: torch.device, anew: bool = False) -> int:
-    """The most bytes that were taken since it was last measured anew."""
+def _peak_bytes(device: torch.device, reset: bool = False) -> int:
+    """Return the peak memory in bytes since the last reset (without Linux or a GPU: the present memory)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        if anew:
+        if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
     if sys.platform != "linux":
         return psutil.Process().memory_info().rss
-    if anew:
+    if reset:
         with suppress(AttributeError):  # without glibc
-            ctypes.CDLL(None).malloc_trim(0)  # of what building the model left, which the passes would take unseen
+            ctypes.CDLL(None).malloc_trim(0)  # or the passes would reuse, uncounted, what building the model left
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""What a training starts from: its pairs, checked to fit before a model loads, and its manifest."""
+"""The inputs of a training run: its pairs and drafts, checked before a model loads, and its manifest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,27 +24,28 @@ from pitcli.settings.training import RewardConfig
 def open_pairs(
     settings: DataSettings, base: Base, earlier: list[EarlierRun], room: int = 0
 ) -> tuple[list[PreferencePair], DataIdentity]:
-    """The pairs that the settings name, else those of the earlier runs, each checked to fit the context.
+    """Read the pairs that --data names, otherwise those of the earlier runs.
 
-    room: tokens that a sampled response may take in place of those of the data.
+    room: tokens that a sampled response may need instead of a response of the data. Raises SettingsError if no data is
+    named, InputError if pairs cannot be read or do not fit the context.
     """
     path = settings.data or next((run.manifest.data.path for run in earlier if run.manifest.data.path != "-"), None)
     if path is None:
-        raise SettingsError("--data: name a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
+        raise SettingsError("--data: expected a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
     pairs = _read_pairs(path, settings.max_rows, settings, base, room)
     return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs), prompts=prompt_sketch(pairs))
 
 
 def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """The pairs of --eval-data, none of whose prompts was trained on; no pairs where the setting is not given."""
+    """Read the pairs of --eval-data (none if it is not given); InputError if a prompt is in --data too."""
     if config.eval_data is None:
         return []
     pairs = _read_pairs(config.eval_data, None, settings=config, base=base, room=0)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
-        text = f"{config.eval_data}: {len(shared)} prompts are in --data too, the first on line {shared[0].line}"
+        text = f"{config.eval_data}: {len(shared)} pairs have a prompt of --data, the first on line {shared[0].line}"
         if not config.allow_overlap:
-            raise InputError(f"{text}; --allow-overlap accepts that")
+            raise InputError(f"{text}; remove them, or use --allow-overlap to keep them")
         warn(text)
     return pairs
 
@@ -62,7 +63,7 @@ def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: B
 def new_manifest(
     kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
 ) -> Manifest:
-    """What a run that begins now is; `earlier` are the runs whose adapters it starts from."""
+    """Return the manifest of a new run. earlier: the runs whose adapters it starts from."""
     return Manifest.model_validate(
         {
             "kind": kind,
@@ -78,7 +79,10 @@ def new_manifest(
 
 
 def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
-    """Drafts of the policy from a file; each leaves room for what is sampled. All errors in one InputError."""
+    """Read drafts of the policy from a file.
+
+    room: tokens that a sampled response may need. Raises one InputError with the errors of all rows.
+    """
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
     limit = Limit(base.chat, base.max_length, room)

@@ -1,4 +1,4 @@
-"""The one optimisation loop: sft, train-reward and rl differ in their batches and their loss alone."""
+"""The optimisation loop of sft, train-reward and rl, which differ only in their batches and their loss."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,29 +35,30 @@ from pitcli.runs.metrics import last_step, read_metrics
 from pitcli.runs.tracking import tracking
 from pitcli.settings.base import OptimSettings, Tracker
 
-# what a person watches, if the task has it
+# the metrics in the training panel, if the task has them
 WATCHED = (
     *("loss", "accuracy", "reward", "gap", "p_better", "kl", "entropy", "truncated_share", "copy_rate"),
     *("zero_spread_share", "length_ratio", "grad_norm"),
 )
 
-TRAINING_PASSES = 3  # the two passes of training take about three times as long as one forward
-TOKEN_SECONDS = 0.01  # at least, that a token takes to be sampled
+TRAINING_PASSES = 3  # forward and backward together cost about three forward passes
+TOKEN_SECONDS = 0.01  # lower bound for sampling one token per response of a batch
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, float]]]
 
 
 class StepBatch(NamedTuple):
-    """What a step trains on: micro-batches, each with a field `batch`, and metrics of all of them together."""
+    """The micro-batches of a step, each with a field `batch`, and the metrics of all of them together."""
 
     micro_batches: Sequence[Any]
     metrics: dict[str, float]
 
 
-class Besides(NamedTuple):
-    """What else rollouts take: new tokens, each as dear as a pass forward or a hundredth of a second, and passes.
+class RolloutCost(NamedTuple):
+    """What rollouts cost beyond the training passes: sampling, and forward passes for gaps and KL.
 
-    together: responses that are written together; forward_tokens: that are read forward only, in all rollouts.
+    new_tokens: per response. together: responses sampled together. forward_tokens: read by forward passes only, in all
+    rollouts.
     """
 
     rollouts: int
@@ -66,36 +67,39 @@ class Besides(NamedTuple):
     forward_tokens: float
 
     def seconds(self, per_token: float) -> float:
-        """From those of one token there and back."""
+        """Return the seconds of all rollouts. per_token: seconds of one token, forward and backward."""
         forward = per_token / TRAINING_PASSES
         sampling = self.new_tokens * max(TOKEN_SECONDS, self.together * forward)
         return self.rollouts * sampling + self.forward_tokens * forward
 
 
 class PlannedRows(NamedTuple):
-    """The rows of a task as they are known before it begins: what a dry run measures.
+    """The rows of a task, known before training starts: what a dry run measures.
 
-    lengths: tokens of each row in a step; at_once: rows of a micro-batch at most; build(chunks): the micro-batches of
-    these rows. Of RL they are rollouts that never end early: share is the part of a row that is in one micro-batch.
+    lengths: tokens that each row adds to a step. at_once: most rows per micro-batch. build(chunks): makes the
+    micro-batches of these rows. For RL a row is a prompt whose samples all have the maximum length: share is the part
+    of a row that is in one micro-batch, rollout_cost what the rollouts cost beyond that.
     """
 
     lengths: Sequence[int]
     at_once: int
     build: Callable[[Sequence[Sequence[int]]], StepBatch]
     share: float = 1.0
-    besides: Besides | None = None
+    rollout_cost: RolloutCost | None = None
 
 
 class Task(NamedTuple):
     """What to optimise.
 
-    batch(index): what the steps from index * steps_per_batch on train on, a function of the index, the seed and the
-    weights alone, so that a resumed run sees what an uninterrupted one does. It is the same on every rank, each of
-    which takes every Nth micro-batch.
-    loss(micro_batch): (loss, metrics); both are already divided by the whole step's normaliser, so that they
-    add up over its micro-batches.
-    runaway(metrics): what is beyond its limit at this step, or None. After `patience` such steps in a row the run
-    stops and keeps the checkpoint of the best `score` metric.
+    batch(index): the data of the steps from index * steps_per_batch on. It depends only on the index, the seed and the
+    weights, so that a resumed run sees the same batches as an uninterrupted one. It is the same on every rank; rank r
+    of N trains on the micro-batches r, r + N, r + 2N ...
+
+    loss(micro_batch): returns (loss, metrics), both already divided by the whole step's normaliser, so that they add up
+    over its micro-batches.
+
+    runaway(metrics): a text that names the metric beyond its limit, or None. After `patience` such steps in a row the
+    run stops and keeps the checkpoint with the best `score` metric (early stopping).
     """
 
     role: str
@@ -103,14 +107,14 @@ class Task(NamedTuple):
     batch: Callable[[int], StepBatch]
     loss: Loss
     planned_rows: Callable[[], PlannedRows]
-    steps_per_batch: int = 1  # checkpoints are written between batches only
+    steps_per_batch: int = 1  # checkpoints are written only between batches
     runaway: Callable[[dict[str, float]], str | None] = lambda metrics: None
     patience: int = 1
     score: str = "loss"
 
 
 def task_over_rows(role: str, rows: PlannedRows, loss: Loss, config: OptimSettings, device: torch.device) -> Task:
-    """A task that goes through its rows in shuffled epochs, a batch a step."""
+    """Return a task over shuffled epochs of the rows, one batch per step."""
 
     def batch(index: int) -> StepBatch:
         return rows.build(micro_batch_rows(index, rows.lengths, config, rows.at_once, device))
@@ -119,6 +123,8 @@ def task_over_rows(role: str, rows: PlannedRows, loss: Loss, config: OptimSettin
 
 
 class TrainResult(NamedTuple):
+    """How training ended. stopped: why it stopped early, or None."""
+
     steps: int
     first_loss: float
     last_loss: float
@@ -126,7 +132,7 @@ class TrainResult(NamedTuple):
 
 
 class _Training(NamedTuple):
-    """What a step changes, and by what."""
+    """What every step needs."""
 
     model: RoleModel
     task: Task
@@ -137,12 +143,15 @@ class _Training(NamedTuple):
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
-    """One seed for each step and purpose (0 to 3), so that no random state has to be saved."""
+    """Return a seed for a step and a purpose (0 to 3), so that checkpoints need no random state."""
     return (seed * 1_000_003 + 4 * step + purpose) % 2**32
 
 
 def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -> TrainResult:
-    """Optimise one role's parameters with AdamW, from the newest checkpoint on if --resume, to the last step."""
+    """Optimise the task's role with AdamW to the last step; with --resume, from the newest valid checkpoint.
+
+    Raises RunError if a metric is not finite, or if the first step changes the base or leaves the role unchanged.
+    """
     accelerator = _make_accelerator(model, config.track, run.path / TRACKERS)
     if config.gradient_checkpointing:
         model.recompute_layers()
@@ -183,7 +192,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
                         batch = task.batch(position.step // task.steps_per_batch)
                 metrics = _one_step(training, batch, position.step)
                 if position.step == started.step:
-                    _check_what_moved(metrics, model, parameters, base_before, role_before)
+                    _check_what_changed(metrics, model, parameters, base_before, role_before)
                 position = _advance(position, metrics, task)
                 run.log(position.step, metrics)
                 track(position.step, metrics)
@@ -193,7 +202,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
                     snapshot = snapshot_of(position, parameters, optimizer)
                     if position.step % config.save_every < task.steps_per_batch and stopped is None:
                         position = save(run, snapshot)
-    except (KeyboardInterrupt, SystemExit, RankLost):  # Ctrl-C, SIGTERM; a second one ends the save, without damage
+    except (KeyboardInterrupt, SystemExit, RankLost):  # Ctrl-C or SIGTERM; a second one aborts the save without damage
         save_interrupted(run, snapshot)
         raise
     if stopped:
@@ -202,18 +211,18 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
 
 
 def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, float]:
-    """Gradients of all micro-batches, a finite check, one update; the step's metrics."""
+    """Accumulate the gradients of all micro-batches, check them, update once; return the step's metrics."""
     model, task, config, accelerator, optimizer, parameters = training
     rate = config.learning_rate * learning_rate_factor(step, task.total_steps, config.warmup_share)
     sums: dict[str, float] = {"loss": 0.0}
-    mine = batch.micro_batches[rank() :: world_size()]
-    for micro_batch in mine:
+    own = batch.micro_batches[rank() :: world_size()]
+    for micro_batch in own:
         with autocast(model.device):
             loss, values = task.loss(micro_batch)
         accelerator.backward(loss)
         for name, value in {"loss": float(loss.detach()), **values}.items():
             sums[name] = sums.get(name, 0.0) + value
-    if model.sharded and len(mine) * world_size() < len(batch.micro_batches):  # another rank has one more
+    if model.sharded and len(own) * world_size() < len(batch.micro_batches):  # another rank has one more pass
         with autocast(model.device):
             idle, _ = task.loss(batch.micro_batches[-1])
         accelerator.backward(0 * idle)
@@ -223,8 +232,8 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
     metrics = {"loss": sums.pop("loss"), **batch.metrics, **sums, "grad_norm": norm}
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise RunError(
-            f"step {step + 1}: {', '.join(wrong)} not finite; nothing of this step was kept. "
-            f"--resume tries it again; if it comes back, start anew with a smaller --learning-rate (--overwrite)"
+            f"step {step + 1}: {', '.join(wrong)} not finite; the step was discarded; use --resume to "
+            "try it again, or if it fails again, start over with --overwrite and a smaller --learning-rate"
         )
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -234,6 +243,7 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
 
 
 def _advance(position: Position, metrics: dict[str, float], task: Task) -> Position:
+    """Return the position after one more step."""
     sign = -1 if task.score == "loss" else 1
     return position._replace(
         step=position.step + 1,
@@ -245,20 +255,20 @@ def _advance(position: Position, metrics: dict[str, float], task: Task) -> Posit
     )
 
 
-def _check_what_moved(
+def _check_what_changed(
     metrics: dict[str, float], model: RoleModel, parameters: dict[str, Tensor], base_before: int, role_before: int
 ) -> None:
-    """After the first step: the role's parameters moved, unless there was no gradient, and the base did not."""
+    """Check after the first step that the base is unchanged and that the role changed if it had a gradient."""
     if fingerprint(model.base_tensors()) != base_before:
-        raise RunError("the first step changed the base model, which must stay as it is; nothing was saved")
+        raise RunError("the first step changed the base model, which must stay frozen; nothing was saved")
     if metrics["grad_norm"] > 0 and fingerprint(parameters.values()) == role_before:
-        raise RunError("the first step had a gradient and changed no parameter; is --learning-rate far too small?")
+        raise RunError("the first step had a gradient but changed no parameter; use a larger --learning-rate")
 
 
 def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict[str, Any]) -> None:
     """Publish the adapters of a run and complete its manifest.
 
-    Each adapter is read back from its files, and must then be what it was to the last bit.
+    Each adapter is read back from its files; RunError if it is not bit-identical to the trained one.
     """
     probes = {}
     for role in roles:
@@ -269,6 +279,6 @@ def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict
         clear_role(model, role)
         read_role(model, role, run.path / role)
         if fingerprint(model.role_parameters(role).values()) != before:
-            raise RunError(f"{run.path / role}: the saved adapter is not the one that was trained")
+            raise RunError(f"{run.path / role}: the saved adapter differs from the trained one; check the disk")
     run.complete(results, roles, probes)
     barrier()

@@ -1,4 +1,4 @@
-"""The parts of a rollout: samples of a role, their gaps, their log-probs, and how they are laid out for the update."""
+"""The parts of a rollout: samples of a role, their gaps, their log-probs, and their micro-batches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,17 +16,17 @@ from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import POLICY, RoleModel
 from pitcli.engine.models.trees import group_tree
-from pitcli.engine.training.loop import Besides, PlannedRows, StepBatch
+from pitcli.engine.training.loop import PlannedRows, RolloutCost, StepBatch
 from pitcli.engine.training.schedule import training_chunks
 from pitcli.equations import sequence_kl
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.settings.training import RlConfig
 
-SCORED_TOKENS = 1.5  # that the gap model reads for each token of a sampled conversation, with both orders
+SCORED_TOKENS = 1.5  # read by the gap model per token of a sampled conversation, both orders included
 
 
 class RolloutMicroBatch(NamedTuple):
-    """Samples of a rollout, flat, token by token; tokens: of the whole rollout, which normalises the loss."""
+    """Part of a rollout; N: all sampled tokens in it, flat. tokens: of the whole rollout, which normalises the loss."""
 
     batch: Batch
     old_logprobs_N: Tensor
@@ -35,9 +35,9 @@ class RolloutMicroBatch(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Samples in micro-batches in which those of one prompt share it.
+    """The micro-batches of a rollout; the samples of one prompt share its tokens.
 
-    samples: the indices of those in each micro-batch, in the order of its states; lengths: their tokens.
+    samples: the indices of the samples in each micro-batch, in the order of its states. lengths: their tokens.
     """
 
     batches: list[Batch]
@@ -45,7 +45,10 @@ class Layout(NamedTuple):
     lengths: list[list[int]]
 
     def sequence_kl(self, logprobs: Sequence[Tensor], reference_logprobs: Sequence[Tensor]) -> Tensor:
-        """The KL of each sample to the reference, from the log-probs of each micro-batch; shape (B,), nats."""
+        """Return the KL of each sample to the reference (equations.sequence_kl), shape (B,), nats.
+
+        logprobs, reference_logprobs: of each micro-batch, shape (N,).
+        """
         kl_B = torch.zeros(sum(map(len, self.samples)))
         for indices, ours_N, reference_N, lengths in zip(
             self.samples, logprobs, reference_logprobs, self.lengths, strict=True
@@ -54,7 +57,7 @@ class Layout(NamedTuple):
         return kl_B
 
     def by_token(self, values_B: Tensor) -> list[Tensor]:
-        """A value of each sample, repeated for each of its tokens, in the order of each micro-batch."""
+        """Repeat the value of each sample for each of its tokens; return shape (N,) of each micro-batch."""
         return [
             values_B[indices].repeat_interleave(torch.tensor(lengths))
             for indices, lengths in zip(self.samples, self.lengths, strict=True)
@@ -63,6 +66,7 @@ class Layout(NamedTuple):
     def micro_batches(
         self, old_logprobs: Sequence[Tensor], advantages: Sequence[Tensor], device: torch.device
     ) -> list[RolloutMicroBatch]:
+        """Return the micro-batches with log pi_old and advantages, shape (N,) each, on the device."""
         tokens = sum(map(sum, self.lengths))
         return [
             RolloutMicroBatch(batch, old_logprobs_N.to(device), advantages_N.to(device), tokens)
@@ -71,11 +75,12 @@ class Layout(NamedTuple):
 
 
 def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
+    """Return the decoding of rollouts: no top-p, so that the samples are those of the policy itself."""
     return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
 
 
 def role_prompts(role: str, chat: ChatFormat, rows: Sequence[PromptWithReference]) -> list[list[int]]:
-    """What a role reads before it writes: the policy x, the improver x and y_ref."""
+    """Return the prompts that a role reads, as token ids: x for the policy, x and y_ref for the improver."""
     if role == POLICY:
         return [chat.policy_prompt(row.prompt) for row in rows]
     return [chat.improver_prompt(*row) for row in rows]
@@ -89,7 +94,7 @@ def sample_texts(
     decoding: Decoding,
     seed: int,
 ) -> list[str]:
-    """One response for each prompt, as text."""
+    """Sample one response per prompt; return the texts."""
     samples = sample_groups(model, role, prompts, decoding, seed, k=1)
     return [chat.decode(sample.token_ids) for sample in samples]
 
@@ -97,7 +102,10 @@ def sample_texts(
 def sample_groups(
     model: RoleModel, role: str | None, prompts: Sequence[list[int]], decoding: Decoding, seed: int, k: int
 ) -> list[Sample]:
-    """k responses for each prompt, the prompts spread over the ranks; a sample depends on its index and the seed."""
+    """Sample k responses per prompt, neighbours in the result; the ranks share the prompts.
+
+    A sample depends on its index and the seed only, not on the batch or the rank.
+    """
 
     def draw(rows: Sequence[int]) -> list[list[Sample]]:
         seeds = [seed + 7919 * (row * k + number) for row in rows for number in range(k)]
@@ -110,20 +118,20 @@ def sample_groups(
 
 
 def group_gaps(gap_model: GapModel, comparisons: Sequence[Comparison], k: int) -> Tensor:
-    """gap / T of each comparison, shape (B,); the groups of k with the same x and y_ref are spread over the ranks."""
+    """Return gap / T of each comparison, shape (B,); k neighbours share x and y_ref. The ranks share the groups."""
 
-    def of_groups(starts: Sequence[int]) -> list[list[float]]:
+    def gaps_of_groups(starts: Sequence[int]) -> list[list[float]]:
         gaps = gap_model.gaps([c for start in starts for c in comparisons[start : start + k]]).tolist()
         return [gaps[start : start + k] for start in range(0, len(gaps), k)]
 
-    groups = map_over_ranks(range(0, len(comparisons), k), of_groups, gap_model.model.sharded)
+    groups = map_over_ranks(range(0, len(comparisons), k), gaps_of_groups, gap_model.model.sharded)
     return torch.tensor([gap for group in groups for gap in group])
 
 
 def lay_out(
     model: RoleModel, prompts: Sequence[list[int]], completions: Sequence[list[int]], config: RlConfig
 ) -> Layout:
-    """The samples of prompts, k each, for the states that predict their tokens."""
+    """Lay out the samples, k per prompt, in micro-batches that select the states predicting their tokens."""
     k = config.samples_per_prompt
     together = min(k, config.micro_batch_size)
     groups = [
@@ -145,36 +153,39 @@ def lay_out(
 def sampling_logprobs(
     model: RoleModel, role: str, layout: Layout, samples: Sequence[Sample], temperature: float
 ) -> list[Tensor]:
-    """log pi_old of the samples of each micro-batch, on the CPU: as they were drawn, or computed again for training."""
-    if training_rounds_otherwise(model):
+    """Return log pi_old of each micro-batch, shape (N,), on the CPU.
+
+    They are those of sampling, or computed again if training rounds differently.
+    """
+    if training_rounds_differently(model):
         return role_logprobs(model, role, layout.batches, temperature)
     return [torch.tensor([p for index in indices for p in samples[index].logprobs]) for indices in layout.samples]
 
 
-def training_rounds_otherwise(model: RoleModel) -> bool:
-    """Whether the log-prob of a token that is drawn is another than in training: other kernels round bf16 otherwise.
+def training_rounds_differently(model: RoleModel) -> bool:
+    """Return whether training computes other log-probs than sampling, because its kernels round bf16 differently.
 
-    With it the ratios of a first update would not be 1, nor its KL 0.
+    With the log-probs of sampling the ratios of the first update would then not be 1, nor its KL 0.
     """
     return model.base.dtype is not torch.float32
 
 
 def role_logprobs(model: RoleModel, role: str, batches: Sequence[Batch], temperature: float) -> list[Tensor]:
-    """What a role says of the samples of each micro-batch, on the CPU; the micro-batches are spread over the ranks."""
+    """Return a role's log-probs of each micro-batch, shape (N,), on the CPU. The ranks share the micro-batches."""
 
     @torch.no_grad()
-    def of_batches(indices: Sequence[int]) -> list[Tensor]:
+    def logprobs_of_batches(indices: Sequence[int]) -> list[Tensor]:
         with model.role(role):
             return [completion_logprobs(model, batches[index], temperature).cpu() for index in indices]
 
-    return list(map_over_ranks(range(len(batches)), of_batches, model.sharded))
+    return list(map_over_ranks(range(len(batches)), logprobs_of_batches, model.sharded))
 
 
 def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[int]], rollouts: int) -> PlannedRows:
-    """What a dry run measures: so many rollouts over these prompts that never end early."""
+    """Return what a dry run measures: this many rollouts whose samples all have the maximum length."""
     k, new = config.samples_per_prompt, config.rollout_max_new_tokens
     together = min(k, config.micro_batch_size)
-    parts = -(-k // together)  # micro-batches that the samples of one prompt are in
+    parts = -(-k // together)  # micro-batches over which the samples of one prompt are split
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         rows = [row for chunk in chunks for row in chunk]
@@ -184,12 +195,13 @@ def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[
 
     prompt = sum(map(len, prompts)) / len(prompts)
     read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL
-    besides = Besides(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
+    cost = RolloutCost(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
     lengths = [parts * (len(prompt) + together * new) for prompt in prompts]
-    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, share=1 / parts, besides=besides)
+    return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, share=1 / parts, rollout_cost=cost)
 
 
 def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor) -> dict[str, float]:
+    """Return the means over a rollout. truncated_share: the share of samples without an EOS."""
     return {
         "reward": float(rewards_B.mean()),
         "gap": float(gaps_B.mean()),
@@ -200,24 +212,25 @@ def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: 
 
 
 def runaway(config: RlConfig, metrics: dict[str, float]) -> str | None:
-    """What is beyond its limit, or None."""
+    """Return a text that names the metric beyond its limit, or None."""
     if metrics["kl"] > config.max_kl:
-        return f"KL {metrics['kl']:.1f} beyond --max-kl"
+        return f"KL {metrics['kl']:.1f} exceeds --max-kl"
     if metrics["truncated_share"] > config.max_truncated_share:
-        return f"{metrics['truncated_share']:.0%} of the rollouts lack an EOS"
+        return f"truncated share {metrics['truncated_share']:.0%} exceeds --max-truncated-share"
     return None
 
 
 def identical_share(samples: Sequence[Sample], k: int) -> float:
-    """The share of prompts all of whose k samples are the same: nothing can be learned from them."""
+    """Return the share of prompts whose k samples are all the same; nothing can be learned from these."""
     groups = [samples[start : start + k] for start in range(0, len(samples), k)]
     return sum(len({tuple(sample.token_ids) for sample in group}) == 1 for group in groups) / len(groups)
 
 
 def text_metrics(samples: Sequence[Sample], comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Entropy (nats a token, estimated by the samples themselves), length against y_ref, copies, repetition.
+    """Return metrics of the sampled texts.
 
-    repetition: the share of the words' triples that came before in the same sample.
+    entropy: nats per token, estimated from the log-probs of the samples. length_ratio: words relative to y_ref.
+    copy_rate: share of samples equal to y_ref. repetition: share of word trigrams that occurred before in the sample.
     """
     tokens = sum(len(sample.logprobs) for sample in samples)
     words = [(len(c.response.split()), len(c.reference_response.split())) for c in comparisons]

@@ -1,4 +1,4 @@
-"""Which rows each step trains on, and in which micro-batches: functions of the seed and the step alone."""
+"""The rows of each step and their micro-batches: functions of the seed and the step only."""
 
 import random
 from collections.abc import Sequence
@@ -13,22 +13,23 @@ from pitcli.settings.training import RlConfig
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Return rows / batch_size, rounded up."""
     return -(-rows // batch_size)
 
 
 def planned_steps(rows: int, config: OptimSettings) -> int:
-    """The steps of all epochs, or --max-steps where that is less."""
+    """Return the steps of all epochs, at most --max-steps."""
     steps = steps_per_epoch(rows, config.batch_size) * config.epochs
     return min(config.max_steps or steps, steps)
 
 
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
-    """Which rows a step trains on: each epoch is its own shuffle, a function of the seed and the epoch alone."""
+    """Return the rows of a step. Each epoch shuffles them again, as a function of the seed and the epoch only."""
     epoch, step_of_epoch = divmod(step, steps_per_epoch(rows, batch_size))
     return list(_order(epoch, rows, seed)[step_of_epoch * batch_size : (step_of_epoch + 1) * batch_size])
 
 
-@lru_cache(maxsize=2)  # every step of an epoch asks for it
+@lru_cache(maxsize=2)  # each step of an epoch needs it
 def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
     order = list(range(rows))
     random.Random(f"{seed}-{epoch}").shuffle(order)
@@ -38,7 +39,10 @@ def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
 def micro_batch_rows(
     step: int, lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
 ) -> list[list[int]]:
-    """The rows of a step in its micro-batches, those of like length together; at_once as in training_chunks."""
+    """Return the rows of each micro-batch of a step, grouped by length.
+
+    lengths: tokens of every row. at_once: most rows per micro-batch.
+    """
     rows = rows_of_step(step, len(lengths), config.batch_size, config.seed)
     chunks = training_chunks([lengths[row] for row in rows], config, at_once, device)
     return [[rows[index] for index in chunk] for chunk in chunks]
@@ -47,17 +51,20 @@ def micro_batch_rows(
 def training_chunks(
     lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
 ) -> list[list[int]]:
-    """A step's rows in micro-batches: at_once rows each, or what --tokens-per-batch holds.
+    """Split a step into micro-batches of at most at_once rows, or of --tokens-per-batch tokens; return indices.
 
-    They are smaller where not every process would get one.
+    lengths: tokens of the step's rows. Micro-batches are smaller if otherwise some process would get none.
     """
     size = len(lengths) if config.tokens_per_batch else at_once
-    one_for_each = max(1, min(size, -(-len(lengths) // world_size())))
-    return length_sorted_chunks(lengths, one_for_each, device, config.tokens_per_batch)
+    size_per_rank = max(1, min(size, -(-len(lengths) // world_size())))
+    return length_sorted_chunks(lengths, size_per_rank, device, config.tokens_per_batch)
 
 
 def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
-    """How many rollouts each stage gets: its epochs, or an equal part of --max-steps. rows: of each stage."""
+    """Return the rollouts of each curriculum stage: its epochs, at most an equal part of --max-steps.
+
+    rows: how many rows each stage has.
+    """
     full = [steps_per_epoch(count, config.batch_size) * config.epochs for count in rows]
     if config.max_steps is None:
         return full
@@ -67,9 +74,9 @@ def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
 
 
 def stage_of(rollout: int, rollouts: Sequence[int]) -> tuple[int, int]:
-    """(stage, rollout within it)."""
+    """Return (index of the curriculum stage, index of the rollout within it)."""
     for stage, count in enumerate(rollouts):
         if rollout < count:
             return stage, rollout
         rollout -= count
-    raise ValueError("beyond the last rollout")
+    raise ValueError(f"expected a rollout below {sum(rollouts)}")
