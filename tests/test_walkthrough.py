@@ -96,6 +96,6 @@ def test_every_command_runs_as_written(
         code = cli.main(line.command)
         out, err = capsys.readouterr()
         assert code == 0, f"pit {' '.join(line.command)}\n{err}"
-        assert "error" not in err
+        assert "error: " not in err
         if line.stdout:
             Path(line.stdout).write_text(out)
