@@ -7,11 +7,11 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 SOURCE = DOCS.parent / "src" / "pitcli"
-WIDTH, HEIGHT = 160, 54  # of a box
+WIDTH, HEIGHT = 160, 54  # of a box in the picture
 # column, row and question of each folder (and of each module at the root)
 BOXES: dict[str, tuple[float, float, str]] = {
-    "cli": (0, 0, "what was asked for?"),
-    "stages": (1, 0, "one file a command"),
+    "cli": (0, 0, "what is to be done?"),
+    "stages": (1, 0, "one file per command"),
     "recipes": (2, 0, "which stages, in which order?"),
     "data": (1, 1.7, "what is a row?"),
     "engine/models": (2, 1.7, "tokens to states and scores"),
@@ -69,7 +69,7 @@ def box(name: str) -> str:
 
 
 def arrow(start: str, end: str) -> str:
-    """From the middle of the sides that face each other."""
+    """An arrow between two boxes, from the middle of the sides that face each other."""
     (x1, y1), (x2, y2) = corner(start), corner(end)
     if abs(x2 - x1) >= 190:
         right = x2 > x1
@@ -104,7 +104,7 @@ def folders() -> list[Path]:
 
 
 def parts_of_the_source() -> set[str]:
-    """What the picture must show: each folder with modules, and each module at the root."""
+    """The names that the picture must show: each folder with modules, and each module at the root."""
     below = {folder.relative_to(SOURCE).as_posix() for folder in folders()[1:]}
     return below | {module.stem for module in SOURCE.glob("[a-z]*.py")}
 
@@ -126,7 +126,7 @@ def file_list() -> str:
 
 
 def with_file_list(page: str) -> str:
-    """The page with the list between its two markers."""
+    """The page, with the list of files between its two markers."""
     start, end = "<!-- files -->", "<!-- end of files -->"
     return re.sub(f"{start}.*{end}", lambda found: f"{start}\n\n{file_list()}\n\n{end}", page, flags=re.DOTALL)
 

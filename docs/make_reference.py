@@ -1,4 +1,4 @@
-"""Write docs/reference.md, what `--help` says of every command: `python docs/make_reference.py`."""
+"""Writes docs/reference.md, the help of every command: `python docs/make_reference.py`."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from pitcli.settings.commands import COMMANDS
 WIDTH = 100
 START = """# Commands
 
-What `pit --help` and `pit COMMAND --help` say; `docs/make_reference.py` writes this page.
+The output of `pit --help` and `pit COMMAND --help`; `docs/make_reference.py` writes this page.
 
-Rows go to stdout, everything for people to stderr. Exit codes: 0 done, 1 some rows failed (each is named on stderr),
-2 bad input or settings, 3 the machine, a model or a run does not serve, 130, 141 and 143 signals.
+Rows go to stdout, everything for people to stderr. Exit codes: 0 done, 1 some rows failed (each is reported on stderr),
+2 bad input or settings, 3 the machine, a model or a run cannot be used, 130, 141 and 143 signals.
 
-Every setting is also a key of a YAML file for `--config`, with `_` for `-`; flags win over the file.
+Every setting is also a key of a YAML file for `--config`, with `_` instead of `-`; flags override the file.
 """
 
 
 def reference() -> str:
-    """The page as it must be now."""
+    """The page for the present commands."""
     parts = [START, block(help_of([]))]
     for name in COMMANDS:
         parts += [f"## pit {name}\n", block(help_of([name]))]

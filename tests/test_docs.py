@@ -1,6 +1,7 @@
-"""The documentation says what is so: its commands, links, error lines, functions, and the reference of the commands."""
+"""README and docs are true: their commands, flags, make targets, links, output, functions, and the reference."""
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -18,6 +19,7 @@ from pitcli.settings import commands as commands_of_pit
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+GUIDE = [DOCS / f"{name}.md" for name in ("data", "train", "improve", "evaluate", "export", "recipes")]
 STAGES = sorted(path.stem for path in (ROOT / "src/pitcli/stages").glob("[a-z]*.py"))
 SEPARATORS = {"|", "||", "&&", ";", "&"}
 
@@ -27,12 +29,12 @@ def fenced(text: str, language: str) -> list[str]:
 
 
 def prose(page: Path) -> str:
-    """A page without its code."""
+    """The page without its code."""
     return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
 def commands(block: str) -> list[list[str]]:
-    """The arguments of each `pit` in a block of shell: without comments, variables, redirections, the pipe's others."""
+    """The arguments of each `pit` in a block of shell, without comments, variables, redirections and other commands."""
     found: list[list[str]] = []
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
@@ -63,7 +65,7 @@ COMMANDS = [
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as MkDocs makes them."""
+    """The anchors of the headings, as MkDocs makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
@@ -96,9 +98,29 @@ def test_every_command_in_a_code_block_is_accepted(
         assert len(ran) == 1
 
 
-def test_code_blocks_of_both_readme_and_tutorial_are_read() -> None:
-    assert sum(str(param.id).startswith("README.md") for param in COMMANDS) >= 8
-    assert sum(str(param.id).startswith("tutorial.md") for param in COMMANDS) >= 20
+def test_commands_of_readme_and_guide_are_found() -> None:
+    pages = [str(param.id).partition(": ")[0] for param in COMMANDS]
+    assert pages.count("README.md") >= 3
+    assert pages.count("start.md") >= 5
+    assert sum(pages.count(page.name) for page in GUIDE) >= 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+    code = [*re.findall(r"`([^`\n]+)`", text), *(line for block in fenced(text, "sh") for line in block.splitlines())]
+    named = {name for line in code for name in re.findall(r"^make ([a-z][\w-]*)", line)}
+    assert named <= targets
+
+
+def test_rows_shown_in_the_docs_have_the_fields_of_rows() -> None:
+    source = (ROOT / "src/pitcli/engine/improving/stop_rule.py").read_text()
+    rows = [json.loads(block) for page in PAGES for block in fenced(page.read_text(), "json")]
+    assert rows
+    for row in rows:
+        fields = {*row, *(name for iteration in row["iterations"] for name in iteration)} - {"prompt"}
+        assert [name for name in fields if f'"{name}"' not in source] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -114,7 +136,7 @@ def test_commands_and_flags_in_the_text_exist(page: Path, capsys: pytest.Capture
 
 def test_the_reference_is_what_the_commands_say_now() -> None:
     now = runpy.run_path(str(DOCS / "make_reference.py"))["reference"]()
-    assert (DOCS / "reference.md").read_text() == now, "python docs/make_reference.py writes it anew"
+    assert (DOCS / "reference.md").read_text() == now, "run docs/make_reference.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -130,25 +152,40 @@ def test_internal_links_resolve(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    assert sorted(file for entry in nav for file in entry.values()) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(files(nav)) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def files(nav: list[dict[str, Any]]) -> list[str]:
+    """The pages of a navigation, those of its sections included."""
+    entries = [value for entry in nav for value in entry.values()]
+    return [file for entry in entries for file in (files(entry) if isinstance(entry, list) else [entry])]
 
 
 def literal(text: ast.JoinedStr | ast.Constant) -> list[str]:
-    """What of a text of the source is always so, in its order."""
+    """The constant parts of a text of the source, in their order."""
     values = text.values if isinstance(text, ast.JoinedStr) else [text]
     return [str(value.value) for value in values if isinstance(value, ast.Constant)]
 
 
-def test_error_lines_are_those_of_the_source() -> None:
-    """`…` stands for what differs: a line must hold all that is always so in some text of the source."""
+def test_lines_of_output_are_those_of_the_source() -> None:
+    """Each line in a `text` block must contain all constant parts of some text of the source."""
     modules = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
     texts = [node for module in modules for node in ast.walk(module) if isinstance(node, ast.JoinedStr | ast.Constant)]
     long_ones = {tuple(parts) for text in texts if len("".join(parts := literal(text))) >= 20}
     patterns = [re.compile(".*".join(map(re.escape, parts))) for parts in long_ones]
-    blocks = fenced((DOCS / "troubleshooting.md").read_text(), "text")
-    lines = [line for block in blocks for line in block.splitlines()]
+    pages = [page.read_text() for page in PAGES if page.name != "reference.md"]  # that page is tested as a whole
+    lines = [line for page in pages for block in fenced(page, "text") for line in block.splitlines()]
     assert len(lines) >= 30
     assert [line for line in lines if not any(pattern.search(line) for pattern in patterns)] == []
+
+
+def test_figures_of_console_output_exist() -> None:
+    """Names of metrics in `console` blocks are texts of the source."""
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    blocks = [block for page in PAGES for block in fenced(page.read_text(), "console")]
+    names = {name for block in blocks for name in re.findall(r"\b[a-z]+_[a-z_]+\b", block)}
+    assert len(names) >= 3
+    assert [name for name in names if f'"{name}"' not in source] == []
 
 
 def test_functions_and_tests_of_the_paper_exist() -> None:

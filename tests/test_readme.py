@@ -1,4 +1,4 @@
-"""The README says what is so: its commands' names and flags, its test command."""
+"""The README is true: names and flags of its commands, its test command."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 def test_every_pit_command_in_the_readme_exists_with_its_flags() -> None:
     runner = CliRunner()
     lines = re.findall(r"\bpit ([a-z-]+)((?: +(?:--?[a-z][a-z-]*|[\w./=,-]+))*)", "\n".join(commands()))
-    assert len(lines) >= 10
+    assert len(lines) >= 5
     for command, rest in lines:
         shown = runner.invoke(app, [command, "--help"])
         assert shown.exit_code == 0, command
@@ -23,7 +23,7 @@ def test_every_pit_command_in_the_readme_exists_with_its_flags() -> None:
 
 
 def commands() -> list[str]:
-    """What stands in code: fenced blocks and inline code, comments taken off."""
+    """Commands in fenced blocks and inline code, without comments."""
     fenced = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     inline = re.findall(r"`(pit [^`]+)`", README)
     return [line.split(" #")[0] for block in [*fenced, *inline] for line in block.splitlines() if "COMMAND" not in line]

@@ -1,6 +1,6 @@
-"""What the README and the tutorial tell a newcomer to type, run as written from the first line to the last.
+"""What README and guide tell a newcomer to type, run as written from the first line to the last.
 
-The embedded tiny model is used in place of SmolLM2, and so few pairs in place of HH that it takes seconds.
+The embedded tiny model is used instead of SmolLM2, and few pairs instead of HH, so that it takes seconds.
 """
 
 import io
@@ -17,14 +17,22 @@ import pytest
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.models import bases
-from tests.test_docs import DOCS, ROOT, commands, fenced
+from tests.test_docs import DOCS, GUIDE, ROOT, commands, fenced
 
-# of so many pairs, the fold that the tutorial tests on gives drafts that are improved; the README tests on fixed drafts
-PAGES = {ROOT / "README.md": 24, DOCS / "tutorial.md": 120}
+
+class Walk(NamedTuple):
+    """Pages that are walked one after another in one folder; pairs: how many rows hh.jsonl has."""
+
+    pages: list[Path]
+    pairs: int
+
+
+# with this many pairs, the fold that the guide tests on gives drafts that are improved; the README has fixed drafts
+WALKS = {"README": Walk([ROOT / "README.md"], 24), "start": Walk([DOCS / "start.md"], 120), "guide": Walk(GUIDE, 120)}
 
 
 class Line(NamedTuple):
-    """A line of shell: what `pit` is given, what is on its stdin, and where its stdout goes."""
+    """A line of shell: the arguments of `pit`, the file on its stdin, and the file that its stdout goes to."""
 
     command: list[str]
     stdin: str | None
@@ -41,8 +49,8 @@ def lines(block: str) -> list[Line]:
 
 
 def walk(page: Path) -> list[Line]:
-    """The lines of a page in their order; of two ways, the one for CPUs, which comes second."""
-    parts = re.split(r"^```(?:sh|yaml|python)?\n", page.read_text(), flags=re.MULTILINE)
+    """The lines of a page in their order; of two alternatives, the one for CPUs, which comes second."""
+    parts = re.split(r"^```(?:\w+)?\n", page.read_text(), flags=re.MULTILINE)
     blocks = dict.fromkeys(fenced(page.read_text(), "sh"))
     shell: list[str] = []
     for before, part in pairwise(parts):
@@ -54,37 +62,40 @@ def walk(page: Path) -> list[Line]:
 
 
 @pytest.fixture
-def newcomer(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with nothing but preference pairs as HH has them, drafts, and the recipes."""
+def newcomer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with preference pairs as HH has them, rated responses, drafts for the README, and the recipes."""
     locate = bases._locate
-    monkeypatch.setattr(bases, "_locate", lambda name: locate("tiny" if name == "smollm2" else name))
+    monkeypatch.setattr(bases, "_locate", lambda base: locate("tiny" if base == "smollm2" else base))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    rows = list(preference_rows(PAGES[page], seed=1))
+    rows = list(preference_rows(WALKS[name].pairs, seed=1))
     with Path("hh.jsonl").open("w") as pairs:
         for row in rows:
             asked = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
-            pairs.write(json.dumps({name: asked + row[name] for name in ("chosen", "rejected")}) + "\n")
+            pairs.write(json.dumps({field: asked + row[field] for field in ("chosen", "rejected")}) + "\n")
+    with Path("rated.jsonl").open("w") as rated:
+        for row in rows:
+            for field, rating in (("chosen", 4), ("rejected", 2)):
+                rated.write(json.dumps({"prompt": row["prompt"], "response": row[field], "helpfulness": rating}) + "\n")
     drafts = [{"prompt": row["prompt"], "response": row["rejected"]} for row in preference_rows(12, seed=2)]
-    Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
+    if name == "README":  # the guide makes its own
+        Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
     shutil.copytree(ROOT / "examples" / "recipes", "examples/recipes")
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("name", WALKS)
 def test_every_command_runs_as_written(
-    page: Path, newcomer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, newcomer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    walked = walk(page)
-    assert len(walked) >= 8
-    if page.name == "tutorial.md":
-        Path("drafts.jsonl").unlink()  # it makes its own
+    walked = [line for page in WALKS[name].pages for line in walk(page)]
+    assert len(walked) >= 3
     for line in walked:
         typed = Path(line.stdin).read_text() if line.stdin else "1\n" * 1000  # to pit annotate: the first is better
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
         code = cli.main(line.command)
         out, err = capsys.readouterr()
         assert code == 0, f"pit {' '.join(line.command)}\n{err}"
-        assert "error" not in err
+        assert "error: " not in err
         if line.stdout:
             Path(line.stdout).write_text(out)

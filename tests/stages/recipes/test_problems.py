@@ -107,11 +107,15 @@ def test_shipped_recipes_are_valid(path: Path, capsys: pytest.CaptureFixture[str
     assert [entry.name for entry in Path().iterdir()] == ["hh.jsonl"]
 
 
-def test_the_recipe_of_the_readme_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (RECIPES.parents[1] / "README.md").read_text()
-    (text,) = re.findall(r"```yaml\n(out: .*?)```", readme, re.DOTALL)
+def test_recipes_of_readme_and_docs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    root = RECIPES.parents[1]
+    pages = [(root / "README.md").read_text(), *(page.read_text() for page in sorted((root / "docs").glob("*.md")))]
+    texts = [text for page in pages for text in re.findall(r"```yaml\n(out: .*?)```", page, re.DOTALL)]
+    assert texts
     Path("hh.jsonl").touch()
-    assert list(decisions(pit(capsys, recipe(text), "--dry-run"))) == ["train-reward", "sft", "rl", "sample", "improve"]
+    for text in texts:
+        found = list(decisions(pit(capsys, recipe(text), "--dry-run")))
+        assert found == ["train-reward", "sft", "rl", "sample", "improve"]
 
 
 def test_the_data_of_a_shipped_recipe_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
