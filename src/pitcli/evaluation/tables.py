@@ -1,8 +1,9 @@
-"""Print an evaluation as tables on stderr."""
+"""Print an evaluation on stderr: its tables, then the answers to the three questions."""
 
 from collections.abc import Sequence
 
 from pitcli.console import note, table, warn
+from pitcli.evaluation.answers import answer_lines
 from pitcli.evaluation.judge import ORACLE
 from pitcli.evaluation.results import (
     Control,
@@ -16,17 +17,17 @@ from pitcli.evaluation.results import (
 )
 
 COMPARISON_COLUMNS = (
-    *("system", "against", "judge", "W/T/L", "delta [95%]", "at equal lengths [95%]"),
-    *("characters", "harm", "copies", "tokens", "grade", ""),
+    *("system", "baseline", "judge", "W/T/L", "delta [95%]", "length-controlled [95%]"),
+    *("characters", "harm", "copies", "tokens", "grade", "verdict"),
 )
 ITERATION_COLUMNS = (
     *("iteration", "reached", "delta [95%]", "grade", "harm"),
-    *("worse than before", "tokens", "Bradley-Terry [95%]", "ELO"),
+    *("worse than before", "tokens", "Bradley-Terry [95%]", "Elo"),
 )
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The tables; without win rates of a judge that does not beat length on human labels."""
+    """Print the tables, without win rates of judges that do not beat length on human labels, then the three answers."""
     refused = {judge.name for judge in evaluation.judges if not judge.usable}
     print_judges(evaluation.judges)
     if comparisons := [comparison for comparison in evaluation.comparisons if comparison.judge not in refused]:
@@ -36,20 +37,21 @@ def print_evaluation(evaluation: Evaluation) -> None:
             print_iterations(iterations)
     if evaluation.controls:
         print_controls(evaluation.controls, refused)
-    for claim in evaluation.claims:
-        verdict = "improves" if claim.improves else "not shown to improve: " + "; ".join(claim.reasons)
-        note(f"{claim.system}: {verdict}")
+    for answers in evaluation.answers:
+        for line in answer_lines(answers):
+            note(line)
 
 
 def print_judges(judges: Sequence[JudgeResult]) -> None:
     for judge in judges:
-        consistent = f", both orders agree in {judge.consistency:.0%}" if judge.consistency is not None else ""
+        consistent = f"; both orders agree in {judge.consistency:.0%}" if judge.consistency is not None else ""
         note(f"judge {judge.name}: {judge.independence}{consistent}")
         if not (judge.validation or judge.name == ORACLE):
-            warn(f"{judge.name} is not held against human labels (--validate-on)")
+            warn(f"judge {judge.name}: not checked against human labels (--validate-on)")
         if not judge.usable:
             warn(
-                f"{judge.name} does not beat the longest and the shortest on human labels: its win rates are not shown"
+                f"judge {judge.name}: not better on human labels than choosing the longest or the shortest response; "
+                "its win rates are not shown"
             )
     lines = [
         (
@@ -65,18 +67,18 @@ def print_judges(judges: Sequence[JudgeResult]) -> None:
         for validation in judge.validation
     ]
     if lines:
-        columns = ("judge", "file", "data", "rows", "agreement [95%]", "longest", "shortest")
+        columns = ("judge", "file", "data set", "pairs", "agreement [95%]", "longest", "shortest")
         table("Judges on human labels", columns, lines)
 
 
 def print_comparisons(comparisons: Sequence[SystemComparison]) -> None:
     lines = [_comparison_line(comparison) for comparison in comparisons]
-    table("Comparisons (delta = win% - lose%, in points)", COMPARISON_COLUMNS, lines)
+    table("Comparisons (delta = win% - lose%, in points; a/b: system/baseline)", COMPARISON_COLUMNS, lines)
 
 
 def _comparison_line(comparison: SystemComparison) -> tuple[object, ...]:
     c = comparison
-    needs = f", {c.rows_needed} rows would be needed" if c.rows_needed and c.rows_needed > c.rows else ""
+    needs = f", {c.rows_needed:,} rows needed" if c.rows_needed and c.rows_needed > c.rows else ""
     return (
         c.system + (f", seed {c.seed}" if c.seed is not None else ""),
         c.baseline,
@@ -108,7 +110,7 @@ def print_iterations(iterations: SystemIterations) -> None:
         )
         for step in iterations.by_iteration
     ]
-    table(f"{iterations.system} by iteration, {iterations.judge}", ITERATION_COLUMNS, lines)
+    table(f"{iterations.system} by iteration, judge {iterations.judge}", ITERATION_COLUMNS, lines)
 
 
 def print_controls(controls: Sequence[Control], refused: set[str]) -> None:
@@ -116,13 +118,13 @@ def print_controls(controls: Sequence[Control], refused: set[str]) -> None:
         (
             control.name,
             control.judge,
-            control.wanted,
+            control.expected,
             "not shown" if control.judge in refused else control.seen,
             "passed" if control.passed else "FAILED",
         )
         for control in controls
     ]
-    table("Controls", ("control", "judge", "wanted", "seen", ""), lines)
+    table("Negative controls", ("control", "judge", "expected", "seen", "result"), lines)
 
 
 def _number(value: float | None, form: str) -> str:
