@@ -64,8 +64,8 @@ SECTIONS = {
     ),
     "deciles": (
         "By quality of the baseline",
-        "Rows made worse, rows copied and the share of words changed, by decile of the baseline's grade, worst baselines "
-        "first.",
+        "Rows made worse, rows copied and the share of words changed, by decile of the baseline's grade; the worst "
+        "baselines come first.",
     ),
 }
 
