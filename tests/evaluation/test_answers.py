@@ -112,7 +112,7 @@ def test_the_first_answer_gives_the_verdict_and_its_figures(
     assert found[1] == second
 
 
-def test_each_baseline_gets_its_line_and_says_what_it_is() -> None:
+def test_each_baseline_gets_a_line_with_its_kind() -> None:
     baselines = (
         BEST_OF_N._replace(records=({"settings": {"method": "best-of-n", "equal_tokens": "a/pit.jsonl"}},)),
         FRESH_DRAW,
@@ -144,7 +144,7 @@ def test_each_baseline_gets_its_line_and_says_what_it_is() -> None:
     ]
 
 
-def test_best_of_n_with_fewer_tokens_is_said_to_be_so() -> None:
+def test_best_of_n_with_fewer_tokens_is_marked() -> None:
     found = lines(judged("better"), judged("better", "bon", baseline_generated_tokens=3.0), systems=(BEST_OF_N,))
     assert found[3].startswith("   bon (best-of-n, but not at equal tokens): yes")
 
@@ -160,7 +160,7 @@ def test_a_baseline_without_verdicts_is_named() -> None:
     assert found[2:4] == ["2. Is pit better than the baselines?", "   fresh: no verdict"]
 
 
-def test_judges_answer_each_for_itself() -> None:
+def test_each_judge_gives_its_answer() -> None:
     judges = (judge(), judge("hf:rm", beats_length=True))
     over = [
         judged("better"),
@@ -190,7 +190,7 @@ def test_a_judge_that_does_not_beat_length_answers_nothing() -> None:
     ]
 
 
-def test_data_sets_and_single_seeds_do_not_answer() -> None:
+def test_single_data_sets_and_seeds_are_ignored() -> None:
     parts = [judged("worse", dataset="code"), judged("worse", seed=1)]
     assert answered(judged("better"), *parts).originals == answered(judged("better")).originals
 

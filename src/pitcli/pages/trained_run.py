@@ -87,7 +87,7 @@ def read_run(folder: Path) -> TrainedRun:
 
 def concerns(run: TrainedRun) -> list[str]:
     """Possible problems of a run, the most serious first."""
-    about_pairs = [*_about_pairs(run, "", "held-out pairs"), *_about_pairs(run, "eval_", "--eval-data")]
+    about_pairs = [*_about_pairs(run, "", "held-out pairs"), *_about_pairs(run, "eval_", "pairs of --eval-data")]
     about_training: Iterable[str] = ()
     if run.rows:
         about_training = _about_rollouts(run) if "kl" in run.rows[-1] else _about_fitting(run)
