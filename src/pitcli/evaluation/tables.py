@@ -16,15 +16,6 @@ from pitcli.evaluation.results import (
     delta_text,
 )
 
-COMPARISON_COLUMNS = (
-    *("system", "baseline", "judge", "W/T/L", "delta [95%]", "length-controlled [95%]"),
-    *("characters", "harm", "copies", "tokens", "grade", "verdict"),
-)
-ITERATION_COLUMNS = (
-    *("iteration", "reached", "delta [95%]", "grade", "harm"),
-    *("worse than before", "tokens", "Bradley-Terry [95%]", "Elo"),
-)
-
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print the tables, without win rates of judges that do not beat length on human labels, then the three answers."""
@@ -72,45 +63,84 @@ def print_judges(judges: Sequence[JudgeResult]) -> None:
 
 
 def print_comparisons(comparisons: Sequence[SystemComparison]) -> None:
-    lines = [_comparison_line(comparison) for comparison in comparisons]
-    table("Comparisons (delta = win% - lose%, in points; a/b: system/baseline)", COMPARISON_COLUMNS, lines)
+    """Print three tables per judge, each narrow enough for 80 columns."""
+    for judge in dict.fromkeys(comparison.judge for comparison in comparisons):
+        own = [comparison for comparison in comparisons if comparison.judge == judge]
+        labels = [_comparison_label(comparison) for comparison in own]
+        results = [(delta_text(c), f"{c.harm_rate:.1%}", c.verdict) for c in own]
+        _labelled_table(
+            f"Comparisons by judge {judge}, delta = win% - lose%",
+            columns=("system vs baseline", "delta [95%]", "harm", "verdict"),
+            labels=labels,
+            rows=results,
+        )
+        lengths = [
+            (
+                controlled_delta_text(c),
+                f"{c.mean_length:.1f}/{c.baseline_mean_length:.1f}",
+                f"{c.copy_rate:.1%}",
+            )
+            for c in own
+        ]
+        _labelled_table(
+            "Lengths and copies (characters: system/baseline)",
+            columns=("system vs baseline", "length-controlled [95%]", "characters", "copies"),
+            labels=labels,
+            rows=lengths,
+        )
+        _labelled_table(
+            "Counts, tokens and grades (system/baseline)",
+            columns=("system vs baseline", "W/T/L", "tokens", "grade", "rows needed"),
+            labels=labels,
+            rows=[_counts(comparison) for comparison in own],
+        )
 
 
-def _comparison_line(comparison: SystemComparison) -> tuple[object, ...]:
+def _labelled_table(title: str, columns: Sequence[str], labels: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    table(title, columns, [(label, *row) for label, row in zip(labels, rows, strict=True)])
+
+
+def _comparison_label(comparison: SystemComparison) -> str:
+    dataset = "" if comparison.dataset == "all" else f", {comparison.dataset}"
+    seed = "" if comparison.seed is None else f", seed {comparison.seed}"
+    return f"{comparison.system} vs {comparison.baseline}{dataset}{seed}"
+
+
+def _counts(comparison: SystemComparison) -> tuple[str, ...]:
     c = comparison
-    needs = f", {c.rows_needed:,} rows needed" if c.rows_needed and c.rows_needed > c.rows else ""
     return (
-        c.system + (f", seed {c.seed}" if c.seed is not None else ""),
-        c.baseline,
-        c.judge + ("" if c.dataset == "all" else f", {c.dataset}"),
         f"{c.wins}/{c.ties}/{c.losses}",
-        delta_text(c),
-        controlled_delta_text(c),
-        f"{c.mean_length:.1f}/{c.baseline_mean_length:.1f}",
-        f"{c.harm_rate:.1%}",
-        f"{c.copy_rate:.1%}",
-        _number(c.generated_tokens, "{:.1f}") + "/" + _number(c.baseline_generated_tokens, "{:.1f}"),
-        "" if c.grades is None else f"{c.grades[0]:.3f}/{c.grades[1]:.3f}",
-        c.verdict + needs,
+        _both(c.generated_tokens, c.baseline_generated_tokens, "{:.1f}"),
+        _both(*(c.grades or (None, None)), "{:.3f}"),
+        f"{c.rows_needed:,}" if c.rows_needed and c.rows_needed > c.rows else "",
     )
 
 
 def print_iterations(iterations: SystemIterations) -> None:
-    lines = [
+    """Print two tables, each narrow enough for 80 columns."""
+    title, steps = f"{iterations.system} by iteration, judge {iterations.judge}", iterations.by_iteration
+    results = [
         (
             step.iteration,
-            f"{step.reached:.1%}",
             _estimate(step.delta, step.delta_ci, "{:+.1f}"),
             _number(step.grade, "{:.3f}"),
             f"{step.harm_rate:.1%}",
             f"{step.worse_than_before:.1%}",
+        )
+        for step in steps
+    ]
+    table(title, ("iteration", "delta [95%]", "grade", "harm", "worse than before"), results)
+    ranks = [
+        (
+            step.iteration,
+            f"{step.reached:.1%}",
             f"{step.generated_tokens:.1f}",
             _estimate(step.strength, step.strength_ci, "{:+.2f}"),
             _number(step.elo, "{:.0f}"),
         )
-        for step in iterations.by_iteration
+        for step in steps
     ]
-    table(f"{iterations.system} by iteration, judge {iterations.judge}", ITERATION_COLUMNS, lines)
+    table(f"{title}: ranks", ("iteration", "reached", "tokens", "Bradley-Terry [95%]", "Elo"), ranks)
 
 
 def print_controls(controls: Sequence[Control], refused: set[str]) -> None:
@@ -129,6 +159,11 @@ def print_controls(controls: Sequence[Control], refused: set[str]) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def _both(system: float | None, baseline: float | None, form: str) -> str:
+    """The values of the system and of the baseline, of which either may be unknown."""
+    return "/".join(filter(None, (_number(system, form), _number(baseline, form))))
 
 
 def _estimate(value: float | None, interval: Interval | None, form: str) -> str:
