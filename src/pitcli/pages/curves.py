@@ -25,6 +25,7 @@ LINES = (("-", "━━"), ("--", "╍╍"), (":", "┉┉"), ("-.", "━╍"))
 MEANINGS = {
     "loss": "The minimised loss. In RL, its level has no meaning.",
     "tokens": "Completion tokens per step.",
+    "padding_share": "Share of padding among the tokens of a step.",
     "accuracy": "Share of the training pairs that the gap ranks like their label.",
     "grad_norm": "Norm of the gradient before clipping.",
     "learning_rate": "Learning rate of AdamW.",
