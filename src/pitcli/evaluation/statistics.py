@@ -117,7 +117,7 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Statistic:
     values_N = np.asarray(values, dtype=float)
 
     def statistic(weights_BN: np.ndarray) -> np.ndarray:
-        # a draw may have no rows: the prompts that it drew belong to other seeds than those that it drew
+        # a draw may have no rows: none of its prompts belong to its seeds
         return (weights_BN @ values_N) / np.maximum(weights_BN.sum(1), 1e-9)
 
     return statistic

@@ -111,7 +111,7 @@ def _counts(comparison: SystemComparison) -> tuple[str, ...]:
     return (
         f"{c.wins}/{c.ties}/{c.losses}",
         _both(c.generated_tokens, c.baseline_generated_tokens, "{:.1f}"),
-        _both(*(c.grades or (None, None)), "{:.3f}"),
+        _both(c.grades[0], c.grades[1], "{:.3f}") if c.grades else "",
         f"{c.rows_needed:,}" if c.rows_needed and c.rows_needed > c.rows else "",
     )
 
