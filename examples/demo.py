@@ -1,20 +1,27 @@
-"""`make demo`: the quickstart recipe with more rows and more RL steps, judged by the oracle on held-out prompts.
+"""Run the quickstart recipe with more rows and more RL steps, then show the result (`make demo`).
 
-It is `pit run examples/recipes/quickstart.yaml` with the settings below; a second run skips the stages that are
-finished. What is added is summary.json, and two lines at the end.
+Equivalent to `pit run examples/recipes/quickstart.yaml` with the settings below; a second run skips finished stages.
+Also writes summary.json, and ends with the result, three rows before and after, and the commands for your own data.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pitcli.cli import main as pit
+from pitcli.console import visible
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 SIZES = ("prepare.synthetic=8000", "sample.max_rows=500", "rl.max_steps=120")
+COLUMNS = 80
+HEADS = ("prompt", "draft", "improved")
+SHOWN = 3  # rows
+SEPARATOR = "  "
 
 
 def main() -> None:
@@ -27,17 +34,11 @@ def main() -> None:
         sys.exit(code)
     figures = summary(out, time.time() - start)
     (out / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
-    low, high = figures["improver_less_sft_only_ci"]
-    print(
-        f"PIT after RL less SFT-only, mean quality: {figures['improver_less_sft_only']:+.4f} [{low:+.4f}, {high:+.4f}]"
-    )
-    print(
-        f"{figures['seconds']:.0f} s; figures in {out / 'summary.json'}, a report in {out / 'evaluation/report.html'}"
-    )
+    print("", *ending(out, figures), sep="\n", flush=True)
 
 
 def summary(out: Path, seconds: float) -> dict[str, Any]:
-    """The figures of summary.json, from what `pit evaluate` found; seconds: of this run, without skipped stages."""
+    """The figures of summary.json, from the results of `pit evaluate`. seconds: of this run, without skipped stages."""
     found = json.loads((out / "evaluation" / "evaluation.json").read_text())["comparisons"]
     lines = {(line["system"], line["baseline"]): line for line in found}
     over_originals, over_sft = lines["pit", "original"], lines["pit", "sft-only"]
@@ -51,6 +52,49 @@ def summary(out: Path, seconds: float) -> dict[str, Any]:
         "improver_less_sft_only_ci": over_sft["grade_difference_ci"],
         "learned_stop": lines["learned-stop", "original"]["grades"][0],
     }
+
+
+def ending(out: Path, figures: dict[str, Any]) -> Iterator[str]:
+    """What a newcomer must know, as plain lines that fit 80 columns."""
+    low, high = figures["delta_ci"]
+    yield f"originals -> improved: mean quality {figures['originals']:.3f} -> {figures['improver']:.3f}"
+    yield (
+        f"{figures['wins']} better, {figures['ties']} equal, {figures['losses']} worse: "
+        f"delta (better% - worse%) {figures['delta']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    )
+    yield from table_of_rows(changed_rows(out / "improved.jsonl"))
+    yield f"report (open it in a browser): {here(out / 'evaluation' / 'report.html')}"
+    yield f"next, with your own data (pit is {here(Path(sys.executable).with_name('pit'))}):"
+    yield "  pit train-reward --data pairs.jsonl                # prompt, chosen, rejected"
+    yield "  pit rl --curriculum                                # trains the improver"
+    yield "  pit improve --input drafts.jsonl > improved.jsonl  # prompt, response"
+
+
+def changed_rows(file: Path) -> list[tuple[str, ...]]:
+    """Prompt, draft and improved response of the first rows that changed; rows that fit a line come first."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = [(row["prompt"], row["original_response"], row["response"]) for row in rows]
+    changed = [tuple(visible(" ".join(text.split())) for text in row) for row in texts if row[1] != row[2]]
+    return sorted(changed, key=lambda row: len(SEPARATOR.join(row)) > COLUMNS)[:SHOWN]
+
+
+def table_of_rows(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Aligned columns; the widest are truncated until all fit."""
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
+    while sum(widths) + len(SEPARATOR) * (len(widths) - 1) > COLUMNS:
+        widths[widths.index(max(widths))] -= 1
+    for row in (HEADS, *rows):
+        cells = (truncated(text, width).ljust(width) for text, width in zip(row, widths, strict=True))
+        yield SEPARATOR.join(cells).rstrip()
+
+
+def truncated(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def here(path: Path) -> str:
+    """The path relative to the working directory, if it is inside."""
+    return visible(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 if __name__ == "__main__":

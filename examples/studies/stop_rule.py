@@ -30,7 +30,7 @@ class Stopped(NamedTuple):
 
 
 def fixed(rows: list[Row], count: int) -> Stopped:
-    return Stopped(f"fixed {count}", [row.standing(count) for row in rows], [count] * len(rows))
+    return Stopped(f"fixed {count}", [row.response_after(count) for row in rows], [count] * len(rows))
 
 
 def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) -> Stopped:
@@ -40,7 +40,7 @@ def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) ->
         count = 0
         while count < len(row.steps) and not refuses(row, count):
             count += 1
-        responses.append(row.standing(count))
+        responses.append(row.response_after(count))
         calls.append(min(count + 1, len(row.steps)))
     return Stopped(name, responses, calls)
 
@@ -68,8 +68,8 @@ def grade(row: Row, response: str) -> float:
 
 def best(rows: list[Row]) -> Stopped:
     """The upper bound of every rule: the best iteration of each row."""
-    chosen = [max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row, row.standing(k))) for row in rows]
-    return Stopped("best iteration", [row.standing(k) for row, k in zip(rows, chosen, strict=True)], chosen)
+    chosen = [max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row, row.response_after(k))) for row in rows]
+    return Stopped("best iteration", [row.response_after(k) for row, k in zip(rows, chosen, strict=True)], chosen)
 
 
 def report(out: Path, seeds: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Constructed rows, steps, systems and judges, from which tests make cases whose result is known."""
+"""Constructed rows, steps, systems and judges, for cases with a known result."""
 
 import json
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def row(number: int, original: str, response: str, steps: Sequence[Step] = ()) -
     )
 
 
-def step(before: str, written: str, p_better: float | None = 0.7, standing: str | None = None) -> Step:
-    """An accepted step of three tokens, unless another response is the one that is kept."""
-    kept = written if standing is None else standing
-    return Step(before=before, written=written, p_better=p_better, standing=kept, generated_tokens=3)
+def step(before: str, written: str, p_better: float | None = 0.7, kept: str | None = None) -> Step:
+    """A step of three tokens, accepted unless another response is kept."""
+    kept = written if kept is None else kept
+    return Step(before=before, written=written, p_better=p_better, kept=kept, generated_tokens=3)
 
 
 def steps(original: str, *written: str) -> list[Step]:
@@ -40,7 +40,7 @@ def steps(original: str, *written: str) -> list[Step]:
 
 
 def system(name: str, files: tuple[str, ...] = (), **settings: str) -> System:
-    """A system without rows, and with these settings in its record."""
+    """A system without rows, with these settings in its manifest."""
     return System(name, files=files, rows={}, records=({"settings": settings},) if settings else ())
 
 

@@ -1,4 +1,4 @@
-"""May a system be said to improve? Each check by itself."""
+"""Whether one may claim that a system improves: each check separately."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def line(p_value: float, **fields: Any) -> SystemComparison:
     return found.model_copy(update={"p_value": p_value, "p_holm": p_value, **fields})
 
 
-def test_holm_takes_data_sets_and_judges_of_one_comparison_together() -> None:
+def test_holm_corrects_over_data_sets_and_judges() -> None:
     lines = [line(0.02), line(0.03, judge="other"), line(0.02, baseline="another"), line(0.01, seed=1)]
     found = corrected(lines)
     assert [comparison.p_holm for comparison in found] == pytest.approx([0.04, 0.04, 0.02, 0.01])
@@ -47,7 +47,7 @@ def good(**fields: Any) -> SystemComparison:
     )
 
 
-SHUFFLED = Control(name="shuffled", judge="oracle", wanted="no gain", seen="", passed=True)
+SHUFFLED = Control(name="shuffled", judge="oracle", expected="no gain", seen="", passed=True)
 
 
 def reasons_of(*comparisons: SystemComparison, **fields: Any) -> list[str]:
@@ -66,27 +66,39 @@ def test_a_system_that_passes_every_check_improves() -> None:
 @pytest.mark.parametrize(
     ("comparisons", "fields", "reason"),
     [
-        ([good(length_controlled_ci=(-1.0, 20.0))], {}, "length-controlled delta"),
+        ([good(length_controlled_ci=(-1.0, 20.0))], {}, "length-controlled delta not shown above zero"),
         ([good(length_controlled_delta=None, length_controlled_ci=None)], {}, "not identified"),
         (
             [good(), good(seed=0), good(seed=1, length_controlled_ci=(-1.0, 9.0))],
             {},
-            "oracle, seed 1: length-controlled",
+            "judge oracle, seed 1: length-controlled",
         ),
-        ([good(harm_rate=0.06)], {}, "harm rate 6.0%, over 5%"),
-        ([good(), good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)], {}, "over rival"),
-        ([good()], {"judges": [judge_result(), judge_result("gap:j")]}, "gap:j: not held against human labels"),
+        ([good(harm_rate=0.06)], {}, "harm rate 6.0%, above 5%"),
+        (
+            [good(), good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)],
+            {},
+            "not shown better than best-of-n at equal tokens (rival)",
+        ),
+        (
+            [good()],
+            {"judges": [judge_result(), judge_result("gap:j")]},
+            "judge gap:j: not checked against human labels",
+        ),
         (
             [good()],
             {"controls": [SHUFFLED, SHUFFLED.model_copy(update={"name": "padded", "passed": False})]},
-            "control padded failed",
+            "control padded failed (judge oracle): expected no gain, got",
         ),
-        ([good()], {"controls": []}, "no control of a gap model on shuffled labels"),
+        ([good()], {"controls": []}, "no control with a gap model trained on shuffled labels"),
         ([good()], {"judges": [judge_result(independent=False, independence="not known: x")]}, "not known: x"),
-        ([good(verdict="no difference shown")], {}, "oracle: no difference shown in 2 rows"),
+        (
+            [good(verdict="no difference shown")],
+            {},
+            "judge oracle: not shown better than the originals: no difference shown, 2 rows",
+        ),
     ],
 )
-def test_each_check_that_fails_is_a_reason(
+def test_each_failed_check_is_a_reason(
     comparisons: list[SystemComparison], fields: dict[str, Any], reason: str
 ) -> None:
     (found,) = reasons_of(*comparisons, **fields)
@@ -97,8 +109,8 @@ def test_each_check_that_fails_is_a_reason(
     ("tokens", "named", "counts"),
     [(5.0, "", False), (5.0, "s.jsonl", False), (10.0, "", True), (30.0, "", False), (30.0, "a/s.jsonl", True)],
 )
-def test_a_best_of_n_counts_if_it_spent_as_much(tokens: float, named: str, counts: bool) -> None:
-    """The system spent 10 a row; one whose last draws were long spent more, and its record says why."""
+def test_best_of_n_counts_if_it_used_as_many_tokens(tokens: float, named: str, counts: bool) -> None:
+    """The system used 10 tokens per row. A best-of-n made with --equal-tokens may have used more."""
     rival = system("rival", method="best-of-n", equal_tokens=named)
     over = good(baseline="rival", baseline_generated_tokens=tokens)
     found = claim(

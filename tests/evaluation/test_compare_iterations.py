@@ -1,4 +1,4 @@
-"""Constructed iterations whose ranks and calibration are known."""
+"""Constructed iterations with known ranks and calibration."""
 
 import math
 import random
@@ -18,12 +18,12 @@ def test_iterations_without_gaps_and_without_ranks_are_judged_against_the_one_be
         judge_of(lambda c: None if c.prompt[0].content == "prompt 0" else 1.0), iteration_comparisons(rows, False)
     )
     found = compare_iterations(system("s"), rows, judged, every_pair=False, settings=SETTINGS)
-    assert [step.delta for step in found.by_iteration] == [0, 100, 100]  # the row without verdicts is left out
+    assert [step.delta for step in found.by_iteration] == [0, 100, 100]  # the row without verdicts is skipped
     assert found.by_iteration[2].strength is None
 
 
 def test_iterations_are_ranked_as_the_judge_ranks_them() -> None:
-    """The second iteration is best, the third is as bad as the original."""
+    """The second iteration is the best, the third as bad as the original."""
     worth = {"o": 0.0, "i1": 1.0, "i2": 2.0, "i3": 0.0}
     draw = random.Random(1)
 
@@ -46,7 +46,7 @@ def test_iterations_are_ranked_as_the_judge_ranks_them() -> None:
     assert [step.generated_tokens for step in found.by_iteration] == [0, 3, 6, 9]
 
 
-def test_calibration_finds_a_gap_model_that_is_too_sure() -> None:
+def test_calibration_shows_an_overconfident_gap_model() -> None:
     draw = random.Random(2)
     rows = []
     for number in range(2000):

@@ -1,4 +1,4 @@
-"""Constructed systems and judges whose comparison is known."""
+"""Constructed systems and judges with a known comparison."""
 
 import math
 import random
@@ -12,17 +12,17 @@ from pitcli.evaluation.systems import pad
 from tests.evaluation.constructed import compared, judge_of, row
 
 
-def test_an_improver_that_only_pads_wins_before_a_judge_that_loves_length_and_loses_under_length_control() -> None:
+def test_padding_wins_with_a_judge_that_prefers_length_and_loses_under_length_control() -> None:
     draw = random.Random(0)
     originals = [" ".join(["word"] * draw.randint(10, 40)) for _ in range(1500)]
     rows = [row(number, text, pad(text, draw.random())) for number, text in enumerate(originals)]
 
-    def loves_length(comparison: Comparison) -> float:
+    def prefers_length(comparison: Comparison) -> float:
         longer = (len(comparison.response) - len(comparison.reference_response)) / 5
-        # padding by itself is worse; each word more makes it look better
+        # padding alone is worse; each extra word makes it look better
         return float(draw.random() < 1 / (1 + math.exp(0.5 - 0.25 * longer)))
 
-    found = compared(rows, judge_of(loves_length))
+    found = compared(rows, judge_of(prefers_length))
     assert found.delta_ci[0] > 30
     assert found.length_controlled_ci is not None
     assert found.length_controlled_ci[1] < 0
@@ -39,13 +39,13 @@ def test_wins_ties_losses_harm_copies_and_edits_are_counted() -> None:
     assert found.verdict == "no difference shown"
 
 
-def test_rows_without_a_verdict_are_left_out() -> None:
+def test_rows_without_a_verdict_are_skipped() -> None:
     rows = [row(0, "a", "b"), row(1, "a", "c")]
     found = compared(rows, judge_of(lambda c: None if c.response == "c" else 1.0))
     assert (found.rows, found.wins) == (1, 1)
 
 
-def test_a_few_rows_show_nothing_however_they_fall() -> None:
+def test_fewer_than_20_prompts_show_no_difference() -> None:
     few = compared([row(number, "a", f"b{number}") for number in range(19)], judge_of(lambda c: 1.0))
     assert (few.delta_ci, few.p_value, few.verdict) == ((100, 100), 1.0, "no difference shown")
     enough = compared([row(number, "a", f"b{number}") for number in range(20)], judge_of(lambda c: 1.0))

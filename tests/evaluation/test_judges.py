@@ -12,7 +12,7 @@ from pitcli.evaluation.judge_checks import validate
 from tests.evaluation.constructed import SETTINGS, judge_of, pairs_file
 
 
-def test_copies_are_not_asked_and_the_other_way_round_is_the_same_question() -> None:
+def test_copies_and_reversed_comparisons_are_not_asked() -> None:
     asked: list[Comparison] = []
     prompt = (Message("user", "p"),)
     judged = ask(
@@ -35,7 +35,7 @@ def test_a_judge_without_a_verdict_on_any_labelled_pair_is_an_error(tmp_path: Pa
         validate(judge_of(lambda c: None), file, by=None, settings=SETTINGS)
 
 
-def test_a_judge_that_only_counts_words_does_not_beat_length(tmp_path: Path) -> None:
+def test_a_judge_that_only_measures_length_does_not_beat_length(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"p{n}", "chosen": "a " * (2 + n % 3), "rejected": "b " * 3, "subset": "xy"[n % 2]}
         for n in range(300)

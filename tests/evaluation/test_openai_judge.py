@@ -1,4 +1,4 @@
-"""The LLM judge against a real server on this machine that answers, stumbles, lies and refuses."""
+"""The LLM judge with a local server that answers, fails, misbehaves and refuses."""
 
 import json
 import re
@@ -29,7 +29,7 @@ LONGER = Comparison(QUESTION, "Rayleigh scattering.", "Because.")
 
 
 class Reply(NamedTuple):
-    """What the server sends: text is the model's word, body goes out as it is, status 0 closes the connection."""
+    """A reply of the server. text: of the model; body: sent verbatim instead; status 0 closes the connection."""
 
     text: str = ""
     status: int = 200
@@ -117,7 +117,7 @@ def longer_wins(request: Request) -> Reply:
 
 
 def after(failures: list[Reply]) -> Answer:
-    """These replies first, to whatever is asked; then the longer response wins."""
+    """Send these replies first, whatever the question; then the longer response wins."""
     return lambda request: failures.pop() if failures else longer_wins(request)
 
 
@@ -149,7 +149,7 @@ def test_content_decides_whichever_comes_first(cache: Path) -> None:
     )
 
 
-def test_a_judge_of_positions_says_nothing(cache: Path) -> None:
+def test_a_judge_that_follows_the_order_gives_ties(cache: Path) -> None:
     for letter in "AB":
         with serving(always(letter)) as server:
             assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [Verdict(0.5, False)]
@@ -170,7 +170,7 @@ def test_a_judge_of_positions_says_nothing(cache: Path) -> None:
     ],
 )
 def test_replies_to_verdicts(texts: tuple[str, str], verdict: Verdict, cache: Path) -> None:
-    """The first text if the response comes as A, the second if it comes as B."""
+    """The server sends the first text if the response is A, the second if it is B."""
     with serving(lambda request: Reply(texts[responses(request)[0] != LONGER.response])) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [verdict]
 
@@ -194,14 +194,14 @@ def test_a_response_cannot_pose_as_another_part(cache: Path) -> None:
     assert {frozenset(responses(request)) for request in server.requests[2:]} == {frozenset([attack, "y"])}
 
 
-def test_equal_responses_need_no_judge(cache: Path) -> None:
+def test_equal_responses_are_ties_without_a_request(cache: Path) -> None:
     with serving(always("A")) as server:
         found = openai_judge("m", server.url, cache).verdicts([Comparison(QUESTION, "Same.", "Same."), LONGER])
     assert found == [Verdict(0.5), Verdict(0.5, False)]
     assert len(server.requests) == 2
 
 
-def test_busy_and_broken_servers_are_asked_again(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_busy_and_failing_servers_are_asked_again(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slow_down = Reply(status=429, headers=(("Retry-After", "0.01"),))
     with serving(after([slow_down, Reply(status=500), Reply(status=503)])) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [Verdict(1.0, True)]
@@ -209,14 +209,14 @@ def test_busy_and_broken_servers_are_asked_again(cache: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_closed_connection_is_tried_again(cache: Path) -> None:
+def test_a_closed_connection_is_retried(cache: Path) -> None:
     with serving(after([Reply(status=0)])) as server:
         assert openai_judge("m", server.url, cache, concurrency=1).verdicts([LONGER]) == [Verdict(1.0, True)]
     assert len(server.requests) == 3
 
 
 def test_a_request_that_keeps_failing_costs_one_verdict(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The server repeats the key in what it sends, and nothing of that is shown."""
+    """The server repeats the key in its reply, which is not shown."""
     bad = Comparison(QUESTION, "Rayleigh scattering.", "curse")
 
     def answer(request: Request) -> Reply:
@@ -230,10 +230,10 @@ def test_a_request_that_keeps_failing_costs_one_verdict(cache: Path, capsys: pyt
     assert sum("curse" in request.question for request in server.requests) == 2 * (1 + module.MAX_RETRIES) == 12
     host = server.url.split("/")[2]
     shown = capsys.readouterr().err
-    assert shown == f"warning: openai:m: {host} answered 500; such comparisons get no verdict (said once)\n"
+    assert shown == f"warning: openai:m: {host} answered 500; such comparisons get no verdict (shown once)\n"
 
 
-def test_each_kind_of_failure_is_warned_of_once(
+def test_each_kind_of_failure_causes_one_warning(
     cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_RETRIES", 0)
@@ -265,7 +265,7 @@ def test_each_kind_of_failure_is_warned_of_once(
         f"{host} answered without text",
         f"{host} did not answer within 1.5 s",
         "a reply was not A, B or TIE",
-        f"the connection to {host} broke",
+        f"lost the connection to {host}",
     ]
 
 
@@ -274,11 +274,11 @@ def test_each_kind_of_failure_is_warned_of_once(
     [
         (401, KEY, "OPENAI_API_KEY: HOST does not accept it (401)"),
         (403, KEY, "OPENAI_API_KEY: HOST does not accept it (403)"),
-        (401, "", "OPENAI_API_KEY: not set, and HOST wants a key (401)"),
-        (404, KEY, "--judge openai:m: HOST has no such model (404), or --base-url is not right (most end in /v1)"),
+        (401, "", "OPENAI_API_KEY: not set, and HOST requires a key (401)"),
+        (404, KEY, "--judge openai:m: HOST has no such model (404), or --base-url is wrong (most end in /v1)"),
     ],
 )
-def test_what_no_request_survives_ends_at_once(
+def test_errors_that_every_request_would_get_stop_at_once(
     status: int, key: str, problem: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -293,7 +293,7 @@ def test_what_no_request_survives_ends_at_once(
 
 
 def test_nothing_is_asked_twice(cache: Path) -> None:
-    """Nor its reverse, nor what could not be understood; another model or another server is another judge."""
+    """Nor is the reverse comparison, nor a question with an invalid reply; another model or server is another judge."""
     talk = Comparison(QUESTION, "Talk to me.", "talk")
     reverse = Comparison(QUESTION, LONGER.reference_response, LONGER.response)
 
@@ -321,7 +321,7 @@ def test_a_failed_request_is_asked_again_the_next_time(cache: Path, monkeypatch:
     assert len(server.requests) == 4
 
 
-def test_what_came_before_the_end_is_kept(cache: Path) -> None:
+def test_replies_before_an_error_are_kept(cache: Path) -> None:
     comparisons = [Comparison(QUESTION, "Longer.", str(number)) for number in range(10)]
     served = count(1)
     with serving(lambda request: Reply(status=401) if next(served) == 8 else longer_wins(request)) as server:
@@ -334,7 +334,7 @@ def test_what_came_before_the_end_is_kept(cache: Path) -> None:
     assert len(server.requests) == 8 + 20 - 7
 
 
-def test_the_key_is_neither_kept_nor_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_key_is_neither_stored_nor_shown(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Not even if the model repeats it."""
     with serving(lambda request: Reply(f"<think>{request.authorization}</think>A")) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [Verdict(0.5, False)]
@@ -345,7 +345,7 @@ def test_the_key_is_neither_kept_nor_shown(cache: Path, capfd: pytest.CaptureFix
     assert KEY not in "".join(capfd.readouterr())
 
 
-def test_no_more_requests_at_once_than_the_limit(cache: Path) -> None:
+def test_the_number_of_requests_in_flight_is_limited(cache: Path) -> None:
     def answer(request: Request) -> Reply:
         time.sleep(0.05)
         return Reply("A")
@@ -364,7 +364,7 @@ def test_two_judges_share_one_cache_at_the_same_time(cache: Path) -> None:
         assert [run.result() for run in runs] == [[Verdict(1.0, True)] * 20] * 2
 
 
-def test_a_server_of_ones_own_needs_no_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_server_needs_no_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with serving(longer_wins) as server:
         assert openai_judge("m", server.url, cache).verdicts([LONGER]) == [Verdict(1.0, True)]
@@ -378,24 +378,24 @@ def test_openai_needs_a_key(key: str, cache: Path, monkeypatch: pytest.MonkeyPat
         openai_judge("m", None, cache)
 
 
-def test_a_key_that_no_header_can_carry(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_with_characters_that_no_header_can_contain(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "“sk-test”")
-    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: holds characters that no key has$"):
+    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: contains characters that cannot be part of a key$"):
         openai_judge("m", None, cache)
 
 
 @pytest.mark.parametrize(
     "url", ["", "localhost:8000/v1", "http://", "http://host:port/v1", "http://a b/v1", "http://["]
 )
-def test_what_is_no_address(url: str, cache: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^--base-url: not an address"):
+def test_an_invalid_address_is_an_error(url: str, cache: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^--base-url: expected an address"):
         openai_judge("m", url, cache)
 
 
-def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_cache_is_an_error(tmp_path: Path) -> None:
     cache = tmp_path / "rows.jsonl"
     cache.write_text('{"prompt": "..."}\n' * 100)
-    with pytest.raises(RunError, match=r"rows\.jsonl: the judge's cache cannot be used: file is not a database"):
+    with pytest.raises(RunError, match=r"rows\.jsonl: cannot use the judge's cache: file is not a database"):
         openai_judge("m", "http://127.0.0.1:9/v1", cache).verdicts([LONGER])
     assert cache.read_text() == '{"prompt": "..."}\n' * 100
 
@@ -406,7 +406,7 @@ def test_an_address_without_a_server(cache: Path, monkeypatch: pytest.MonkeyPatc
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
         url = f"http://name:password@{host}/v1"
-        with pytest.raises(RunError, match=f"^--judge openai:m: {host} cannot be reached; replies so far are kept$"):
+        with pytest.raises(RunError, match=f"^--judge openai:m: cannot connect to {host}; replies so far are kept$"):
             openai_judge("m", url, cache).verdicts([LONGER])
 
 

@@ -1,4 +1,4 @@
-"""Every statistic on constructed cases whose answer is known."""
+"""Every statistic on constructed cases with a known answer."""
 
 import math
 import random
@@ -35,7 +35,7 @@ def test_all_wins_leave_no_uncertainty() -> None:
 
 
 def test_interval_has_the_width_of_the_normal_approximation() -> None:
-    """600 wins, 400 losses: sd of a sign is sqrt(1 - 0.2^2), so the half width is 1.96 sd / sqrt(1000) = 6.07."""
+    """600 wins, 400 losses: the sd of a sign is sqrt(1 - 0.2^2), so the half width is 1.96 sd / sqrt(1000) = 6.07."""
     signs = [1] * 600 + [-1] * 400
     result = compare(signs, [0] * 1000, clusters=[str(row) for row in range(1000)])
     half_width = 100 * 1.96 * math.sqrt(1 - 0.2**2) / math.sqrt(1000)
@@ -45,7 +45,7 @@ def test_interval_has_the_width_of_the_normal_approximation() -> None:
 
 
 def test_rows_of_one_prompt_count_as_one() -> None:
-    """The same prompt ten times over is no more evidence than once: the interval is sqrt(10) times wider."""
+    """Ten copies of a prompt are no more evidence than one: the interval is sqrt(10) times wider."""
     rng = random.Random(0)
     outcomes = [rng.choice([1, -1]) for _ in range(100)]
     rows = [outcome for outcome in outcomes for _ in range(10)]
@@ -56,7 +56,7 @@ def test_rows_of_one_prompt_count_as_one() -> None:
     assert ratio == pytest.approx(math.sqrt(10), rel=0.1)
 
 
-def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_mean_interval_covers_the_truth_in_about_95_of_100_cases() -> None:
     rng = random.Random(1)
     covered = 0
     for trial in range(200):
@@ -65,7 +65,7 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_two_copies_of_every_row_add_nothing_if_they_share_a_prompt() -> None:
+def test_copies_of_rows_with_the_same_prompt_add_no_evidence() -> None:
     values = np.random.default_rng(1).normal(size=200)
     once = Bootstrap(range(200)).interval(mean_of(values))
     twice = Bootstrap([*range(200), *range(200)]).interval(mean_of([*values, *values]))
@@ -81,12 +81,12 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.01)
 
 
-def test_the_interval_covers_the_truth_in_95_of_100() -> None:
+def test_the_clustered_interval_covers_the_truth_in_95_of_100_cases() -> None:
     rng = np.random.default_rng(3)
     covered = 0
     for _ in range(400):
         prompts = rng.normal(size=80)
-        values = np.concatenate([prompts + 0.5, prompts * 0.8 + 0.5])  # two rows a prompt, alike
+        values = np.concatenate([prompts + 0.5, prompts * 0.8 + 0.5])  # two similar rows per prompt
         low, high = Bootstrap([*range(80), *range(80)], draws=1000).interval(mean_of(values))
         covered += low <= 0.5 <= high
     assert 0.92 <= covered / 400 <= 0.975
@@ -99,13 +99,13 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     prompts, seeds = [*range(200)] * 3, np.repeat([0, 1, 2], 200)
     alone = Bootstrap(prompts).interval(mean_of(values))
     with_seeds = Bootstrap(prompts, seeds).interval(mean_of(values))
-    # the three effects' mean has a standard error of 0.41 / sqrt(3) = 0.24
+    # the mean of the three effects has a standard error of 0.41 / sqrt(3) = 0.24
     assert alone[1] - alone[0] < 0.25
     assert 0.8 < with_seeds[1] - with_seeds[0] < 1.1
 
 
-def test_seeds_that_do_not_differ_leave_the_interval_as_it_is() -> None:
-    """Over many data sets the mean width with seeds is that without, but for the luck of the few seeds."""
+def test_seeds_that_do_not_differ_do_not_widen_the_interval() -> None:
+    """Over many data sets, the mean width is about the same with and without seeds."""
     rng = np.random.default_rng(14)
     widths = []
     for _ in range(60):
@@ -120,7 +120,7 @@ def test_seeds_that_do_not_differ_leave_the_interval_as_it_is() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_the_interval_over_seeds_covers_the_truth(spread: float) -> None:
-    """Six seeds, 40 rows of noise 1 each: the aim is 95%, which six seeds cannot quite give."""
+    """Six seeds with 40 rows of noise 1 each: the aim is 95%, which six seeds cannot quite reach."""
     rng = np.random.default_rng(15)
     covered = 0
     for _ in range(200):
@@ -141,9 +141,9 @@ def test_the_p_value_is_that_of_a_z_test() -> None:
 
 
 def padded(rows: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signs, lengths, baseline lengths) of an improver that only pads, before a judge that loves length.
+    """(signs, lengths, baseline lengths) of an improver that only pads, by a judge that prefers length.
 
-    P(win) = sigmoid(2.5 * tanh(difference / spread) - 0.4): at equal lengths it is worse.
+    P(win) = sigmoid(2.5 * tanh(difference / spread) - 0.4): at equal lengths, the improver is worse.
     """
     rng = np.random.default_rng(6)
     baseline = rng.integers(20, 60, rows)
@@ -152,7 +152,7 @@ def padded(rows: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.where(rng.random(rows) < 1 / (1 + np.exp(0.4 - 2.5 * terms)), 1, -1), lengths, baseline
 
 
-def test_padding_wins_before_a_judge_that_loves_length_and_loses_under_length_control() -> None:
+def test_padding_wins_with_a_judge_that_prefers_length_and_loses_under_length_control() -> None:
     signs, lengths, baseline = padded()
     assert length_is_identified(lengths, baseline)
     bootstrap = Bootstrap(range(len(signs)), draws=2000)
@@ -165,7 +165,7 @@ def test_padding_wins_before_a_judge_that_loves_length_and_loses_under_length_co
     assert controlled[0] < truth < controlled[1]
 
 
-def test_the_length_controlled_fit_has_the_greatest_likelihood() -> None:
+def test_the_length_controlled_fit_maximises_the_likelihood() -> None:
     """A general optimiser finds the same intercept of the weighted logistic regression."""
     signs, lengths, baseline = padded(500)
     terms = length_terms(lengths, baseline)
@@ -179,7 +179,7 @@ def test_the_length_controlled_fit_has_the_greatest_likelihood() -> None:
     assert found[0] == pytest.approx(200 / (1 + math.exp(-intercept)) - 100, abs=0.01)
 
 
-def test_length_control_changes_nothing_if_lengths_say_nothing() -> None:
+def test_length_control_changes_nothing_if_length_has_no_effect() -> None:
     rng = np.random.default_rng(8)
     signs = np.where(rng.random(3000) < 0.6, 1, -1)
     lengths = rng.integers(10, 50, (2, 3000))
@@ -187,25 +187,25 @@ def test_length_control_changes_nothing_if_lengths_say_nothing() -> None:
     assert found[0] == pytest.approx(100 * signs.mean(), abs=1.0)
 
 
-def test_separated_wins_stay_finite() -> None:
+def test_the_length_controlled_fit_stays_finite_if_all_rows_win() -> None:
     terms = length_terms(range(10, 60), [10] * 50)
     found = length_controlled(np.ones(50), terms)(np.ones((3, 50)))
     assert np.isfinite(found).all()
 
 
-def test_a_length_never_seen_at_zero_is_not_read_there() -> None:
+def test_length_is_identified_only_if_the_rows_cover_equal_lengths() -> None:
     assert not length_is_identified([40] * 100, [20] * 100)
     assert length_is_identified([40] * 95 + [21] * 5, [20] * 100)
     assert length_is_identified([40] * 50 + [10] * 50, [20] * 100)
 
 
 def test_holm_of_four_p_values() -> None:
-    """In order: 4 * 0.005 = 0.02, 3 * 0.01 = 0.03, 2 * 0.03 = 0.06, and 1 * 0.04, which may not be below 0.06."""
+    """In order: 4 * 0.005 = 0.02, 3 * 0.01 = 0.03, 2 * 0.03 = 0.06, and 1 * 0.04, raised to 0.06."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_holm_of_equal_p_values_is_equal() -> None:
-    """3 * 0.02 = 0.06 for the first of the two; the second's 2 * 0.02 = 0.04 is raised to it, and so is 0.05."""
+    """3 * 0.02 = 0.06 for the first; 2 * 0.02 = 0.04 of the second is raised to 0.06, and so is 0.05."""
     assert holm([0.02, 0.05, 0.02]) == pytest.approx([0.06, 0.06, 0.06])
 
 
@@ -217,7 +217,7 @@ def test_holm_keeps_the_order_of_the_p_values() -> None:
 
 
 def test_holm_is_never_above_one() -> None:
-    """2 * 0.6 = 1.2 is capped, and 0.9 is raised to it."""
+    """2 * 0.6 = 1.2 is capped at 1, and 0.9 is raised to 1."""
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 

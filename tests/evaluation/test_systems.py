@@ -1,4 +1,4 @@
-"""Rows of systems: how they are read and checked, and their response after each iteration."""
+"""Rows of systems: reading, checks, and the response after each iteration."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from tests.evaluation.constructed import pairs_file, row, step, steps
 
 def test_rows_that_stopped_early_keep_their_last_response() -> None:
     early = row(0, "o", "i1", steps=steps("o", "i1"))
-    assert [early.standing(k) for k in range(4)] == ["o", "i1", "i1", "i1"]
-    refused = row(1, "o", "o", steps=[step("o", "worse", 0.3, standing="o")])
-    assert refused.standing(1) == "o"
+    assert [early.response_after(k) for k in range(4)] == ["o", "i1", "i1", "i1"]
+    refused = row(1, "o", "o", steps=[step("o", "worse", 0.3, kept="o")])
+    assert refused.response_after(1) == "o"
 
 
-def test_rows_are_checked(tmp_path: Path) -> None:
+def test_rows_and_names_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     file = pairs_file(tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r"}])
     with pytest.raises(InputError, match=r"rows.jsonl:1:original_response: missing"):
         load_systems([file], "--input", by=None, max_rows=None)
     file = pairs_file(
         tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r", "original_response": "o", "iterations": [1]}]
     )
-    with pytest.raises(InputError, match=r"rows.jsonl:1:iterations: not as pit improve writes them"):
+    with pytest.raises(InputError, match=r"rows.jsonl:1:iterations: not in the format that pit improve writes"):
         load_systems([file], "--input", by=None, max_rows=None)
-    with pytest.raises(SettingsError, match="FILE or NAME=FILE is wanted"):
+    with pytest.raises(SettingsError, match="--input: expected FILE or NAME=FILE, got =x"):
         load_systems(["=x"], "--input", by=None, max_rows=None)

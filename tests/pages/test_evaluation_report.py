@@ -1,4 +1,4 @@
-"""The report on constructed evaluations: what it shows, what it must not show, and that rows cannot write into it."""
+"""The report of constructed evaluations: what it shows, what it must not show, and that rows are never markup."""
 
 import re
 from html.parser import HTMLParser
@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from pitcli.evaluation.results import (
+    Answers,
+    BaselineAnswer,
     CalibrationBin,
     Claim,
     Control,
@@ -23,7 +25,7 @@ from pitcli.evaluation.results import (
 from pitcli.pages.evaluation_report import SAMPLE_CHARACTERS, differences, render
 
 SECTIONS = [
-    "summary",
+    "checks",
     "comparisons",
     "forest",
     "iterations",
@@ -39,7 +41,7 @@ VOID = {"meta", "br", "path", "use", "rect"}
 
 
 class Page(HTMLParser):
-    """Sections, tags and the text of a page; closes must match opens."""
+    """The sections, tags and text of a page; every tag must be closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -180,6 +182,17 @@ def system(name: str, temperature: object = None, method: str = "pit", **trainin
     )
 
 
+def answer(**fields: Any) -> BaselineAnswer:
+    usual = {"baseline": "original", "kind": "", "judge": "oracle", "answer": "yes", "rows": 400, "remark": ""}
+    figures = {"delta": 30.0, "delta_ci": (21.5, 38.25), "grades": (0.742, 0.611)}
+    return BaselineAnswer(**{**usual, **figures, **fields})
+
+
+def answers(**fields: Any) -> Answers:
+    usual: dict[str, Any] = {"system": "pit", "originals": [], "baselines": [], "unjudged": [], "missing": []}
+    return Answers(**{**usual, **fields})
+
+
 def evaluation(**parts: Any) -> Evaluation:
     lists = ("judges", "systems", "comparisons", "iterations", "controls", "claims", "samples")
     empty: dict[str, Any] = {name: [] for name in lists}
@@ -206,17 +219,22 @@ def full() -> Evaluation:
     compared += [comparison(seed=seed, delta=25.0 + seed) for seed in range(3)]
     systems = [system("pit"), system("pads", method="pads"), *(system(name, value) for name, value in temperatures)]
     systems += [system(name, kl=kl, gap=gap, reward=gap) for name, kl, gap in kls]
-    reasons = ["its length-controlled Δ is not above zero", "the control shuffled failed"]
+    reasons = ["judge oracle: harm rate 12.0%, above 5%", "the control shuffled failed"]
+    baselines = [
+        answer(baseline="best-of-4", kind="best-of-n at equal tokens", answer="no difference shown", remark="p = 0.06"),
+        answer(baseline="pads", answer="worse", delta=-3.0, delta_ci=(-5.0, -1.0)),
+    ]
     return evaluation(
+        answers=[answers(originals=[answer()], baselines=baselines, missing=reasons)],
         judges=[judge("oracle"), judge("reward:hh", validation(True), validation(True, "mtbench_human"))],
         systems=systems,
         comparisons=compared,
         iterations=[iterations(), iterations("pads", calibrated=False)],
         controls=[
-            Control(name="pads", judge="oracle", wanted="no gain", seen="−3.1 [−9.0, +2.5]", passed=True),
-            Control(name="shuffled", judge="oracle", wanted="no gain", seen="+6.1 [+2.0, +10.5]", passed=False),
+            Control(name="pads", judge="oracle", expected="no gain", seen="−3.1 [−9.0, +2.5]", passed=True),
+            Control(name="shuffled", judge="oracle", expected="no gain", seen="+6.1 [+2.0, +10.5]", passed=False),
         ],
-        claims=[Claim(system="pit", improves=True, reasons=[]), Claim(system="pads", improves=False, reasons=reasons)],
+        claims=[Claim(system="pit", improves=False, reasons=reasons)],
         samples=[
             ShownRow(
                 system="pit",
@@ -241,19 +259,25 @@ def test_a_full_evaluation_has_every_section_and_can_be_read(full_html: str) -> 
     assert page.sections == SECTIONS
     assert page.tags.count("svg") == 1 + 2 + 1 + 2 + 1 + 3 + 1
     text = words(page)
-    assert "1 of 2 systems improves on the originals: pit. 1 of 2 negative controls passed." in text
-    assert "pads not shown to improve" in text
+    assert (
+        "Is pit better than the originals? yes Δ +30.0 [+21.5, +38.2], mean quality 0.611 → 0.742 "
+        "judge oracle, 400 rows Is pit better than the baselines? "
+        "best-of-4 (best-of-n at equal tokens): no difference shown, Δ +30.0 [+21.5, +38.2], p = 0.06 "
+        "pads: worse, Δ −3.0 [−5.0, −1.0] What is missing before one may claim that it improves? 2 checks "
+        "judge oracle: harm rate 12.0%, above 5% the control shuffled failed Δ is win%"
+    ) in text
+    assert "can be fooled. 1 of 2 passed." in text
     assert "231 / 58 / 111" in text
     assert "+30.0 [+21.5, +38.2]" in text
     assert "−12.3 [−15.5, 0.0]" in text
     assert "4.2% [2.1%, 6.6%]" in text
     assert "about 1,840 rows would show this Δ" in text
-    assert "oracle shares no rows with the reward 91.0% 2 needs none: it is the truth" in text
+    assert "oracle shares no rows with the reward 91.0% 2 not needed: the oracle is the true quality" in text
     assert "70.1% [67.0%, 73.0%] 55.1% [+11.2, +18.8]" in text
     assert "pit, 2 against original" in text
 
 
-def test_nothing_is_fetched_and_nothing_runs(full_html: str) -> None:
+def test_the_page_is_self_contained_and_runs_nothing(full_html: str) -> None:
     page = Page(full_html)
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(page.tags)
     links = [value for name, value in page.attributes if name in {"href", "xlink:href", "src"}]
@@ -266,7 +290,7 @@ def test_the_page_is_the_same_each_time(full_html: str) -> None:
     assert render(full()) == full_html
 
 
-def test_links_within_the_page_lead_somewhere_and_ids_are_unique(full_html: str) -> None:
+def test_links_have_targets_and_ids_are_unique(full_html: str) -> None:
     attributes = Page(full_html).attributes
     ids = [value for name, value in attributes if name == "id"]
     links = {value[1:] for name, value in attributes if name == "href" and value}
@@ -275,13 +299,13 @@ def test_links_within_the_page_lead_somewhere_and_ids_are_unique(full_html: str)
     assert clips and len(clips) == len(set(clips))
 
 
-def test_sections_without_data_are_left_out() -> None:
+def test_sections_without_data_are_not_shown() -> None:
     page = Page(render(evaluation()))
-    assert page.sections == ["summary", "made"]
+    assert page.sections == ["checks", "made"]
     assert "svg" not in page.tags
     assert "No negative controls were run." in words(page)
     some = Page(render(evaluation(judges=[judge()], comparisons=[comparison()], systems=[system("pit", 0.7)])))
-    assert some.sections == ["summary", "comparisons", "forest", "length", "made"]
+    assert some.sections == ["checks", "comparisons", "forest", "length", "made"]
 
 
 def test_a_value_that_could_not_be_estimated_is_a_dash() -> None:
@@ -301,11 +325,25 @@ def test_a_value_that_could_not_be_estimated_is_a_dash() -> None:
     assert "would show" not in text  # there are more rows than that
 
 
+def test_the_answers_without_baselines_without_judges_and_without_missing_checks() -> None:
+    good = words(Page(render(evaluation(answers=[answers(originals=[answer()])]))))
+    assert "better than the baselines? no baseline was given What is missing" in good
+    assert "improves? nothing, every check passed Δ" in good
+    unknown = words(Page(render(evaluation(answers=[answers(unjudged=["fresh"], missing=["a check"])]))))
+    assert unknown.count("? unknown: no judge whose win rates may be shown gave a verdict") == 2
+    assert "improves? 1 check a check Δ" in unknown
+    several = answers(originals=[answer(), answer(judge="hf:rm", answer="worse")], unjudged=["fresh"])
+    text = words(Page(render(evaluation(answers=[several]))))
+    assert "originals? the judges disagree" in text
+    assert "mean grade 0.611 → 0.742 worse, judge hf:rm, 400 rows" in text
+    assert "better than the baselines? fresh: no verdict" in text
+
+
 @pytest.mark.parametrize("others", [[], [True]])
 def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]) -> None:
     biased = judge("ruler", *(validation(beats) for beats in others), validation(False))
     compared = comparison(judge="ruler", wins=317, delta=58.5, delta_ci=(51.5, 64.5), deciles=deciles(*[0.1] * 10))
-    seen = Control(name="pads", judge="ruler", wanted="no gain", seen="+77.7", passed=False)
+    seen = Control(name="pads", judge="ruler", expected="no gain", seen="+77.7", passed=False)
     sample = ShownRow(system="pit", prompt="p", original_response="a", response="b", p_better=0.6, judged=0.93)
     withheld = evaluation(
         judges=[biased],
@@ -316,15 +354,17 @@ def test_a_judge_that_does_not_beat_length_shows_no_win_rates(others: list[bool]
         samples=[sample],
     )
     page = Page(render(withheld))
-    assert page.sections == ["summary", "over-optimisation", "samples", "made"]
-    assert page.tags.count("svg") == 1  # the gap in training, which no judge has a part in
+    assert page.sections == ["checks", "over-optimisation", "samples", "made"]
+    assert page.tags.count("svg") == 1  # the gap in training, which does not depend on a judge
     text = words(page)
-    assert "The win rates of ruler are not shown. On all (1,200 pairs) it agrees with people in 55.4%" in text
+    assert (
+        "The win rates of ruler are not shown. On all (1,200 pairs), the judge agrees with the labels in 55.4%" in text
+    )
     assert not {"317", "58.5", "77.7", "93.0%"} & set(re.findall(r"[\d.]+%?", text))
     assert "pads ruler no gain not shown failed" in text
 
 
-def test_only_the_failing_judge_is_left_out() -> None:
+def test_only_the_failing_judge_is_excluded() -> None:
     both = evaluation(
         judges=[judge("ruler", validation(False)), judge("person", validation(True))],
         comparisons=[comparison(judge="ruler", wins=317), comparison(judge="person", wins=229)],
@@ -335,7 +375,7 @@ def test_only_the_failing_judge_is_left_out() -> None:
     assert page.tags.count("svg") == 2
 
 
-def test_a_curve_takes_three_temperatures_of_one_method_against_the_originals() -> None:
+def test_a_curve_needs_three_temperatures_of_one_method() -> None:
     def sections(*systems: EvaluatedSystem, baseline: str = "original") -> list[str]:
         compared = [comparison(system=system.name, baseline=baseline) for system in systems]
         return Page(render(evaluation(systems=systems, comparisons=compared))).sections
@@ -351,8 +391,9 @@ def test_a_curve_takes_three_temperatures_of_one_method_against_the_originals() 
 def test_text_of_rows_and_names_is_never_markup() -> None:
     evil = "<script>alert('x')</script>\" onload=\" ]]> --> {{ 7 * 7 }}"
     hostile = full().model_dump(mode="json")
-    parts = {"dataset": evil, "file": evil, "independence": evil, "verdict": evil, "wanted": evil, "seen": evil}
+    parts = {"dataset": evil, "file": evil, "independence": evil, "verdict": evil, "expected": evil, "seen": evil}
     parts |= {"prompt": evil, "original_response": evil, "response": f"{evil} more", "files": [evil], "reasons": [evil]}
+    parts |= {"missing": [evil], "unjudged": [evil], "remark": evil, "kind": evil, "answer": evil}
 
     def poisoned(value: Any, field: str = "") -> Any:
         if isinstance(value, dict):
@@ -372,7 +413,7 @@ def test_text_of_rows_and_names_is_never_markup() -> None:
     assert "49" not in re.findall(r"\d+", html.partition('id="samples"')[2])
 
 
-def test_names_in_plots_need_no_font_of_ours(recwarn: pytest.WarningsRecorder) -> None:
+def test_names_in_plots_need_no_font_of_matplotlib(recwarn: pytest.WarningsRecorder) -> None:
     page = Page(render(evaluation(comparisons=[comparison(system="改善模型\x1b\u202e", judge="\u202eoracle\x1b[31m")])))
     assert "改善模型" in page.text
     assert "\u202e" not in page.text and r"\u202eoracle\x1b[31m" in page.text
@@ -393,7 +434,7 @@ def test_words_that_differ_are_marked(before: str, after: str, marked: tuple[str
     assert differences(before, after) == marked
 
 
-def test_long_samples_are_cut_and_say_so() -> None:
+def test_long_samples_are_truncated_visibly() -> None:
     long = "word " * SAMPLE_CHARACTERS
     sample = ShownRow(system="pit", prompt="p", original_response=long, response="b", p_better=None, judged=None)
     text = words(Page(render(evaluation(samples=[sample]))))

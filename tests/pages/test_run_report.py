@@ -1,4 +1,4 @@
-"""pit report: its page on runs that are finished, going, cut off or damaged, and what it must not do."""
+"""pit report: the page of finished, running, interrupted and damaged runs, and what it must not do."""
 
 import fcntl
 import json
@@ -67,7 +67,7 @@ def page_of(*arguments: str, out: str) -> Page:
     return Page(Path(out).read_text())
 
 
-def test_a_real_run_gets_its_page_into_its_folder_and_stays_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_run_gets_its_page_and_does_not_change(capsys: pytest.CaptureFixture[str]) -> None:
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(40, seed=3)))
     sft = ["sft", "--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "3", "--batch-size", "4"]
     assert main(sft) == 0
@@ -109,27 +109,27 @@ def test_stages_of_a_curriculum_are_marked() -> None:
     rows = [{"step": n, "gap": 0.1, "stage": float(n > 20)} for n in range(1, 41)]
     run_of(rows, manifest("rl", {}, curriculum_stages=["dataset", "policy"]))
     page = page_of("run", out="run/report.html")
-    assert "every other stage" in words(page)
+    assert "Every other curriculum stage" in words(page)
     assert page.text.count("dataset") == page.text.count("policy") == 2  # the one plot, and the settings
-    assert page.tags.count("svg") == 1, "the stage itself is no metric"
+    assert page.tags.count("svg") == 1, "the stage itself is not a metric"
 
 
-def test_a_run_of_metrics_alone_whose_last_line_is_cut_in_half(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_only_metrics_with_a_truncated_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_of([{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5}])
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "lo')
     page = page_of("run", out="run/report.html")
-    assert "2 steps, whether finished is unknown." in words(page)
+    assert "2 steps, state unknown." in words(page)
     assert "loss 2.5 → 1.5" in words(page)
-    assert "warning: run: there is no manifest.json" in capsys.readouterr().err
+    assert "warning: run: no manifest.json" in capsys.readouterr().err
 
 
-def test_a_run_without_a_step_yet() -> None:
+def test_a_run_without_steps() -> None:
     run_of([], manifest("sft"))
-    assert "no step was logged" in words(page_of("run", out="run/report.html"))
+    assert "no steps were logged" in words(page_of("run", out="run/report.html"))
 
 
-def test_a_manifest_of_another_version_is_named() -> None:
+def test_a_manifest_of_another_version_is_a_concern() -> None:
     folder = run_of([{"step": 1, "loss": 2.5}])
     (folder / "manifest.json").write_text('{"seal": "x", "kind": "ppo"}')
     assert "run/manifest.json: damaged, or not a manifest of this version" in words(
@@ -137,15 +137,15 @@ def test_a_manifest_of_another_version_is_named() -> None:
     )
 
 
-def test_whether_a_run_goes_on_is_known_by_its_lock() -> None:
+def test_a_run_whose_lock_is_taken_is_running() -> None:
     with open_run(Path("run"), manifest("sft"), resume=False, overwrite=False) as folder:
         folder.log(1, {"loss": 1.0})
-        assert "it is still going" in concerns(read_run(Path("run")))[0]
+        assert "it is still running" in concerns(read_run(Path("run")))[0]
         page_of("run", out="run/report.html")
         folder.log(2, {"loss": 1.0})
         with Path("run/.lock").open() as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert "--resume goes on" in concerns(read_run(Path("run")))[0]
+    assert "run the same command with --resume" in concerns(read_run(Path("run")))[0]
     with open_run(Path("run"), manifest("sft"), resume=True, overwrite=False) as again:
         assert isinstance(again, RunFolder)
 
@@ -157,9 +157,9 @@ def test_a_good_rl_run_raises_no_concern() -> None:
 @pytest.mark.parametrize(
     ("last", "expected"),
     [
-        ({"kl": 16.0}, "KL 16.0 at the end, where --max-kl is 30"),
-        ({"truncated_share": 0.25}, "25% of the rollouts have no end"),
-        ({"copy_rate": 0.5}, "50% of the rollouts are their reference"),
+        ({"kl": 16.0}, "KL 16.0 at the end, --max-kl 30"),
+        ({"truncated_share": 0.25}, "25% of the rollouts have no end token"),
+        ({"copy_rate": 0.5}, "50% of the rollouts copy their reference response"),
         ({"zero_spread_share": 0.4}, "40% of the prompts got the same reward"),
         ({"repetition": 0.3}, "30% of the word triples"),
         ({"clip_ratio": 0.3}, "30% of the tokens are clipped"),
@@ -169,14 +169,14 @@ def test_a_good_rl_run_raises_no_concern() -> None:
         ({"entropy": 0.1}, "the entropy collapsed: 1 in the first 10 steps, 0.1 in the last"),
     ],
 )
-def test_what_is_wrong_with_an_rl_run_is_a_concern(last: dict[str, float], expected: str) -> None:
+def test_each_problem_of_an_rl_run_is_a_concern(last: dict[str, float], expected: str) -> None:
     (only,) = rl_run(last)
     assert expected in only
 
 
-def test_a_gap_that_falls_at_the_start_of_a_stage_is_no_concern() -> None:
+def test_a_gap_that_falls_at_the_start_of_a_stage_is_not_a_concern() -> None:
     rows = [{"step": n + 1, **GOOD_RL, "gap": n % 40 / 100, "stage": float(n >= 40)} for n in range(80)]
-    rows += [{"step": n + 1, **GOOD_RL, "gap": 0.1, "stage": 2.0} for n in range(80, 85)]  # too short to tell
+    rows += [{"step": n + 1, **GOOD_RL, "gap": 0.1, "stage": 2.0} for n in range(80, 85)]  # too short for a trend
     about = manifest("rl", {}, curriculum_stages=["dataset", "policy", "self"])
     assert concerns(read_run(run_of(rows, about))) == []
 
@@ -185,19 +185,22 @@ def test_a_gap_that_falls_at_the_start_of_a_stage_is_no_concern() -> None:
     ("results", "expected"),
     [
         ({}, None),
-        ({"accuracy_low": 0.49}, "not shown to be better than a coin"),
-        ({"longer_wins_accuracy": 0.71}, "no better than choosing always the longer"),
-        ({"shorter_wins_accuracy": 0.71}, "no better than choosing always the shorter"),
-        ({"length_correlation": -0.4}, "correlation -0.40"),
+        ({"accuracy_low": 0.49}, "not shown to be better than chance"),
+        ({"longer_wins_accuracy": 0.71}, "no better than always choosing the longer"),
+        ({"shorter_wins_accuracy": 0.71}, "no better than always choosing the shorter"),
+        ({"length_correlation": -0.4}, "correlates with the length difference on the held-out pairs: -0.40"),
         ({"swap_flip_rate": 0.3}, "30% of the held-out pairs get another winner"),
-        ({"pairs": 20}, "the held-out pairs are few: 20"),
-        ({"stopped": "KL 31.0 beyond --max-kl"}, "stopped by itself and kept its best checkpoint: KL 31.0"),
-        ({"accuracy": 0.6, "accuracy_high": 0.63}, "right on 80% of the training pairs, and on 60% of others"),
+        ({"pairs": 20}, "only 20 held-out pairs"),
+        ({"stopped": "KL 31.0 beyond --max-kl"}, "stopped early and kept its best checkpoint: KL 31.0"),
+        ({"accuracy": 0.6, "accuracy_high": 0.63}, "accuracy 80% on training pairs, 60% on held-out pairs: overfitted"),
         ({f"eval_{name}": value for name, value in GOOD_REWARD.items()}, None),
-        ({f"eval_{name}": value for name, value in GOOD_REWARD.items()} | {"eval_pairs": 3}, "--eval-data are few: 3"),
+        (
+            {f"eval_{name}": value for name, value in GOOD_REWARD.items()} | {"eval_pairs": 3},
+            "only 3 pairs of --eval-data",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_gap_model_is_a_concern(results: dict[str, Any], expected: str | None) -> None:
+def test_each_problem_of_a_gap_model_is_a_concern(results: dict[str, Any], expected: str | None) -> None:
     rows = [{"step": n + 1, "loss": 2 - n / 100, "accuracy": 0.8} for n in range(40)]
     found = concerns(read_run(run_of(rows, manifest("reward", GOOD_REWARD | results))))
     assert len(found) == (expected is not None), found
@@ -221,7 +224,7 @@ def test_a_loss_that_does_not_fall_is_a_concern() -> None:
     assert only == "the loss did not fall: 1 in the first 10 steps, 1 in the last"
 
 
-def test_several_runs_lie_in_the_same_plots(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_runs_share_the_plots(capsys: pytest.CaptureFixture[str]) -> None:
     run_of([{"step": 1, "loss": 2.0, "kl": 1.0}], manifest("rl", {}, batch_size=8, seed=1), "one")
     run_of([{"step": 1, "loss": 2.0}], manifest("sft", {}, batch_size=8, seed=2), "two")
     assert main(["report", "one,two"]) == 2
@@ -234,7 +237,7 @@ def test_several_runs_lie_in_the_same_plots(capsys: pytest.CaptureFixture[str]) 
     assert different == ["seed"]
 
 
-def test_names_cannot_write_into_the_page() -> None:
+def test_names_are_never_markup() -> None:
     about = manifest("sft", {}, data="<script>alert(1)</script>\u202e")
     run_of([{"step": 1, "loss": 2.0, "<b>": 1.0}], about, "<i>run")
     page = page_of("<i>run", out="<i>run/report.html")
@@ -263,12 +266,12 @@ def test_damaged_metrics_are_named(line: str, expected: str, capsys: pytest.Capt
     assert expected in capsys.readouterr().err
 
 
-def test_folders_that_are_no_runs_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_folder_that_is_not_a_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     run_of([], name="run")
     assert main(["report", "empty,missing,run", "--out", "page.html"]) == 2
     err = capsys.readouterr().err
-    assert err.count("neither metrics.jsonl nor manifest.json") == 2
+    assert err.count("contains neither metrics.jsonl nor manifest.json") == 2
     assert not Path("page.html").exists()
     assert main(["report", "run", "--out", "empty"]) == 2
     assert "--out: empty is a folder" in capsys.readouterr().err

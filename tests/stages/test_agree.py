@@ -215,10 +215,10 @@ def test_a_prompt_as_text_and_as_messages_is_the_same_item(agree: Callable[..., 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"preferred": "1"}, "preferred: must be one of response, original_response, tie"),
-        ({"shown_first": None}, "shown_first: null where text is wanted"),
+        ({"preferred": "1"}, "preferred: expected one of response, original_response, tie, got '1'"),
+        ({"shown_first": None}, "shown_first: expected text, got null"),
         ({"annotator": " "}, "annotator: empty"),
-        ({"original_response": 3}, "original_response: a number where text is wanted"),
+        ({"original_response": 3}, "original_response: expected text, got a number"),
     ],
 )
 def test_a_bad_label_is_named(change: Row, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +228,8 @@ def test_a_bad_label_is_named(change: Row, problem: str, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("p_better", "problem"), [(1.5, "must lie between 0 and 1"), (True, "true or false where a number is wanted")]
+    ("p_better", "problem"),
+    [(1.5, "expected a number from 0 to 1, got 1.5"), (True, "expected a number, got true or false")],
 )
 def test_a_bad_verdict_is_named(
     p_better: Any, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Agreement on labels by people: of annotators with one another, and of judges with their majority."""
+"""Agreement on human labels: between annotators, and between judges and the annotators' majority."""
 
 import hashlib
 import json
@@ -17,14 +17,13 @@ from pitcli.evaluation.statistics import PairedComparison, compare, mean_interva
 
 RESPONSE, ORIGINAL, TIE = "response", "original_response", "tie"
 PREFERENCES = (RESPONSE, ORIGINAL, TIE)
-MAX_LISTED = 20
 
 Interval = tuple[float, float]
 Parsed = TypeVar("Parsed")
 
 
 class Item(NamedTuple):
-    """Two responses to one prompt, of which one may be better."""
+    """Two responses to one prompt, to be labelled."""
 
     prompt: Prompt
     original_response: str
@@ -32,12 +31,12 @@ class Item(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A hash of its texts alone, so that it is the same in every file."""
+        """A hash of the texts alone, so it is the same in every file."""
         return hashlib.sha256(json.dumps(self).encode("utf-8")).hexdigest()[:16]
 
 
 class Label(NamedTuple):
-    """One decision of a person; chose_first: whether they chose the response that was shown first, None for a tie."""
+    """One decision of an annotator. chose_first: whether the preferred response was shown first; None for a tie."""
 
     annotator: str
     item: Item
@@ -46,7 +45,7 @@ class Label(NamedTuple):
 
 
 class JudgeChoice(NamedTuple):
-    """One decision of a judge; preferred: None if it gave no verdict."""
+    """One decision of a judge. preferred: None if the judge gave no verdict."""
 
     judge: str
     item: Item
@@ -54,7 +53,7 @@ class JudgeChoice(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A share of n items, pairs or labels with its 95% interval; None if n is 0."""
+    """A share of n items, pairs or labels with its 95% interval; both None if n is 0."""
 
     n: int
     share: float | None
@@ -69,7 +68,7 @@ class Alpha(NamedTuple):
 
 
 class Annotator(NamedTuple):
-    """How one annotator labelled; chose_first is about one half if the order of the responses does not matter."""
+    """How one annotator labelled. chose_first: about one half if the order of the responses does not matter."""
 
     annotator: str
     labels: int
@@ -78,7 +77,7 @@ class Annotator(NamedTuple):
 
 
 class JudgeAgreement(NamedTuple):
-    """A judge against the majority of the annotators; without_ties: over the items that neither calls a tie."""
+    """A judge's agreement with the majority of the annotators. without_ties: over items that neither calls a tie."""
 
     judge: str
     failed: int
@@ -111,7 +110,7 @@ def parse_judge_choice(row: dict[str, Any], file: str, line: int) -> JudgeChoice
         return JudgeChoice(judge, item, None)
     p_better = _field(row, "p_better", int | float)
     if not 0 <= p_better <= 1:
-        raise RowProblem("p_better", "must lie between 0 and 1")
+        raise RowProblem("p_better", f"expected a number from 0 to 1, got {p_better}")
     return JudgeChoice(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
 
 
@@ -122,9 +121,9 @@ def majority(preferences: Iterable[str]) -> str:
 
 
 def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) -> Alpha | None:
-    """Over the labels of each item (units); the interval resamples items that have two labels or more.
+    """Krippendorff's alpha over the labels of each item (units); the interval resamples items with at least two labels.
 
-    None if agreement cannot be told from chance: no item has two labels, or all labels are the same.
+    None if alpha is undefined: no item has two labels, or all labels are the same.
     """
     pairable = [unit for unit in units if len(unit) >= 2]
     domain = sorted({value for unit in pairable for value in unit})
@@ -139,9 +138,9 @@ def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) ->
 
 
 def resampled_alphas(counts_NV: np.ndarray, picked_DN: np.ndarray) -> np.ndarray:
-    """The package's nominal alpha for many resamples at once; NaN if a resample holds one value only.
+    """Nominal alpha as in the krippendorff package, for many resamples at once; NaN if a resample has one value only.
 
-    counts_NV: how often each of N items was given each of V values; picked_DN: how often each draw has each item.
+    counts_NV: how often each of N items was given each of V values. picked_DN: how often each draw contains each item.
     """
     labels_N = counts_NV.sum(axis=1)
     disagreeing_N = (labels_N**2 - (counts_NV**2).sum(axis=1)) / (labels_N - 1)
@@ -159,7 +158,7 @@ def share(hits: Sequence[float]) -> Share:
 
 
 def pairwise_agreement(units: Iterable[Sequence[str]]) -> Share:
-    """The share of equal pairs among the pairs of labels of an item, for items with two labels or more."""
+    """The share of equal pairs among the pairs of labels of an item, over items with at least two labels."""
     pairs = [list(combinations(unit, 2)) for unit in units if len(unit) >= 2]
     return share([sum(a == b for a, b in unit) / len(unit) for unit in pairs])
 
@@ -171,14 +170,14 @@ def describe_annotator(annotator: str, labels: Sequence[Label]) -> Annotator:
 
 
 def wins(majorities: dict[Item, str]) -> PairedComparison:
-    """Responses against originals by the majority; the interval resamples prompts."""
+    """Compare responses with originals by the majority; the interval resamples prompts."""
     sign = {RESPONSE: 1.0, ORIGINAL: -1.0, TIE: 0.0}
     signs = [sign[preferred] for preferred in majorities.values()]
     return compare(signs, [0.0] * len(signs), [json.dumps(item.prompt) for item in majorities])
 
 
 def judge_agreement(judge: str, choices: dict[Item, str | None], majorities: dict[Item, str]) -> JudgeAgreement:
-    """Over the items that annotators labelled and the judge chose in."""
+    """Compare a judge with the majority, over the items that both decided."""
     labelled = [item for item in choices if item in majorities]
     pairs = [(choice, majorities[item]) for item in labelled if (choice := choices[item]) is not None]
     decided = [pair for pair in pairs if TIE not in pair]
@@ -196,7 +195,7 @@ def _field(row: dict[str, Any], field: str, kind: Any) -> Any:
         raise RowProblem(field, "missing")
     value = row[field]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise RowProblem(field, f"{describe(value)} where {'text' if kind is str else 'a number'} is wanted")
+        raise RowProblem(field, f"expected {'text' if kind is str else 'a number'}, got {describe(value)}")
     if kind is str and not value.strip():
         raise RowProblem(field, "empty")
     return value
@@ -205,5 +204,5 @@ def _field(row: dict[str, Any], field: str, kind: Any) -> Any:
 def _one_of(row: dict[str, Any], field: str, choices: Sequence[str]) -> str:
     value: str = _field(row, field, str)
     if value not in choices:
-        raise RowProblem(field, f"must be one of {', '.join(choices)}")
+        raise RowProblem(field, f"expected one of {', '.join(choices)}, got {value[:40]!r}")
     return value

@@ -13,14 +13,14 @@ COMPARISONS_PER_CALL = 64
 
 
 class JudgeVerdicts(NamedTuple):
-    """All verdicts of one judge, and its grades of single responses if it gives any."""
+    """All verdicts of one judge, and its grades of single responses if the judge grades them."""
 
     judge: Judge
     verdicts: dict[Comparison, Verdict]
     grades: dict[tuple[Prompt, str], float]
 
     def p_better(self, comparison: Comparison) -> float | None:
-        """P(better): 0.5 for a copy; 1 minus the verdict's if the judge was asked about the reversed comparison."""
+        """P(response is better): 0.5 for a copy; 1 minus the verdict if the judge was asked the reverse comparison."""
         if comparison.response == comparison.reference_response:
             return 0.5
         if verdict := self.verdicts.get(comparison):
@@ -34,7 +34,7 @@ class JudgeVerdicts(NamedTuple):
         return float("nan") if p_better is None else float(np.sign(p_better - 0.5))
 
     def consistency(self) -> float | None:
-        """How often both orders named the same winner, if the judge has orders."""
+        """The share of comparisons in which both orders name the same winner; None if the judge has no orders."""
         known = [verdict.consistent for verdict in self.verdicts.values() if verdict.consistent is not None]
         return sum(known) / len(known) if known else None
 
@@ -47,15 +47,15 @@ def _reversed(comparison: Comparison) -> Comparison:
 
 
 def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
-    """The verdict on every comparison, asked once; copies and reversed duplicates are not asked."""
+    """Get the verdict on every comparison, asking once for each; copies and reversed duplicates are not asked."""
     distinct: dict[Comparison, None] = {}
     for comparison in comparisons:
         if comparison.response != comparison.reference_response and _reversed(comparison) not in distinct:
             distinct[comparison] = None
     verdicts: dict[Comparison, Verdict] = {}
-    # long ones together: a batch then holds little padding
+    # similar lengths together: less padding per batch
     ordered = sorted(distinct, key=lambda c: -len(c.response) - len(c.reference_response))
-    note(f"{judge.name}: {len(ordered)} comparisons to judge")
+    note(f"judge {judge.name}: {len(ordered):,} comparisons")
     with progress(f"asking {judge.name}", len(ordered)) as advance:
         for start in range(0, len(ordered), COMPARISONS_PER_CALL):
             chunk = ordered[start : start + COMPARISONS_PER_CALL]
@@ -65,7 +65,7 @@ def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
 
 
 def with_grades(judged: JudgeVerdicts, responses: Iterable[tuple[Prompt, str]]) -> JudgeVerdicts:
-    """The same verdicts together with the judge's grades of these responses, if it grades single responses."""
+    """Add the judge's grades of these responses to its verdicts, if the judge grades single responses."""
     if judged.judge.grades is None:
         return judged
     distinct = list(dict.fromkeys(responses))

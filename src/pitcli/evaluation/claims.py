@@ -1,4 +1,4 @@
-"""Decide whether a system may be said to improve: Holm's correction, the negative controls, and every other check."""
+"""Decide whether one may claim that a system improves: Holm's correction, negative controls and all other checks."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from pitcli.evaluation.results import (
 from pitcli.evaluation.statistics import holm
 from pitcli.evaluation.systems import MADE, ORIGINAL, System
 
-EQUAL_TOKENS = (0.95, 2.0)  # best-of-n's tokens over the system's: the last draw may be long
-WIDEST = 40.0  # points: a control with a wider interval shows nothing
+EQUAL_TOKENS = (0.95, 2.0)  # range of best-of-n's tokens over the system's: its last draw may be long
+WIDEST = 40.0  # points: a control with a wider interval is inconclusive, so it fails
 
 
 def corrected(comparisons: Sequence[SystemComparison]) -> list[SystemComparison]:
-    """Holm over data sets x judges, for each system and baseline; single seeds are not tested by themselves."""
+    """Apply Holm's correction over data sets x judges, for each system and baseline; single seeds are not tested."""
     families: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, comparison in enumerate(comparisons):
         if comparison.seed is None:
@@ -40,19 +40,19 @@ def gains_under_length_control(comparison: SystemComparison) -> bool:
 
 
 def control_result(comparison: SystemComparison) -> Control:
-    """Of a control against its baseline. padded: no gain under length control; constant: must lose; others: no gain."""
+    """Check a control: padded must not gain under length control, constant must lose, others must not gain."""
     low, high = comparison.delta_ci
     seen = delta_text(comparison)
     if comparison.system == "padded":
-        expected, passed = "no gain under length control", not gains_under_length_control(comparison)
-        seen += f", under length control {controlled_delta_text(comparison)}"
+        expected, passed = "no length-controlled gain", not gains_under_length_control(comparison)
+        seen += f", length-controlled {controlled_delta_text(comparison)}"
     elif comparison.system == "constant":
-        expected, passed = "must lose", high < 0
+        expected, passed = "a loss", high < 0
     else:
         expected, passed = f"no gain over {comparison.baseline}", low <= 0
     if high - low > WIDEST:
-        passed, seen = False, f"{seen}: too few rows to tell"
-    return Control(name=comparison.system, judge=comparison.judge, wanted=expected, seen=seen, passed=passed)
+        passed, seen = False, f"{seen}: interval too wide, evaluate more rows"
+    return Control(name=comparison.system, judge=comparison.judge, expected=expected, seen=seen, passed=passed)
 
 
 def claim(
@@ -63,7 +63,7 @@ def claim(
     controls: Sequence[Control],
     harm_cap: float,
 ) -> Claim:
-    """The system improves only if every check passes; the reasons are those that do not."""
+    """Decide whether one may claim that the system improves; the reasons are the missing or failed checks."""
     usable = {judge.name for judge in judges if judge.usable}
     own = [
         comparison
@@ -71,68 +71,73 @@ def claim(
         if comparison.system == system.name and comparison.dataset == "all" and comparison.judge in usable
     ]
     over_originals = [comparison for comparison in own if comparison.baseline == ORIGINAL]
-    reasons = [*_against_judges(judges), *_against_gains(over_originals, harm_cap)]
+    reasons = [*_judge_reasons(judges), *_gain_reasons(over_originals, harm_cap)]
     if usable and not over_originals:
         reasons.append("no judge gave a verdict")
     if all(control.name in MADE for control in controls):
-        reasons.append("no control of a gap model on shuffled labels (--control)")
+        reasons.append("no control with a gap model trained on shuffled labels (--control)")
     if usable:
-        reasons += _against_best_of_n(system, systems, [comparison for comparison in own if comparison.seed is None])
+        reasons += _best_of_n_reasons(system, systems, [comparison for comparison in own if comparison.seed is None])
     reasons += [
-        f"control {control.name} failed ({control.judge}: {control.seen}; {control.wanted})"
+        f"control {control.name} failed (judge {control.judge}): expected {control.expected}, got {control.seen}"
         for control in controls
         if control.judge in usable and not control.passed
     ]
     return Claim(system=system.name, improves=not reasons, reasons=reasons)
 
 
-def _against_judges(judges: Sequence[JudgeResult]) -> Iterator[str]:
+def _judge_reasons(judges: Sequence[JudgeResult]) -> Iterator[str]:
     for judge in judges:
         if not judge.usable:
-            yield f"{judge.name} does not beat length on human labels"
+            yield f"judge {judge.name}: does not beat length on human labels"
     for judge in judges:
         if not (judge.validation or judge.name == ORACLE):
-            yield f"{judge.name}: not held against human labels"
+            yield f"judge {judge.name}: not checked against human labels (--validate-on)"
     for judge in judges:
         if not judge.independent:
-            yield f"{judge.name}: {judge.independence}"
+            yield f"judge {judge.name}: {judge.independence}"
 
 
-def _against_gains(over_originals: Sequence[SystemComparison], harm_cap: float) -> Iterator[str]:
-    """Each seed must gain under length control; all seeds together must be better and do little harm."""
+def _gain_reasons(over_originals: Sequence[SystemComparison], harm_cap: float) -> Iterator[str]:
+    """Each seed must have a length-controlled gain; all seeds together must be better, and the harm rate low."""
     several = any(comparison.seed is not None for comparison in over_originals)
     for comparison in over_originals:
         single = comparison.seed is not None
-        label = f"{comparison.judge}, seed {comparison.seed}" if single else comparison.judge
+        label = f"judge {comparison.judge}" + (f", seed {comparison.seed}" if single else "")
         if (single or not several) and not gains_under_length_control(comparison):
-            yield f"{label}: length-controlled delta {controlled_delta_text(comparison)}"
+            yield f"{label}: length-controlled delta not shown above zero: {controlled_delta_text(comparison)}"
         if not single and comparison.verdict != "better":
-            yield f"{label}: {comparison.verdict} in {comparison.rows} rows"
+            yield f"{label}: not shown better than the originals: {comparison.verdict}, {comparison.rows} rows"
         if not single and comparison.harm_rate > harm_cap:
-            yield f"{label}: harm rate {comparison.harm_rate:.1%}, over {harm_cap:.0%}"
+            yield f"{label}: harm rate {comparison.harm_rate:.1%}, above {harm_cap:.0%}"
 
 
-def _against_best_of_n(system: System, systems: Sequence[System], comparisons: Sequence[SystemComparison]) -> list[str]:
-    rivals = {other.name: other for other in systems if other.method() == "best-of-n"}
-    file_names = {Path(file).name for file in system.files}
+def _best_of_n_reasons(system: System, systems: Sequence[System], comparisons: Sequence[SystemComparison]) -> list[str]:
+    by_name = {other.name: other for other in systems}
     at_equal_tokens = [
         comparison
         for comparison in comparisons
-        if (rival := rivals.get(comparison.baseline))
-        and _equal_tokens(comparison, named=rival.equal_tokens() in file_names)
+        if (baseline := by_name.get(comparison.baseline)) and is_best_of_n_at_equal_tokens(baseline, system, comparison)
     ]
     if not at_equal_tokens:
         return ["best-of-n at equal tokens was not compared"]
     return [
-        f"{comparison.judge}: over {comparison.baseline} {delta_text(comparison)}"
+        f"judge {comparison.judge}: not shown better than best-of-n at equal tokens ({comparison.baseline}): "
+        + delta_text(comparison)
         for comparison in at_equal_tokens
         if comparison.delta_ci[0] <= 0
     ]
 
 
-def _equal_tokens(comparison: SystemComparison, named: bool) -> bool:
-    """Whether the baseline spent as many tokens as the system; any number above counts if --equal-tokens named it."""
+def is_best_of_n_at_equal_tokens(baseline: System, system: System, comparison: SystemComparison) -> bool:
+    """Whether the baseline is best-of-n with as many tokens as the system.
+
+    It may have used more if it was made with --equal-tokens and the system's file, because its last draw may be long.
+    """
+    if baseline.method() != "best-of-n":
+        return False
     if not comparison.generated_tokens or comparison.baseline_generated_tokens is None:
         return False
-    share = comparison.baseline_generated_tokens / comparison.generated_tokens
-    return share >= EQUAL_TOKENS[0] and (named or share <= EQUAL_TOKENS[1])
+    ratio = comparison.baseline_generated_tokens / comparison.generated_tokens
+    matched = baseline.equal_tokens() in {Path(file).name for file in system.files}
+    return ratio >= EQUAL_TOKENS[0] and (matched or ratio <= EQUAL_TOKENS[1])

@@ -1,4 +1,4 @@
-"""Compare the iterations of a system: quality after each, their ranks, and whether the gap model is calibrated."""
+"""Compare the iterations of a system: quality after each, their ranks, and the calibration of the gap model."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,7 +17,7 @@ BINS = 10
 
 
 class Rank(NamedTuple):
-    """One iteration among all of them: its Bradley-Terry strength with an interval, and its Elo rating."""
+    """The rank of one iteration among all: its Bradley-Terry strength with an interval, and its Elo rating."""
 
     strength: float
     strength_ci: Interval
@@ -27,15 +27,15 @@ class Rank(NamedTuple):
 def iteration_comparisons(rows: Sequence[Row], every_pair: bool) -> list[Comparison]:
     """Every comparison that compare_iterations needs a verdict on.
 
-    Each iteration against the originals and against the one before, or every pair of iterations; and the text of each
-    step against the response that it started from.
+    These are each iteration against the originals and against the one before, or every pair of iterations; and the text
+    that each step wrote against the response that the step started from.
     """
     last = most_steps(rows)
     neighbours = {(earlier, k) for k in range(1, last + 1) for earlier in (0, k - 1)}
     pairs = combinations(range(last + 1), 2) if every_pair else sorted(neighbours)
-    standing = [Comparison(row.prompt, row.standing(j), row.standing(i)) for i, j in pairs for row in rows]
+    kept = [Comparison(row.prompt, row.response_after(j), row.response_after(i)) for i, j in pairs for row in rows]
     written = [Comparison(row.prompt, step.written, step.before) for row in rows for step in scored_steps(row)]
-    return standing + written
+    return kept + written
 
 
 def most_steps(rows: Sequence[Row]) -> int:
@@ -43,16 +43,16 @@ def most_steps(rows: Sequence[Row]) -> int:
 
 
 def scored_steps(row: Row) -> list[Step]:
-    """The steps that wrote something and whose gap is known."""
+    """The steps that wrote something and have a known gap."""
     return [step for step in row.steps if step.p_better is not None and step.written]
 
 
 def compare_iterations(
     system: System, rows: Sequence[Row], judged: JudgeVerdicts, every_pair: bool, settings: BootstrapSettings
 ) -> SystemIterations:
-    """Quality by iteration, the iterations ranked by Bradley-Terry and Elo, and the gap model's calibration.
+    """Compare a system's iterations: quality, Bradley-Terry and Elo ranks, and the gap model's calibration.
 
-    every_pair: whether every pair of iterations was judged, so that they can be ranked.
+    every_pair: whether every pair of iterations was judged, as ranks require.
     """
     ranks = rank_iterations(rows, judged, settings) if every_pair else [None] * (most_steps(rows) + 1)
     return SystemIterations(
@@ -69,16 +69,18 @@ def compare_iterations(
 def _iteration(
     iteration: int, rows: Sequence[Row], judged: JudgeVerdicts, rank: Rank | None, settings: BootstrapSettings
 ) -> Iteration:
-    all_signs_N = np.array([judged.sign(Comparison(row.prompt, row.standing(iteration), row.original)) for row in rows])
+    all_signs_N = np.array(
+        [judged.sign(Comparison(row.prompt, row.response_after(iteration), row.original)) for row in rows]
+    )
     has_verdict = np.isfinite(all_signs_N)
     signs_N = all_signs_N[has_verdict]
     bootstrap = bootstrap_of([row for row, keep in zip(rows, has_verdict, strict=True) if keep], settings)
     before = max(0, iteration - 1)
-    changes = [Comparison(row.prompt, row.standing(iteration), row.standing(before)) for row in rows]
+    changes = [Comparison(row.prompt, row.response_after(iteration), row.response_after(before)) for row in rows]
     change_signs = [sign for change in changes if np.isfinite(sign := judged.sign(change))]
     grade = None
     if judged.grades:
-        grade = float(np.mean([judged.grades[row.prompt, row.standing(iteration)] for row in rows]))
+        grade = float(np.mean([judged.grades[row.prompt, row.response_after(iteration)] for row in rows]))
     return Iteration(
         iteration=iteration,
         reached=float(np.mean([len(row.steps) >= iteration for row in rows])),
@@ -97,14 +99,14 @@ def _iteration(
 
 
 def rank_iterations(rows: Sequence[Row], judged: JudgeVerdicts, settings: BootstrapSettings) -> list[Rank]:
-    """The rank of each iteration, from every pair of iterations judged on every row."""
+    """Rank the iterations by the verdicts on every pair of iterations of every row."""
     bootstrap = bootstrap_of(rows, settings)
     items = most_steps(rows) + 1
     wins_NKK = np.zeros((len(rows), items, items))
     games = []
     for i, j in combinations(range(items), 2):
         for index, row in enumerate(rows):
-            score = (judged.sign(Comparison(row.prompt, row.standing(j), row.standing(i))) + 1) / 2
+            score = (judged.sign(Comparison(row.prompt, row.response_after(j), row.response_after(i))) + 1) / 2
             if np.isfinite(score):
                 wins_NKK[index, j, i], wins_NKK[index, i, j] = score, 1 - score
                 games.append((j, i, float(score)))

@@ -1,4 +1,4 @@
-"""Compare a system with a baseline: from a judge's verdicts on their rows to one line of the comparison table."""
+"""Compare a system with a baseline: turn a judge's verdicts on their rows into one line of the comparison table."""
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -33,7 +33,7 @@ NO_DIFFERENCE = "no difference shown"
 class RowsAgainstBaseline(NamedTuple):
     """A system's rows, and the baseline's response and generated tokens for each of them.
 
-    dataset, seed: the part of the rows that these are, as in SystemComparison.
+    dataset, seed: which part of the rows this is, as in SystemComparison.
     """
 
     system: str
@@ -98,7 +98,7 @@ def parts(whole: RowsAgainstBaseline) -> Iterator[RowsAgainstBaseline]:
 def compare_rows(
     part: RowsAgainstBaseline, judged: JudgeVerdicts, settings: BootstrapSettings
 ) -> SystemComparison | None:
-    """One line of the table, before Holm's correction; None if the judge gave no verdict on any of the rows."""
+    """One line of the table, before Holm's correction; None if the judge gave no verdict on any row."""
     all_signs_N = np.array([judged.sign(comparison) for comparison in part.comparisons()])
     with_verdict = np.flatnonzero(np.isfinite(all_signs_N)).tolist()
     if not with_verdict:
@@ -108,7 +108,7 @@ def compare_rows(
     bootstrap = bootstrap_of(part.rows, settings)
     delta_D = bootstrap.sample(mean_of(100 * signs_N))
     delta_ci = percentile_interval(delta_D)
-    # so few prompts may all agree by chance, and a bootstrap of them knows no doubt
+    # a few prompts may all agree by chance, and their bootstrap interval would then have no width
     p = p_value(delta_D) if len({row.prompt for row in part.rows}) >= FEWEST_PROMPTS else 1.0
     wins, ties, losses = win_tie_loss_counts(signs_N)
     return SystemComparison(
@@ -148,7 +148,7 @@ def _bootstrap(prompts: tuple[str, ...], seeds: tuple[int, ...] | None, settings
 
 
 def verdict_text(delta_ci: Interval, p: float) -> str:
-    """better, worse, or no difference shown: by the interval and by p, which Holm corrects later."""
+    """better, worse or no difference shown, by the interval and the p-value; corrected() repeats it with Holm's p."""
     if p >= 0.05 or delta_ci[0] <= 0 <= delta_ci[1]:
         return NO_DIFFERENCE
     return "better" if delta_ci[0] > 0 else "worse"
@@ -177,7 +177,7 @@ def _length_figures(signs_N: np.ndarray, comparisons: Sequence[Comparison], boot
 def _edit_and_grade_figures(
     signs_N: np.ndarray, comparisons: Sequence[Comparison], judged: JudgeVerdicts, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Copies and edits; if the judge grades single responses, also mean grades, and both by the baseline's grade."""
+    """Copies and edits; if the judge grades single responses, also mean grades, and the figures by baseline grade."""
     copied_N = np.array([c.response.strip() == c.reference_response.strip() for c in comparisons])
     edits_N = np.array([edit_size(c) for c in comparisons])
     figures = {"copy_rate": float(copied_N.mean()), "edit_size": float(edits_N.mean())}
@@ -203,12 +203,12 @@ def _edit_and_grade_figures(
 
 
 def edit_size(comparison: Comparison) -> float:
-    """Share of the words that differ: 0 for a copy, 1 if no word is left."""
+    """The share of words that differ: 0 for a copy, 1 if no word is kept."""
     before, after = comparison.reference_response.split(), comparison.response.split()
     return 1 - SequenceMatcher(None, before, after, autojunk=False).ratio()
 
 
 def _mean(values: Sequence[int | None]) -> float | None:
-    """None if any value is unknown."""
+    """The mean; None if any value is unknown."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""What a judge is: for each comparison it says how likely the response is the better one."""
+"""The judge interface: for each comparison, the probability that the response is better than the reference response."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,8 +11,8 @@ ORACLE = "oracle"
 class Verdict(NamedTuple):
     """A judge's answer to one comparison.
 
-    p_better: P(response is better than reference_response); 0.5 is a tie, None if there is no verdict.
-    consistent: whether both orders of the two named the same winner; None if the judge has no order.
+    p_better: P(response is better than reference_response); 0.5 is a tie, None means no verdict.
+    consistent: whether the judge named the same winner in both orders of the responses; None if it has no orders.
     """
 
     p_better: float | None
@@ -20,9 +20,9 @@ class Verdict(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """One judge: its name as on the command line, and a function from comparisons to its verdicts.
+    """A judge: its name as on the command line, and a function from comparisons to verdicts.
 
-    grades: the quality of each (prompt, response) by itself, if the judge grades single responses.
+    grades: a function from (prompt, response) pairs to grades; None if the judge only compares.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""May a judge be used? Whether it agrees with human labels, and whether it has seen the data of the reward."""
+"""Check a judge: does it agree with human labels, and has it seen the training data of the reward?"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from pitcli.runs.manifest import DataIdentity
 
 
 class Independence(NamedTuple):
-    """Whether a judge has seen none of the rows that the reward was trained on, and how evaluation.json says it."""
+    """Whether a judge has seen none of the rows that the reward was trained on, and the text for evaluation.json."""
 
     text: str
     independent: bool
@@ -28,15 +28,15 @@ class Independence(NamedTuple):
 def validate(
     judge: Judge, file: str, by: str | None, settings: BootstrapSettings, trained_on: Sequence[str] = ()
 ) -> list[Validation]:
-    """A judge on labelled pairs: does it agree with the labels more than "longest" and "shortest" do?
+    """Validate a judge on labelled pairs: does it agree with the labels more often than "longest" and "shortest" do?
 
-    by: the field whose values are also validated one by one. trained_on: hashes of the prompts that the judge was
-    trained on; it is an error if the file has any of them.
+    by: a field; its values are validated separately too. trained_on: hashes of the prompts that the judge was trained
+    on. Raises SettingsError if the file contains any of these prompts.
     """
     pairs = load_pairs(file)
     if set(prompt_sketch(pairs)) & set(trained_on):
         raise SettingsError(
-            f"--validate-on: {judge.name} was trained on prompts of {file}; give pairs that are new to it"
+            f"--validate-on: {judge.name} was trained on prompts of {file}; give pairs with other prompts"
         )
     judged = ask(judge, (Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs))
     groups = {"all": pairs}
@@ -54,7 +54,7 @@ def validate(
 def _validation(
     judged: JudgeVerdicts, file: str, dataset: str, pairs: Sequence[PreferencePair], settings: BootstrapSettings
 ) -> Validation | None:
-    """None if there is no verdict on any of the pairs."""
+    """None if the judge gave no verdict on any of the pairs."""
     signs = np.array([judged.sign(Comparison(pair.prompt, pair.chosen, pair.rejected)) for pair in pairs])
     has_verdict = np.isfinite(signs)
     if not has_verdict.any():
@@ -87,29 +87,32 @@ def independence(
     controls: Sequence[System],
     allow_reward_as_judge: bool,
 ) -> Independence:
-    """SettingsError if the judge has seen the rows of a gap model and that is not allowed.
+    """Check whether a judge has seen the rows of the systems' gap models. Raises SettingsError if this is not allowed.
 
-    trained_on: the judge's own training data, None if pit did not train it.
+    trained_on: the judge's training data, None if pit did not train it.
     """
     if trained_on is None:
         return Independence(
-            "the task's truth; it says nothing about language" if name == ORACLE else "not trained by pit", True
+            "the synthetic task's true quality; shows nothing about language"
+            if name == ORACLE
+            else "not trained by pit",
+            True,
         )
     if sharing := systems_sharing_prompts(trained_on, [*systems, *controls]):
-        text = f"{name} was trained on rows of the gap model that {', '.join(sharing)} used in RL or to stop"
+        text = f"{name} was trained on rows of the gap model that {', '.join(sharing)} used in RL or in the stop rule"
         if not allow_reward_as_judge:
-            raise SettingsError(f"--judge: {text}; train one on a fold of its own, or --allow-reward-as-judge")
+            raise SettingsError(f"--judge: {text}; train a judge on a separate fold, or use --allow-reward-as-judge")
         warn(text)
         return Independence(f"NOT INDEPENDENT: {text}", False)
     if unknown := systems_of_unknown_origin(systems):
         return Independence(
-            f"not known: nothing beside the rows of {', '.join(unknown)} says what their gap models have seen", False
+            f"not known: no manifest next to the rows of {', '.join(unknown)} shows the data of their gap models", False
         )
-    return Independence("no prompt that a gap model here was trained on is known to be among its own", True)
+    return Independence("not known to share training prompts with any of the gap models used here", True)
 
 
 def systems_sharing_prompts(trained_on: DataIdentity, systems: Sequence[System]) -> list[str]:
-    """The systems whose gap models (of RL, or of stopping) have seen prompts that a judge was trained on."""
+    """The systems whose gap models (in RL or in the stop rule) have seen prompts that a judge was trained on."""
     prompts = set(trained_on.prompts)
     return [
         system.name
@@ -123,5 +126,5 @@ def systems_sharing_prompts(trained_on: DataIdentity, systems: Sequence[System])
 
 
 def systems_of_unknown_origin(systems: Sequence[System]) -> list[str]:
-    """The systems without a record of what their gap models were trained on."""
+    """The systems without a manifest that shows what their gap models were trained on."""
     return [system.name for system in systems if {} in system.origins()]

@@ -28,7 +28,7 @@ from pitcli.settings.tools import EvaluateConfig
 
 
 class LoadedJudge(NamedTuple):
-    """A judge and a description of it for evaluation.json; trained_on: its training data if pit trained it."""
+    """A judge and its description for evaluation.json. trained_on: its training data, if pit trained it."""
 
     judge: Judge
     identity: dict[str, Any]
@@ -36,7 +36,7 @@ class LoadedJudge(NamedTuple):
 
 
 def load_judge(name: str, config: EvaluateConfig) -> LoadedJudge:
-    """SettingsError if the name is not that of a judge."""
+    """Load a judge by name. Raises SettingsError if the name is not that of a judge."""
     check_name(name)
     kind, _, rest = name.partition(":")
     if name == ORACLE:
@@ -53,14 +53,14 @@ def load_judge(name: str, config: EvaluateConfig) -> LoadedJudge:
 
 
 def check_name(name: str) -> None:
-    """SettingsError if --judge names no kind of judge."""
+    """Check the form of a judge's name. Raises SettingsError if it names no kind of judge."""
     kind, _, rest = name.partition(":")
     if name != ORACLE and not (kind in ("gap", "hf", "openai") and rest):
-        raise SettingsError(f"--judge: {name}: oracle, gap:RUN, hf:MODEL or openai:MODEL is wanted")
+        raise SettingsError(f"--judge: expected oracle, gap:RUN, hf:MODEL or openai:MODEL, got {name}")
 
 
 def judge_by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
-    """A judge that grades each response once: P(better) = sigmoid(difference * scale), so that equal grades tie."""
+    """Make a judge that grades each response once: P(better) = sigmoid(difference * scale); equal grades tie."""
 
     known: dict[tuple[Prompt, str], float] = {}
 
@@ -81,19 +81,22 @@ def judge_by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], l
 
 
 def oracle_judge() -> Judge:
-    """The synthetic task's own quality function."""
+    """Make a judge from the synthetic task's quality function."""
 
     def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
         try:
             return [quality(prompt[-1].content, response) for prompt, response in responses]
         except ValueError as error:
-            raise InputError(f"--judge oracle: {error}; it can judge the synthetic task only") from None
+            raise InputError(f"--judge oracle: {error}; the oracle can judge the synthetic task only") from None
 
     return judge_by_grades(ORACLE, grade, 1e6)
 
 
 def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
-    """A gap model that pit trained: sigmoid of its symmetrised, calibrated gap; consistent if both raw orders agree."""
+    """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
+
+    A verdict is consistent if the raw scores of both orders name the same winner.
+    """
     run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
@@ -113,7 +116,7 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
 
 
 def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
-    """A Hugging Face reward model with one output: r(x, y) of the conversation; safetensors only, no remote code."""
+    """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
     folder, device = resolve_base(model_name), pick_device(config.device)
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -122,12 +125,12 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
         )
     model, report = loaded
     if report["missing_keys"]:
-        raise RunError(f"--judge: {name}: no reward model, its {sorted(report['missing_keys'])[0]} is not there")
+        raise RunError(f"--judge: {name}: not a reward model: {sorted(report['missing_keys'])[0]} is missing")
     if model.config.num_labels != 1:
-        raise RunError(f"--judge: {name}: has {model.config.num_labels} outputs; a reward model has one")
+        raise RunError(f"--judge: {name}: expected a reward model with 1 output, got {model.config.num_labels}")
     model.to(device).eval()
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # the model finds the last token of a row by its config's pad id, so padding must use that one
+    # the model finds the last token of a row by the pad id in its config, so padding must use that id
     model.config.get_text_config().pad_token_id = pad_id
     limit = config.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -136,10 +139,10 @@ def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig
         if tokenizer.chat_template:
             rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
             ids: list[int] = rendered
-        else:  # encoders of a pair of texts, as DeBERTa reward models are
+        else:  # encoders of text pairs, such as DeBERTa reward models
             ids = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]
         if limit and len(ids) > limit:
-            raise InputError(f"--judge {name}: a conversation takes {len(ids)} tokens and {limit} fit")
+            raise InputError(f"--judge {name}: a conversation has {len(ids)} tokens; at most {limit} fit")
         return ids
 
     @torch.no_grad()

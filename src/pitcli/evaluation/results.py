@@ -1,8 +1,8 @@
-"""The format of evaluation.json: every field of it, from which report.html, the tables and model cards are made."""
+"""The format of evaluation.json, from which report.html, the tables and the model cards are made."""
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Interval = tuple[float, float]
 
@@ -12,7 +12,7 @@ class _Result(BaseModel):
 
 
 class Decile(_Result):
-    """A tenth of the rows, by the baseline's grade: the share made worse and copied, and the mean edit size."""
+    """A tenth of the rows, ordered by the baseline's grade: shares made worse and copied, and the mean edit size."""
 
     harm_rate: float
     copy_rate: float
@@ -22,14 +22,15 @@ class Decile(_Result):
 class SystemComparison(_Result):
     """One system against one baseline by one judge. Deltas are win% - lose%, in points, with 95% intervals.
 
-    dataset: the value of --by, else "all". seed: the index of a training seed's file, None for all seeds together.
-    Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means a row.
+    dataset: a value of the --by field, or "all". seed: the index of a training seed's file, None for all seeds
+    together. Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means
+    per row.
     length_controlled_delta: None if no row is near an equal length, because the fit would then extrapolate.
-    grades: mean quality of the system and of the baseline, if the judge grades single responses.
-    deciles: the rows by the baseline's grade, the worst baselines first; empty without grades.
+    grades: mean grades of the system and of the baseline, if the judge grades single responses.
+    deciles: by the baseline's grade, the worst baselines first; empty without grades.
     p_value: 1 if there are fewer than 20 prompts.
-    rows_needed: how many rows would show a delta of this size with 80% power, if none is shown. With several seeds it
-    is too low, because more rows do not reduce the differences between seeds.
+    rows_needed: how many rows would show a delta of this size with 80% power, if no difference is shown. With several
+    seeds it is too low, because more rows do not reduce the differences between seeds.
     """
 
     system: str
@@ -67,9 +68,9 @@ class SystemComparison(_Result):
 
 
 class Validation(_Result):
-    """A judge on pairs that people labelled; agreement with the labels, beside "longest" and "shortest".
+    """How a judge agrees with human labels, and how always choosing the longest or the shortest response does.
 
-    beats_length: the agreement is above both, with the interval of each difference above zero.
+    beats_length: the agreement is above both, and the interval of each difference is above zero.
     """
 
     file: str
@@ -87,7 +88,7 @@ class Validation(_Result):
 class JudgeResult(_Result):
     """A judge: what it is, how it did on human labels, how often its two orders agreed, and how often it failed.
 
-    independent: False if it has seen data of the reward, or if that is not known.
+    independent: False if the judge has seen training data of the reward, or if this is unknown.
     """
 
     name: str
@@ -100,16 +101,16 @@ class JudgeResult(_Result):
 
     @property
     def usable(self) -> bool:
-        """Whether its win rates may be shown: it beats length on human labels, or was not validated on any."""
+        """Whether its win rates may be shown: it beats length on human labels, or was not validated."""
         return all(validation.beats_length for validation in self.validation if validation.dataset == "all")
 
 
 class Iteration(_Result):
-    """The responses after this many iterations, against the originals.
+    """The responses after this many iterations, compared with the originals.
 
-    worse_than_before: the share that is worse than after the iteration before. reached: the share of rows that got this
-    far; the others keep their last response. copy_rate, edit_size: against the iteration before. strength, elo: None
-    unless every pair of iterations was judged.
+    reached: the share of rows with this many iterations; the others keep their last response.
+    worse_than_before: the share of rows that are worse than one iteration earlier. copy_rate, edit_size: compared with
+    one iteration earlier. strength, elo: None unless every pair of iterations was judged.
     """
 
     iteration: int
@@ -128,7 +129,7 @@ class Iteration(_Result):
 
 
 class CalibrationBin(_Result):
-    """Improvements whose p_better lies in one bin: the gap model's mean, and how often the judge agreed."""
+    """Improvements whose p_better lies in one bin: its mean, and how often the judge found them better."""
 
     p_better: float
     judged_better: float
@@ -137,7 +138,7 @@ class CalibrationBin(_Result):
 
 
 class SystemIterations(_Result):
-    """A system's iterations by one judge; strengths are Bradley-Terry's, in logits, the originals at 0."""
+    """A system's iterations by one judge. Strengths are Bradley-Terry strengths in logits; the originals have 0."""
 
     system: str
     judge: str
@@ -148,20 +149,29 @@ class SystemIterations(_Result):
 class Control(_Result):
     """A negative control and whether it passed.
 
-    wanted: the result that passes. seen: the result.
+    expected: the result that passes. seen: the result.
     """
 
     name: str
     judge: str
-    wanted: str
+    expected: str
     seen: str
     passed: bool
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_older_key(cls, values: Any) -> Any:
+        """Older files have another key for `expected`."""
+        if isinstance(values, dict) and "wanted" in values:
+            values = dict(values)
+            values["expected"] = values.pop("wanted")
+        return values
+
 
 class EvaluatedSystem(_Result):
-    """A system that was evaluated: the files of its rows, and how they were made (the manifest beside them).
+    """A system that was evaluated: the files of its rows, and how they were made (the manifest next to them).
 
-    training: the last metrics of its improver's RL run (kl, reward, gap), empty without one.
+    training: the last metrics of its improver's RL run (kl, reward, gap); empty without RL.
     """
 
     name: str
@@ -172,11 +182,49 @@ class EvaluatedSystem(_Result):
 
 
 class Claim(_Result):
-    """Whether a system improves on the originals: only if every check passes. reasons: those that do not."""
+    """Whether one may claim that a system improves: only if every check passes.
+
+    reasons: the checks that are missing or failed.
+    """
 
     system: str
     improves: bool
     reasons: list[str]
+
+
+class BaselineAnswer(_Result):
+    """Whether a system is better than a baseline, by one judge over all rows.
+
+    answer: "yes", "no difference shown" or "worse". kind: what the baseline is, as far as its manifest shows it.
+    grades: as in SystemComparison. remark: why no difference is shown although the interval excludes zero, or how many
+    rows would show one.
+    """
+
+    baseline: str
+    kind: str
+    judge: str
+    answer: str
+    rows: int
+    delta: float
+    delta_ci: Interval
+    grades: tuple[float, float] | None
+    remark: str
+
+
+class Answers(_Result):
+    """Three questions about a system, answered separately.
+
+    originals: is it better than the originals? One answer per judge whose win rates may be shown.
+    baselines: is it better than the baselines? One answer per baseline and judge.
+    unjudged: the baselines that no such judge gave a verdict on.
+    missing: what is missing before one may claim that it improves? The checks that are missing or failed.
+    """
+
+    system: str
+    originals: list[BaselineAnswer]
+    baselines: list[BaselineAnswer]
+    unjudged: list[str]
+    missing: list[str]
 
 
 class ShownRow(_Result):
@@ -194,10 +242,11 @@ class ShownRow(_Result):
 
 
 class Evaluation(_Result):
-    """The whole evaluation."""
+    """The whole evaluation. answers: empty if read from an older file."""
 
     pit_version: str
     settings: dict[str, Any]
+    answers: list[Answers] = []
     judges: list[JudgeResult]
     systems: list[EvaluatedSystem]
     comparisons: list[SystemComparison]
@@ -207,7 +256,7 @@ class Evaluation(_Result):
     samples: list[ShownRow]
 
 
-def delta_text(comparison: SystemComparison) -> str:
+def delta_text(comparison: SystemComparison | BaselineAnswer) -> str:
     """Delta with its interval, in points."""
     return f"{comparison.delta:+.1f} [{comparison.delta_ci[0]:+.1f}, {comparison.delta_ci[1]:+.1f}]"
 

@@ -10,10 +10,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 DRAWS = 10_000
-BLOCK = 4_000_000  # weights in memory at a time
+BLOCK = 4_000_000  # weights in memory at the same time
 KEPT = 60_000_000  # at most this many weights, of two bytes each, are kept for the next statistic
-WITHIN_DRAWS = 400  # draws by which the variance within a seed is estimated
-SIMILAR_LENGTH = 0.1
+WITHIN_DRAWS = 400  # draws for the estimate of the variance within a seed
+SIMILAR_LENGTH = 0.1  # relative difference
 
 Interval = tuple[float, float]
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -21,7 +21,7 @@ GroupLabels = Sequence[str] | Sequence[int] | np.ndarray
 
 
 class BootstrapSettings(NamedTuple):
-    """How many resamples a bootstrap draws, and the seed that they come from."""
+    """The number of resamples, and the seed of their random numbers."""
 
     draws: int
     seed: int
@@ -40,12 +40,12 @@ class PairedComparison(NamedTuple):
 class Bootstrap:
     """95% percentile intervals that resample prompts and, as far as they differ, training seeds.
 
-    A row's weight in a draw is how often its prompt was drawn. If there are several seeds it is multiplied by
-    1 + c (k - 1), k being how often its seed was drawn; c makes the variance between seeds what it is estimated to be:
-    that of the seeds' own values less what prompts alone put between them (variance components, as in the reflated
-    residual bootstrap of Carpenter, Goldstein and Rasbash 2003). Drawing seeds and prompts both in full (c = 1) would
-    count the prompts' noise up to three times. A statistic maps weights of shape (B, N) to B values or vectors; the
-    draws are the same for every statistic.
+    A row's weight in a draw is the number of times its prompt was drawn. With several seeds, this weight is multiplied
+    by 1 + c (k - 1), where k is the number of times the row's seed was drawn. c scales the variance between seeds to
+    its estimate: the variance of the seeds' own values minus the part that prompts alone explain (variance components,
+    as in the reflated residual bootstrap of Carpenter, Goldstein and Rasbash 2003). Resampling both seeds and prompts
+    in full (c = 1) would count the prompts' noise up to three times. A statistic maps weights of shape (B, N) to B
+    values or vectors. The draws are the same for every statistic.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class Bootstrap:
         self.draws, self.seed = draws, seed
 
     def prompt_weights(self) -> Iterator[np.ndarray]:
-        """How often each row's prompt is in each draw, in blocks of shape (B, N)."""
+        """How often each draw contains each row's prompt, in blocks of shape (B, N)."""
         rng = np.random.default_rng(self.seed)
         prompts = int(self.cluster_N.max()) + 1
         block = max(1, BLOCK // len(self.cluster_N))
         for start in range(0, self.draws, block):
-            # two bytes: a draw that holds one prompt 65,536 times will not be seen
+            # two bytes are enough: no draw contains one prompt 65,536 times
             yield _resample_counts(rng, prompts, min(block, self.draws - start)).astype(np.uint16)[:, self.cluster_N]
 
     @cached_property
     def kept(self) -> list[np.ndarray] | None:
-        """All prompt weights, if they are few enough to keep: drawing them takes longer than using them."""
+        """All prompt weights, if few enough to keep: drawing them takes longer than using them."""
         return list(self.prompt_weights()) if self.draws * len(self.cluster_N) <= KEPT else None
 
     def sample(self, statistic: Statistic) -> np.ndarray:
-        """The statistic in every draw, shape (draws,) or (draws, ...)."""
+        """The statistic of every draw, shape (draws,) or (draws, ...)."""
         spread = self.seed_spread(statistic)
         rng = np.random.default_rng(self.seed + 1)
         values = []
@@ -81,7 +81,7 @@ class Bootstrap:
         return np.concatenate(values)
 
     def seed_spread(self, statistic: Statistic) -> float:
-        """c: 0 if the seeds differ no more than their prompts make them, 1 if prompts explain nothing of it."""
+        """c: 0 if prompts explain all differences between seeds, 1 if they explain none."""
         if self.seeds == 1:
             return 0.0
         weights_BN = next(iter(self.kept or self.prompt_weights()))[:WITHIN_DRAWS].astype(float)
@@ -96,7 +96,7 @@ class Bootstrap:
 
 
 def _resample_counts(rng: np.random.Generator, groups: int, draws: int) -> np.ndarray:
-    """How often each group is in a resample of all groups, shape (draws, groups)."""
+    """How often each resample of all groups contains each group, shape (draws, groups)."""
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
@@ -107,17 +107,17 @@ def percentile_interval(values_D: np.ndarray) -> Interval:
 
 
 def p_value(values_D: np.ndarray) -> float:
-    """Two-sided, of no difference: twice the smaller share of the draws at or beyond zero."""
+    """The two-sided p-value of no difference: twice the smaller share of the draws at or beyond zero."""
     beyond = min(int((values_D <= 0).sum()), int((values_D >= 0).sum()))
     return min(1.0, 2 * (beyond + 1) / (len(values_D) + 1))
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Statistic:
-    """The weighted mean of one value a row, as a statistic."""
+    """The weighted mean of one value per row, as a statistic."""
     values_N = np.asarray(values, dtype=float)
 
     def statistic(weights_BN: np.ndarray) -> np.ndarray:
-        # a draw may hold no row: all its prompts are of other seeds than those that it drew
+        # a draw may have no rows: none of its prompts belong to its seeds
         return (weights_BN @ values_N) / np.maximum(weights_BN.sum(1), 1e-9)
 
     return statistic
@@ -132,8 +132,8 @@ def compare(
 ) -> PairedComparison:
     """Compare grades of the same rows; the 95% percentile interval resamples clusters (prompts), not rows.
 
-    system, baseline: one grade a row; clusters: what each row belongs to, e.g. its prompt. Delta is in
-    percentage points.
+    system, baseline: one grade per row. clusters: the cluster of each row, e.g. its prompt. Delta is in percentage
+    points.
     """
     signs_N = np.sign(np.asarray(system) - np.asarray(baseline))
     low, high = Bootstrap(clusters, draws=draws, seed=seed).interval(mean_of(signs_N))
@@ -143,33 +143,33 @@ def compare(
 
 
 def win_tie_loss_counts(signs_N: np.ndarray) -> tuple[int, int, int]:
-    """Wins, ties and losses."""
+    """The numbers of wins, ties and losses."""
     return int((signs_N > 0).sum()), int((signs_N == 0).sum()), int((signs_N < 0).sum())
 
 
 def mean_interval(values: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
-    """95% percentile bootstrap interval of the mean of independent values, e.g. differences of paired grades."""
+    """The 95% percentile bootstrap interval of the mean of independent values, e.g. differences of paired grades."""
     return Bootstrap(range(len(values)), draws=draws, seed=seed).interval(mean_of(values))
 
 
 def length_terms(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> np.ndarray:
-    """tanh of the length difference over its standard deviation, shape (N,); 0 if the lengths are the same."""
+    """tanh(length difference / its standard deviation), shape (N,); 0 if all differences are equal."""
     difference_N = np.asarray(lengths, dtype=float) - np.asarray(baseline_lengths, dtype=float)
     spread = float(difference_N.std())
     return np.tanh(difference_N / spread) if spread else np.zeros(len(difference_N))
 
 
 def length_is_identified(lengths: Sequence[int], baseline_lengths: Sequence[int]) -> bool:
-    """Whether the rows cover a length difference of zero: some are of similar length, or some lie on both sides."""
+    """Whether the rows cover a length difference of zero: some are of similar length, or some lie on each side."""
     ours_N, theirs_N = np.asarray(lengths, dtype=float), np.asarray(baseline_lengths, dtype=float)
     near = float((np.abs(ours_N - theirs_N) <= SIMILAR_LENGTH * theirs_N).mean())
     return near >= 0.02 or min((ours_N > theirs_N).mean(), (ours_N < theirs_N).mean()) >= 0.02
 
 
 def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
-    """Delta in points at equal lengths: P(win) = sigmoid(a + b * term), ties as half a win, read at term 0.
+    """Delta in points at equal lengths: P(win) = sigmoid(a + b * term), with ties as half a win, evaluated at term 0.
 
-    By Newton's method for all draws at once. The ridge of 1e-3 matters only if wins and losses are separated.
+    Fitted by Newton's method for all draws at once. The ridge of 1e-3 matters only if wins and losses are separated.
     """
     wins_N, squares_N = (signs_N + 1) / 2, terms_N**2
     ridge = 1e-3
@@ -183,7 +183,7 @@ def length_controlled(signs_N: np.ndarray, terms_N: np.ndarray) -> Statistic:
             grad_a, grad_b = error_BN.sum(1) - ridge * a_B, error_BN @ terms_N - ridge * b_B
             h_aa, h_ab, h_bb = slope_BN.sum(1) + ridge, slope_BN @ terms_N, slope_BN @ squares_N + ridge
             determinant = h_aa * h_bb - h_ab**2
-            # steps of at most 2: far from the optimum Newton's are too long
+            # far from the optimum, Newton's steps are too long
             step_a = np.clip((h_bb * grad_a - h_ab * grad_b) / determinant, -2, 2)
             step_b = np.clip((h_aa * grad_b - h_ab * grad_a) / determinant, -2, 2)
             a_B, b_B = a_B + step_a, b_B + step_b
@@ -209,9 +209,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rows_needed(values_D: np.ndarray, rows: int, power: float = 0.8) -> int | None:
-    """How many rows would show the mean of these bootstrapped values at 5% with that power; None if it is zero.
+    """How many rows would show the mean of these bootstrapped values at 5% with this power; None if it is zero.
 
-    The standard error of the draws shrinks with the square root of the rows, whatever the clusters.
+    Assumes that the standard error shrinks with the square root of the number of rows, whatever the clusters.
     """
     effect, error = float(values_D.mean()), float(values_D.std())
     if abs(effect) < 1e-9:
@@ -222,8 +222,9 @@ def rows_needed(values_D: np.ndarray, rows: int, power: float = 0.8) -> int | No
 def bradley_terry(wins_DKK: np.ndarray, rounds: int = 200) -> np.ndarray:
     """Strengths in logits relative to item 0, shape (D, K): P(i beats j) = sigmoid(s_i - s_j).
 
-    wins_DKK[d, i, j]: how often i beat j in draw d, a tie as half a win for each. Hunter's (2004) minorise-maximise
-    steps; 0.01 of a tie for every pair keeps an item that never lost finite.
+    wins_DKK[d, i, j]: how often i beat j in draw d; a tie is half a win for each. Fitted by Hunter's (2004)
+    minorise-maximise steps. 0.01 of a tie is added to every pair, to keep the strength of an item that never lost
+    finite.
     """
     items = wins_DKK.shape[-1]
     wins_DKK = wins_DKK + 0.005 * (1 - np.eye(items))
@@ -241,7 +242,7 @@ def bradley_terry(wins_DKK: np.ndarray, rounds: int = 200) -> np.ndarray:
 
 
 def elo(games: Sequence[tuple[int, int, float]], items: int, step: float = 16.0, seed: int = 0) -> list[float]:
-    """ELO from 1000 over the games (i, j, score of i) in one random order: it depends on that order."""
+    """Elo ratings, starting at 1000, after the games (i, j, score of i) in a random order, on which they depend."""
     ratings = np.full(items, 1000.0)
     for index in np.random.default_rng(seed).permutation(len(games)):
         i, j, score = games[index]

@@ -1,4 +1,4 @@
-"""Read the rows of the systems that are compared, as `pit improve` wrote them, align them, and make two controls."""
+"""Read the rows of systems, as `pit improve` writes them; align them; and make two negative controls."""
 
 import json
 import random
@@ -17,21 +17,21 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
 ORIGINAL = "original"
-MADE = ("padded", "constant")  # the controls of made_controls
+MADE = ("padded", "constant")  # the names of made_controls
 
 
 class Step(NamedTuple):
-    """One iteration: the response before it, the text it wrote, the gap model's p_better, the response after."""
+    """One iteration. before, kept: the best response before and after; written: the text that it wrote."""
 
     before: str
     written: str
     p_better: float | None
-    standing: str
+    kept: str
     generated_tokens: int
 
 
 class Row(NamedTuple):
-    """One draft and what a system made of it."""
+    """One draft (original) and the response that a system made from it."""
 
     seed: int
     prompt: Prompt
@@ -41,9 +41,9 @@ class Row(NamedTuple):
     generated_tokens: int | None
     dataset: str
 
-    def standing(self, iteration: int) -> str:
-        """The response after this many iterations, or after the last one if there were fewer."""
-        return self.steps[min(iteration, len(self.steps)) - 1].standing if iteration and self.steps else self.original
+    def response_after(self, iteration: int) -> str:
+        """The best response after this many iterations, or after the last one if there were fewer."""
+        return self.steps[min(iteration, len(self.steps)) - 1].kept if iteration and self.steps else self.original
 
     def tokens_until(self, iteration: int) -> int:
         return sum(step.generated_tokens for step in self.steps[:iteration])
@@ -56,9 +56,9 @@ Key = tuple[int, Prompt, str, int]
 
 
 class System(NamedTuple):
-    """A named system: its rows by key, its files, and the manifests beside these.
+    """A named system: its rows by key, its files, and the manifests next to them.
 
-    baseline: what a control is compared with.
+    baseline: the system that a control is compared with.
     """
 
     name: str
@@ -71,14 +71,14 @@ class System(NamedTuple):
         return [self.rows[key] for key in keys]
 
     def record(self) -> dict[str, Any]:
-        """The manifest of the first file; those of other training seeds differ from it by the seed."""
+        """The manifest of the first file; the manifests of other training seeds differ only by the seed."""
         return self.records[0] if self.records else {}
 
     def method(self) -> str:
         return str(self.record().get("settings", {}).get("method", ""))
 
     def equal_tokens(self) -> str:
-        """The name of the file whose number of tokens a best-of-n was to match."""
+        """The name of the file that best-of-n was given as --equal-tokens; empty if none."""
         return Path(self.record().get("settings", {}).get("equal_tokens") or "").name
 
     def training(self) -> dict[str, float]:
@@ -87,29 +87,29 @@ class System(NamedTuple):
         return {name: fmean(run[name] for run in runs) for name in runs[0]} if runs else {}
 
     def origins(self) -> list[dict[str, Any]]:
-        """For each file, its gap models' data and its RL metrics by the manifest; an empty dict if there is none."""
+        """For each file, its gap models' data and RL metrics as in its manifest; an empty dict without one."""
         return [record.get("origin", {}) for record in self.records]
 
 
 def named_files(values: Sequence[str], option: str) -> dict[str, list[str]]:
-    """FILE or NAME=FILE to files by name; a file without a name is called by its stem."""
+    """Parse FILE or NAME=FILE into files by name; a file without a name is named by its stem."""
     files: dict[str, list[str]] = {}
     for value in values:
         name, equals, path = value.partition("=")
         if equals and not (name and path):
-            raise SettingsError(f"{option}: {value}: FILE or NAME=FILE is wanted")
+            raise SettingsError(f"{option}: expected FILE or NAME=FILE, got {value}")
         if not equals:
             name, path = Path(value).name.split(".")[0], value
             if name in files:
                 raise SettingsError(
-                    f"{option}: two files are called {name}; give NAME=FILE (one name twice: two seeds)"
+                    f"{option}: two files have the name {name}; give NAME=FILE (one name twice: two training seeds)"
                 )
         files.setdefault(name, []).append(path)
     return files
 
 
 def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: int | None) -> list[System]:
-    """The systems that an option names; in --control, NAME/SYSTEM names the system that a control is compared with."""
+    """Load the systems of an option; in --control, NAME/SYSTEM names the system that the control is compared with."""
     systems = []
     for name, files in named_files(values, option).items():
         rows: dict[Key, Row] = {}
@@ -145,17 +145,17 @@ def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Ke
 
 
 def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | None) -> Row:
-    """A row with prompt, original_response and response; the other fields of pit improve are optional."""
+    """Parse a row with prompt, original_response and response; the other fields of pit improve are optional."""
     response = parse_draft(row, file, line).response
     if "original_response" not in row:
-        raise RowProblem("original_response", "missing; rows of pit improve have it")
+        raise RowProblem("original_response", "missing; give rows that pit improve wrote")
     draft = parse_draft({**row, "response": row["original_response"]}, file, line)
     if by is not None and by not in row:
-        raise RowProblem(by, "missing, and --by asks for it")
+        raise RowProblem(by, "missing, but named by --by")
     try:
         steps = _steps(draft.response, row.get("iterations") or [])
     except (KeyError, TypeError, AttributeError):
-        raise RowProblem("iterations", "not as pit improve writes them") from None
+        raise RowProblem("iterations", "not in the format that pit improve writes") from None
     tokens = row.get("generated_tokens")
     return Row(
         seed=seed,
@@ -170,15 +170,15 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
 
 def _steps(original: str, iterations: Sequence[dict[str, Any]]) -> tuple[Step, ...]:
     steps: list[Step] = []
-    standing = original
+    kept = original
     for iteration in iterations:
-        before, standing = standing, iteration["response"] if iteration["accepted"] else standing
+        before, kept = kept, iteration["response"] if iteration["accepted"] else kept
         steps.append(
             Step(
                 before=before,
                 written=iteration["response"],
                 p_better=iteration["p_better"],
-                standing=standing,
+                kept=kept,
                 generated_tokens=iteration["generated_tokens"],
             )
         )
@@ -186,7 +186,7 @@ def _steps(original: str, iterations: Sequence[dict[str, Any]]) -> tuple[Step, .
 
 
 def _record(file: str) -> dict[str, Any]:
-    """The manifest that `pit improve --output` wrote beside its rows; empty if there is none."""
+    """The manifest that `pit improve --output` wrote next to its rows; empty if there is none."""
     path = Path(f"{file}.manifest.json")
     if not path.is_file():
         return {}
@@ -195,25 +195,25 @@ def _record(file: str) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise InputError(f"{path}: damaged; it is written by pit improve")
+        raise InputError(f"{path}: damaged; run pit improve again")
     return record
 
 
 def align(systems: Sequence[System]) -> list[Key]:
-    """The keys of the rows that all systems have, in the order of the first; InputError if there are none."""
+    """The keys of the rows that all systems have, in the order of the first. Raises InputError if there are none."""
     keys = [key for key in systems[0].rows if all(key in system.rows for system in systems)]
     if not keys:
         names = ", ".join(system.name for system in systems)
-        raise InputError(f"--input: {names}: no row in common (by prompt and original_response)")
+        raise InputError(f"--input: {names}: no rows in common (by prompt and original_response)")
     for system in systems:
-        if left_out := len(system.rows) - len(keys):
-            warn(f"{system.name}: {left_out} rows that the other systems do not have are left out")
-    note(f"{len(keys)} rows of {', '.join(system.name for system in systems)}")
+        if skipped := len(system.rows) - len(keys):
+            warn(f"{system.name}: {skipped:,} rows skipped, because not all systems have them")
+    note(f"{len(keys):,} rows of {', '.join(system.name for system in systems)}")
     return keys
 
 
 def made_controls(system: System, seed: int) -> list[System]:
-    """Two controls that must not be judged better: one only pads, one always gives the same response."""
+    """Make two controls that a judge must not prefer: one only pads, one always gives the same response."""
     originals = [row.original for row in system.rows.values()]
     typical = median_low(len(text) for text in originals)
     constant = next(text for text in originals if len(text) == typical)
@@ -233,5 +233,5 @@ def made_controls(system: System, seed: int) -> list[System]:
 
 
 def pad(text: str, share: float) -> str:
-    """The text, followed by that share of it again."""
+    """The text, followed by its beginning again: this share of its characters."""
     return f"{text} {text[: round(share * len(text))]}".rstrip()

@@ -1,4 +1,4 @@
-"""The metrics of training runs as small curves over their steps: raw and smoothed, several runs in one plot."""
+"""Draw the metrics of training runs as small curves over steps: raw and smoothed, several runs in one plot."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,36 +14,37 @@ from pitcli.pages.trained_run import TrainedRun
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMOOTHED_FROM = 20  # steps; fewer can be seen one by one
+SMOOTHED_FROM = 20  # steps; shorter curves are drawn as points
 RAW_POINTS = 600
 SMOOTH_POINTS = 200
 NO_METRICS = {"step", "stage"}
 NO_NOISE = {"learning_rate"}
 FLAT = 0.02  # an axis spans at least this share of its values, so that rounding errors look flat
-# the line style of a run: matplotlib's name, and characters for the legend
+# line styles of the runs: matplotlib's name, and characters for the legend
 LINES = (("-", "━━"), ("--", "╍╍"), (":", "┉┉"), ("-.", "━╍"))
 MEANINGS = {
-    "loss": "What is minimised. For rl its level says nothing.",
-    "tokens": "Completion tokens of a step.",
-    "accuracy": "Training pairs that the gap ranks as their label does.",
-    "grad_norm": "Norm of the gradient before it is clipped.",
-    "learning_rate": "Of AdamW.",
-    "reward": "What rl maximises: gap − β·KL, less the penalty for a missing end.",
-    "gap": "How much better than its reference a rollout is, in logits. It should rise.",
-    "p_better": "The gap as a probability.",
-    "kl": "From where rl started, summed over a response. Moderate is good.",
-    "entropy": "Nats a token. A collapse means that all samples are alike.",
-    "truncated_share": "Rollouts without an end. Low is good.",
-    "zero_spread_share": "Prompts whose samples all got one reward. Low is good.",
-    "length_ratio": "Words of the rollouts over those of their references.",
-    "copy_rate": "Rollouts that are their reference. Low is good.",
-    "repetition": "Word triples that stood before in the same rollout. Low is good.",
-    "clip_ratio": "Tokens whose probability ratio was clipped. Low is good.",
+    "loss": "The minimised loss. In RL, its level has no meaning.",
+    "tokens": "Completion tokens per step.",
+    "padding_share": "Share of padding among the tokens of a step.",
+    "accuracy": "Share of the training pairs that the gap ranks like their label.",
+    "grad_norm": "Norm of the gradient before clipping.",
+    "learning_rate": "Learning rate of AdamW.",
+    "reward": "Maximised by RL: gap − β·KL, minus the penalty for truncated rollouts.",
+    "gap": "How much better a rollout is than its reference response, in logits. Should rise.",
+    "p_better": "P(better): the gap as a calibrated probability.",
+    "kl": "KL divergence from the start of RL, summed over a response. Should stay moderate.",
+    "entropy": "Nats per token. A collapse means that all samples are alike.",
+    "truncated_share": "Share of rollouts without an end token. Low is good.",
+    "zero_spread_share": "Share of prompts whose samples all got the same reward. Low is good.",
+    "length_ratio": "Words per rollout, divided by words per reference response.",
+    "copy_rate": "Share of rollouts that copy their reference response. Low is good.",
+    "repetition": "Share of word triples that repeat an earlier one in the same rollout. Low is good.",
+    "clip_ratio": "Share of tokens whose probability ratio was clipped. Low is good.",
 }
 
 
 class Curve(NamedTuple):
-    """A metric of one or more runs; ends: of each run that has it, its first and last value, smoothed."""
+    """The plot of one metric. ends: the first and last value, smoothed, for each run that logged the metric."""
 
     name: str
     meaning: str
@@ -52,7 +53,7 @@ class Curve(NamedTuple):
 
 
 def curves(runs: Sequence[TrainedRun]) -> list[Curve]:
-    """A curve for every metric that any of the runs logged, in the order in which they log."""
+    """Draw a curve for every metric that any run logged, in the order of logging."""
     names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name not in NO_METRICS)
     return [_curve(name, runs) for name in names]
 
@@ -82,7 +83,7 @@ def _curve(name: str, runs: Sequence[TrainedRun]) -> Curve:
 
 
 def line_of(number: int) -> tuple[str, str]:
-    """Color and line of a run."""
+    """The color and line style of a run."""
     return COLORS[number % len(COLORS)], LINES[number % len(LINES)][0]
 
 
@@ -100,7 +101,7 @@ def _plain(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str,
 
 
 def _smooth(axes: "Axes", steps: np.ndarray, values: np.ndarray, line: tuple[str, str]) -> tuple[float, float]:
-    """Raw values, faint, under the smoothed ones; returns the ends of the smoothed ones."""
+    """Draw raw values, faint, under smoothed values; return the first and last smoothed value."""
     smooth = smoothed(values, len(values) // 40 + 1)
     shown = thinned(values, RAW_POINTS)
     axes.plot(steps[shown], values[shown], color=line[0], linewidth=0.8, alpha=0.35)
@@ -119,7 +120,7 @@ def _mark_stages(axes: "Axes", run: TrainedRun) -> None:
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
-    """The mean of each value and its `reach` neighbours on either side, of fewer at the ends; shape (N,)."""
+    """The mean of each value and `reach` neighbours on either side, or fewer at the ends; shape (N,)."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     indices = np.arange(len(values))
     low, high = np.maximum(indices - reach, 0), np.minimum(indices + reach + 1, len(values))
@@ -127,7 +128,7 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` values: the least and the greatest of each part, so that no spike is lost."""
+    """Indices of at most `most` values: the smallest and largest of each part, so that no spike is lost."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)

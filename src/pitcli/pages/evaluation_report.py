@@ -1,4 +1,4 @@
-"""The page of pit evaluate, report.html: tables, plots and rows of an evaluation, with nothing to fetch."""
+"""Render report.html of pit evaluate: tables, plots and rows in one self-contained page."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,13 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pitcli.console import visible
+from pitcli.evaluation.answers import (
+    answer_on_baselines,
+    answer_on_missing,
+    answer_on_originals,
+    baseline_label,
+    grade_name,
+)
 from pitcli.evaluation.results import (
     EvaluatedSystem,
     Evaluation,
@@ -24,40 +31,41 @@ from pitcli.pages.plots import grouped
 
 SAMPLE_CHARACTERS = 4000
 DEFAULT_METHOD = "pit"
-# title and text of each section of plots, by its anchor
+ANSWER_TEXTS = (answer_on_originals, answer_on_baselines, answer_on_missing, baseline_label, grade_name)
+# title and text of each section of plots, by anchor
 SECTIONS = {
     "forest": (
-        "Δ with its intervals",
-        "Each system against each baseline. An interval that includes zero shows no difference.",
+        "Δ with intervals",
+        "Each system compared with each baseline. An interval that includes zero shows no difference.",
     ),
     "iterations": (
         "Quality by iteration",
-        "The responses after so many iterations, against the originals. Rows that stopped earlier stand with what "
-        "they had. Strengths are a Bradley–Terry fit over all iterations, in logits, with the originals at 0; Elo "
-        "depends on the order of the games and is there for comparison with the paper.",
+        "The responses after this many iterations, compared with the originals. Rows that stopped earlier keep their "
+        "last response. Strengths are a Bradley–Terry fit over all iterations, in logits, with the originals at 0. Elo "
+        "depends on the order of the games and is given for comparison with the paper.",
     ),
     "temperature": (
         "Temperature",
-        "Δ against the originals for systems that differ in the sampling temperature.",
+        "Δ against the originals, for systems that differ in the sampling temperature.",
     ),
     "length": (
-        "Length against Δ",
-        "Where gains come with longer responses, a preference for length could explain them.",
+        "Length and Δ",
+        "If responses get longer as Δ rises, the judge may only prefer length.",
     ),
     "calibration": (
         "Calibration of the gap",
-        "What the gap model said of an improvement (p_better) against how often the judge found it better. On the "
-        "dashed line both agree; below it, the gap model is too sure.",
+        "The gap model's probability that an improvement is better (p_better), and how often the judge agreed. On the "
+        "dashed line, both are equal; below it, the gap model is overconfident.",
     ),
     "over-optimisation": (
         "Over-optimisation",
-        "What training maximised, and what the judges say of the same systems, against KL. Quality that falls while "
-        "the gap rises is a gap model being exploited.",
+        "The training objective, and the judges' results for the same systems, over KL. If quality falls while the gap "
+        "rises, the gap model is being exploited.",
     ),
     "deciles": (
-        "By the baseline's quality",
-        "Rows made worse, rows copied and the share of words changed, by decile of the baseline's grade, from the "
-        "worst baselines to the best.",
+        "By quality of the baseline",
+        "Rows made worse, rows copied and the share of words changed, by decile of the baseline's grade; the worst "
+        "baselines come first.",
     ),
 }
 
@@ -65,16 +73,16 @@ SECTIONS = {
 class _ComparisonTable(NamedTuple):
     """The comparisons by one judge on one data set.
 
-    place: its caption. by_baseline: each baseline and its comparisons. seeds: those of single training seeds.
+    by_baseline: each baseline and its comparisons over all seeds. seeds: the comparisons of single training seeds.
     """
 
-    place: str
+    caption: str
     by_baseline: list[tuple[str, list[SystemComparison]]]
     seeds: list[SystemComparison]
 
 
 class _PlotSection(NamedTuple):
-    """A section that is a text and plots."""
+    """A section of plots with a title and a text."""
 
     anchor: str
     title: str
@@ -83,7 +91,7 @@ class _PlotSection(NamedTuple):
 
 
 class _MarkedRow(NamedTuple):
-    """A row with the differences between its original and its response marked."""
+    """A row with marked differences between original and response."""
 
     sample: ShownRow
     prompt: str
@@ -92,7 +100,7 @@ class _MarkedRow(NamedTuple):
 
 
 def render(evaluation: Evaluation) -> str:
-    """The page, without the win rates of judges that are not shown to beat length."""
+    """Render the page, without win rates of judges that are not shown to beat length."""
     withheld = {judge.name: failing for judge in evaluation.judges if (failing := _failing(judge))}
     comparisons = [comparison for comparison in evaluation.comparisons if comparison.judge not in withheld]
     iterations = [system for system in evaluation.iterations if system.judge not in withheld]
@@ -101,17 +109,19 @@ def render(evaluation: Evaluation) -> str:
         figures = {section.anchor: section for section in _plot_sections(shown) if section.plots}
     page = template("report.html.jinja").render(
         evaluation=shown,
+        answers=evaluation.answers,
         withheld=withheld,
         tables=_tables(comparisons),
         figures=figures,
         samples=[_marked_row(row) for row in evaluation.samples],
+        **{function.__name__: function for function in ANSWER_TEXTS},
     )
-    # Rows are untrusted, and bidirectional overrides could make the page read differently.
+    # Rows are untrusted: bidirectional overrides could change how the page reads.
     return visible(page.lstrip())
 
 
 def differences(before: str, after: str) -> tuple[Markup, Markup]:
-    """Both texts as HTML: the words that only the first has in <del>, those that only the second has in <ins>."""
+    """Both texts as HTML, with words that only the first has in <del>, and words that only the second has in <ins>."""
     old, new = (re.findall(r"\s*\S+|\s+$", text) for text in (before, after))
     matcher = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new])
     marked_old, marked_new = [], []
@@ -187,7 +197,7 @@ def _plot_sections(shown: Evaluation) -> Iterator[_PlotSection]:
 
 
 def _temperatures(systems: Sequence[EvaluatedSystem]) -> dict[str, dict[str, float]]:
-    """By method, the temperature of each system that has one."""
+    """The temperature of each system that has one, by method."""
     by_method: dict[str, dict[str, float]] = {}
     for system in systems:
         settings = system.record.get("settings", {})

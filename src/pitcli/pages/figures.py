@@ -1,4 +1,4 @@
-"""How every figure of a page is drawn: matplotlib to inline SVG, in colours for both light and dark pages."""
+"""Draw figures as inline SVG by matplotlib, in colors for both light and dark pages."""
 
 import io
 import re
@@ -18,7 +18,7 @@ COLORS = ("#3b82c4", "#d9772b", "#2f9e6e", "#9065c9", "#d1495b", "#8c7a4f", "#1f
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GLYPHS = "●■▲◆▼✚✖★"
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it takes the page's font and colour, and can be searched
+    "svg.fonttype": "none",  # text stays text: searchable, in the font and color of the page
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 12,
@@ -37,7 +37,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class LegendEntry(NamedTuple):
-    """One line of a legend; it is HTML beside the SVG, so that long names wrap."""
+    """One entry of a legend, which is HTML next to the SVG so that long names wrap."""
 
     color: str
     glyph: str
@@ -52,7 +52,7 @@ class Plot(NamedTuple):
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Our style whatever the user's matplotlibrc says, and no warnings about letters that only the browser can draw."""
+    """Use pit's style instead of the user's matplotlibrc, without warnings about glyphs that only the browser has."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -63,7 +63,7 @@ def plotting() -> Iterator[None]:
 
 
 def style_of(number: int) -> tuple[str, str, str]:
-    """Color, marker and the marker's character; no two alike among the first 64."""
+    """A series' color, marker and the marker's character; the first 64 are distinct."""
     shape = (number + number // len(COLORS)) % len(_MARKERS)
     return COLORS[number % len(COLORS)], _MARKERS[shape], _GLYPHS[shape]
 
@@ -73,7 +73,7 @@ def legend_entry(number: int, label: str) -> LegendEntry:
 
 
 def blank_axes(width: int, height: int, left: int = 62, bottom: int = 48, top: int = 12) -> tuple["Figure", "Axes"]:
-    """A figure of this size in CSS pixels with one plot. Margins are given: measuring labels needs their fonts."""
+    """Make a figure of this size in CSS pixels with one plot. Margins are fixed: measuring labels would need fonts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -85,7 +85,7 @@ def svg_of(figure: "Figure", title: str) -> Markup:
     import matplotlib
 
     file = io.StringIO()
-    # Another salt for each figure: they share a page, and with it the ids of their clip paths.
+    # A salt per figure: figures share a page, so the ids of their clip paths must differ.
     matplotlib.rcParams["svg.hashsalt"] = title
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     width, height = (round(72 * inches) for inches in figure.get_size_inches())

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md for the hub, written from the run's manifest and from an evaluation."""
+"""Write the model card of an export, README.md for the hub, from the run's manifest and an evaluation."""
 
 import json
 import re
@@ -25,10 +25,10 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Exported(NamedTuple):
-    """What a card is written from.
+    """The facts for a card.
 
-    base_name: the base on the hub, None if it is not known; converted: whether it was read from a GGUF file;
-    dtype: of merged weights, None for an adapter; drift: what the check of merged weights found; rank: of the LoRA.
+    base_name: the base's name on the hub, None if unknown; converted: whether the base was read from a GGUF file;
+    dtype: of merged weights, None for an adapter; drift: the result of the check of merged weights; rank: of the LoRA.
     """
 
     role: AdapterRole
@@ -43,9 +43,9 @@ class Exported(NamedTuple):
 
 
 def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evaluation:
-    """The part of evaluation.json that is about this adapter; InputError if there is none.
+    """Read the part of evaluation.json that is about this adapter. Raises InputError if there is none.
 
-    Comparisons by judges that do not beat length on human labels are left out.
+    Comparisons by judges that do not beat length on human labels are excluded.
     """
     try:
         whole = Evaluation.model_validate_json(path.read_bytes())
@@ -54,13 +54,13 @@ def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evalu
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise InputError(f"--evaluation: {path}: not what pit evaluate writes ({problem})") from None
+        raise InputError(f"--evaluation: {path}: expected evaluation.json of pit evaluate ({problem})") from None
     systems = [system for system in whole.systems if _adapter(system.record, role) == adapter_digest]
     if not systems:
         known = ", ".join(system.name for system in whole.systems)
         raise InputError(
-            f"--evaluation: {path}: none of its systems ({known}) is known to "
-            f"be made with this {role}; evaluate rows that pit improve --output wrote with it"
+            f"--evaluation: {path}: none of the systems ({known}) is known to be made with this {role}; "
+            f"evaluate rows that pit improve --output wrote with this {role}"
         )
     names = {system.name for system in systems}
     usable = {judge.name for judge in whole.judges if judge.usable}
@@ -69,6 +69,7 @@ def read_evaluation(path: Path, role: AdapterRole, adapter_digest: str) -> Evalu
             "systems": systems,
             "comparisons": [c for c in whole.comparisons if names & {c.system, c.baseline} and c.judge in usable],
             "claims": [claim for claim in whole.claims if claim.system in names],
+            "answers": [answers for answers in whole.answers if answers.system in names],
         }
     )
 
@@ -79,7 +80,7 @@ def _adapter(record: dict[str, Any], role: str) -> object:
 
 
 def model_card(exported: Exported, chat: ChatFormat) -> str:
-    """README.md."""
+    """The text of README.md."""
     manifest = exported.manifest
     base = exported.base_name or Path(manifest.base.name).name
     page = _template().render(
@@ -107,7 +108,7 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
 
 
 def conversation(chat: ChatFormat, role: AdapterRole) -> str:
-    """The chat template applied to the names {x}, and {y_ref} or {y2} and {y1}, in place of texts."""
+    """The chat template applied to the placeholders {x}, {y_ref}, {y1} and {y2}."""
     messages = [{"role": "user", "content": "{x}"}]
     if role != POLICY:
         messages.append({"role": "assistant", "content": "{y2}" if role == GAP else "{y_ref}"})
@@ -121,7 +122,7 @@ def _stop_token(chat: ChatFormat) -> str:
 
 
 def front_matter(exported: Exported) -> dict[str, Any]:
-    """The fields of a card that the hub reads; the base and the licence only if they are known."""
+    """The fields that the hub reads; the base and the licence only if known."""
     merged, gap = exported.dtype is not None, exported.role == GAP
     known: dict[str, Any] = {"license": exported.license} if exported.license else {}
     if exported.base_name:
@@ -140,7 +141,7 @@ def _sources(exported: Exported, base: str) -> Iterator[tuple[str, object]]:
     manifest = exported.manifest
     yield "base", base + (", read from a GGUF file" if exported.converted else "")
     yield "base, SHA-256 of its files", manifest.base.digest
-    yield "base held in", "4-bit NF4, double quantisation" if manifest.base.load_in_4bit else "full precision"
+    yield "base loaded in", "4-bit NF4, double quantisation" if manifest.base.load_in_4bit else "full precision"
     own = manifest.gap_data if exported.role == GAP else manifest.data
     yield from _data("data", own or manifest.data)
     if manifest.kind == "rl" and exported.role != GAP and manifest.gap_data:
@@ -153,7 +154,7 @@ def _data(label: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
 
 
 def _trained_elsewhere(exported: Exported) -> bool:
-    """Whether this is the gap model inside an RL run, which another run trained."""
+    """Whether this is the gap model in an RL run, which another run trained."""
     return exported.role == GAP and exported.manifest.kind == "rl"
 
 
@@ -172,29 +173,28 @@ def _settings(exported: Exported) -> Iterator[tuple[str, object]]:
 
 def _limits(exported: Exported) -> Iterator[str]:
     if exported.role == IMPROVER:
-        yield "It makes some responses worse: keep the draft unless a gap model, or a person, finds the new one better."
-        yield "It is no better than the preferences that it learned from, and may share their biases (length, style)."
+        yield "It makes some responses worse: keep the draft unless a gap model or a person prefers the new response."
+        yield "It learned from preferences, and may share their biases (length, style)."
     if exported.role == GAP:
-        yield "It knows the preferences of its data. On other prompts, and against text made to please it, it may fail."
-        yield "It compares answers to the same prompt; a score by itself means nothing."
+        yield "It may fail on prompts unlike its data, and on text that was optimised against it."
+        yield "It compares responses to the same prompt; a single score has no meaning."
     if exported.converted:
         yield (
-            "The base was read from a quantised GGUF file, so its weights differ a little from those of the same model "
-            "on the hub"
-            + ("; on those the adapter does not do exactly what it did in training." if not exported.dtype else ".")
+            "The base was read from a quantised GGUF file, so its weights differ a little from the model on the hub"
+            + ("; with the hub's weights, the adapter's outputs differ from training." if not exported.dtype else ".")
         )
     if not exported.base_name:
         yield "The base is a local model that this card cannot name; the digest above identifies it."
-    yield "Facts, safety and languages were not tested; the base's own limits and licence hold on."
+    yield "Facts, safety and languages were not tested; the base's limits and licence still apply."
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, because a card must not show folders of the machine; hub names stay whole."""
+    """The last part of a path, because a card must not show local folders; hub names stay whole."""
     return path if path.startswith("hub:") else re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _cell(value: object) -> str:
-    """A value in a Markdown table: one line, nothing that ends the cell or starts HTML."""
+    """Format a value for a Markdown table: one line, with nothing that ends the cell or starts HTML."""
     text = f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(visible(text).split()))
 

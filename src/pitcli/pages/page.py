@@ -1,4 +1,4 @@
-"""The templates of assets/, in which an undefined name is an error, and the filters that format numbers in them."""
+"""Load the page templates of assets/, with filters that format numbers; an undefined name is an error."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pitcli.evaluation.results import Interval
 
 
 def template(name: str) -> Any:
-    """A template of assets/; it may include others."""
+    """Load a template of assets/, which may include others."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -32,7 +32,7 @@ def template(name: str) -> Any:
 
 
 def _points(value: float | None) -> str:
-    """One decimal and a sign, with a real minus; zero has none."""
+    """Format points: one decimal and a sign (a real minus); zero has no sign."""
     if value is None:
         return "–"
     text = f"{value:+.1f}"
@@ -56,7 +56,7 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def short(value: float) -> str:
-    """Four digits at most, with a real minus: 0.05, 1.5e−5."""
+    """Format at most four digits, with a real minus: 0.05, 1.5e−5."""
     text = f"{value:.2e}" if 0 < abs(value) < 0.001 else f"{value:.4g}"
     return re.sub(r"\.?0*e([+-])0?", r"e\1", text).replace("-", "−")
 

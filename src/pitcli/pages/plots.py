@@ -1,4 +1,4 @@
-"""The plots of an evaluation: deltas by iteration, temperature, length and KL, and the gap model's calibration."""
+"""Draw the plots of an evaluation: Δ by iteration, temperature, length and KL, and the gap model's calibration."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -9,12 +9,12 @@ from pitcli.pages.figures import GREY, Plot, blank_axes, legend_entry, style_of,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVE_POINTS = 3  # fewer settings than this are no curve
+CURVE_POINTS = 3  # fewer settings do not make a curve
 LABEL_CHARACTERS = 34
 _DELTA = "Δ against the originals, points"
 Key = TypeVar("Key")
 Item = TypeVar("Item")
-# by caption, which names the judge and the data set
+# by caption, which contains the judge and the data set
 ComparisonsByCaption = Mapping[str, Sequence[SystemComparison]]
 IterationsByCaption = Mapping[str, Sequence[SystemIterations]]
 
@@ -31,7 +31,7 @@ class _Series(NamedTuple):
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """The items by key, both in the order in which they came."""
+    """Group items by key; keys and items keep their order."""
     groups: dict[Key, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -39,7 +39,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 
 
 def forest(comparisons: ComparisonsByCaption) -> list[Plot]:
-    """Delta and length-controlled delta of every comparison, with intervals, by baseline."""
+    """Plot delta and length-controlled delta of every comparison, with intervals, by baseline."""
     return [_forest(caption, group) for caption, group in comparisons.items()]
 
 
@@ -48,7 +48,7 @@ def _forest(caption: str, comparisons: Sequence[SystemComparison]) -> Plot:
     for baseline, group in grouped(comparisons, lambda comparison: comparison.baseline).items():
         rows.append((f"against {_label(baseline)}", None))
         rows += [(_label(comparison.system), comparison) for comparison in group]
-    # Pixels that are enough for the labels in most fonts.
+    # Enough pixels for the labels in most fonts.
     left = 24 + max(sum(7 if character.isascii() else 12 for character in label) for label, _ in rows)
     figure, axes = blank_axes(720, 30 * len(rows) + 56, left=left, top=6)
     for y, (_, comparison) in enumerate(rows):
@@ -76,7 +76,7 @@ def _estimate(axes: "Axes", x: float, ends: Interval, y: float, number: int) -> 
 
 
 def by_iteration(iterations: IterationsByCaption) -> list[Plot]:
-    """Delta, and grade if there is one, against the number of iterations."""
+    """Plot delta, and the mean grade if there is one, over the number of iterations."""
     plots = []
     for caption, group in iterations.items():
         deltas, grades = [], []
@@ -93,7 +93,7 @@ def by_iteration(iterations: IterationsByCaption) -> list[Plot]:
 
 
 def by_temperature(originals: ComparisonsByCaption, temperatures: dict[str, dict[str, float]]) -> list[Plot]:
-    """Delta over the sampling temperature; originals: comparisons with them; temperatures: by method, then system."""
+    """Plot delta against the originals over the sampling temperature. temperatures: by method and system."""
     plots = []
     for caption, group in originals.items():
         series = []
@@ -107,7 +107,7 @@ def by_temperature(originals: ComparisonsByCaption, temperatures: dict[str, dict
 
 
 def by_length(comparisons: ComparisonsByCaption) -> list[Plot]:
-    """Delta against how much longer the responses became, a plot for each baseline."""
+    """Plot delta over the change in length, one plot per baseline."""
     plots = []
     labels = ("mean length, change in %", "Δ, points")
     for caption, group in comparisons.items():
@@ -119,7 +119,7 @@ def by_length(comparisons: ComparisonsByCaption) -> list[Plot]:
 
 
 def calibration(iterations: IterationsByCaption) -> list[Plot]:
-    """How often the judge says better against how sure the gap model was."""
+    """Plot how often the judge finds improvements better over the gap model's P(better)."""
     plots = []
     for caption, group in iterations.items():
         series = []
@@ -129,13 +129,13 @@ def calibration(iterations: IterationsByCaption) -> list[Plot]:
             if points:
                 series.append(_Series(system.system, points))
         if series:
-            labels = ("gap model: better, %", "judge: better, %")
+            labels = ("gap model: P(better), %", "judge: better, %")
             plots.append(_curves(caption, series, labels=labels, finish=_diagonal))
     return plots
 
 
 def over_optimisation(systems: Sequence[EvaluatedSystem], originals: ComparisonsByCaption) -> list[Plot]:
-    """What training maximised, and how the same systems compare with the originals, against KL."""
+    """Plot the training objective, and how the same systems compare with the originals, over KL."""
     kl = {system.name: system.training["kl"] for system in systems if "kl" in system.training}
     if len(kl) < CURVE_POINTS:
         return []
@@ -150,12 +150,12 @@ def over_optimisation(systems: Sequence[EvaluatedSystem], originals: Comparisons
         gains = [(c, c.grades[0] - c.grades[1]) for c in compared if c.grades]
         if gains:
             grades.append(_Series(caption, [_Point(kl[c.system], gain, c.grade_difference_ci) for c, gain in gains]))
-    drawn = ((f"training {rewarded}", trained), (_DELTA, deltas), ("grade above the originals", grades))
+    drawn = ((f"training {rewarded}", trained), (_DELTA, deltas), ("grade minus the originals'", grades))
     return [_curves("", series, ("KL from the start of RL", name)) for name, series in drawn if series]
 
 
 def by_decile(comparisons: ComparisonsByCaption) -> list[Plot]:
-    """Harm, copies and edits of each comparison whose baseline was graded."""
+    """Plot harm, copies and edits of each comparison whose baseline was graded."""
     return [
         _deciles(f"{caption}: {comparison.system} against {comparison.baseline}", comparison.deciles)
         for caption, group in comparisons.items()
@@ -179,7 +179,7 @@ def _curves(
     finish: Callable[["Axes"], None] | None = None,
     ticks: Sequence[float] = (),
 ) -> Plot:
-    """Lines through points with intervals. With `ticks`, the series are moved apart a little, as they share each x."""
+    """Draw lines through points with intervals; with `ticks`, shift the series a little, because they share each x."""
     figure, axes = blank_axes(460, 300)
     for number, line in enumerate(series):
         color, marker, _ = style_of(number)

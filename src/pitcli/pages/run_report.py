@@ -1,4 +1,4 @@
-"""The page of pit report: what training runs are, what may be wrong with them, their results and their curves."""
+"""Render the page of pit report: possible problems of training runs, their results, curves and settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,29 +14,29 @@ from pitcli.runs.manifest import Manifest
 MISSING = "–"
 KINDS = {"sft": "Supervised fine-tuning of the", "reward": "Training of the", "rl": "Reinforcement learning of the"}
 SHARES = {"accuracy", "longer_wins_accuracy", "shorter_wins_accuracy", "swap_flip_rate"}
-# the results of train-reward on pairs that it was not trained on
+# results of train-reward on held-out pairs
 HELD_OUT = {
     "pairs": "pairs",
-    "accuracy": "ranked as their label says",
-    "longer_wins_accuracy": "by choosing always the longer",
-    "shorter_wins_accuracy": "by choosing always the shorter",
+    "accuracy": "accuracy: ranked like their label",
+    "longer_wins_accuracy": "accuracy of always choosing the longer",
+    "shorter_wins_accuracy": "accuracy of always choosing the shorter",
     "length_correlation": "correlation of the gap with the length difference",
     "swap_residual": "mean |r(a,b) + r(b,a)|, in units of the gap",
-    "swap_flip_rate": "another winner when the responses swap places",
+    "swap_flip_rate": "another winner if the responses are swapped",
     "log_loss": "log loss of the calibrated gap",
 }
 WITH_ACCURACY = {"accuracy_low", "accuracy_high"}  # shown in the same cell as the accuracy
 
 
 class RunTable(NamedTuple):
-    """Facts about runs side by side; rows: a label, a cell for each column, and whether the cells differ."""
+    """Facts about runs side by side. rows: a label, one cell per column, and whether the cells differ."""
 
     columns: list[str]
     rows: list[tuple[str, list[str], bool]]
 
 
 def render(runs: Sequence[TrainedRun]) -> str:
-    """The page, with nothing to fetch."""
+    """Render the page, which is self-contained."""
     with plotting():
         drawn = curves(runs)
     page = template("run_report.html.jinja").render(
@@ -51,7 +51,7 @@ def render(runs: Sequence[TrainedRun]) -> str:
         curves=drawn,
         settings=_table(runs, [_texts(run.manifest.config) if run.manifest else {} for run in runs]),
     )
-    # Names of runs and of data are untrusted: bidirectional overrides could make the page read differently.
+    # Names of runs and data are untrusted: bidirectional overrides could change how the page reads.
     return visible(page.lstrip())
 
 
@@ -73,7 +73,7 @@ def _title(manifest: Manifest) -> str:
 def _origin(manifest: Manifest) -> dict[str, str]:
     base, data = manifest.base, manifest.data
     versions = {"pit": manifest.pit_version, **manifest.versions}
-    inputs = {f"starts from, {role}": f"adapter {digest[:12]}" for role, digest in manifest.inputs.items()}
+    inputs = {f"starts from {role}": f"adapter {digest[:12]}" for role, digest in manifest.inputs.items()}
     return {
         "base": f"{base.name}, {'in 4-bit' if base.load_in_4bit else 'not quantised'} ({base.digest[:12]})",
         "data": f"{data.path}, {data.rows:,} rows ({data.digest[:12]})",
@@ -83,7 +83,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
 
 
 def _held_out(runs: Sequence[TrainedRun]) -> RunTable:
-    """A column for the held-out pairs of each gap model, and one for its --eval-data."""
+    """A table with a column for the held-out pairs of each gap model, and one for its --eval-data."""
     columns = [
         (f"{run.name}, {pairs}" if len(runs) > 1 else pairs, run, prefix)
         for run in runs
@@ -106,7 +106,7 @@ def _measured(run: TrainedRun, prefix: str, name: str) -> str:
 
 
 def _results(run: TrainedRun) -> dict[str, str]:
-    """The results in the manifest that are not in the table of held-out pairs."""
+    """The results in the manifest that the table of held-out pairs does not show."""
     results = run.manifest.results if run.manifest else {}
     shown = {
         name: value

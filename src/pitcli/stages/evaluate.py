@@ -1,4 +1,4 @@
-"""pit evaluate: is a system better than the originals, and than the others? By judges that training never saw."""
+"""pit evaluate: compares improved rows with the originals and with other systems, by judges that training never saw."""
 
 import json
 import random
@@ -9,6 +9,7 @@ from pitcli import __version__
 from pitcli.console import note, warn
 from pitcli.data.rows import Comparison
 from pitcli.errors import SettingsError
+from pitcli.evaluation.answers import answers
 from pitcli.evaluation.ask_judge import JudgeVerdicts, ask, with_grades
 from pitcli.evaluation.claims import claim, control_result, corrected
 from pitcli.evaluation.compare_iterations import compare_iterations, iteration_comparisons, most_steps
@@ -41,7 +42,7 @@ from pitcli.settings.tools import EvaluateConfig
 
 
 class AlignedSystems(NamedTuple):
-    """The systems and controls to compare; keys: the rows that all of them have."""
+    """The systems and controls to compare. keys: the rows that all of them have."""
 
     systems: list[System]
     controls: list[System]
@@ -51,7 +52,7 @@ class AlignedSystems(NamedTuple):
         return system.at(self.keys)
 
     def system_pairs(self) -> list[RowsAgainstBaseline]:
-        """Each system against the originals, and the first against each other one."""
+        """Pair each system with the originals, and the first system with each other one."""
         if not self.systems:
             return []
         first, *others = self.systems
@@ -61,7 +62,7 @@ class AlignedSystems(NamedTuple):
         ]
 
     def control_pairs(self) -> list[RowsAgainstBaseline]:
-        """Each control against the baseline that it must not beat."""
+        """Pair each control with the baseline that it must not beat."""
         by_name = {system.name: system for system in self.systems}
         return [
             against_originals(control.name, self.rows(control))
@@ -87,7 +88,7 @@ class JudgeFindings(NamedTuple):
 
 
 def run(config: EvaluateConfig) -> None:
-    """Ask every judge about everything once; print the tables, and write JSON, report and verdicts to --out."""
+    """Ask every judge once about every comparison, write the results to --out and print them."""
     aligned = load(config)
     config.out.mkdir(parents=True, exist_ok=True)
     findings = [findings_of_judge(name, aligned, config) for name in config.judge]
@@ -95,45 +96,49 @@ def run(config: EvaluateConfig) -> None:
     comparisons = corrected([comparison for finding in findings for comparison in finding.comparisons])
     controls = [control for finding in findings for control in finding.controls]
     verdicts = [finding.verdicts for finding in findings]
+    claims = [
+        claim(
+            system,
+            systems=aligned.systems,
+            judges=judges,
+            comparisons=comparisons,
+            controls=controls,
+            harm_cap=config.harm_cap,
+        )
+        for system in aligned.systems[:1]
+    ]
     evaluation = Evaluation(
         pit_version=__version__,
         settings=config.model_dump(mode="json"),
+        answers=[answers(claimed, aligned.systems, judges, comparisons) for claimed in claims],
         judges=judges,
         systems=[evaluated_system(system, aligned) for system in aligned.systems],
         comparisons=comparisons,
         iterations=[iterations for finding in findings for iterations in finding.iterations],
         controls=controls,
-        claims=[
-            claim(
-                system,
-                systems=aligned.systems,
-                judges=judges,
-                comparisons=comparisons,
-                controls=controls,
-                harm_cap=config.harm_cap,
-            )
-            for system in aligned.systems[:1]
-        ],
+        claims=claims,
         samples=rows_to_show(aligned, verdicts, config),
     )
     write(evaluation, verdicts, config)
     print_evaluation(evaluation)
-    note(f"evaluation.json, report.html and verdicts.jsonl are in {config.out}")
+    note(f"report: {config.out / 'report.html'} (next to evaluation.json and verdicts.jsonl)")
 
 
 def load(config: EvaluateConfig) -> AlignedSystems:
-    """All rows; the names of the judges are checked too, before any judge is loaded."""
+    """Read all rows; check the names of the judges before any judge is loaded."""
     for name in config.judge:
         check_name(name)
-    if len(set(config.judge)) < len(config.judge):
-        raise SettingsError("--judge: one is named twice")
+        if config.judge.count(name) > 1:
+            raise SettingsError(f"--judge: {name} is given twice")
     if not config.input:
         return AlignedSystems([], [], [])
     systems = load_systems(config.input, "--input", by=config.by, max_rows=config.max_rows)
     controls = load_systems(config.control, "--control", by=None, max_rows=config.max_rows)
     names = [system.name for system in (*systems, *controls)]
     if taken := {name for name in names if names.count(name) > 1} | ({ORIGINAL, *MADE} & set(names)):
-        raise SettingsError(f"--input: the name {', '.join(sorted(taken))} is taken; give NAME=FILE")
+        raise SettingsError(
+            f"--input: the name {', '.join(sorted(taken))} is used twice or reserved; give NAME=FILE with another name"
+        )
     for control in controls:
         if control.baseline not in {ORIGINAL, *(system.name for system in systems)}:
             raise SettingsError(f"--control: {control.name}: no system {control.baseline} in --input")
@@ -142,7 +147,7 @@ def load(config: EvaluateConfig) -> AlignedSystems:
 
 
 def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig) -> JudgeFindings:
-    """Check the judge before it is asked about the systems, then ask it about all of them."""
+    """Check the judge, then ask it about all systems and controls."""
     loaded = load_judge(name, config)
     checked = independence(
         name,
@@ -178,7 +183,7 @@ def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig
 
 
 def validate_on_files(loaded: LoadedJudge, config: EvaluateConfig, settings: BootstrapSettings) -> list[Validation]:
-    """The judge on every file of --validate-on."""
+    """Validate the judge on every file of --validate-on."""
     trained_on = loaded.trained_on.prompts if loaded.trained_on else []
     return [
         validation
@@ -188,12 +193,12 @@ def validate_on_files(loaded: LoadedJudge, config: EvaluateConfig, settings: Boo
 
 
 def builds_on_steps(system: System, rows: Sequence[Row]) -> bool:
-    """Whether its steps build on one another; the draws of best-of-n do not."""
+    """Whether the system's steps build on one another; the draws of best-of-n do not."""
     return most_steps(rows) > 1 and system.method() != "best-of-n"
 
 
 def ask_all(judge: Judge, aligned: AlignedSystems, config: EvaluateConfig) -> JudgeVerdicts:
-    """The verdicts on every comparison that any result needs, asked in one go."""
+    """Get the verdicts on every comparison that any result needs."""
     pairs = [*aligned.system_pairs(), *aligned.control_pairs()]
     comparisons: list[Comparison] = [comparison for pair in pairs for comparison in pair.comparisons()]
     for system in aligned.systems:
@@ -201,7 +206,7 @@ def ask_all(judge: Judge, aligned: AlignedSystems, config: EvaluateConfig) -> Ju
             comparisons += iteration_comparisons(rows, config.rank_iterations)
     judged = ask(judge, comparisons)
     if failed := judged.failed():
-        warn(f"{judge.name}: no verdict on {failed} of {len(judged.verdicts)} comparisons; they are left out")
+        warn(f"judge {judge.name}: no verdict on {failed:,} of {len(judged.verdicts):,} comparisons, which are skipped")
     texts = ((c.prompt, text) for c in comparisons for text in (c.response, c.reference_response))
     return with_grades(judged, texts)
 
@@ -214,7 +219,7 @@ def evaluated_system(system: System, aligned: AlignedSystems) -> EvaluatedSystem
 
 
 def rows_to_show(aligned: AlignedSystems, verdicts: Sequence[JudgeVerdicts], config: EvaluateConfig) -> list[ShownRow]:
-    """Rows of the first system drawn at random, with P(better) by its gap model and by the first judge."""
+    """Draw rows of the first system at random, with P(better) by its gap model and by the first judge."""
     if not aligned.systems:
         return []
     first = aligned.systems[0]
@@ -233,8 +238,8 @@ def rows_to_show(aligned: AlignedSystems, verdicts: Sequence[JudgeVerdicts], con
 
 
 def gap_p_better(row: Row) -> float | None:
-    """The gap model's P(response is better than the original); known only if a single improvement made the response."""
-    accepted = [step for step in row.steps if step.standing != step.before]
+    """The gap model's P(response is better than the original); known only if exactly one step was accepted."""
+    accepted = [step for step in row.steps if step.kept != step.before]
     return accepted[0].p_better if len(accepted) == 1 else None
 
 

@@ -37,11 +37,11 @@ from tests.stages.export.conftest import Out, error, pit
         ("runs/sft --out x --evaluation none.json", "--evaluation: none.json: No such file or directory"),
         (
             "runs/sft --out x --evaluation pit.jsonl",
-            "--evaluation: pit.jsonl: not what pit evaluate writes (Invalid JSON",
+            "--evaluation: pit.jsonl: expected evaluation.json of pit evaluate (Invalid JSON",
         ),
         (
             "runs/sft --out x --evaluation seen/evaluation.json",
-            "--evaluation: seen/evaluation.json: none of its systems (pit) is known to be made with this improver",
+            "--evaluation: seen/evaluation.json: none of the systems (pit) is known to be made with this improver",
         ),
     ],
 )
