@@ -17,6 +17,7 @@ from pitcli.processes.collectives import leave_group
 from pitcli.processes.ranks import is_rank_0, rank
 from pitcli.settings.commands import COMMANDS
 from pitcli.settings.flags import command_of
+from pitcli.settings.help import SectionedCommand, SectionedGroup
 from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
@@ -26,7 +27,9 @@ LINGER = 10.0  # seconds for rank 0 to report what all processes have to report
 
 app = typer.Typer(
     name="pit",
-    help="Learn to improve text from preference pairs, and run the improver over drafts (arXiv 2310.00898).",
+    cls=SectionedGroup,
+    help="Learn to improve text from preference pairs, and improve drafts (PIT, arXiv 2310.00898).\n\n"
+    "`pit COMMAND --help` shows the options of a command, with examples.",
     # Rich help costs 0.1 s a call and boxes that do not paste; plain help is also what the docs quote.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -36,9 +39,15 @@ app = typer.Typer(
 
 def _add_commands() -> None:
     for name, command in COMMANDS.items():
-        help_text = f"{command.summary}\n\nExample: {command.example}"
-        function = command_of(command.settings, partial(start, name))
-        app.command(name, help=help_text, short_help=command.summary)(function)
+        examples = "\n".join(f"  {example}" for example in command.examples)
+        app.command(
+            name,
+            cls=SectionedCommand,
+            # \b: click must not wrap the lines that follow it
+            help=f"{command.summary}\n\n\b\n{'Examples' if command.examples[1:] else 'Example'}:\n{examples}",
+            short_help=command.summary,
+            rich_help_panel=command.purpose,
+        )(command_of(command.settings, partial(start, name)))
 
 
 _add_commands()
