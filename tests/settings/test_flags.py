@@ -92,7 +92,7 @@ def test_all_problems_at_once_each_with_its_place(tmp_path: Path) -> None:
             f"{file}: warmup_share: must be less than 1, got 1",
             f"{file}: learnin_rate: no such setting; did you mean learning_rate?",
             f"{file}: batch-size: no such setting; did you mean batch_size?",
-            f"{file}: zzz: no such setting; --help lists them",
+            f"{file}: zzz: no such setting; see --help",
             f"{file}: model: must be a valid string, got 3",
         ]
     )
@@ -125,9 +125,9 @@ def test_one_bad_value(config_class: type[Settings], flags: dict[str, object], p
     [
         ("seed: 1\nepochs: [2\n", "FILE:3: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("seed: 1\n\tepochs: 2\n", "FILE:2: not YAML: found character '\\t' that cannot start any token"),
-        ("seed: 1\nepochs: 2\nseed: 3\n", "FILE:3: seed is already given in line 1"),
-        ("- seed\n", "FILE: must hold `setting: value` lines, not a list"),
-        ("seed\n", "FILE: must hold `setting: value` lines, not seed"),
+        ("seed: 1\nepochs: 2\nseed: 3\n", "FILE:3: duplicate key seed, first given in line 1"),
+        ("- seed\n", "FILE: expected `setting: value` lines, got a list"),
+        ("seed\n", "FILE: expected `setting: value` lines, got seed"),
         (
             "seed: !!python/object/apply:os.system [id]\n",
             "FILE:1: not YAML: could not determine a constructor",

@@ -228,7 +228,7 @@ def read_yaml(file: str, option: str = "--config: ") -> dict[str, object]:
         raise SettingsError(f"{file}: expected `setting: value` lines, got {_shown(values)}")
     if duplicates := list(_duplicate_keys(node)):
         raise SettingsError(
-            [f"{file}:{line}: duplicate key {key}, see line {first}" for key, line, first in duplicates]
+            [f"{file}:{line}: duplicate key {key}, first given in line {first}" for key, line, first in duplicates]
         )
     return {str(name): value for name, value in values.items()}
 

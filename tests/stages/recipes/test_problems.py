@@ -50,7 +50,7 @@ def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
             f"again: data: data/none.jsonl: {here}",
             "again: writes runs/sft, as sft does; give one of them another place",
             "trian-reward: trian-reward is no command of recipes; did you mean train-reward?",
-            "rl: --curriculum is --curriculum-stages dataset,policy: give only one of the two",
+            "rl: --curriculum means --curriculum-stages dataset,policy: give only one of the two",
             "--set: again: max_steps: must be greater than or equal to 1, got 0",
             f"rl: policy: runs/later is made by later, {later}",
             "later: model: no-such-model: neither a folder, a .gguf file, tiny, smollm2 nor a hub name",
@@ -75,7 +75,10 @@ def test_all_problems_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("", "recipe.yaml: stages: a list of commands is wanted, such as `- sft: {data: pairs.jsonl}`"),
         ("stages: [sft: {", "recipe.yaml:1: not YAML: "),
-        ("stages:\n- sft: {seed: 1, data: a,\n    seed: 2}", "recipe.yaml:3: seed is already given in line 2"),
+        (
+            "stages:\n- sft: {seed: 1, data: a,\n    seed: 2}",
+            "recipe.yaml:3: duplicate key seed, first given in line 2",
+        ),
         ("stages: [rl: {sft: a, reward: b}]\n", "recipe.yaml: rl: sft: a: no stage before makes it"),
         ("stages: [rl: ]\n", "recipe.yaml: rl: sft: no stage before makes runs/sft, and it is not in "),
         ("stages: [train-reward]\n", "recipe.yaml: train-reward: data: must be given"),
