@@ -1,6 +1,6 @@
-"""What the README and the tutorial tell a newcomer to type, run as written from the first line to the last.
+"""The commands of the README and the tutorial run as written, from the first to the last.
 
-The embedded tiny model is used in place of SmolLM2, and so few pairs in place of HH that it takes seconds.
+The embedded tiny model replaces SmolLM2, and a few synthetic pairs replace HH, so that it takes seconds.
 """
 
 import io
@@ -19,12 +19,12 @@ from pitcli.data.synthetic import preference_rows
 from pitcli.engine.models import bases
 from tests.test_docs import DOCS, ROOT, commands, fenced
 
-# of so many pairs, the fold that the tutorial tests on gives drafts that are improved; the README tests on fixed drafts
+# number of pairs: enough that some drafts of the tutorial's test fold are improved; the README uses fixed drafts
 PAGES = {ROOT / "README.md": 24, DOCS / "tutorial.md": 120}
 
 
 class Line(NamedTuple):
-    """A line of shell: what `pit` is given, what is on its stdin, and where its stdout goes."""
+    """One `pit` command of a shell line: its arguments, the file on its stdin, and the file for its stdout."""
 
     command: list[str]
     stdin: str | None
@@ -41,7 +41,7 @@ def lines(block: str) -> list[Line]:
 
 
 def walk(page: Path) -> list[Line]:
-    """The lines of a page in their order; of two ways, the one for CPUs, which comes second."""
+    """The commands of a page in their order; of two alternatives, the one for CPUs, which comes second."""
     parts = re.split(r"^```(?:sh|yaml|python)?\n", page.read_text(), flags=re.MULTILINE)
     blocks = dict.fromkeys(fenced(page.read_text(), "sh"))
     shell: list[str] = []
@@ -55,7 +55,7 @@ def walk(page: Path) -> list[Line]:
 
 @pytest.fixture
 def newcomer(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with nothing but preference pairs as HH has them, drafts, and the recipes."""
+    """The current folder of a newcomer: only preference pairs in the format of HH, drafts, and the recipes."""
     locate = bases._locate
     monkeypatch.setattr(bases, "_locate", lambda name: locate("tiny" if name == "smollm2" else name))
     monkeypatch.chdir(tmp_path)
@@ -63,8 +63,8 @@ def newcomer(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     rows = list(preference_rows(PAGES[page], seed=1))
     with Path("hh.jsonl").open("w") as pairs:
         for row in rows:
-            asked = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
-            pairs.write(json.dumps({name: asked + row[name] for name in ("chosen", "rejected")}) + "\n")
+            turns = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
+            pairs.write(json.dumps({name: turns + row[name] for name in ("chosen", "rejected")}) + "\n")
     drafts = [{"prompt": row["prompt"], "response": row["rejected"]} for row in preference_rows(12, seed=2)]
     Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
     shutil.copytree(ROOT / "examples" / "recipes", "examples/recipes")
@@ -78,9 +78,11 @@ def test_every_command_runs_as_written(
     walked = walk(page)
     assert len(walked) >= 8
     if page.name == "tutorial.md":
-        Path("drafts.jsonl").unlink()  # it makes its own
+        Path("drafts.jsonl").unlink()  # the tutorial makes its own
     for line in walked:
-        typed = Path(line.stdin).read_text() if line.stdin else "1\n" * 1000  # to pit annotate: the first is better
+        typed = (
+            Path(line.stdin).read_text() if line.stdin else "1\n" * 1000
+        )  # answers for pit annotate: the first response is better
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
         code = cli.main(line.command)
         out, err = capsys.readouterr()

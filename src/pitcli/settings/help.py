@@ -1,5 +1,6 @@
 """The help of pit and of its commands as plain text, with one section per group of commands or options."""
 
+import os
 import re
 from textwrap import wrap
 from typing import Any
@@ -12,12 +13,16 @@ NAME_COLUMNS = 30  # a longer name gets a line of its own
 NOTE_COLUMNS = 24  # a longer "[default: ...]" may be wrapped
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 NO_BREAK_SPACE = "\u00a0"
+NOTE = re.compile(r" *\[[^]]+\]$")  # [default: ...], [required]
 
 Rows = list[tuple[str, str]]
 
 
 class SectionedCommand(TyperCommand):
     """A command whose help shows each option under the heading in its `rich_help_panel`."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return _with_one_line_help(super().shell_complete(ctx, incomplete))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Typer sees every argument as optional, because the settings class reports the missing ones."""
@@ -34,6 +39,9 @@ class SectionedCommand(TyperCommand):
 class SectionedGroup(TyperGroup):
     """A group whose help shows each command under the heading in its `rich_help_panel`, then the options."""
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return _with_one_line_help(super().shell_complete(ctx, incomplete))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, Rows] = {}
         for name, command in self.commands.items():
@@ -41,6 +49,17 @@ class SectionedGroup(TyperGroup):
             sections.setdefault(heading, []).append((name, command.get_short_help_str()))
         _write_sections(formatter, sections)
         _write_sections(formatter, {OPTIONS: _rows_by_heading(self, ctx)[Section.other]})
+
+
+def _with_one_line_help(completions: list[Any]) -> list[Any]:
+    """Completions that Typer prints on one line each; fish would take a second line for another completion.
+
+    Typer renders their help by Rich, which wraps it to the terminal, and takes brackets for markup.
+    """
+    os.environ["TERMINAL_WIDTH"] = "10000"
+    for completion in completions:
+        completion.help = NOTE.sub("", completion.help or "")
+    return completions
 
 
 def _rows_by_heading(command: Any, ctx: Any) -> dict[str, Rows]:
@@ -75,7 +94,7 @@ def _write_sections(formatter: Any, sections: dict[str, Rows]) -> None:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; a flag and a short "[default: ...]" are not broken."""
-    together = re.sub(r"\[[^]]+\]$", lambda note: _unbroken(note[0]), text)
+    together = NOTE.sub(lambda note: " " + _unbroken(note[0].strip()), text)
     return [line.replace(NO_BREAK_SPACE, " ") for line in wrap(together, max(width, 10), break_on_hyphens=False)] or [
         ""
     ]
