@@ -234,7 +234,9 @@ class DataSettings(Settings):
         description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin "
         "[default: the data of the earlier runs]",
     )
-    max_rows: int | None = Field(None, ge=1, description="Number of rows to use, from the first [default: all rows]")
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
     skip_long: bool = Field(
         False, description="Skip rows longer than --max-length and report how many, instead of ending with an error"
     )

@@ -103,7 +103,8 @@ def smaller_command(config: TrainingConfig) -> str:
 def sections_of(config_class: type[Settings]) -> dict[str, Section]:
     """The section of each setting, in the order of the help.
 
-    Within a section, the command's own settings come before the inherited ones; the common options follow the work.
+    Within a section, the command's own settings come before the inherited ones. Common options are ordered by the step
+    of the work that they belong to.
     """
     declared = [name for parent in config_class.__mro__ for name in inspect.get_annotations(parent)]
     own_first = [name for name in dict.fromkeys(declared) if name in config_class.model_fields]

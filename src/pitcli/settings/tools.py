@@ -29,7 +29,7 @@ class PipelineConfig(Settings):
     recipe: Annotated[Path, Fact.file | Fact.argument] = Field(..., description="YAML file with the stages")
     out: Annotated[Path | None, Fact.output, Section.common] = Field(
         None,
-        description="Folder in which the stages run [default: the recipe's out, otherwise runs/ and the recipe's name]",
+        description="Folder in which the stages run [default: out in the recipe, otherwise runs/RECIPE-NAME]",
     )
     set: Annotated[tuple[str, ...], Fact.text | Fact.repeated, Section.common] = Field(
         (),
@@ -136,7 +136,7 @@ def is_hub_name(name: str) -> bool:
 
 
 class PrepareConfig(Settings):
-    """pit prepare: split preference data into folds that share no prompt."""
+    """pit prepare: convert preference data to JSONL, split by prompt into folds."""
 
     section = Section.data
 
@@ -166,7 +166,9 @@ class PrepareConfig(Settings):
     folds: Annotated[str, Fact.text, Section.common] = Field(
         "sft=1,reward=1,rl=1,test=0.3", description="Folds and their relative sizes; a prompt is in one fold only"
     )
-    max_rows: int | None = Field(None, ge=1, description="Number of rows to use, from the first [default: all rows]")
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
     shuffle_labels: bool = Field(
         False, description="Swap chosen and rejected at random: a control, from which nothing can be learned"
     )
@@ -200,7 +202,7 @@ class EvaluateConfig(ModelSettings):
     judge: Annotated[Files, Fact.judge, Section.common] = Field(
         ...,
         min_length=1,
-        description="oracle (the synthetic task), gap:RUN, hf:MODEL or openai:MODEL; several, comma-separated",
+        description="Judges, comma-separated: oracle (the synthetic task only), gap:RUN, hf:MODEL, openai:MODEL",
     )
     out: Annotated[Path, Fact.output, Section.common] = Field(
         Path("runs/evaluation"), description="Output folder for evaluation.json, report.html and verdicts.jsonl"
@@ -222,7 +224,7 @@ class EvaluateConfig(ModelSettings):
         None, description="Compare separately for each value of this field too, e.g. subset [default: none]"
     )
     max_rows: int | None = Field(
-        None, ge=1, description="Number of rows to use of each file, from the first [default: all rows]"
+        None, ge=1, description="Use at most this many rows of each file, from the start [default: all rows]"
     )
     rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank the iterations")
     harm_cap: float = Field(

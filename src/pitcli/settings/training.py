@@ -103,7 +103,7 @@ class SampleConfig(ModelSettings, SamplingSettings):
         "-", description="Output file for the drafts; - for stdout"
     )
     max_rows: Annotated[int | None, Section.data] = Field(
-        None, ge=1, description="Number of rows to use, from the first [default: all rows]"
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
     )
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         32, ge=1, description="Number of rows generated together"
