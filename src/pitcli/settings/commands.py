@@ -112,7 +112,7 @@ COMMANDS: dict[str, Command] = {
         Purpose.judge,
         (
             "pit agree --labels ada.jsonl,bob.jsonl",
-            "pit agree --labels labels.jsonl --judge-verdicts runs/evaluation/verdicts.jsonl",
+            "pit agree --labels ada.jsonl --judge-verdicts verdicts.jsonl",
         ),
     ),
     "report": Command(
