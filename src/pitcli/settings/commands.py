@@ -1,4 +1,4 @@
-"""The commands of pit: their settings, examples, place in the help, and where they may run."""
+"""The commands of pit: settings, purpose, examples, and whether they run in recipes or as several processes."""
 
 from enum import StrEnum
 from typing import NamedTuple
