@@ -1,7 +1,7 @@
-"""Fixtures of all tests: a warm interpreter, folders that are made once, tokenizers, and models with random adapters.
+"""Fixtures of all tests: a warm interpreter, shared folders, tokenizers, and models with random adapters.
 
-torch and transformers are imported by the fixtures that need them: pytest's main process loads this file, runs no test
-when there are workers, and these start after it.
+The fixtures import torch and transformers themselves: with workers, pytest's main process loads this file but runs no
+test, and the workers start only after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FAULTS = Path(__file__).parent / "faults"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first: a worker that got one of them last would be waited for."""
+    """Run the slowest files first, so that no worker begins one of them last."""
     items.sort(key=lambda item: (item.path.stem != "test_walkthrough", not item.path.is_relative_to(FAULTS)))
 
 
@@ -43,7 +43,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
-    """(name, fill) to a folder that `fill` has filled, once for all workers; it is to be read only, or copied."""
+    """(name, fill) -> a folder that `fill` fills once for all workers; tests only read it, or copy it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -52,7 +52,7 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
         folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
         with FileLock(root / f"shared-{name}.lock"):
             if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # what is left if it failed in another worker
+                shutil.rmtree(folder, ignore_errors=True)  # the remains of a worker that failed
                 folder.mkdir()
                 fill(folder)
                 done.touch()
@@ -89,7 +89,7 @@ def smollm2_chat() -> ChatFormat:
 
 @pytest.fixture(scope="session")
 def with_roles() -> WithRoles:
-    """(base, pad_id, *roles) to a RoleModel whose adapters all differ: a fresh one would change nothing."""
+    """(base, pad_id, *roles) -> a RoleModel with random adapters: fresh LoRA adapters would change nothing."""
     import torch
 
     from pitcli.engine.models.loading import lora_config
@@ -110,7 +110,7 @@ def with_roles() -> WithRoles:
 
 @pytest.fixture(scope="session")
 def small_llama() -> Callable[[], PreTrainedModel]:
-    """A random Llama over 24 tokens; pad 0 and stop 2, and a config that calls 2 the pad, as SmolLM2's does."""
+    """A random Llama over 24 tokens; pad 0, EOS 2, and a config whose pad is 2, as in SmolLM2."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

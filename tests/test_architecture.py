@@ -1,4 +1,4 @@
-"""docs/architecture.md is in step with the code: its picture, its list of files, its walks."""
+"""docs/architecture.md agrees with the code: its picture, its list of files, its walks."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ def make() -> ModuleType:
     return module
 
 
-def test_the_picture_shows_each_folder_and_is_as_it_is_made(make: ModuleType) -> None:
+def test_the_picture_shows_each_folder_and_is_up_to_date(make: ModuleType) -> None:
     assert make.BOXES.keys() == make.parts_of_the_source()
     assert (ROOT / "docs" / "architecture.svg").read_text() == make.picture(), "run docs/make_architecture.py"
 

@@ -26,7 +26,7 @@ Runs = list[tuple[str, Any]]
 
 
 def command(stage: str) -> list[str]:
-    """`pit improve` as a real process; `stage` is the body of run(config) in the place of the real one."""
+    """The command line of a process that runs `pit improve`; `stage` replaces the body of its run(config)."""
     fake = f"""
 import signal, sys, time, types
 def run(config):
@@ -52,21 +52,21 @@ def improve(stage: str, stdout: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
-    """Stages that only note that they ran, in an empty folder."""
+    """The stages that ran, with their settings: each one only records itself, in an empty folder."""
     ran: Runs = []
 
-    def noting(name: str) -> Callable[[Any], None]:
+    def recording(name: str) -> Callable[[Any], None]:
         return lambda config, *commands: ran.append((name, config))
 
     for name in MODULES.values():
-        monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", SimpleNamespace(run=noting(name)))
+        monkeypatch.setitem(sys.modules, f"pitcli.stages.{name}", SimpleNamespace(run=recording(name)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PIT_DEBUG", raising=False)
     return ran
 
 
 def with_stage(name: str, run: Callable[[Any], int | None]) -> None:
-    """Another body for one of the stages of the fixture `runs`, which puts everything back."""
+    """Replace the body of a stage of the fixture `runs`, which restores everything."""
     vars(sys.modules[f"pitcli.stages.{name}"])["run"] = run
 
 
@@ -84,7 +84,7 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
-    """In processor time: other tests run at the same time."""
+    """Measured in processor time, because other tests run at the same time."""
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,7 +95,7 @@ def test_help_is_quick() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_help_of_pit_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_pit_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out, err = capsys.readouterr()
     for name in COMMANDS:
@@ -103,11 +103,11 @@ def test_help_of_pit_names_every_command(capsys: pytest.CaptureFixture[str]) -> 
     assert err == ""
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "-h"]) == 0
     out = capsys.readouterr().out
-    assert f"Example: pit {name} " in out
+    assert f":\n    {COMMANDS[name].examples[0]}\n" in out
     assert f"pit {name}:" not in out
     assert "--config <file>" in out
 
@@ -116,8 +116,8 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     cli.main(["rl", "--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert "--load-in-4bit / --no-load-in-4bit" in out
-    assert "Prompts for each rollout [default: 8]" in out
-    assert "Run folder of the SFT improver [default: runs/sft] --reward" in out
+    assert "Prompts per rollout [default: 8]" in out
+    assert "Run folder of the gap model [default: runs/reward] --policy" in out
     assert "--device <auto|cpu|cuda>" in out
     assert "dataset, policy, self [default: dataset]" in out
     assert "None" not in out
@@ -125,9 +125,9 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
 
 def test_examples_in_the_help_are_accepted(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in COMMANDS.items():
-        example = command.example
-        assert cli.main(example.split()[1:]) == 0
-        assert runs[-1][0] == MODULES.get(name, name)
+        for example in command.examples:
+            assert cli.main(example.split()[1:]) == 0
+            assert runs[-1][0] == MODULES[name]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_flags_reach_the_stage(runs: Runs) -> None:
         ("sft --config none.yaml", "--config: none.yaml: No such file or directory"),
     ],
 )
-def test_a_mistake_is_one_line_and_no_stage_is_run(
+def test_a_mistake_is_one_line_and_no_stage_runs(
     arguments: str, error: str, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments.split()) == 2
@@ -175,7 +175,7 @@ def test_a_mistake_is_one_line_and_no_stage_is_run(
     assert runs == []
 
 
-def test_the_config_file_and_flags_over_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_override_the_config_file(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.yaml").write_text("epochs: 2\nseed: 5\n")
     assert cli.main(["sft", "--config", "c.yaml", "--seed", "6"]) == 0
     assert (runs[0][1].epochs, runs[0][1].seed) == (2, 6)
@@ -192,7 +192,7 @@ LESS_MEMORY = "out of memory; this takes less: pit sft --config runs/sft/config.
 
 
 class OutOfMemoryError(RuntimeError):
-    """Stands in for torch's, which is known by its name."""
+    """A substitute for torch's error, which pit recognises by its name."""
 
 
 @pytest.mark.parametrize(
@@ -243,13 +243,13 @@ def test_out_of_memory_names_the_smaller_command(
     assert capsys.readouterr().err == f"error: out of memory; this takes less: {smaller}\n"
 
 
-def test_what_is_there_already_is_no_error(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_do_is_not_an_error(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     with_stage("sft", raising(NothingToDo("the run in runs/sft is finished")))
     assert cli.main(["sft"]) == 0
     assert capsys.readouterr().err == "the run in runs/sft is finished\n"
 
 
-def test_the_stages_own_code(runs: Runs) -> None:
+def test_the_exit_code_of_the_stage(runs: Runs) -> None:
     with_stage("improve", lambda config: 1)
     assert cli.main(["improve"]) == 1
 
@@ -261,7 +261,7 @@ def test_a_bug_shows_its_traceback(bug: Exception, runs: Runs) -> None:
         cli.main(["sft"])
 
 
-def test_debugging_shows_every_traceback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pit_debug_shows_every_traceback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     with_stage("sft", raising(InputError("bad")))
     monkeypatch.setenv("PIT_DEBUG", "1")
     with pytest.raises(InputError):
@@ -269,8 +269,8 @@ def test_debugging_shows_every_traceback(runs: Runs, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("rows", [1, 100_000])
-def test_a_reader_that_leaves_ends_it_quietly(rows: int) -> None:
-    """One row stays in the buffer until the very end; many break the pipe inside the stage."""
+def test_a_broken_pipe_ends_it_quietly(rows: int) -> None:
+    """One row stays in the buffer until the end; many break the pipe inside the stage."""
     reading, writing = os.pipe()
     os.close(reading)
     body = f"[print('row') for _ in range({rows})]"
@@ -279,7 +279,7 @@ def test_a_reader_that_leaves_ends_it_quietly(rows: int) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("rows", [1, 100_000])
 def test_a_full_disk_is_one_line(rows: int) -> None:
     body = f"[print('row') for _ in range({rows})]"
@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_line(rows: int) -> None:
     assert (done.returncode, done.stderr) == (3, "error: No space left on device\n")
 
 
-def test_rows_before_an_error_still_arrive() -> None:
+def test_rows_before_an_error_are_written() -> None:
     body = "print('row'); from pitcli.errors import RunError; raise RunError('diverged')"
     done = improve(body, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout, done.stderr) == (3, "row\n", "error: diverged\n")
@@ -318,7 +318,7 @@ def test_signals_let_the_stage_clean_up(number: signal.Signals, code: int) -> No
     assert err == ("interrupted\n" if number == signal.SIGINT else "")
 
 
-def test_the_console_shows_text_and_obeys_none_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_escapes_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console.warn("[red]x[/red]\x1b[2J\r" + "w" * 200)
     console.table("T [b]", ["name", "n"], [["[i]y\x9b" + "z" * 200, 1], ["a", 2.34567]])
     console.samples([("p" * 400, "a\nb", "\u202eevil")])
@@ -327,7 +327,7 @@ def test_the_console_shows_text_and_obeys_none_of_it(capsys: pytest.CaptureFixtu
     assert out == ""
     assert "warning: [red]x[/red]\\x1b[2J\\r" + "w" * 200 + "\n" in err
     assert "T [b]" in err
-    assert "[i]y\\x9b" + "z" * 200 in err, "nothing is cut off or folded outside a terminal"
+    assert "[i]y\\x9b" + "z" * 200 in err, "no cell is truncated or folded outside a terminal"
     assert "2.346" in err
     assert "prompt  " + "p" * 299 + "…\n" in err
     assert "before  a\n        b\nafter   \\u202eevil\n" in err
@@ -343,8 +343,8 @@ def test_progress_is_silent_outside_a_terminal(total: int | None, capsys: pytest
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_on_a_terminal_leaves_stdout_to_the_rows() -> None:
-    """A pseudo-terminal as stderr, a pipe as stdout: the rows must not be drawn into the bar's stream."""
+def test_progress_on_a_terminal_keeps_rows_on_stdout() -> None:
+    """stderr is a pseudo-terminal and stdout a pipe: the rows must not go to the stream of the bar."""
     code = (
         "from pitcli import console\n"
         "with console.progress('train', 2) as outer, console.progress('inner', None) as advance:\n"

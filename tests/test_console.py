@@ -1,4 +1,4 @@
-"""Training as it goes, in a real pseudo-terminal; nothing of it where there is none."""
+"""The training panel in a real pseudo-terminal; without a terminal, no output."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ with training_panel("training [b]", 6, ("loss", "kl", "accuracy"), rows, 8) as s
 
 
 def on_terminal(end: str = "pass", columns: int = 80, **environment: str) -> tuple[int, str]:
-    """Exit code of the training above and what the terminal was sent on stderr."""
+    """The exit code of the training above, and its output to the terminal on stderr."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment}
     done = subprocess.run(
@@ -43,17 +43,17 @@ def on_terminal(end: str = "pass", columns: int = 80, **environment: str) -> tup
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # Linux answers so where the other end is closed and all is read
+    except OSError:  # on Linux: the other end is closed and everything has been read
         return b""
 
 
 def last_frame(sent: str) -> list[str]:
-    """The lines of the panel as it stands at the end, without colours and movements."""
+    """The lines of the panel at the end, without colours and cursor movements."""
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sent).replace("\r", "")
     return plain[plain.rindex("╭") :].splitlines()
 
 
-def test_the_panel_shows_values_courses_and_where_a_resumed_run_stands() -> None:
+def test_the_panel_shows_values_sparklines_and_resumed_steps() -> None:
     code, sent = on_terminal("print('row', flush=True)")
     assert code == 0
     frame = last_frame(sent)
@@ -68,20 +68,20 @@ def test_the_panel_shows_values_courses_and_where_a_resumed_run_stands() -> None
 
 
 @pytest.mark.parametrize("columns", [20, 34, 60, 200])
-def test_the_panel_keeps_to_the_terminal(columns: int) -> None:
+def test_the_panel_fits_the_terminal(columns: int) -> None:
     code, sent = on_terminal(columns=columns)
     assert code == 0
     assert {len(line) for line in last_frame(sent) if line} == {min(columns, 88)}
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "raise SystemExit(143)"])
-def test_an_interrupted_panel_leaves_the_terminal_as_it_was(end: str) -> None:
+def test_an_interrupted_panel_restores_the_terminal(end: str) -> None:
     code, sent = on_terminal(end)
     assert code in {-2, 130, 143}
-    assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") == 1, "the cursor is hidden, and shown again"
+    assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") == 1, "the cursor is hidden once and shown again once"
 
 
-def test_no_colours_where_they_are_not_wanted() -> None:
+def test_no_color_turns_colours_off() -> None:
     assert "\x1b[2m" in on_terminal()[1]
     assert not re.findall(r"\x1b\[[0-9;]*3[0-9]m", on_terminal(NO_COLOR="1")[1])
 
@@ -93,12 +93,12 @@ def test_a_terminal_without_utf_8_gets_no_blocks() -> None:
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
-def test_a_terminal_that_cannot_move_gets_nothing(environment: dict[str, str]) -> None:
+def test_a_terminal_without_cursor_movements_gets_no_panel(environment: dict[str, str]) -> None:
     assert on_terminal(**environment) == (0, "")
 
 
 @pytest.mark.parametrize("force", ["", "1"])
-def test_a_pipe_gets_nothing(force: str) -> None:
+def test_a_pipe_gets_no_panel(force: str) -> None:
     environment = {**os.environ, **({"FORCE_COLOR": force} if force else {})}
     code = TRAINING.replace("END", "pass")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, env=environment)
@@ -118,5 +118,5 @@ def test_a_pipe_gets_nothing(force: str) -> None:
         ([-1.0, -3.0], 0, ""),
     ],
 )
-def test_a_sparkline_goes_from_the_least_to_the_greatest(values: list[float], width: int, shown: str) -> None:
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_mean(values: list[float], width: int, shown: str) -> None:
     assert sparkline(values, width) == shown

@@ -1,4 +1,4 @@
-"""The paper's equations against numbers derived by hand."""
+"""The paper's equations compared with numbers derived by hand."""
 
 import math
 from math import exp, log
@@ -47,8 +47,8 @@ def test_five_terms_of_an_ordered_pair() -> None:
 
 def test_five_terms_of_four_different_gaps() -> None:
     # wl 3, ww 1, ll 0, lw -1: wl-ww 2, wl-ll 3, wl-lw 4, ww-lw 2, ll-lw 1
-    wanted = 2 * softplus(-2) + softplus(-3) + softplus(-4) + softplus(-1)
-    assert float(five_term_loss(tensor(3, 1, 0, -1)[None])) == pytest.approx(wanted)
+    expected = 2 * softplus(-2) + softplus(-3) + softplus(-4) + softplus(-1)
+    assert float(five_term_loss(tensor(3, 1, 0, -1)[None])) == pytest.approx(expected)
 
 
 def test_five_terms_of_equal_gaps_whatever_their_offset() -> None:
@@ -64,8 +64,8 @@ def test_the_losses_are_means_over_the_pairs() -> None:
     assert float(symmetric_gap_loss(gaps_B4)) == pytest.approx((2 * softplus(-2) + 2 * log(2)) / 2)
 
 
-def test_the_gradient_lifts_wl_and_lowers_lw() -> None:
-    # At equal gaps every term has slope -1/2: wl is in three terms, lw in three, ww and ll on either side of one.
+def test_the_gradient_raises_wl_and_lowers_lw() -> None:
+    # At equal gaps every term has slope -1/2. wl and lw are in three terms each; ww and ll in two of opposite sign.
     gaps_B4 = torch.zeros(1, 4, requires_grad=True)
     five_term_loss(gaps_B4).backward()
     assert gaps_B4.grad is not None
@@ -77,26 +77,26 @@ def test_a_loss_of_badly_ordered_huge_gaps_is_linear() -> None:
     assert float(five_term_loss(torch.tensor([[-500.0, 0, 0, 500]]))) == pytest.approx(3000)
 
 
-def test_bradley_terry_reads_the_swapped_orderings_alone() -> None:
+def test_bradley_terry_uses_only_the_swapped_orderings() -> None:
     assert float(bradley_terry_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-3))
 
 
-def test_symmetric_takes_each_ordering_by_itself() -> None:
+def test_symmetric_uses_each_ordering_by_itself() -> None:
     assert float(symmetric_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-2) + softplus(-1))
-    # an offset of 5 moves it, other than the other two losses: g_wl = 7, g_lw = 4
+    # an offset of 5 changes it, unlike the other two losses: g_wl = 7, g_lw = 4
     assert float(symmetric_gap_loss(tensor(7, 14, -4, 4)[None])) == pytest.approx(softplus(-7) + softplus(4))
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted"),
+    ("kind", "expected"),
     [
         (GapLoss.five_term, 4 * softplus(-1) + softplus(-2)),
         (GapLoss.bradley_terry, softplus(-2)),
         (GapLoss.symmetric, 2 * softplus(-1)),
     ],
 )
-def test_gap_loss_by_name(kind: GapLoss, wanted: float) -> None:
-    assert float(gap_loss(kind, tensor(1, 0, 0, -1)[None])) == pytest.approx(wanted)
+def test_gap_loss_by_name(kind: GapLoss, expected: float) -> None:
+    assert float(gap_loss(kind, tensor(1, 0, 0, -1)[None])) == pytest.approx(expected)
 
 
 def test_the_symmetrised_gap() -> None:
@@ -107,11 +107,11 @@ def test_the_symmetrised_gap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "gap_temperature", "wanted"),
+    ("gap", "gap_temperature", "expected"),
     [(0, 3, 0.5), (log(3), 1, 0.75), (2 * log(3), 2, 0.75), (-log(4), 1, 0.2), (-0.5 * log(4), 0.5, 0.2)],
 )
-def test_p_better(gap: float, gap_temperature: float, wanted: float) -> None:
-    assert p_better(gap, gap_temperature) == pytest.approx(wanted)
+def test_p_better(gap: float, gap_temperature: float, expected: float) -> None:
+    assert p_better(gap, gap_temperature) == pytest.approx(expected)
 
 
 def test_p_better_of_huge_gaps_does_not_overflow() -> None:
@@ -121,13 +121,13 @@ def test_p_better_of_huge_gaps_does_not_overflow() -> None:
 
 
 def test_the_temperature_of_one_magnitude() -> None:
-    # three of four right at gap 2: sigmoid(2/T) = 3/4, so 2/T = ln 3
+    # three of four pairs are ranked correctly at gap 2: sigmoid(2/T) = 3/4, so 2/T = ln 3
     assert fit_temperature([2, 2, -2, 2]) == pytest.approx(2 / log(3))
 
 
 @pytest.mark.parametrize("known", [0.1, 1.0, 7.0])
 def test_a_known_temperature_is_recovered(known: float) -> None:
-    # sigmoid(ln 3) = 3/4 and sigmoid(ln 9) = 9/10: both magnitudes are right as often as T = `known` says
+    # sigmoid(ln 3) = 3/4 and sigmoid(ln 9) = 9/10: the shares of correct pairs of both magnitudes fit T = `known`
     small, large = known * log(3), known * log(9)
     gaps = [small] * 3 + [-small] + [large] * 9 + [-large]
     assert fit_temperature(gaps) == pytest.approx(known)
@@ -140,7 +140,7 @@ def test_the_temperature_scales_with_the_gaps() -> None:
 
 
 def test_temperatures_without_an_optimum() -> None:
-    assert fit_temperature([1, 2, 0.5], max_temperature=100) == 1 / 100  # all right: as sure as may be
+    assert fit_temperature([1, 2, 0.5], max_temperature=100) == 1 / 100  # all ranked correctly: the lower limit
     for useless in ([], [0, 0], [-1, -2], [1, -1], [1, -3]):
         assert fit_temperature(useless, max_temperature=100) == 100
 
@@ -174,7 +174,7 @@ def test_leave_one_out_sums_to_zero_for_each_prompt() -> None:
 
 
 def test_at_ratio_one_the_gradient_is_reinforce() -> None:
-    # d/d log pi of -A log pi is -A at every token, and the loss is -A a token
+    # d/d log pi of -A log pi is -A at every token, and the loss is -A per token
     old_N = tensor(-2, -3, -0.5, -0.7)
     logprobs_N = old_N.clone().requires_grad_()
     loss, clipped = clipped_policy_loss(logprobs_N, old_N, tensor(2, 2, -3, -3), clip_range=0.2)
@@ -186,22 +186,22 @@ def test_at_ratio_one_the_gradient_is_reinforce() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "slope", "held"),
+    ("ratio", "advantage", "loss", "slope", "expected"),
     [
-        (1.5, 2.0, -2.4, 0.0, 1),  # better and already likelier: held at 1.2
-        (0.5, 2.0, -1.0, -1.0, 0),  # better but less likely: free to come back
-        (0.5, -2.0, 1.6, 0.0, 1),  # worse and already less likely: held at 0.8
-        (1.5, -2.0, 3.0, 3.0, 0),  # worse but likelier: free to come back
+        (1.5, 2.0, -2.4, 0.0, 1),  # better and already likelier: clipped at 1.2
+        (0.5, 2.0, -1.0, -1.0, 0),  # better but less likely: not clipped
+        (0.5, -2.0, 1.6, 0.0, 1),  # worse and already less likely: clipped at 0.8
+        (1.5, -2.0, 3.0, 3.0, 0),  # worse but likelier: not clipped
     ],
 )
-def test_clipping(ratio: float, advantage: float, loss: float, slope: float, held: int) -> None:
+def test_clipping(ratio: float, advantage: float, loss: float, slope: float, expected: int) -> None:
     logprobs_N = tensor(log(ratio) - 1).requires_grad_()
     value, clipped = clipped_policy_loss(logprobs_N, tensor(-1), tensor(advantage), clip_range=0.2)
     value.backward()
     assert logprobs_N.grad is not None
     assert float(value.detach()) == pytest.approx(loss)
     assert float(logprobs_N.grad) == pytest.approx(slope)
-    assert float(clipped) == held
+    assert float(clipped) == expected
 
 
 def test_clipping_counts_tokens() -> None:

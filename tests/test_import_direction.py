@@ -1,4 +1,4 @@
-"""Imports point one way, and what needs no torch brings none."""
+"""Imports point one way, and modules that do not need torch do not import it."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pitcli
 
 PACKAGE = Path(pitcli.__file__).parent
-# from the ground up: each folder may import from itself and from those above it in this list, never the other way
+# each folder may import from itself and from the folders before it in this list
 FOLDERS = (
     "errors",
     "processes",
@@ -37,7 +37,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
-    """Modules of ours that are imported, also inside functions, without the leading pitcli."""
+    """The modules of pitcli that are imported, also inside functions, without the leading pitcli."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -61,11 +61,11 @@ def edges() -> list[tuple[str, str]]:
 
 
 def part(name: str) -> str | None:
-    """The folder (or the module at the root) that a module or a name in it belongs to."""
+    """The folder (or the module at the root) that contains a module or a name."""
     return next((folder for folder in FOLDERS if f"{name}.".startswith(f"{folder}.")), None)
 
 
-def test_every_module_has_its_folder() -> None:
+def test_every_module_is_in_a_listed_folder() -> None:
     missing = [name for name, _ in modules() if part(name) is None]
     assert missing == ["__init__", "engine.__init__"]
 
@@ -78,7 +78,7 @@ def test_imports_point_down() -> None:
 
 
 def test_stages_do_not_import_one_another() -> None:
-    """They start one another by name, through the folder's own `start`."""
+    """A stage starts another by name, through `pitcli.stages.start`."""
     between = [edge for edge in edges() if part(edge[0]) == part(edge[1]) == "stages"]
     assert {imported for _, imported in between} == {"stages.start"}
 

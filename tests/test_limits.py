@@ -1,4 +1,4 @@
-"""Code that can be read: no long function, none with many parameters, no long file, no dead list of settings' names."""
+"""Readable code: short functions with few parameters, short files, and no list of names of settings."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("src", "benchmarks", "examples", "docs") for path in (ROOT / folder).rglob("*.py")]
 TESTS = list((ROOT / "tests").rglob("*.py"))
 NAMES = {name for command in COMMANDS.values() for name in command.settings.model_fields}
-FEW = 2  # so many may be a coincidence: the columns of a table, the fields of a manifest
+FEW = 2  # this many may be a coincidence: the columns of a table, the fields of a manifest
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef]:
@@ -33,12 +33,12 @@ def test_functions_and_files_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_files_of_tests_are_short(path: Path) -> None:
+def test_test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500
 
 
 def name_lists(path: Path) -> Iterator[list[str]]:
-    """Literals that hold names of settings: lists, tuples and sets of texts."""
+    """Literals with names of settings: lists, tuples and sets of strings."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             names = [item.value for item in node.elts if isinstance(item, ast.Constant) and item.value in NAMES]
@@ -47,6 +47,6 @@ def name_lists(path: Path) -> Iterator[list[str]]:
 
 
 def test_no_list_of_names_of_settings() -> None:
-    """Facts about settings are on their fields (settings/base.py, Fact)."""
+    """Facts about a setting are declared on its field (settings/base.py, Fact)."""
     found = {path: lists for path in (ROOT / "src").rglob("*.py") if (lists := list(name_lists(path)))}
     assert found == {}

@@ -1,4 +1,4 @@
-"""`python -m pitcli` is `pit`."""
+"""Runs `pit` as `python -m pitcli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The `pit` command: parse, validate, start one stage, and turn errors into lines and exit codes."""
+"""The `pit` command: parses and validates arguments, starts one stage, turns errors into lines and exit codes."""
 
 import os
 import signal
@@ -17,17 +17,20 @@ from pitcli.processes.collectives import leave_group
 from pitcli.processes.ranks import is_rank_0, rank
 from pitcli.settings.commands import COMMANDS
 from pitcli.settings.flags import command_of
+from pitcli.settings.help import SectionedCommand, SectionedGroup
 from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
 OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
-LINGER = 10.0  # seconds for rank 0 to report what all processes have to report
+LINGER = 10.0  # seconds in which rank 0 reports an error that all processes have
 
 app = typer.Typer(
     name="pit",
-    help="Learn to improve text from preference pairs, and run the improver over drafts (arXiv 2310.00898).",
-    # Rich help costs 0.1 s a call and boxes that do not paste; plain help is also what the docs quote.
+    cls=SectionedGroup,
+    help="Learn to improve text from preference pairs, and improve drafts (PIT, arXiv 2310.00898).\n\n"
+    "`pit COMMAND --help` shows the options of a command, with examples.",
+    # Rich help costs 0.1 s per call, and its boxes are bad to copy; the docs quote the plain help too.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
@@ -36,9 +39,15 @@ app = typer.Typer(
 
 def _add_commands() -> None:
     for name, command in COMMANDS.items():
-        help_text = f"{command.summary}\n\nExample: {command.example}"
-        function = command_of(command.settings, partial(start, name))
-        app.command(name, help=help_text, short_help=command.summary)(function)
+        examples = "\n".join(f"  {example}" for example in command.examples)
+        app.command(
+            name,
+            cls=SectionedCommand,
+            # \b: click must not wrap the lines that follow it
+            help=f"{command.summary}\n\n\b\n{'Examples' if command.examples[1:] else 'Example'}:\n{examples}",
+            short_help=command.summary,
+            rich_help_panel=command.purpose,
+        )(command_of(command.settings, partial(start, name)))
 
 
 _add_commands()
@@ -58,7 +67,7 @@ def _pit(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; only a bug, or PIT_DEBUG=1, shows a traceback."""
+    """Run one command and return its exit code. A traceback is shown only for a bug, or with PIT_DEBUG=1."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, prog_name="pit", standalone_mode=False) or 0
@@ -70,24 +79,27 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         code, lines = ending
         if not is_rank_0():
-            lines = _not_reported_by_rank_0(lines)
+            lines = _lines_of_other_rank(lines)
         for line in lines:
             console.error(line) if code else console.note(line)
     except SystemExit as ended:
-        # Typer answers a broken pipe by sys.exit(1) on its own; a shell expects 128 + SIGPIPE.
+        # Typer itself calls sys.exit(1) on a broken pipe; a shell expects 128 + SIGPIPE.
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
         code = BROKEN_PIPE
     if code == INTERRUPTED:
         console.note("interrupted")
-    _leave_stdout_quiet(broken=code == BROKEN_PIPE)
+    _discard_unwritable_stdout(broken=code == BROKEN_PIPE)
     return code
 
 
-def _not_reported_by_rank_0(lines: list[str]) -> list[str]:
-    """The errors of this process alone: if all have the same, rank 0 reports it, and the launcher ends this one."""
+def _lines_of_other_rank(lines: list[str]) -> list[str]:
+    """The error lines of a rank other than 0, labelled with the rank.
+
+    Waits first: if all ranks fail alike, rank 0 reports the error and the launcher ends this process meanwhile.
+    """
     time.sleep(LINGER)
-    console.speak()
+    console.enable_output()
     return [f"process {rank()}: {line}" for line in lines]
 
 
@@ -96,7 +108,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _ending(error: Exception) -> tuple[int, list[str]] | None:
-    """Exit code and lines for what a user can cause; None for a bug."""
+    """The exit code and the lines for an error that a user can cause; None for a bug."""
     ending: tuple[int, list[str]] | None = None
     match error:
         case PitError():
@@ -123,12 +135,12 @@ def _usage_line(error: TyperException) -> str:
 
 
 def _flush_stdout() -> None:
-    if sys.stdout is not None:  # as in: pit rl >&-
+    if sys.stdout is not None:  # None after: pit rl >&-
         sys.stdout.flush()
 
 
-def _leave_stdout_quiet(broken: bool) -> None:
-    """Where stdout takes no more, drop what is buffered: the interpreter's last flush would complain."""
+def _discard_unwritable_stdout(broken: bool) -> None:
+    """If stdout cannot be written, discard its buffer: the interpreter's last flush would print an error."""
     try:
         _flush_stdout()
     except OSError:

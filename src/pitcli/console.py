@@ -1,4 +1,4 @@
-"""What people read, on stderr: notes, warnings, progress bars, tables, samples, and training as it goes."""
+"""Output for people, on stderr: notes, warnings, progress bars, tables, samples, and the live training panel."""
 
 import re
 import time
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 SAMPLE_CHARACTERS = 300
 BLOCKS = "▁▂▃▄▅▆▇█"
 PANEL_COLUMNS = 88
-COURSE_COLUMNS = 48
-COURSE_STEPS = 2000  # a sparkline goes back so far
+SPARKLINE_COLUMNS = 48
+SPARKLINE_STEPS = 2000  # the latest steps that a sparkline shows
 SPEED_STEPS = 20
-SPEED_SECONDS = 600  # the time left is estimated over so long
+SPEED_SECONDS = 600  # the period over which the time left is estimated
 
-# Controls (but not tab and newline), bidirectional overrides and lone surrogates: rows are untrusted text,
-# and a terminal obeys what it is sent.
+# Control characters (but not tab and newline), bidirectional overrides and lone surrogates: rows are untrusted text,
+# and a terminal executes the escape sequences in its input.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -33,51 +33,52 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, quiet=not is_rank_0())  # one process speaks for all
+    return Console(stderr=True, highlight=False, quiet=not is_rank_0())  # one process prints for all
 
 
-def speak() -> None:
-    """Have a process be heard that is not the first."""
+def enable_output() -> None:
+    """Let a rank other than 0 print."""
     _console().quiet = False
 
 
 def visible(text: str) -> str:
-    """The text with everything that could steer a terminal written out, e.g. ``\\x1b``."""
+    """The text with every character that could control a terminal escaped, e.g. ``\\x1b``."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def note(message: str) -> None:
-    """One plain line."""
+    """Print one plain line."""
     _labelled("", "", message)
 
 
 def warn(message: str) -> None:
-    """One line after a yellow `warning:`."""
+    """Print one line after a yellow `warning:`."""
     _labelled("warning: ", "yellow", message)
 
 
 def error(message: str) -> None:
-    """One line after a red `error:`."""
+    """Print one line after a red `error:`."""
     _labelled("error: ", "bold red", message)
 
 
 def next_command(line: str) -> None:
-    """What to run next."""
+    """Print the command to run next."""
     _labelled("next: ", "bold", line)
 
 
 def _labelled(label: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    # soft_wrap: a line stays one line, for grep and for log files.
+    # soft_wrap: one message is one line, for grep and log files.
     _console().print(Text.assemble((label, style), visible(message).replace("\n", "\\n")), soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: int | None, rows: TextIO | None = None) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, if that is a terminal; yields advance(n=1, **fields), e.g. advance(loss=0.53).
+    """Show a progress bar if stderr is a terminal; yields advance(n=1, **fields), e.g. advance(loss=0.53).
 
-    rows: the stream that rows go to meanwhile; where that is a terminal too, a bar would be written over them.
+    rows: the stream that rows are written to meanwhile; if it is a terminal too, no bar is shown, as it would overwrite
+    them.
     """
     if not _console().is_terminal or (rows is not None and rows.isatty()):
         yield lambda n=1, **fields: None
@@ -104,19 +105,22 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
         yield advance
 
 
-class Course(NamedTuple):
-    """The values of a metric, drawn as a sparkline as wide as there is room for."""
+class Sparkline(NamedTuple):
+    """The values of a metric as a sparkline that fits the available width."""
 
     values: Sequence[float]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        # A terminal without UTF-8 has no blocks.
+        # A terminal without UTF-8 cannot show the blocks.
         if not options.ascii_only:
-            yield sparkline(self.values, min(options.max_width, COURSE_COLUMNS))
+            yield sparkline(self.values, min(options.max_width, SPARKLINE_COLUMNS))
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` blocks, each the mean of an equal part of the values, between the least mean and the greatest."""
+    """At most `width` blocks; each shows the mean of an equal part of the values.
+
+    The lowest block is the minimum of the means, the highest the maximum.
+    """
     count = min(width, len(values))
     means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
     low, high = min(means, default=0.0), max(means, default=0.0)
@@ -128,11 +132,11 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def training_panel(
     title: str, total: int, names: Sequence[str], rows: Sequence[Mapping[str, float]], per_step: int
 ) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Training as it goes, on stderr if that is a terminal; yields show(metrics), to be called after each step.
+    """Show a live panel of training if stderr is a terminal; yields show(metrics), to be called after each step.
 
-    A bar with the time left, and of each metric that has a name in `names` its latest value and its course. rows: the
-    metrics of the steps that a resumed run has behind it. per_step: rows of data in a step, for the speed of tasks
-    that have no metric `tokens`.
+    The panel has a bar with the time left, and the latest value and a sparkline of each metric in `names`. rows: the
+    metrics of the steps before a resumed run continues. per_step: rows of data per step, for the speed of tasks without
+    a metric `tokens`.
     """
     if not (_console().is_interactive and _console().file.isatty()):
         yield lambda metrics: None
@@ -143,38 +147,38 @@ def training_panel(
     columns = [bars.BarColumn(bar_width=None), bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
     bar = bars.Progress(*columns, speed_estimate_period=SPEED_SECONDS, expand=True)
     task = bar.add_task("", total=total, completed=len(rows))
-    courses: dict[str, deque[float]] = {}
+    history: dict[str, deque[float]] = {}
     done: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)], maxlen=SPEED_STEPS)
 
     def add(metrics: Mapping[str, float]) -> None:
         for name in names:
             if name in metrics:
-                courses.setdefault(name, deque(maxlen=COURSE_STEPS)).append(metrics[name])
+                history.setdefault(name, deque(maxlen=SPARKLINE_STEPS)).append(metrics[name])
 
     def show(metrics: Mapping[str, float]) -> None:
         add(metrics)
         done.append((time.monotonic(), metrics.get("tokens", per_step)))
         bar.advance(task)
         unit = "tokens/s" if "tokens" in metrics else "rows/s"
-        live.update(_panel(title, bar, courses, (unit, _speed(done))))
+        live.update(_panel(title, bar, history, (unit, _speed(done))))
 
     for row in rows:
         add(row)
-    # redirect_stdout would send what is on stdout to stderr.
+    # redirect_stdout would send the output on stdout to stderr.
     with Live(
-        _panel(title, bar, courses, None), console=_console(), redirect_stdout=False, refresh_per_second=4
+        _panel(title, bar, history, None), console=_console(), redirect_stdout=False, refresh_per_second=4
     ) as live:
         yield show
 
 
 def _speed(done: Sequence[tuple[float, float]]) -> float:
-    """Of steps that ended at a time and did so much, the first of which only says when the others began."""
+    """The amount per second, from steps as (end time, amount); the first one only marks the start of the second."""
     (began, _), (ended, _) = done[0], done[-1]
     return sum(amount for _, amount in list(done)[1:]) / max(ended - began, 1e-9)
 
 
 def _panel(
-    title: str, bar: "Progress", courses: Mapping[str, Sequence[float]], speed: tuple[str, float] | None
+    title: str, bar: "Progress", history: Mapping[str, Sequence[float]], speed: tuple[str, float] | None
 ) -> "Panel":
     from rich.console import Group
     from rich.panel import Panel
@@ -185,8 +189,8 @@ def _panel(
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, justify="right", min_width=9)
     grid.add_column(no_wrap=True, ratio=1, style="cyan")
-    for name, values in courses.items():
-        grid.add_row(Text(visible(name)), Text(_cell(float(values[-1]))), Course(list(values)))
+    for name, values in history.items():
+        grid.add_row(Text(visible(name)), Text(_cell(float(values[-1]))), Sparkline(list(values)))
     if speed:
         unit, number = speed
         grid.add_row(Text(unit), Text(f"{number:,.0f}" if number >= 10 else f"{number:.2g}"))
@@ -195,7 +199,7 @@ def _panel(
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; columns that hold only numbers stand to the right, nothing is cut off."""
+    """Print a table; columns of numbers are right-aligned, and no cell is truncated."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -207,7 +211,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         grid.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))
-    # A log file has no width to keep to; 80 columns would fold the cells.
+    # A log file has no width; with the default of 80 columns the cells would be folded.
     console = _console() if _console().is_terminal else Console(stderr=True, width=10_000, quiet=not is_rank_0())
     console.print(grid)
 
@@ -228,7 +232,7 @@ def samples(pairs: Sequence[tuple[str, str, str]]) -> None:
 
 
 def marked(parts: Sequence[tuple[str, bool]]) -> None:
-    """One text in parts, those that are marked in bold green, or between ⟦ and ⟧ where there are no colours."""
+    """Print one text in parts; marked parts are bold green, or between ⟦ and ⟧ if there are no colours."""
     from rich.text import Text
 
     plain = _console().color_system is None

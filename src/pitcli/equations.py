@@ -1,6 +1,6 @@
-"""The paper: pure functions of tensors, each with its equation (PIT = arXiv 2310.00898).
+"""The equations of the paper as pure functions of tensors (PIT = arXiv 2310.00898).
 
-Axes: B rows, T tokens, P prompts, K samples of one prompt, 4 the orderings of a pair in the order of ORDERINGS.
+Axes: B rows, T tokens, P prompts, K samples per prompt, 4 the orderings of a pair as in ORDERINGS.
 """
 
 import math
@@ -17,9 +17,9 @@ ORDERINGS = (("w", "l"), ("w", "w"), ("l", "l"), ("l", "w"))
 
 
 def five_term_loss(gaps_B4: Tensor) -> Tensor:
-    """PIT eq. 2: the order wanted is g_wl >= g_ww ~ g_ll >= g_lw; mean over the pairs.
+    """PIT eq. 2: the loss that teaches g_wl >= g_ww ~ g_ll >= g_lw; mean over the pairs.
 
-    gaps_B4: r_gap of each ordering (w,l), (w,w), (l,l), (l,w). Returns a scalar; 5 ln 2 where all gaps are equal.
+    gaps_B4: r_gap of each ordering (w,l), (w,w), (l,l), (l,w). Returns a scalar; 5 ln 2 if all gaps are equal.
     """
     g_wl, g_ww, g_ll, g_lw = gaps_B4.unbind(-1)
     terms = (g_wl - g_ww, g_wl - g_ll, g_wl - g_lw, g_ww - g_lw, g_ll - g_lw)
@@ -27,15 +27,15 @@ def five_term_loss(gaps_B4: Tensor) -> Tensor:
 
 
 def bradley_terry_gap_loss(gaps_B4: Tensor) -> Tensor:
-    """Ablation: -log sigmoid(g_wl - g_lw), the third of the five terms alone; mean over the pairs."""
+    """Ablation: -log sigmoid(g_wl - g_lw), only the third of the five terms; mean over the pairs."""
     g_wl, _, _, g_lw = gaps_B4.unbind(-1)
     return -logsigmoid(g_wl - g_lw).mean()
 
 
 def symmetric_gap_loss(gaps_B4: Tensor) -> Tensor:
-    """Ablation: -log sigmoid(g_wl) - log sigmoid(-g_lw); each ordering must be right by itself.
+    """Ablation: -log sigmoid(g_wl) - log sigmoid(-g_lw); each ordering by itself must have the right sign.
 
-    Unlike the other two this pins the offset: g_wl = -g_lw at the optimum of a noiseless pair.
+    Unlike the other two losses, this one fixes the offset: g_wl = -g_lw at the optimum of a noiseless pair.
     """
     g_wl, _, _, g_lw = gaps_B4.unbind(-1)
     return -(logsigmoid(g_wl) + logsigmoid(-g_lw)).mean()
@@ -54,13 +54,13 @@ def gap_loss(kind: GapLoss, gaps_B4: Tensor) -> Tensor:
 def symmetrised_gap(reward_ab: Tensor, reward_ba: Tensor) -> Tensor:
     """gap(a, b) = 1/2 [r(x,a,b) - r(x,b,a)]: antisymmetric, and exactly 0 for a copy.
 
-    The loss leaves an offset c(x) free and ties nothing to antisymmetry, so a raw r_gap is never used as a gap.
+    The loss leaves an offset c(x) free and does not enforce antisymmetry, so a raw r_gap is never used as a gap.
     """
     return (reward_ab - reward_ba) / 2
 
 
 def p_better(gap: float, gap_temperature: float) -> float:
-    """sigmoid(gap / T): the probability that the first response is preferred; 0 for NaN, which shows nothing."""
+    """sigmoid(gap / T): the probability that the first response is preferred; 0 for NaN."""
     if math.isnan(gap):
         return 0.0
     return 1 / (1 + math.exp(-max(-700.0, min(700.0, gap / gap_temperature))))
@@ -69,8 +69,9 @@ def p_better(gap: float, gap_temperature: float) -> float:
 def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> float:
     """The T that minimises the log loss of sigmoid(gap / T) on held-out pairs.
 
-    gaps: gap(chosen, rejected) of each pair. The loss is convex in 1/T, so its slope is bisected. T is held in
-    [1/max_temperature, max_temperature]: pairs that are all ranked right have no minimum, nor have useless gaps.
+    gaps: gap(chosen, rejected) of each pair. The loss is convex in 1/T, so bisection on its slope finds the minimum.
+    T is clamped to [1/max_temperature, max_temperature], because there is no minimum if all pairs are ranked
+    correctly, or if the gaps are useless.
     """
     gaps_N = torch.tensor(list(gaps), dtype=torch.float64)
 
@@ -91,19 +92,22 @@ def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> floa
 def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
     """KL of the sampled sequences to the reference policy, k1 estimator, summed over the tokens.
 
-    sum_t [log pi(y_t) - log pi_ref(y_t)] of y ~ pi, so its mean is KL(pi || pi_ref). The N tokens are those of B
-    sequences of these lengths, one after the other. Returns nats of shape (B,).
+    sum_t [log pi(y_t) - log pi_ref(y_t)] for y ~ pi, so its mean is KL(pi || pi_ref). The N tokens are those of B
+    sequences of these lengths, concatenated. Returns nats of shape (B,).
     """
     return torch.stack([differences_T.sum() for differences_T in (logprobs_N - ref_logprobs_N).split(list(lengths))])
 
 
 def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float, missing_eos_penalty: float) -> Tensor:
-    """PIT eq. 3: r_gap(x, y, y_ref) - beta KL, and a penalty where the response was cut off. Shape (B,)."""
+    """PIT eq. 3: r_gap(x, y, y_ref) - beta KL, minus a penalty if the response has no EOS. Shape (B,)."""
     return gaps_B - kl_coef * kl_B - missing_eos_penalty * (~finished_B).to(gaps_B.dtype)
 
 
 def leave_one_out_advantages(rewards_PK: Tensor) -> Tensor:
-    """RLOO (Ahmadian et al. 2024, eq. 8): each reward less the mean of the other samples' rewards. Shape (P, K)."""
+    """RLOO (Ahmadian et al. 2024, eq. 8): each reward minus the leave-one-out baseline. Shape (P, K).
+
+    The baseline is the mean reward of the other samples of the prompt.
+    """
     samples = rewards_PK.shape[1]
     others_PK = (rewards_PK.sum(1, keepdim=True) - rewards_PK) / (samples - 1)
     return rewards_PK - others_PK
@@ -112,20 +116,20 @@ def leave_one_out_advantages(rewards_PK: Tensor) -> Tensor:
 def clipped_policy_loss(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, clip_range: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective (Schulman et al. 2017, eq. 7), one ratio a token, summed over the N tokens.
+    """PPO's clipped objective (Schulman et al. 2017, eq. 7), one ratio per token, summed over the N tokens.
 
-    advantages_N: of the sequence that each token is of. Returns (loss, clipped): the loss to be divided by the
-    step's token count, and how many tokens the clip holds.
+    advantages_N: for each token, the advantage of its sequence. Returns (loss, clipped): the loss, which the caller
+    divides by the token count of the step, and the number of tokens whose gradient is clipped.
     At ratio 1 the gradient is that of -A log pi(y), i.e. REINFORCE.
     """
     ratio_N = torch.exp(logprobs_N - old_logprobs_N)
-    free_N = ratio_N * advantages_N
-    held_N = ratio_N.clamp(1 - clip_range, 1 + clip_range) * advantages_N
-    return -torch.minimum(free_N, held_N).sum(), (held_N < free_N).sum()
+    unclipped_N = ratio_N * advantages_N
+    clipped_N = ratio_N.clamp(1 - clip_range, 1 + clip_range) * advantages_N
+    return -torch.minimum(unclipped_N, clipped_N).sum(), (clipped_N < unclipped_N).sum()
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then linear decay to a tenth: a pure function of the step, so resuming needs no state."""
+    """Linear warm-up, then linear decay to a tenth; a pure function of the step, so resuming needs no state."""
     warmup = max(1, round(total_steps * warmup_share))
     if step < warmup:
         return (step + 1) / warmup

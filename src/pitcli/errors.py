@@ -1,10 +1,10 @@
-"""Every error that a user can cause, with the exit code that it ends in."""
+"""The errors that a user can cause, with their exit codes."""
 
 from collections.abc import Sequence
 
 
 class PitError(Exception):
-    """One or more problems, each a line that says where, what and how to mend it."""
+    """One or more problems, one line each: the place, the problem, and the remedy."""
 
     exit_code = 3
 
@@ -14,31 +14,34 @@ class PitError(Exception):
 
 
 class InputError(PitError):
-    """Data that cannot be used; problems name file:line:field."""
+    """Unusable data; each problem names file:line:field."""
 
     exit_code = 2
 
 
 class SettingsError(PitError):
-    """Settings that cannot be used; problems name the flag."""
+    """Unusable settings; each problem names the flag."""
 
     exit_code = 2
 
 
 class RunError(PitError):
-    """A run folder, a model or the machine does not serve: locked, corrupt, wrong base, diverged."""
+    """An unusable run folder, model or machine: locked, corrupt, wrong base, diverged."""
 
     exit_code = 3
 
 
 class NothingToDo(PitError):
-    """What was asked for is there already."""
+    """The requested result exists already."""
 
     exit_code = 0
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of the host or of the device. By name and text: importing torch to ask for its classes would cost seconds."""
+    """Whether the host or the device is out of memory.
+
+    Compares names and texts, because importing torch for its classes would take seconds.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(sign in str(error) for sign in ("out of memory", "can't allocate memory"))

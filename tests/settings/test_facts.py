@@ -1,4 +1,4 @@
-"""What is known of a setting is declared on its field, so that no list of names can forget one."""
+"""Facts about a setting are declared on its field, so that no list of names can miss one."""
 
 import re
 from pathlib import Path
@@ -18,14 +18,14 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_what_a_text_or_a_path_names_is_declared(field: object) -> None:
-    """A new setting cannot be forgotten by recipes: a file, a run and a base are found, an output is not compared."""
+def test_each_text_or_path_declares_what_it_names(field: object) -> None:
+    """Recipes find each file, run and base by these facts, and do not compare outputs."""
     kinds = (Fact.text, Fact.base, Fact.file, Fact.named_file, Fact.run, Fact.judge, Fact.output)
     assert sum(kind in facts_of(field) for kind in kinds) == 1  # type: ignore[arg-type]
 
 
-def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
-    """The keys that a manifest of a run does not hold; any new setting is in it, unless it says otherwise."""
+def test_identity_excludes_how_a_run_is_executed() -> None:
+    """These settings are not in the manifest of a run; any new setting is, unless a fact excludes it."""
     for settings in (SftConfig, RlConfig):
         assert settings.model_fields.keys() - settings().identity().keys() == {
             *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
@@ -35,12 +35,12 @@ def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
     assert kept == {"input", "output", "resume", "overwrite"}
 
 
-def test_what_later_stages_take_from_the_gap_model() -> None:
+def test_settings_that_later_stages_inherit_from_the_gap_model() -> None:
     assert SftConfig.named(Fact.handed_on) == {"data", "model", "load_in_4bit"}
 
 
-def test_what_rl_hands_to_its_sft() -> None:
-    """All that both have but for what is RL's own: a new setting is handed on, unless it says otherwise."""
+def test_settings_that_rl_hands_to_its_sft() -> None:
+    """All shared settings but RL's own; a new setting is handed on, unless a fact excludes it."""
     shared = RlConfig.model_fields.keys() & SftConfig.model_fields.keys()
     assert shared >= TrainingConfig.model_fields.keys()
     given = {

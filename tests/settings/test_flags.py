@@ -1,4 +1,4 @@
-"""Flags, YAML and validation, for every settings class."""
+"""Flags, YAML and validation of the settings classes."""
 
 import inspect
 from pathlib import Path
@@ -28,57 +28,58 @@ def problems_of(config_class: type[Settings], flags: dict[str, object], file: Pa
 
 
 @pytest.mark.parametrize("config_class", UNUSUAL)
-def test_saved_settings_come_back_the_same(config_class: type[Settings], tmp_path: Path) -> None:
+def test_saved_settings_are_read_back_unchanged(config_class: type[Settings], tmp_path: Path) -> None:
     for values in ({"synthetic": 1} if config_class is PrepareConfig else {}, UNUSUAL[config_class]):
         config = config_class.model_validate(values)
         (tmp_path / "saved.yaml").write_text(settings_yaml(config))
         assert settings_of(config_class, {}, str(tmp_path / "saved.yaml")) == config
 
 
-def test_how_it_was_started_is_not_saved_and_nothing_else_is_lost(tmp_path: Path) -> None:
+def test_only_start_settings_and_none_are_not_saved(tmp_path: Path) -> None:
     (tmp_path / "saved.yaml").write_text(settings_yaml(SftConfig(resume=True, overwrite=True, max_rows=3)))
     text = (tmp_path / "saved.yaml").read_text()
     assert "resume" not in text
     assert "overwrite" not in text
     assert "max_rows: 3\n" in text
-    assert "max_steps" not in text, "None is left out"
+    assert "max_steps" not in text, "None is not written"
 
 
 @pytest.mark.parametrize("config_class", UNUSUAL)
-def test_one_flag_a_field(config_class: type[Settings]) -> None:
+def test_one_flag_per_field(config_class: type[Settings]) -> None:
     names = list(inspect.signature(command_of(config_class, lambda config: None)).parameters)
     assert sorted(names) == sorted(["config", *config_class.model_fields])
 
 
-def test_the_commands_own_settings_come_first() -> None:
+def test_common_options_come_first_and_config_last() -> None:
     names = list(inspect.signature(command_of(RlConfig, lambda config: None)).parameters)
-    assert names[:5] == ["config", "role", "sft", "reward", "policy"]
+    assert names[:5] == ["data", "curriculum", "model", "out", "resume"]
+    assert names[-1] == "config"
 
 
-def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 3\nseed: 4\nlearning_rate: 1e-5\nresume: no\n")
     config = settings_of(SftConfig, {"epochs": "9", "resume": True}, str(file))
-    # YAML 1.1 takes 1e-5 (no dot) for text; it must be a number all the same.
+    # YAML 1.1 reads 1e-5 (no dot) as text; the setting must be a number nevertheless.
     assert (config.epochs, config.seed, config.learning_rate, config.resume) == (9, 4, 1e-5, True)
     assert config.batch_size == 16
 
 
 @pytest.mark.parametrize("stages", ["curriculum_stages: dataset,self", "curriculum_stages: [dataset, self]"])
-def test_stages_in_a_file(stages: str, tmp_path: Path) -> None:
+def test_curriculum_stages_in_a_file(stages: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(stages)
     config = settings_of(RlConfig, {}, str(tmp_path / "c.yaml"))
     assert config.curriculum_stages == (Stage.dataset, Stage.self_)
 
 
-def test_curriculum_is_both_stages_and_never_overrules_others_silently(tmp_path: Path) -> None:
+def test_curriculum_sets_two_stages_and_conflicts_with_others(tmp_path: Path) -> None:
     assert settings_of(RlConfig, {"curriculum": True}).curriculum_stages == (Stage.dataset, Stage.policy)
     (tmp_path / "c.yaml").write_text("curriculum_stages: [dataset]")
     [problem] = problems_of(RlConfig, {"curriculum": True}, tmp_path / "c.yaml")
     assert "give only one of the two" in problem
 
 
-def test_all_problems_at_once_each_with_its_place(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_their_place(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("batch_size: 0\nwarmup_share: 1\nlearnin_rate: 1\nbatch-size: 2\nzzz: 1\nmodel: 3\n")
     flags: dict[str, object] = {"learning_rate": "-1", "epochs": "two", "role": "polcy", "out": ""}
@@ -92,7 +93,7 @@ def test_all_problems_at_once_each_with_its_place(tmp_path: Path) -> None:
             f"{file}: warmup_share: must be less than 1, got 1",
             f"{file}: learnin_rate: no such setting; did you mean learning_rate?",
             f"{file}: batch-size: no such setting; did you mean batch_size?",
-            f"{file}: zzz: no such setting; --help lists them",
+            f"{file}: zzz: no such setting; see --help",
             f"{file}: model: must be a valid string, got 3",
         ]
     )
@@ -125,9 +126,9 @@ def test_one_bad_value(config_class: type[Settings], flags: dict[str, object], p
     [
         ("seed: 1\nepochs: [2\n", "FILE:3: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("seed: 1\n\tepochs: 2\n", "FILE:2: not YAML: found character '\\t' that cannot start any token"),
-        ("seed: 1\nepochs: 2\nseed: 3\n", "FILE:3: seed is already given in line 1"),
-        ("- seed\n", "FILE: must hold `setting: value` lines, not a list"),
-        ("seed\n", "FILE: must hold `setting: value` lines, not seed"),
+        ("seed: 1\nepochs: 2\nseed: 3\n", "FILE:3: duplicate key seed, first given in line 1"),
+        ("- seed\n", "FILE: expected `setting: value` lines, got a list"),
+        ("seed\n", "FILE: expected `setting: value` lines, got seed"),
         (
             "seed: !!python/object/apply:os.system [id]\n",
             "FILE:1: not YAML: could not determine a constructor",
@@ -140,7 +141,7 @@ def test_one_bad_value(config_class: type[Settings], flags: dict[str, object], p
         ("seed: \x07\n", "FILE: not YAML: unacceptable character"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
+def test_an_unusable_file_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     [line] = problems_of(SftConfig, {}, file)
@@ -148,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_one_line(text: str, problem: str, tmp_pat
     assert "\n" not in line
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"data: \xe9.jsonl\n")
     assert "not YAML: 'utf-8' codec" in problems_of(SftConfig, {}, tmp_path / "latin.yaml")[0]
     missing = tmp_path / "none.yaml"

@@ -1,7 +1,8 @@
-"""What commands share of their settings: the choices, and sections that a command's model is put together from."""
+"""Settings that several commands share: the choices, the facts about a setting, and the groups of settings."""
 
 from enum import Flag, StrEnum, auto
-from typing import Annotated, Any, Self
+from inspect import get_annotations
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -72,17 +73,17 @@ Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
 class Fact(Flag):
-    """What is known of a setting besides its type, declared on its field: `resume: Annotated[bool, Fact.start]`.
+    """What is known about a setting besides its type, declared on its field: `resume: Annotated[bool, Fact.start]`.
 
-    A setting without facts is part of what a run is: it is saved, compared on --resume, shared by recipes, and handed
-    to the SFT that `pit rl` starts. What a text or a path names is always declared (tests/settings/test_facts.py).
+    A setting without facts is part of a run's identity: it is saved, compared on --resume, shared by recipes, and
+    handed to the SFT that `pit rl` starts. Each text or path declares what it names (tests/settings/test_facts.py).
     """
 
-    start = auto()  # how one start goes (--resume): neither saved nor for recipes
-    execution = auto()  # how a run is carried out, not what it is: may differ when it is resumed
+    start = auto()  # how one start goes (--resume): not saved, not for recipes
+    execution = auto()  # how a run is executed, not what it is: may change when the run is resumed
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
-    handed_on = auto()  # later stages take it from the run of the gap model, if it is not given
-    off_card = auto()  # said on a model card in another way, or not of the model
+    handed_on = auto()  # if not given, later stages use the value of the gap model's run
+    off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
 
     text = auto()  # names no file
     base = auto()  # a base model
@@ -90,13 +91,36 @@ class Fact(Flag):
     named_file = auto()  # FILE or NAME=FILE
     run = auto()  # a run folder that is read
     judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL
-    output = auto()  # a file or folder that is written: where, not what
+    output = auto()  # a file or folder that is written: not part of the identity
 
-    argument = auto()  # on the command line without a flag
+    argument = auto()  # a positional argument on the command line
     repeated = auto()  # a flag that may be given several times
 
 
 READ = Fact.base | Fact.file | Fact.named_file | Fact.run | Fact.judge
+
+
+class Section(StrEnum):
+    """A heading in the help of a command, in the order of the help.
+
+    Declared per class of settings (`section = Section.model`), and on a field that belongs to another section.
+    """
+
+    common = "Common options"  # the few that most people use
+    data = "Data"
+    method = "Method"
+    runs = "Earlier runs"
+    model = "Model"
+    rl = "Reinforcement learning"
+    training = "Training"
+    generation = "Generation"
+    stop = "Stopping"
+    judges = "Judges"
+    comparison = "Comparison and report"
+    card = "Model card and hub"
+    hardware = "Hardware and memory"
+    output = "Output"
+    other = "Other options"  # those that are not settings: --config, --help
 
 
 def facts_of(field: FieldInfo) -> Fact:
@@ -108,102 +132,131 @@ def facts_of(field: FieldInfo) -> Fact:
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are frozen once validated."""
+    """Base of all settings: unknown keys are errors, and validated values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
+    section: ClassVar[Section]  # of the fields that a class declares first
+
     @classmethod
     def named(cls, facts: Fact) -> set[str]:
-        """The settings of which any of these facts is true."""
+        """The names of the settings that have any of these facts."""
         return {name for name, field in cls.model_fields.items() if facts_of(field) & facts}
 
+    @classmethod
+    def section_of(cls, name: str) -> Section:
+        """The section on the field, or else the section of the class that declares the field first."""
+        on_field = [item for item in cls.model_fields[name].metadata if isinstance(item, Section)]
+        declaring = next(c for c in reversed(cls.__mro__) if issubclass(c, Settings) and name in get_annotations(c))
+        section: Section = on_field[0] if on_field else vars(declaring)["section"]
+        return section
+
     def identity(self) -> dict[str, Any]:
-        """The settings that say what a run is, as JSON: those that must be the same when it is resumed."""
+        """The settings that must not change when the run is resumed, as JSON."""
         return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output))
 
 
 class ModelSettings(Settings):
-    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
+    section = Section.model
+
+    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card, Section.common] = Field(
         None,
-        description="Base model: a folder, a hub name, a .gguf file, or the short names smollm2 and tiny "
-        "[default: the model of the runs given, else smollm2]",
+        description="Base model: a folder, a hub name, a .gguf file, or one of the short names smollm2 and tiny "
+        "[default: the base of the earlier runs, otherwise smollm2]",
     )
     load_in_4bit: Annotated[bool | None, Fact.handed_on | Fact.off_card] = Field(
-        None, description="Hold the base in 4-bit NF4 [default: as the runs given, else on]"
+        None, description="Load the base model in 4-bit NF4 [default: as in the earlier runs, otherwise on]"
     )
-    device: Annotated[Device, Fact.off_card] = Field(
-        Device.auto, description="Where to run: auto takes a GPU if there is one"
+    device: Annotated[Device, Fact.off_card, Section.hardware] = Field(
+        Device.auto, description="Device to run on; auto uses a GPU if one is available"
     )
     max_length: int | None = Field(
-        None, ge=16, description="Longest conversation in tokens [default: the model's context]"
+        None, ge=16, description="Maximum conversation length in tokens [default: the base model's context length]"
     )
 
 
 class LoraSettings(Settings):
+    section = Section.model
+
     lora_rank: int = Field(16, ge=1, description="LoRA rank, on all linear layers")
-    lora_alpha: int = Field(32, ge=1, description="LoRA alpha (the update is scaled by alpha / rank)")
+    lora_alpha: int = Field(32, ge=1, description="LoRA alpha: the update is scaled by alpha / rank")
 
 
 class OptimSettings(Settings):
+    section = Section.training
+
     learning_rate: Annotated[float, Fact.own] = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
-    batch_size: Annotated[int, Fact.own] = Field(16, ge=1, description="Rows (rl: prompts) for each optimiser step")
-    micro_batch_size: Annotated[int, Fact.execution] = Field(
-        8, ge=1, description="Sequences at most for each forward and backward pass"
+    batch_size: Annotated[int, Fact.own] = Field(16, ge=1, description="Rows per optimiser step")
+    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
+        8, ge=1, description="Maximum number of sequences per forward and backward pass"
     )
-    tokens_per_batch: Annotated[int | None, Fact.execution] = Field(
+    tokens_per_batch: Annotated[int | None, Fact.execution, Section.hardware] = Field(
         None,
         ge=1,
-        description="Tokens at most for each forward and backward pass, in place of --micro-batch-size",
+        description="Maximum number of tokens per forward and backward pass, instead of --micro-batch-size "
+        "[default: --micro-batch-size decides]",
     )
     epochs: Annotated[int, Fact.own] = Field(1, ge=1, description="Passes over the data")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate")
-    max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
-    save_every: Annotated[int, Fact.execution] = Field(
-        50, ge=1, description="Write a resumable checkpoint every so many steps"
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps [default: no limit]")
+    warmup_share: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps during which the learning rate rises linearly"
     )
-    gradient_checkpointing: Annotated[bool, Fact.execution] = Field(
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the norm of the gradient to this value")
+    save_every: Annotated[int, Fact.execution, Section.output] = Field(
+        50, ge=1, description="Optimiser steps between resumable checkpoints"
+    )
+    gradient_checkpointing: Annotated[bool, Fact.execution, Section.hardware] = Field(
+        False, description="Recompute activations in the backward pass: less memory, about 50% slower"
+    )
+    shard_base: Annotated[bool, Fact.execution, Section.hardware] = Field(
         False,
-        description="Do not keep what happens within the layers but compute it again on the way back: less "
-        "memory, about half more time",
+        description="Shard the base over the processes (FSDP) if it does not fit on one GPU; slower",
     )
-    shard_base: Annotated[bool, Fact.execution] = Field(
-        False,
-        description="With several processes: each holds its part of the base's layers only (FSDP), where a base "
-        "does not fit on one GPU; slower",
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
+    resume: Annotated[bool, Fact.start | Fact.own, Section.common] = Field(
+        False, description="Resume from the newest valid checkpoint in --out"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
-    resume: Annotated[bool, Fact.start | Fact.own] = Field(
-        False, description="Go on from the newest valid checkpoint in --out"
+    overwrite: Annotated[bool, Fact.start | Fact.own, Section.output] = Field(
+        False, description="Replace the run in --out"
     )
-    overwrite: Annotated[bool, Fact.start | Fact.own] = Field(False, description="Replace the run in --out")
-    track: Annotated[Trackers, Fact.execution] = Field(
-        (), description="Log to these too, beside metrics.jsonl: tensorboard, wandb, trackio, with commas between"
+    track: Annotated[Trackers, Fact.execution, Section.output] = Field(
+        (),
+        description="Trackers to log to as well as metrics.jsonl, comma-separated: tensorboard, wandb, trackio "
+        "[default: none]",
     )
 
 
 class DataSettings(Settings):
-    data: Annotated[str | None, Fact.file | Fact.handed_on | Fact.off_card] = Field(
+    section = Section.data
+
+    data: Annotated[str | None, Fact.file | Fact.handed_on | Fact.off_card, Section.common] = Field(
         None,
-        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, - for stdin "
-        "[default: as the earlier runs]",
+        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin "
+        "[default: the data of the earlier runs]",
     )
-    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
     skip_long: bool = Field(
-        False, description="Leave out rows longer than --max-length (counted) instead of refusing them"
+        False, description="Skip rows longer than --max-length and report how many, instead of ending with an error"
     )
     truncate: bool = Field(
-        False, description="Cut completions that are too long for --max-length (counted) instead of refusing them"
+        False,
+        description="Truncate completions to fit --max-length and report how many, instead of ending with an error",
     )
 
     @model_validator(mode="after")
-    def _one_way_with_long_rows(self) -> Self:
+    def _skip_or_truncate(self) -> Self:
         if self.skip_long and self.truncate:
             raise ValueError("give only one of --skip-long and --truncate")
         return self
 
 
 class SamplingSettings(Settings):
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set holding this probability")
-    max_new_tokens: int = Field(256, ge=1, description="Longest response in tokens")
+    section = Section.generation
+
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy decoding")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus sampling: sample from the fewest tokens with this total probability"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Maximum length of a response in tokens")

@@ -1,5 +1,6 @@
-"""The commands of pit: their settings, an example each, and where they may run."""
+"""The commands of pit: settings, purpose, examples, and whether they run in recipes or as several processes."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
@@ -17,11 +18,21 @@ from pitcli.settings.tools import (
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 
 
+class Purpose(StrEnum):
+    """A heading over commands in `pit --help`."""
+
+    train = "Train"
+    use = "Use"
+    judge = "Judge"
+    inspect = "Inspect and export"
+
+
 class Command(NamedTuple):
-    """in_recipes: may be a stage of a recipe; distributed: may be several processes."""
+    """in_recipes: may be a stage of a recipe; distributed: may run as several processes."""
 
     settings: type[Settings]
-    example: str
+    purpose: Purpose
+    examples: tuple[str, ...]
     in_recipes: bool = False
     distributed: bool = False
 
@@ -32,23 +43,89 @@ class Command(NamedTuple):
         return summary[:1].upper() + summary[1:]
 
 
+# in the order of use
 COMMANDS: dict[str, Command] = {
-    "prepare": Command(PrepareConfig, "pit prepare --data hh.jsonl --out data", in_recipes=True),
-    "sft": Command(SftConfig, "pit sft --data data/sft.jsonl", in_recipes=True, distributed=True),
-    "train-reward": Command(RewardConfig, "pit train-reward --data hh.jsonl", in_recipes=True, distributed=True),
-    "sample": Command(SampleConfig, "pit sample --data hh.jsonl --output drafts.jsonl", in_recipes=True),
-    "rl": Command(RlConfig, "pit rl --curriculum", in_recipes=True, distributed=True),
-    "improve": Command(
-        ImproveConfig, "pit improve --input drafts.jsonl --max-iters 5", in_recipes=True, distributed=True
+    "prepare": Command(
+        PrepareConfig,
+        Purpose.train,
+        ("pit prepare --data hh.jsonl --out data", "pit prepare --data hub:OWNER/NAME:train --dry-run"),
+        in_recipes=True,
     ),
-    "evaluate": Command(EvaluateConfig, "pit evaluate --input improved.jsonl --judge gap:runs/judge", in_recipes=True),
-    "annotate": Command(AnnotateConfig, "pit annotate --input improved.jsonl --output labels.jsonl --annotator ada"),
-    "agree": Command(AgreeConfig, "pit agree --labels labels.jsonl"),
-    "run": Command(PipelineConfig, "pit run examples/recipes/quickstart.yaml"),
-    "verify": Command(VerifyConfig, "pit verify runs/rl"),
-    "report": Command(ReportConfig, "pit report runs/rl"),
-    "export": Command(ExportConfig, "pit export runs/rl --out improver", in_recipes=True),
-    "doctor": Command(DoctorConfig, "pit doctor --model smollm2"),
+    "sft": Command(
+        SftConfig,
+        Purpose.train,
+        ("pit sft --data data/sft.jsonl", "pit sft --data data/sft.jsonl --role policy"),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "train-reward": Command(
+        RewardConfig,
+        Purpose.train,
+        (
+            "pit train-reward --data data/reward.jsonl",
+            "pit train-reward --data data/reward.jsonl --eval-data data/test.jsonl",
+        ),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "rl": Command(
+        RlConfig,
+        Purpose.train,
+        ("pit rl --curriculum", "pit rl --role policy"),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "run": Command(
+        PipelineConfig,
+        Purpose.train,
+        ("pit run examples/recipes/quickstart.yaml", "pit run examples/recipes/quickstart.yaml --dry-run"),
+    ),
+    "sample": Command(
+        SampleConfig, Purpose.use, ("pit sample --data prompts.jsonl --output drafts.jsonl",), in_recipes=True
+    ),
+    "improve": Command(
+        ImproveConfig,
+        Purpose.use,
+        (
+            "pit improve --input drafts.jsonl --output improved.jsonl --max-iters 5",
+            "pit improve --input drafts.jsonl --stop none --max-iters 1",
+        ),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        Purpose.judge,
+        (
+            "pit evaluate --input improved.jsonl --judge gap:runs/judge",
+            "pit evaluate --input pit=a.jsonl,refine=b.jsonl --judge openai:MODEL",
+        ),
+        in_recipes=True,
+    ),
+    "annotate": Command(
+        AnnotateConfig,
+        Purpose.judge,
+        ("pit annotate --input improved.jsonl --output labels.jsonl --annotator ada",),
+    ),
+    "agree": Command(
+        AgreeConfig,
+        Purpose.judge,
+        (
+            "pit agree --labels ada.jsonl,bob.jsonl",
+            "pit agree --labels ada.jsonl --judge-verdicts verdicts.jsonl",
+        ),
+    ),
+    "report": Command(
+        ReportConfig, Purpose.inspect, ("pit report runs/rl", "pit report runs/a,runs/b --out compared.html")
+    ),
+    "verify": Command(VerifyConfig, Purpose.inspect, ("pit verify runs/rl",)),
+    "export": Command(
+        ExportConfig,
+        Purpose.inspect,
+        ("pit export runs/rl --out improver", "pit export runs/rl --out adapter --adapter"),
+        in_recipes=True,
+    ),
+    "doctor": Command(DoctorConfig, Purpose.inspect, ("pit doctor", "pit doctor --model smollm2")),
 }
 
 IN_RECIPES = tuple(name for name, command in COMMANDS.items() if command.in_recipes)

@@ -1,6 +1,6 @@
-"""The runs that a command finds by itself: one table for the stages, which open them, and for recipes, which plan.
+"""The default run folders: one table for the stages, which open them, and for recipes, which plan.
 
-A run is looked for in the folders in their order, if its flag is not given.
+If a flag is not given, its run is searched for in the folders, in their order.
 """
 
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ RLHF_FOLDER = "runs/rlhf"
 
 
 class DefaultRun(NamedTuple):
-    """What a flag may name, where it is looked for otherwise, and the command that makes it."""
+    """What a flag may name, its default folders, and the command that creates such a run."""
 
     setting: str
     folders: tuple[str, ...]
@@ -25,12 +25,12 @@ class DefaultRun(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        return f"{self.made_by} makes one"
+        return f"create one with {self.made_by}"
 
     @property
     def missing(self) -> str:
-        """The error line if there is none."""
-        return f"--{self.setting}: no run in {self.folders[0]}; {self.made_by} makes one"
+        """The error line if no run is found."""
+        return f"--{self.setting}: no run in {self.folders[0]}; create one with {self.made_by}"
 
 
 GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), kinds=("reward",), role="gap", made_by="pit train-reward")

@@ -1,4 +1,4 @@
-"""From a settings model to command-line flags, from flags and a YAML file to validated settings, and back."""
+"""Conversion of a settings model to command-line flags, and of flags and a YAML file to validated settings."""
 
 import inspect
 import re
@@ -15,24 +15,28 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
-from pitcli.settings.base import Fact, Settings, facts_of
+from pitcli.settings.base import READ, Fact, Section, Settings, facts_of
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
 
-CONFIG_HELP = "YAML file of these settings (learning_rate: 1e-4); flags override it"
+CONFIG_HELP = "YAML file with these settings (learning_rate: 1e-4); flags override it [default: none]"
 
 
 def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callable[..., int | None]:
-    """A function for Typer with one flag a field and --config; it validates, then calls `run`."""
+    """A function for Typer with one flag per field and --config; it validates the settings, then calls `run`."""
 
     def command(config: str | None, **flags: object) -> int | None:
         given = {name: value for name, value in flags.items() if value is not None}
         return run(settings_of(config_class, given, config))
 
-    parameters = {"config": Annotated[str | None, typer.Option(help=CONFIG_HELP, metavar="<file>")]}
-    for name in _own_fields_first(config_class):
-        parameters[name] = _flag_annotation(config_class.model_fields[name])
+    parameters: dict[str, Any] = {
+        name: _parameter(name, config_class.model_fields[name], section)
+        for name, section in sections_of(config_class).items()
+    }
+    parameters["config"] = Annotated[
+        str | None, typer.Option(help=CONFIG_HELP, metavar="<file>", rich_help_panel=Section.other)
+    ]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -43,9 +47,9 @@ def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callabl
 
 
 def settings_of(config_class: type[S], flags: dict[str, object], file: str | None = None) -> S:
-    """The file's values with the flags over them; SettingsError names every problem at once."""
+    """The values of the file, overridden by the flags; SettingsError names all problems at once."""
     from_file = read_yaml(file) if file is not None else {}
-    # An empty flag is nearly always an unset shell variable, and Path("") would mean the current folder.
+    # An empty flag is nearly always an unset shell variable; Path("") would mean the current folder.
     problems = [f"{_flag(name)}: must not be empty" for name, value in flags.items() if value == ""]
     try:
         settings = config_class.model_validate(from_file | {k: v for k, v in flags.items() if v != ""})
@@ -55,7 +59,7 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
             what = what_is_wrong(entry, list(config_class.model_fields))
             where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
             problems.append(
-                f"{_as_given(config_class, name)}: must be given" if entry["type"] == "missing" else where + what
+                f"{_on_command_line(config_class, name)}: must be given" if entry["type"] == "missing" else where + what
             )
         raise SettingsError(problems) from None
     if problems:
@@ -64,7 +68,7 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
 
 
 def settings_yaml(config: Settings) -> str:
-    """What `--config` reads back to the same settings."""
+    """The settings as YAML that `--config` reads back."""
     import yaml
 
     values = config.model_dump(mode="json", exclude_none=True, exclude=config.named(Fact.start))
@@ -72,7 +76,7 @@ def settings_yaml(config: Settings) -> str:
 
 
 def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
-    """The line that gives the settings of these names."""
+    """The command line that gives the named settings."""
     words = ["pit", command]
     for name in names:
         value = getattr(config, name)
@@ -86,9 +90,9 @@ def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
 
 
 def smaller_command(config: TrainingConfig) -> str:
-    """The command that goes on with a run that was short of memory: half the micro-batch, then half the length."""
+    """The command that needs less memory: resume with half the micro-batch, or start again with half the length."""
     command, _, _ = (type(config).__doc__ or "").partition(":")
-    least = 4 if isinstance(config, RewardConfig) else 1  # a pair takes four scores
+    least = 4 if isinstance(config, RewardConfig) else 1  # a pair has four orderings
     smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
     if config.micro_batch_size // 2 < least:
         shorter = "" if config.truncate else " --skip-long"
@@ -96,32 +100,60 @@ def smaller_command(config: TrainingConfig) -> str:
     return f"{command} --config {shlex.quote(str(config.run_folder / CONFIG))} {smaller}"
 
 
-def _own_fields_first(config_class: type[Settings]) -> list[str]:
-    declared = [name for section in config_class.__mro__ for name in vars(section).get("__annotations__", {})]
-    return [name for name in dict.fromkeys(declared) if name in config_class.model_fields]
+def sections_of(config_class: type[Settings]) -> dict[str, Section]:
+    """The section of each setting, in the order of the help.
+
+    Within a section, the command's own settings come before the inherited ones. Common options are ordered by the step
+    of the work that they belong to.
+    """
+    declared = [name for parent in config_class.__mro__ for name in inspect.get_annotations(parent)]
+    own_first = [name for name in dict.fromkeys(declared) if name in config_class.model_fields]
+    sections = {name: config_class.section_of(name) for name in own_first}
+
+    def place(name: str) -> tuple[int, int]:
+        step = _step_of_work(facts_of(config_class.model_fields[name])) if sections[name] is Section.common else 0
+        return list(Section).index(sections[name]), step
+
+    return {name: sections[name] for name in sorted(sections, key=place)}
 
 
-def _flag_annotation(field: FieldInfo) -> Any:
+def _step_of_work(facts: Fact) -> int:
+    """0 what is read, 1 what it is processed with, 2 what is written, 3 how the command is started."""
+    if facts & Fact.start:
+        return 3
+    if facts & Fact.output:
+        return 2
+    return 0 if facts & READ & ~Fact.base else 1
+
+
+def _parameter(name: str, field: FieldInfo, section: Section) -> Any:
+    """The annotation from which Typer makes the flag or the argument of a setting."""
     kind = _bare_type(field.annotation)
-    text = f"{field.description}{_default_text(field)}"
     facts = facts_of(field)
+    shown: dict[str, Any] = {
+        "help": f"{field.description}{_default_text(field)}",
+        "show_default": False,
+        "rich_help_panel": section,
+    }
     if facts & Fact.argument:
-        return Annotated[str | None, typer.Argument(help=text, show_default=False)]
+        return Annotated[str | None, typer.Argument(**shown)]
     if facts & Fact.repeated:
-        return Annotated[list[str] | None, typer.Option(help=text, metavar="<text>", show_default=False)]
+        return Annotated[list[str] | None, typer.Option(**shown, metavar="<text>")]
     if kind is bool:
-        return Annotated[bool | None, typer.Option(help=text, show_default=False)]
+        # The metavar of a switch is how the help shows it; --no-x is always accepted.
+        metavar = _flag(name) if field.default is False else None
+        return Annotated[bool | None, typer.Option(**shown, metavar=metavar)]
     choices = [str(choice) for choice in kind] if issubclass(kind, StrEnum) else []
     metavar = "|".join(choices) or {int: "int", float: "float", Path: "path"}.get(kind, "text")
-    # Text to Typer, whatever the type: the model converts, so that all bad values are told at once.
+    # Text to Typer, whatever the type: the settings class converts, so that all bad values are reported at once.
     return Annotated[
         str | None,
-        typer.Option(help=text, metavar=f"<{metavar}>", autocompletion=(lambda: choices) if choices else None),
+        typer.Option(**shown, metavar=f"<{metavar}>", autocompletion=(lambda: choices) if choices else None),
     ]
 
 
 def _bare_type(annotation: Any) -> type:
-    """int for int | None; str for a tuple, whose flag is one comma-separated text."""
+    """The type without None: int for int | None. str for a tuple: its flag is one comma-separated text."""
     if get_origin(annotation) is tuple:
         return str
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
@@ -129,17 +161,22 @@ def _bare_type(annotation: Any) -> type:
 
 
 def _default_text(field: FieldInfo) -> str:
+    """The default in brackets, unless the description itself ends in one."""
     default = field.default
-    if field.is_required() or default in (None, ()) or "[default:" in (field.description or ""):
+    if (field.description or "").endswith("]"):
         return ""
+    if field.is_required():
+        return " [required]"
     if isinstance(default, bool):
-        default = "yes" if default else "no"
+        default = "on" if default else "off"
+    if isinstance(default, float):
+        default = f"{default:g}".replace("e-0", "e-")
     return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
 
 
-def _as_given(config_class: type[Settings], name: str | None) -> str:
-    """A setting as it stands on the command line: an argument by its name, anything else as a flag."""
-    return str(name) if facts_of(config_class.model_fields[name or ""]) & Fact.argument else _flag(str(name))
+def _on_command_line(config_class: type[Settings], name: str | None) -> str:
+    """The name of a setting on the command line: RUN for an argument, --out for a flag."""
+    return str(name).upper() if facts_of(config_class.model_fields[name or ""]) & Fact.argument else _flag(str(name))
 
 
 def _flag(name: str) -> str:
@@ -147,14 +184,14 @@ def _flag(name: str) -> str:
 
 
 def what_is_wrong(entry: Any, names: list[str]) -> str:
-    """Pydantic's error in our words."""
+    """The message for an error of pydantic."""
     if entry["type"] == "missing":
         return "must be given"
     if entry["type"] == "value_error":
         return str(entry["ctx"]["error"])
     if entry["type"] == "extra_forbidden":
         near = get_close_matches(str(entry["loc"][0]).replace("-", "_"), names, n=1)
-        return f"no such setting; did you mean {near[0]}?" if near else "no such setting; --help lists them"
+        return f"no such setting; did you mean {near[0]}?" if near else "no such setting; see --help"
     # "Input should be a valid integer, unable to parse ..." -> "must be a valid integer"
     demand = re.split("(?: after validation)?, (?:unable|got|not) ", entry["msg"])[0]
     return f"{re.sub('^[A-Za-z]+ should', 'must', demand)}, got {_shown(entry['input'])}"
@@ -168,7 +205,10 @@ def _shown(value: object) -> str:
 
 
 def read_yaml(file: str, option: str = "--config: ") -> dict[str, object]:
-    """A mapping from a file; SettingsError where it is none, or gives a key twice, however deep."""
+    """The mapping in a YAML file.
+
+    Raises SettingsError if the file is not a mapping or contains a duplicate key at any depth.
+    """
     import yaml
 
     try:
@@ -186,15 +226,17 @@ def read_yaml(file: str, option: str = "--config: ") -> dict[str, object]:
     if node is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError(f"{file}: must hold `setting: value` lines, not {_shown(values)}")
-    if twice := list(_given_twice(node)):
-        raise SettingsError([f"{file}:{line}: {key} is already given in line {first}" for key, line, first in twice])
+        raise SettingsError(f"{file}: expected `setting: value` lines, got {_shown(values)}")
+    if duplicates := list(_duplicate_keys(node)):
+        raise SettingsError(
+            [f"{file}:{line}: duplicate key {key}, first given in line {first}" for key, line, first in duplicates]
+        )
     return {str(name): value for name, value in values.items()}
 
 
-def _given_twice(root: Any) -> Iterator[tuple[str, int, int]]:
-    """(key, its line, the line of its first) for each key that a mapping of YAML has twice."""
-    nodes, seen = [root], {id(root)}  # seen: an alias may stand for what it is in
+def _duplicate_keys(root: Any) -> Iterator[tuple[str, int, int]]:
+    """(key, its line, the line of its first occurrence) for each duplicate key in a mapping of YAML."""
+    nodes, seen = [root], {id(root)}  # seen: an alias may refer to a node that contains it
     for node in nodes:
         first_line: dict[str, int] = {}
         for entry in node.value if isinstance(node.value, list) else []:

@@ -1,4 +1,4 @@
-"""Settings of the commands around them: data, checks, evaluation."""
+"""Settings of the commands that do not train: data preparation, checks, evaluation."""
 
 import re
 from pathlib import Path
@@ -6,96 +6,119 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, ModelSettings, Settings
+from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, ModelSettings, Section, Settings
+
+DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
 
 
 class DoctorConfig(Settings):
-    """pit doctor: check this machine, and say what mends it."""
+    """pit doctor: check this machine and suggest fixes."""
 
-    model: Annotated[str, Fact.base] = Field(
-        "smollm2", description="Base model to look for: as --model of the other commands"
+    section = Section.model
+
+    model: Annotated[str, Fact.base, Section.common] = Field(
+        "smollm2", description="Base model to check: a folder, a hub name, a .gguf file, smollm2 or tiny"
     )
 
 
 class PipelineConfig(Settings):
-    """pit run: run the stages of a recipe, skipping what is done."""
+    """pit run: run the stages of a recipe; skip finished stages."""
+
+    section = Section.output
 
     recipe: Annotated[Path, Fact.file | Fact.argument] = Field(..., description="YAML file with the stages")
-    out: Annotated[Path | None, Fact.output] = Field(
-        None, description="Folder in which the stages run [default: as the recipe says, else runs/ and its name]"
+    out: Annotated[Path | None, Fact.output, Section.common] = Field(
+        None,
+        description="Folder in which the stages run [default: out in the recipe, otherwise runs/RECIPE-NAME]",
     )
-    set: Annotated[tuple[str, ...], Fact.text | Fact.repeated] = Field(
+    set: Annotated[tuple[str, ...], Fact.text | Fact.repeated, Section.common] = Field(
         (),
-        description="KEY=VALUE in place of what the recipe shares, STAGE.KEY=VALUE of one stage; may be repeated",
+        description="KEY=VALUE replaces a setting that the stages share, STAGE.KEY=VALUE a setting of one stage; "
+        "may be given several times [default: none]",
     )
-    processes: int | None = Field(
+    processes: Annotated[int | None, Section.common] = Field(
         None,
         ge=1,
-        description="Processes that sft, train-reward, rl and improve are, one a GPU [default: the recipe's, else 1]",
+        description="Number of processes for sft, train-reward, rl and improve, one per GPU "
+        "[default: the recipe's number, otherwise 1]",
     )
-    dry_run: Annotated[bool, Fact.start] = Field(
-        False, description="Run nothing; say of each stage whether it would run, and why"
+    dry_run: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Run nothing; print for each stage whether it would run, and why"
     )
 
 
 class VerifyConfig(Settings):
-    """pit verify: check that a run is what was saved, down to its scores."""
+    """pit verify: check that a run's files and scores are as they were saved."""
+
+    section = Section.hardware
 
     run: Annotated[Path, Fact.run | Fact.argument] = Field(..., description="Run folder")
-    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+    device: Annotated[Device, Section.common] = Field(Device.auto, description=DEVICE_HELP)
 
 
 class ReportConfig(Settings):
-    """pit report: a training run as one page: curves, results, what looks wrong."""
+    """pit report: show a training run as a page: curves, results, warnings."""
+
+    section = Section.output
 
     runs: Annotated[Files, Fact.run | Fact.argument] = Field(
         ...,
         min_length=1,
-        description="Run folder, finished or not; several with commas, to see them together",
+        description="Run folder, finished or not; several, comma-separated, to compare them",
     )
-    out: Annotated[Path | None, Fact.output] = Field(
-        None, description="The page [default: report.html in the run folder]"
+    out: Annotated[Path | None, Fact.output, Section.common] = Field(
+        None, description="Output file, an HTML page [default: report.html in the run folder]"
     )
 
 
 class ExportConfig(Settings):
-    """pit export: what a run trained as a model that others load, with its card."""
+    """pit export: export a trained model, with its card, for other tools."""
+
+    section = Section.card
 
     run: Annotated[Path, Fact.run | Fact.argument] = Field(..., description="Run folder")
-    out: Annotated[Path, Fact.output] = Field(..., description="Folder to write")
-    role: ExportRole | None = Field(
-        None, description="Which model of the run; an RL run holds its gap model too [default: what the run trained]"
+    out: Annotated[Path, Fact.output, Section.common] = Field(..., description="Output folder")
+    role: Annotated[ExportRole | None, Section.common] = Field(
+        None,
+        description="Model of the run to export; an RL run also contains its gap model "
+        "[default: the model that the run trained]",
     )
-    merge: bool = Field(
+    merge: Annotated[bool, Section.model] = Field(
         True,
-        description="Write one whole model, the adapter folded into the base; a 4-bit base goes in as its 4 bits hold "
-        "it, which is what was trained on. Takes host memory for the base as it is loaded and the model in --dtype "
-        "(7B: 4 + 14 GiB), on a CPU then for the model in fp32",
+        description="Merge the adapter into the base and write one whole model. A 4-bit base is merged as dequantised, "
+        "as it was trained on. Needs host memory for the loaded base and the model in --dtype (7B: 4 + 14 GiB); "
+        "on a CPU also for the model in fp32",
     )
-    adapter: bool = Field(False, description="Write the adapter alone instead, as peft and vLLM load it")
-    dtype: Dtype = Field(Dtype.bf16, description="--merge: type of the weights")
+    adapter: Annotated[bool, Section.common] = Field(
+        False, description="Write the adapter alone instead, as peft and vLLM load it"
+    )
+    dtype: Annotated[Dtype, Section.model] = Field(Dtype.bf16, description="With --merge: data type of the weights")
     base_name: Annotated[str | None, Fact.text] = Field(
-        None, description="OWNER/NAME of the base on the hub [default: as the run says, where that is a hub name]"
+        None,
+        description="OWNER/NAME of the base model on the hub [default: the name in the run, if that is a hub name]",
     )
     evaluation: Annotated[Path | None, Fact.file] = Field(
-        None, description="evaluation.json of pit evaluate, whose figures for this model go on the card"
+        None,
+        description="evaluation.json of pit evaluate; its results for this model are shown on the card [default: none]",
     )
     license: Annotated[str | None, Fact.text] = Field(
-        None, description="Licence of the model, as the hub spells it, e.g. apache-2.0"
+        None, description="Licence of the model, as the hub spells it, e.g. apache-2.0 [default: none]"
     )
-    push_to_hub: Annotated[str | None, Fact.text] = Field(
-        None, description="Upload to OWNER/NAME, private; the token comes from hf auth login or HF_TOKEN"
+    push_to_hub: Annotated[str | None, Fact.text, Section.common] = Field(
+        None,
+        description="Upload to OWNER/NAME on the hub as a private model; the token is read from hf auth login or "
+        "HF_TOKEN [default: no upload]",
     )
-    public: bool = Field(False, description="--push-to-hub: for all to see")
-    overwrite: Annotated[bool, Fact.start] = Field(False, description="Replace the export in --out")
-    device: Device = Field(Device.auto, description="Where to run: auto takes a GPU if there is one")
+    public: bool = Field(False, description="With --push-to-hub: make the model public")
+    overwrite: Annotated[bool, Fact.start, Section.common] = Field(False, description="Replace the export in --out")
+    device: Annotated[Device, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
 
     @model_validator(mode="after")
-    def _one_form(self) -> Self:
+    def _merge_or_adapter(self) -> Self:
         if self.adapter if "merge" in self.model_fields_set and self.merge else not (self.merge or self.adapter):
             raise ValueError("give one of --merge and --adapter")
         if self.adapter and "dtype" in self.model_fields_set:
-            raise ValueError("--dtype is for --merge: an adapter is written as it was trained")
+            raise ValueError("--dtype is for --merge: an adapter is written in the type that it was trained in")
         if self.public and not self.push_to_hub:
             raise ValueError("--public is for --push-to-hub")
         return self
@@ -104,7 +127,7 @@ class ExportConfig(Settings):
     def _hub_names(self) -> Self:
         for flag, name in (("--base-name", self.base_name), ("--push-to-hub", self.push_to_hub)):
             if name is not None and not is_hub_name(name):
-                raise ValueError(f"{flag}: must be OWNER/NAME, got {name}")
+                raise ValueError(f"{flag}: expected OWNER/NAME, got {name}")
         return self
 
 
@@ -113,34 +136,45 @@ def is_hub_name(name: str) -> bool:
 
 
 class PrepareConfig(Settings):
-    """pit prepare: preference data to canonical JSONL, in disjoint folds."""
+    """pit prepare: convert preference data to JSONL, split by prompt into folds."""
 
-    data: Annotated[str | None, Fact.file] = Field(
+    section = Section.data
+
+    data: Annotated[str | None, Fact.file, Section.common] = Field(
         None,
-        description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, - for stdin",
+        description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, or - for "
+        "stdin [required unless --synthetic]",
     )
-    synthetic: int | None = Field(None, ge=1, description="Make so many rows of the synthetic task instead")
-    dry_run: Annotated[bool, Fact.start] = Field(
-        False, description="Write nothing; show what the data is, and fail where the command would"
+    synthetic: Annotated[int | None, Section.common] = Field(
+        None, ge=1, description="Generate this many rows of the synthetic task instead [default: none]"
     )
-    model: Annotated[str | None, Fact.base | Fact.start] = Field(
-        None, description="--dry-run: count the tokens of this base model instead of words"
+    dry_run: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Write nothing; show a summary of the data, and report the errors that the command would"
+    )
+    model: Annotated[str | None, Fact.base | Fact.start, Section.model] = Field(
+        None, description="With --dry-run: count the tokens of this base model [default: count words]"
     )
     rating_field: Annotated[str | None, Fact.text] = Field(
-        None, description="Rated responses: the field of the rating that makes pairs [default: helpfulness]"
+        None, description="Rated responses: the field with the rating by which pairs are made [default: helpfulness]"
     )
     rating_margin: float = Field(
-        0, ge=0, description="Rated responses: least difference from the best; equal ratings never make a pair"
+        0,
+        ge=0,
+        description="Rated responses: minimum difference from the best rating; equal ratings never make a pair",
     )
-    out: Annotated[Path, Fact.output] = Field(Path("data"), description="Folder for the folds")
-    folds: Annotated[str, Fact.text] = Field(
-        "sft=1,reward=1,rl=1,test=0.3", description="Folds and their shares, disjoint by prompt"
+    out: Annotated[Path, Fact.output, Section.common] = Field(Path("data"), description="Output folder for the folds")
+    folds: Annotated[str, Fact.text, Section.common] = Field(
+        "sft=1,reward=1,rl=1,test=0.3", description="Folds and their relative sizes; a prompt is in one fold only"
     )
-    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
     shuffle_labels: bool = Field(
-        False, description="Swap chosen and rejected by coin flips: a control, from which nothing can be learned"
+        False, description="Swap chosen and rejected at random: a control, from which nothing can be learned"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the folds, of the synthetic task and of the coin flips")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Random seed of the folds, the synthetic task and --shuffle-labels"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "PrepareConfig":
@@ -149,59 +183,74 @@ class PrepareConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _model_of_dry_run(self) -> "PrepareConfig":
+    def _model_needs_dry_run(self) -> "PrepareConfig":
         if self.model and not self.dry_run:
             raise ValueError("--model is for --dry-run")
         return self
 
 
 class EvaluateConfig(ModelSettings):
-    """pit evaluate: hold improved rows against originals and other systems."""
+    """pit evaluate: compare improved rows with the originals and other systems."""
 
-    input: Annotated[Files, Fact.named_file] = Field(
+    section = Section.comparison
+
+    input: Annotated[Files, Fact.named_file, Section.common] = Field(
         (),
-        description="Rows of pit improve, as FILE or NAME=FILE, with commas between; the first system is the one that "
-        "the others are compared with; a name that stands again is another training seed of it",
+        description="Rows of pit improve as FILE or NAME=FILE, comma-separated. The first system is compared with the "
+        "others; a repeated name is another training seed of the same system [required unless --validate-on]",
     )
-    judge: Annotated[Files, Fact.judge] = Field(
+    judge: Annotated[Files, Fact.judge, Section.common] = Field(
         ...,
         min_length=1,
-        description="oracle (the synthetic task), gap:RUN, hf:MODEL, openai:MODEL; several with commas",
+        description="Judges, comma-separated: oracle (the synthetic task only), gap:RUN, hf:MODEL, openai:MODEL",
     )
-    out: Annotated[Path, Fact.output] = Field(
-        Path("runs/evaluation"), description="Folder for evaluation.json, report.html, verdicts.jsonl"
+    out: Annotated[Path, Fact.output, Section.common] = Field(
+        Path("runs/evaluation"), description="Output folder for evaluation.json, report.html and verdicts.jsonl"
     )
-    control: Annotated[Files, Fact.named_file] = Field(
+    control: Annotated[Files, Fact.named_file, Section.common] = Field(
         (),
-        description="Systems that must show no gain over the originals, or NAME/SYSTEM=FILE over another system",
+        description="Systems that must show no gain over the originals, as NAME=FILE, or over another system, as "
+        "NAME/SYSTEM=FILE; comma-separated [default: none]",
     )
-    validate_on: Annotated[Files, Fact.file] = Field(
-        (), description="Pairs that people labelled: a judge that does not beat longest and shortest there is not used"
+    validate_on: Annotated[Files, Fact.file, Section.judges] = Field(
+        (),
+        description="Pairs labelled by people, comma-separated; a judge is used only if it beats the rules longest "
+        "and shortest on them [default: none]",
+    )
+    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
+        None, description="gap: base model of the judge [default: the base of its run]"
     )
     by: Annotated[str | None, Fact.text] = Field(
-        None, description="Compare by the values of this field too, e.g. subset"
+        None, description="Compare separately for each value of this field too, e.g. subset [default: none]"
     )
-    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of each file")
-    rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank them")
-    harm_cap: float = Field(0.05, ge=0, le=1, description="Greatest share of rows made worse that may be called better")
-    allow_reward_as_judge: bool = Field(
-        False, description="Accept a judge that has seen the rows of the gap model used in RL or stopping"
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows of each file, from the start [default: all rows]"
     )
-    base_url: Annotated[str | None, Fact.text] = Field(
-        None, description="openai: the endpoint, e.g. http://localhost:8000/v1"
+    rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank the iterations")
+    harm_cap: float = Field(
+        0.05, ge=0, le=1, description="Maximum harm rate (share of rows made worse) of a system that is called better"
     )
-    concurrency: int = Field(8, ge=1, description="openai: requests at the same time")
-    micro_batch_size: Annotated[int, Fact.execution] = Field(32, ge=1, description="gap, hf: sequences for each pass")
-    draws: int = Field(10_000, ge=100, description="Bootstrap draws")
-    shown: int = Field(12, ge=0, description="Rows shown in the report")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap and of the rows shown")
+    allow_reward_as_judge: Annotated[bool, Section.judges] = Field(
+        False, description="Accept a judge that was trained on prompts of the gap model used in RL or for stopping"
+    )
+    base_url: Annotated[str | None, Fact.text, Section.judges] = Field(
+        None,
+        description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
+    )
+    concurrency: Annotated[int, Section.judges] = Field(
+        8, ge=1, description="openai: maximum number of requests at the same time"
+    )
+    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
+        32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
+    )
+    draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
+    shown: int = Field(12, ge=0, description="Number of rows shown in the report")
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the bootstrap and of the rows shown")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if not (self.input or self.validate_on):
-            raise ValueError(
-                "give --input (rows to evaluate), --validate-on (pairs to hold the judges against), or both"
-            )
+            raise ValueError("give --input (rows to evaluate), --validate-on (pairs to check the judges on), or both")
         if self.control and not self.input:
             raise ValueError("--control needs --input")
         return self
@@ -210,25 +259,38 @@ class EvaluateConfig(ModelSettings):
 class AnnotateConfig(Settings):
     """pit annotate: ask a person which of two responses is better, blind."""
 
-    input: Annotated[str, Fact.file] = Field(
+    section = Section.data
+
+    input: Annotated[str, Fact.file, Section.common] = Field(
         ..., description="Rows with prompt, original_response and response: .jsonl or .jsonl.gz"
     )
-    output: Annotated[str, Fact.output] = Field(
-        ..., description="Where labels are added, one a decision; goes on with those that are there"
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        ..., description="Output file, one label per answer; new labels are appended to the existing ones"
     )
-    annotator: Annotated[str, Fact.text] = Field(..., min_length=1, description="Who answers; stands in every label")
-    max_rows: int | None = Field(
-        None, ge=1, description="Ask about so many pairs only, drawn at random; one --seed draws the same for everybody"
+    annotator: Annotated[str, Fact.text, Section.common] = Field(
+        ..., min_length=1, description="Name of the person who answers; saved in each label"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of the pairs and of the two responses")
+    max_rows: Annotated[int | None, Section.common] = Field(
+        None,
+        ge=1,
+        description="Ask about this many pairs, drawn at random; annotators with the same --seed get the same pairs "
+        "[default: all pairs]",
+    )
+    seed: Annotated[int, Section.common] = Field(
+        0, ge=0, lt=2**32, description="Random seed of the order of the pairs and of the two responses"
+    )
 
 
 class AgreeConfig(Settings):
-    """pit agree: how far people agree with one another, and judges with them."""
+    """pit agree: measure agreement between people, and with judges."""
 
-    labels: Annotated[Files, Fact.file] = Field(
-        ..., min_length=1, description="Files of pit annotate, with commas between them"
+    section = Section.data
+
+    labels: Annotated[Files, Fact.file, Section.common] = Field(
+        ..., min_length=1, description="Label files of pit annotate, comma-separated"
     )
-    judge_verdicts: Annotated[str | None, Fact.file] = Field(
-        None, description="Rows with judge, prompt, original_response, response and p_better, to be held against labels"
+    judge_verdicts: Annotated[str | None, Fact.file, Section.common] = Field(
+        None,
+        description="verdicts.jsonl of pit evaluate, to compare the judges with the labels; rows with judge, prompt, "
+        "original_response, response and p_better [default: none]",
     )

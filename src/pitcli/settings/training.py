@@ -1,6 +1,6 @@
-"""Settings of the commands that train and write, declared once: flags, help, YAML keys and manifests follow.
+"""Settings of the commands that train and generate, declared once: flags, help, YAML keys and manifests follow.
 
-A command's settings are one flat pydantic model put together from sections, so leaf names are unique and
+The settings of a command are one flat pydantic model that inherits groups of settings, so names are unique:
 `--learning-rate` on the command line is `learning_rate:` in a YAML file.
 """
 
@@ -19,6 +19,7 @@ from pitcli.settings.base import (
     OptimSettings,
     Role,
     SamplingSettings,
+    Section,
     Stage,
     Stages,
     StopRule,
@@ -27,181 +28,238 @@ from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
-    """What the training commands share."""
+    """Settings that the training commands share."""
 
-    out: Annotated[Path | None, Fact.output | Fact.own] = Field(
-        None, description="Run folder [default: in runs/, by the name of what is trained]"
+    section = Section.output
+
+    out: Annotated[Path | None, Fact.output | Fact.own, Section.common] = Field(
+        None, description="Run folder to write [default: a folder in runs/, named after what is trained]"
     )
     dry_run: Annotated[bool, Fact.start] = Field(
         False,
-        description="Train nothing; show the settings, the first row, memory and time, and fail where training would",
+        description="Train nothing; show the settings, the first row, memory and time, and report the errors that "
+        "training would",
     )
 
     default_folders: ClassVar[dict[str, str]]  # by the role that is trained
 
     @property
     def run_folder(self) -> Path:
-        """--out, else the folder in which later commands look for such a run."""
+        """--out, or else the folder in which later commands look for such a run."""
         return self.out or Path(self.default_folders[getattr(self, "role", "gap")])
 
 
 class SftConfig(TrainingConfig, LoraSettings):
-    """pit sft: teach a policy (x -> y_w) or an improver (x, y_l -> y_w)."""
+    """pit sft: fine-tune a policy or an improver on the chosen responses."""
 
-    role: Annotated[Role, Fact.own] = Field(Role.improver, description="What to train")
+    section = Section.training
+
+    role: Annotated[Role, Fact.own, Section.common] = Field(
+        Role.improver, description="Role to train: a policy (x -> y_w) or an improver (x, y_l -> y_w)"
+    )
     identity_share: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Improver only: share of extra rows (x, y_w) -> y_w, a good answer may stay",
+        description="Improver only: share of extra rows (x, y_w) -> y_w, which teach it to keep a good response",
     )
 
     default_folders = {"policy": POLICY_FOLDER, "improver": SFT_FOLDER}  # noqa: RUF012
 
 
 class RewardConfig(TrainingConfig, LoraSettings):
-    """pit train-reward: learn r_gap(x, y1, y2), how much better y1 is than y2."""
+    """pit train-reward: train the gap model, r_gap(x, y1, y2), on preference pairs."""
 
-    gap_loss: GapLoss = Field(GapLoss.five_term, description="Loss over the four orderings of a pair")
-    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the prompts held out for the report")
-    eval_data: Annotated[str | None, Fact.file] = Field(
-        None, description="Report on these pairs too, whose prompts are not in --data"
+    section = Section.data
+
+    gap_loss: Annotated[GapLoss, Section.training] = Field(
+        GapLoss.five_term, description="Loss over the four orderings of a preference pair"
+    )
+    held_out: float = Field(
+        0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"
+    )
+    eval_data: Annotated[str | None, Fact.file, Section.common] = Field(
+        None, description="More preference pairs to evaluate on, with other prompts than --data [default: none]"
     )
     allow_overlap: bool = Field(
-        False, description="Accept prompts of --data in --eval-data; the report says nothing then"
+        False, description="Accept prompts of --data in --eval-data; the results on them are meaningless then"
     )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
 
 
 class SampleConfig(ModelSettings, SamplingSettings):
-    """pit sample: drafts from the policy."""
+    """pit sample: sample drafts from the policy, one per prompt."""
 
-    data: Annotated[str, Fact.file] = Field("-", description="Rows with a prompt: .jsonl or .jsonl.gz, - for stdin")
-    policy: Annotated[Path | None, Fact.run] = Field(
-        None, description="Run folder of the policy [default: runs/policy, else the base]"
+    section = Section.generation
+
+    data: Annotated[str, Fact.file, Section.common] = Field(
+        "-", description="Rows with a prompt: .jsonl or .jsonl.gz; - for stdin"
     )
-    output: Annotated[str, Fact.output] = Field("-", description="Where drafts go, - for stdout")
-    max_rows: int | None = Field(None, ge=1, description="Use only the first rows of the data")
-    sample_batch_size: int = Field(32, ge=1, description="Rows generated together")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random")
+    policy: Annotated[Path | None, Fact.run, Section.common] = Field(
+        None, description="Run folder of the policy [default: runs/policy if it exists, otherwise the base model]"
+    )
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        "-", description="Output file for the drafts; - for stdout"
+    )
+    max_rows: Annotated[int | None, Section.data] = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
+    sample_batch_size: Annotated[int, Section.hardware] = Field(
+        32, ge=1, description="Number of rows generated together"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
 
 
 class RlConfig(TrainingConfig):
-    """pit rl: maximise the gap over y_ref, starting from the SFT improver."""
+    """pit rl: train the improver by RL to beat the reference response."""
+
+    section = Section.rl
 
     role: Annotated[Role, Fact.own] = Field(
         Role.improver,
-        description="What to train; policy is plain RLHF: it reads no reference and is rewarded by its gap over y_w",
+        description="Role to train; policy is plain RLHF: no reference response, and the reward is the gap over y_w",
     )
-    sft: Annotated[Path | None, Fact.run] = Field(
-        None, description="Run folder of the SFT improver [default: runs/sft]"
+    sft: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the SFT improver to start from [default: runs/sft; trained first if it is missing]",
     )
-    reward: Annotated[Path | None, Fact.run] = Field(
+    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None, description="Run folder of the gap model [default: runs/reward]"
     )
-    policy: Annotated[Path | None, Fact.run] = Field(
+    policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,
-        description="Run folder of the policy that stage 2 samples from, or that --role policy starts from "
-        "[default: runs/policy, else (stage 2) the base]",
+        description="Run folder of the policy: curriculum stage policy samples from it, --role policy starts from it "
+        "[default: runs/policy; if it does not exist, stage policy samples from the base model]",
     )
     drafts: Annotated[str | None, Fact.file] = Field(
-        None, description="Stage 2 takes its references from these drafts instead"
+        None, description="File of drafts to use in curriculum stages policy and self [default: sample from the policy]"
     )
-    curriculum: bool = Field(False, description="Both stages: the same as --curriculum-stages dataset,policy")
+    curriculum: Annotated[bool, Section.common] = Field(
+        False, description="Train in two curriculum stages; the same as --curriculum-stages dataset,policy"
+    )
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
         min_length=1,
-        description="Where references come from, in turn: dataset, policy, self",
+        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, self",
     )
     learning_rate: Annotated[float, Fact.own] = Field(1e-5, gt=0, description="Peak learning rate of AdamW")
-    batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts for each rollout")
-    samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled for each (x, y_ref)")
-    kl_coef: float = Field(0.05, ge=0, description="beta: weight of the KL to the SFT improver in the reward")
-    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip of the probability ratio")
-    updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps taken on each rollout")
-    missing_eos_penalty: float = Field(1.0, ge=0, description="Taken off the reward of a truncated response")
-    rollout_temperature: float = Field(1.0, gt=0, description="Temperature of the rollouts")
-    rollout_max_new_tokens: int = Field(128, ge=1, description="Longest rollout in tokens")
-    max_kl: float = Field(30.0, gt=0, description="Stop when the mean sequence KL runs beyond this")
-    max_truncated_share: float = Field(
-        0.95, gt=0, le=1, description="Stop when more of the rollouts than this lack an EOS"
+    batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts per rollout")
+    samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled per (x, y_ref)")
+    kl_coef: float = Field(0.05, ge=0, description="beta: weight in the reward of the KL to the starting model")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip range of the probability ratio")
+    updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps per rollout")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="Penalty subtracted from the reward of a response that does not end (no EOS)"
     )
-    runaway_patience: int = Field(
-        10, ge=1, description="Steps in a row beyond --max-kl or --max-truncated-share before stopping"
+    rollout_temperature: Annotated[float, Section.generation] = Field(
+        1.0, gt=0, description="Sampling temperature of the rollouts"
+    )
+    rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
+        128, ge=1, description="Maximum length of a rollout in tokens"
+    )
+    max_kl: Annotated[float, Section.stop] = Field(
+        30.0, gt=0, description="Stop if the mean KL per sequence, in nats, exceeds this"
+    )
+    max_truncated_share: Annotated[float, Section.stop] = Field(
+        0.95, gt=0, le=1, description="Stop if a larger share of the rollouts than this does not end (no EOS)"
+    )
+    runaway_patience: Annotated[int, Section.stop] = Field(
+        10, ge=1, description="Steps in a row over --max-kl or --max-truncated-share before training stops"
     )
 
     default_folders = {"policy": RLHF_FOLDER, "improver": RL_FOLDER}  # noqa: RUF012
 
     def sft_settings(self) -> SftConfig:
-        """Those of the SFT improver that RL starts from, if it has to be trained first."""
+        """Settings of the SFT that trains the improver which RL starts from, if that run is missing."""
         shared = SftConfig.model_fields.keys() & type(self).model_fields.keys()
         inherited = shared - self.named(Fact.own) - SftConfig.named(Fact.own)
         return SftConfig(role=Role.improver, **{name: getattr(self, name) for name in inherited})
 
     @model_validator(mode="before")
     @classmethod
-    def _curriculum_is_both_stages(cls, values: dict[str, object]) -> dict[str, object]:
+    def _curriculum_sets_stages(cls, values: dict[str, object]) -> dict[str, object]:
         if values.get("curriculum"):
             values = {"curriculum_stages": (Stage.dataset, Stage.policy), **values}
         return values
 
     @model_validator(mode="after")
-    def _curriculum_is_not_other_stages(self) -> "RlConfig":
+    def _curriculum_or_other_stages(self) -> "RlConfig":
         if self.curriculum and self.curriculum_stages != (Stage.dataset, Stage.policy):
-            raise ValueError("--curriculum is --curriculum-stages dataset,policy: give only one of the two")
+            raise ValueError("--curriculum means --curriculum-stages dataset,policy: give only one of the two")
         return self
 
     @model_validator(mode="after")
-    def _a_policy_has_no_references(self) -> "RlConfig":
+    def _policy_without_references(self) -> "RlConfig":
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
-            raise ValueError("--role policy has no references: no --curriculum, --curriculum-stages, --sft or --drafts")
+            raise ValueError(
+                "--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts"
+            )
         return self
 
 
 class ImproveConfig(ModelSettings, SamplingSettings):
-    """pit improve: rewrite drafts until the gap model says stop."""
+    """pit improve: rewrite drafts until the gap model finds no improvement."""
+
+    section = Section.method
 
     method: Method = Field(
         Method.pit,
-        description="pit: the improver; self-refine: feedback and rewrite by the policy; best-of-n: --max-iters draws "
-        "of the policy, the best by the gap; resample: draws of the policy in turn",
+        description="pit: the improver rewrites; self-refine: the policy writes feedback and rewrites; best-of-n: the "
+        "best, by the gap, of --max-iters samples of the policy; resample: samples of the policy, one after another",
     )
-    input: Annotated[str, Fact.file | Fact.execution] = Field(
-        "-", description="Drafts (prompt, response): .jsonl or .jsonl.gz, - for stdin"
+    input: Annotated[str, Fact.file | Fact.execution, Section.common] = Field(
+        "-", description="Drafts, rows with prompt and response: .jsonl or .jsonl.gz; - for stdin"
     )
-    output: Annotated[str, Fact.output] = Field("-", description="Where improved rows go, - for stdout")
-    resume: Annotated[bool, Fact.start] = Field(
-        False, description="Go on with the rows in --output that a stopped command left"
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        "-", description="Output file for the improved rows; - for stdout"
     )
-    overwrite: Annotated[bool, Fact.start] = Field(False, description="Replace what is in --output")
-    run: Annotated[Path | None, Fact.run] = Field(
-        None, description="Run folder of the improver [default: runs/rl, else runs/sft]"
+    resume: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Resume a stopped command: skip the drafts whose rows are already in --output"
     )
-    reward: Annotated[Path | None, Fact.run] = Field(
-        None, description="Run folder of the gap model [default: the one inside --run, else runs/reward]"
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
+    run: Annotated[Path | None, Fact.run, Section.common] = Field(
+        None, description="Run folder of the improver [default: runs/rl if it exists, otherwise runs/sft]"
     )
-    policy: Annotated[Path | None, Fact.run] = Field(
-        None, description="Run folder of the policy for the other methods [default: runs/policy, else the base]"
+    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the gap model [default: the gap model inside --run, otherwise runs/reward]",
     )
-    max_iters: int = Field(3, ge=0, description="Most improvements of one draft")
+    policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the policy, for the methods other than pit "
+        "[default: runs/policy if it exists, otherwise the base model]",
+    )
+    max_iters: Annotated[int, Section.common] = Field(3, ge=0, description="Maximum number of improvements per draft")
     equal_tokens: Annotated[str | None, Fact.file] = Field(
         None,
-        description="best-of-n: rows of another pit improve; each draft is drawn for until it has taken as many "
-        "tokens as there, whatever --max-iters says",
+        description="best-of-n: output of another pit improve; sample for each draft until as many tokens are "
+        "generated as there, instead of --max-iters times [default: --max-iters decides]",
     )
-    stop: StopRule = Field(StopRule.gap, description="gap: keep an improvement only if it is better; none: fixed K")
-    threshold: float = Field(0.5, ge=0, le=1, description="P(better) that an improvement must exceed")
-    patience: int = Field(1, ge=1, description="--stop gap: improvements refused in a row that end a draft's turn")
-    temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy")
-    sample_batch_size: int = Field(16, ge=1, description="Drafts improved together")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed; every row draws from its own, whatever the order")
+    stop: Annotated[StopRule, Section.stop] = Field(
+        StopRule.gap,
+        description="gap: keep an improvement only if the gap model finds it better; none: make "
+        "--max-iters improvements and keep each of them",
+    )
+    threshold: Annotated[float, Section.stop] = Field(
+        0.5, ge=0, le=1, description="P(better) that an improvement must exceed to be kept"
+    )
+    patience: Annotated[int, Section.stop] = Field(
+        1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
+    )
+    temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy decoding")
+    sample_batch_size: Annotated[int, Section.hardware] = Field(
+        16, ge=1, description="Number of drafts improved together"
+    )
+    seed: Annotated[int, Section.generation] = Field(
+        0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
+    )
 
     @model_validator(mode="after")
-    def _tokens_of_best_of_n(self) -> Self:
+    def _equal_tokens_needs_best_of_n(self) -> Self:
         if self.equal_tokens and self.method is not Method.best_of_n:
             raise ValueError("--equal-tokens is for --method best-of-n")
         return self
 
 
-CONFIG = "config.yaml"  # where a run folder keeps its settings
+CONFIG = "config.yaml"  # the file with the settings in a run folder

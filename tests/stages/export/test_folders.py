@@ -16,10 +16,13 @@ from tests.stages.export.conftest import Out, error, pit
     [
         ("runs/sft --out x --merge --adapter", "give one of --merge and --adapter"),
         ("runs/sft --out x --no-merge", "give one of --merge and --adapter"),
-        ("runs/sft --out x --adapter --dtype fp16", "--dtype is for --merge: an adapter is written as it was trained"),
+        (
+            "runs/sft --out x --adapter --dtype fp16",
+            "--dtype is for --merge: an adapter is written in the type that it was trained in",
+        ),
         ("runs/sft --out x --public", "--public is for --push-to-hub"),
-        ("runs/sft --out x --push-to-hub tiny", "--push-to-hub: must be OWNER/NAME, got tiny"),
-        ("runs/sft --out x --base-name /a/b", "--base-name: must be OWNER/NAME, got /a/b"),
+        ("runs/sft --out x --push-to-hub tiny", "--push-to-hub: expected OWNER/NAME, got tiny"),
+        ("runs/sft --out x --base-name /a/b", "--base-name: expected OWNER/NAME, got /a/b"),
         ("runs/sft --out x --role gap", "--role: runs/sft holds improver, no gap"),
         ("runs/rl --out x --role policy", "--role: runs/rl holds improver and gap, no policy"),
         (

@@ -50,7 +50,7 @@ def test_all_problems_are_reported_at_once(folder: Path, capsys: pytest.CaptureF
             f"again: data: data/none.jsonl: {missing}",
             "again: writes runs/sft, as does sft; give one of them another output",
             "trian-reward: trian-reward is not a recipe stage; did you mean train-reward?",
-            "rl: --curriculum is --curriculum-stages dataset,policy: give only one of the two",
+            "rl: --curriculum means --curriculum-stages dataset,policy: give only one of the two",
             "--set: again: max_steps: must be greater than or equal to 1, got 0",
             f"rl: policy: runs/later is {later}",
             "later: model: expected a folder, a .gguf file, tiny, smollm2 or a hub name, got no-such-model",
@@ -75,7 +75,10 @@ def test_all_problems_are_reported_at_once(folder: Path, capsys: pytest.CaptureF
     [
         ("", "recipe.yaml: stages: expected a list of commands, such as `- sft: {data: pairs.jsonl}`"),
         ("stages: [sft: {", "recipe.yaml:1: not YAML: "),
-        ("stages:\n- sft: {seed: 1, data: a,\n    seed: 2}", "recipe.yaml:3: seed is already given in line 2"),
+        (
+            "stages:\n- sft: {seed: 1, data: a,\n    seed: 2}",
+            "recipe.yaml:3: duplicate key seed, first given in line 2",
+        ),
         ("stages: [rl: {sft: a, reward: b}]\n", "recipe.yaml: rl: sft: a: not found, here or in "),
         ("stages: [rl: ]\n", "recipe.yaml: rl: sft: no earlier stage writes runs/sft, and it is not in "),
         ("stages: [train-reward]\n", "recipe.yaml: train-reward: data: must be given"),

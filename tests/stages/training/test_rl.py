@@ -111,5 +111,5 @@ def test_rl_of_a_policy_sees_no_reference_and_moves_the_policy(tmp_path: Path) -
 
 @pytest.mark.parametrize("change", [{"curriculum": True}, {"sft": Path("runs/sft")}, {"drafts": "drafts.jsonl"}])
 def test_rl_of_a_policy_takes_no_references(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="--role policy has no references"):
+    with pytest.raises(ValueError, match="--role policy uses no references"):
         RlConfig(role=Role.policy, **change)
