@@ -140,7 +140,10 @@ def test_an_error_is_told_once(workspace: Path, warm: Warm) -> None:
     ("arguments", "said"),
     [
         ("sft --model tiny --data - --out x", "one process can read it"),
-        ("evaluate --input improved.jsonl --judge oracle", "pit evaluate is one process; sft, train-reward"),
+        (
+            "evaluate --input improved.jsonl --judge oracle",
+            "pit evaluate: expected one process, got 2; only sft, train-reward",
+        ),
     ],
 )
 def test_what_one_process_does_is_refused(arguments: str, said: str, workspace: Path, warm: Warm) -> None:

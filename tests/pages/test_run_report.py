@@ -74,7 +74,7 @@ def test_a_real_run_gets_its_page_into_its_folder_and_stays_what_it_was(capsys: 
     page = page_of("runs/sft", out="runs/sft/report.html")
     out, err = capsys.readouterr()
     assert out == ""
-    assert "runs/sft/report.html: open it in a browser" in err
+    assert "report written to runs/sft/report.html; open it in a browser" in err
     assert "Supervised fine-tuning of the improver on tiny, 3 steps, finished." in words(page)
     for expected in (
         "loss",

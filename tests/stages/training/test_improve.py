@@ -94,7 +94,10 @@ def test_equal_tokens_wants_the_rows_of_the_same_drafts(tmp_path: Path, capfd: A
     other = {"prompt": "Write 3 foods.", "original_response": "pie", "response": "jam", "generated_tokens": 4}
     write_rows(tmp_path / "other.jsonl", [other])
     assert improve.run(ImproveConfig(equal_tokens=str(tmp_path / "other.jsonl"), overwrite=True, **settings)) == 1
-    assert f"drafts.jsonl:1: not among the rows of --equal-tokens {tmp_path / 'other.jsonl'}" in capfd.readouterr().err
+    assert (
+        f"drafts.jsonl:1: expected a row for this draft in --equal-tokens {tmp_path / 'other.jsonl'}"
+        in capfd.readouterr().err
+    )
     assert read_rows(tmp_path / "n.jsonl") == []
 
 
