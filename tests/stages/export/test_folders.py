@@ -40,7 +40,7 @@ from tests.stages.export.conftest import Out, error, pit
         ("runs/sft --out runs/rl/gap --overwrite", "--overwrite: {here}/runs/rl/gap contains files that no export"),
         (
             "runs/sft --out runs/rl --overwrite",
-            "--overwrite: {here}/runs/rl contains files that no export wrote, first",
+            "--overwrite: {here}/runs/rl contains files that no export wrote",
         ),
         ("runs/sft --out pit.jsonl --overwrite", "--out: expected a folder, got {here}/pit.jsonl, a file or a link"),
         ("runs/sft --out x --evaluation none.json", "--evaluation: none.json: No such file or directory"),
