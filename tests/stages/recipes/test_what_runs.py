@@ -55,12 +55,12 @@ def test_a_changed_setting_runs_its_stage_and_those_after_it(done: Path, capsys:
     changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
     assert ran(dry) == changed
     assert decisions(dry)["policy"][1] == "learning_rate was 0.0002, is 0.1, max_steps was 1, is 2"
-    assert decisions(dry)["sample"][1] == "unless policy makes what it made before"
+    assert decisions(dry)["sample"][1] == "unless the output of policy stays the same"
     assert "--role policy --overwrite\n" in dry
     before = outputs(done / "made")
     err = pit(capsys, "recipe.yaml")
     assert ran(err) == changed
-    assert decisions(err)["sample"][1] == "changed: runs/policy"
+    assert decisions(err)["sample"][1] == "input changed: runs/policy"
     now = outputs(done / "made")
     same = {name for name in before if before[name] == now.get(name)}
     assert {"data/sft.jsonl", "runs/reward/manifest.json", "runs/sft/manifest.json"} <= same
@@ -100,7 +100,7 @@ def test_a_damaged_output_is_made_again(
     Path(path).unlink() if damage == "gone" else Path(path).write_bytes(Path(path).read_bytes()[:-1])
     err = pit(capsys, "recipe.yaml")
     assert ran(err) == [stage]
-    assert decisions(err)[stage][1].startswith("missing, or not as it was made: ")
+    assert decisions(err)[stage][1].startswith("output missing or changed: ")
     assert outputs(done / "made") == before
 
 
@@ -114,7 +114,7 @@ def test_a_changed_input_file_runs_what_reads_it(done: Path, capsys: pytest.Capt
     Path("pairs.jsonl").write_text("".join(pairs[:-1]))
     err = pit(capsys, "recipe.yaml", "--dry-run")
     assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
-    assert decisions(err)["sft"][1] == f"changed: {done / 'pairs.jsonl'}"
+    assert decisions(err)["sft"][1] == f"input changed: {done / 'pairs.jsonl'}"
 
 
 def test_a_changed_base_runs_what_uses_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_a_changed_base_runs_what_uses_it(folder: Path, capsys: pytest.CaptureFi
     err = pit(capsys, "recipe.yaml", "--dry-run")
     assert decisions(err) == {
         "prepare": ("skip", "nothing changed"),
-        "sft": ("run", f"changed: base {folder / 'base'}"),
+        "sft": ("run", f"input changed: base {folder / 'base'}"),
     }
 
 
@@ -139,7 +139,7 @@ def test_what_pit_run_did_not_make_is_never_replaced(done: Path, capsys: pytest.
     text = SMALL.replace("role: policy,", "role: policy, out: runs/mine,").replace("output: improved", "output: other")
     before = outputs(done / "made")
     err = pit(capsys, recipe(text.replace("pit=improved", "pit=other")), code=2)
-    said = "is there, and pit run did not make it; move it, or write elsewhere"
+    said = "exists and pit run did not make it; move it, or name another output"
     assert err.splitlines()[-3:] == [
         f"error: policy: runs/mine {said}",
         f"error: rl: runs/rl {said}",
