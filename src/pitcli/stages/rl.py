@@ -114,7 +114,7 @@ def run(config: RlConfig) -> int:
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
         result = train(model, rl_task(config, curriculum, temperature), config, folder)
         finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
-    note(f"{result.steps} steps over the stages {', '.join(config.curriculum_stages)}; saved in {config.run_folder}")
+    note(f"{result.steps} steps over {', '.join(config.curriculum_stages)}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
     return 0
 
