@@ -225,7 +225,7 @@ def test_several_runs_lie_in_the_same_plots(capsys: pytest.CaptureFixture[str]) 
     run_of([{"step": 1, "loss": 2.0, "kl": 1.0}], manifest("rl", {}, batch_size=8, seed=1), "one")
     run_of([{"step": 1, "loss": 2.0}], manifest("sft", {}, batch_size=8, seed=2), "two")
     assert main(["report", "one,two"]) == 2
-    assert "--out: name a file" in capsys.readouterr().err
+    assert "--out: expected a file, because several runs share one page" in capsys.readouterr().err
     page = page_of("one,two", "--out", "pages/both.html", out="pages/both.html")
     assert page.tags.count("svg") == 2
     assert "━━ one" in words(page)
@@ -271,7 +271,7 @@ def test_folders_that_are_no_runs_are_all_named(capsys: pytest.CaptureFixture[st
     assert err.count("neither metrics.jsonl nor manifest.json") == 2
     assert not Path("page.html").exists()
     assert main(["report", "run", "--out", "empty"]) == 2
-    assert "--out: empty is a folder" in capsys.readouterr().err
+    assert "--out: expected a file, got the folder empty" in capsys.readouterr().err
 
 
 def test_smoothing_is_the_mean_of_the_neighbours() -> None:

@@ -114,7 +114,8 @@ def run(config: RlConfig) -> int:
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
         result = train(model, rl_task(config, curriculum, temperature), config, folder)
         finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
-    note(f"{result.steps} steps over {', '.join(config.curriculum_stages)}; {config.role} saved in {config.run_folder}")
+    stages = ", ".join(config.curriculum_stages)
+    note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
     return 0
 
@@ -289,10 +290,8 @@ def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:
     prompts = role_prompts(config.role, curriculum.chat, rows)
     greedy = rollout_decoding(config, curriculum.chat)._replace(temperature=0.0)
     texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, decoding=greedy, seed=0)
-    show_samples(
-        [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)],
-        labels=("prompt", "reference", f"{config.role} (greedy)"),
-    )
+    shown = [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
+    show_samples(shown, labels=("prompt", "reference", f"{config.role} (greedy)"))
     next_command(
         f"pit improve --run {config.run_folder} --input drafts.jsonl --max-iters 5"
         if config.role is Role.improver
