@@ -190,7 +190,7 @@ def check_bitsandbytes() -> Iterator[Result]:
         found = f"expected 4-bit results with a relative error below {NF4_ERROR}, got {error_of_4bit:.2g}"
         raise RunError(f"{found} on {device.type}; use --no-load-in-4bit to avoid 4-bit layers")
     works = f"4-bit forward and backward passes work on {device.type}"
-    yield Result("bitsandbytes", "ok", f"{works}; relative error {error_of_4bit:.2g}, as usual for NF4")
+    yield Result("bitsandbytes", "ok", f"{works}, {error_of_4bit:.1%} off, as usual for NF4")
 
 
 def check_trees() -> Iterator[Result]:
