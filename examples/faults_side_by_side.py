@@ -1,11 +1,11 @@
 """Faults side by side: transformers Trainer + peft, and pit, on the same tiny base and the same preference pairs.
 
-`python examples/faults_side_by_side.py` prints one markdown table; it counts every figure in that run. Both sides save
-at every step and otherwise keep their defaults.
+`python examples/faults_side_by_side.py` prints one markdown table; every figure in it is measured in that run. Both
+sides save at every step and otherwise keep their defaults.
 
-A run is killed by an audit hook of its own, at every file event from its second save to its end: before a folder is
-made, a name changes, something is removed or a file is opened for writing, and when that file has just been opened and
-is empty. Torch and safetensors open files without an audit event; theirs are announced (those of tokenizers are not).
+An audit hook kills the run at every file event from its second save to its end: before a folder is made, a path is
+renamed, something is removed or a file is opened for writing, and just after a file was opened, when it is empty. Torch
+and safetensors open files without an audit event, so this script raises one; files of tokenizers are not covered.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from transformers.utils.logging import disable_progress_bar
 from pitcli.cli import main as pit
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.models.bases import resolve_base
-from pitcli.stages import improve, sft  # noqa: F401  (improve: imported once, for all that are forked)
+from pitcli.stages import improve, sft  # noqa: F401  (improve: imported once, before processes are forked)
 
 PAIRS, DRAFTS, OTHER_BASE, LOG = "pairs.jsonl", "drafts.jsonl", "other_base", "log"
 STEPS = 3
-LONG = 20  # steps of the runs that must overlap
+LONG = 20  # steps of the two runs that must overlap in time
 PIT_SFT = f"sft --model tiny --data {PAIRS} --epochs 9 --save-every 1 --lora-rank 4 --batch-size 8 --micro-batch-size 4"
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -52,7 +52,7 @@ report = partial(print, file=sys.stderr, flush=True)
 
 
 class Stack(NamedTuple):
-    """One side: how it trains, how its adapter is put on a base, and what its files are called."""
+    """One side: how it trains, how it loads its adapter on a base, and the names of its files."""
 
     name: str
     run: Callable[..., int | None]  # (out, resume=False, nan=False, steps=STEPS) -> exit status
@@ -67,12 +67,12 @@ class Stack(NamedTuple):
 
 def poison(owner: object, name: str, now: Callable[[], bool]) -> None:
     """Make a method return NaN while `now()` is true."""
-    sound = getattr(owner, name)
-    setattr(owner, name, lambda *arguments, **options: sound(*arguments, **options) * (torch.nan if now() else 1))
+    original = getattr(owner, name)
+    setattr(owner, name, lambda *arguments, **options: original(*arguments, **options) * (torch.nan if now() else 1))
 
 
 def trainer_run(out: str, resume: bool = False, nan: bool = False, steps: int = STEPS) -> None:
-    """A LoRA adapter, trained as the documentation of transformers and peft shows it."""
+    """Train a LoRA adapter as the documentation of transformers and peft shows it."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(resolve_base("tiny"))
     base = AutoModelForCausalLM.from_pretrained(resolve_base("tiny"))
@@ -113,14 +113,14 @@ STACKS = {
 }
 
 
-def in_child(work: Callable[..., object], *arguments: Any, **options: Any) -> tuple[int, str]:
-    """Exit status of a forked process (-9: killed), and what it wrote to stdout and stderr."""
+def in_child(function: Callable[..., object], *arguments: Any, **options: Any) -> tuple[int, str]:
+    """Run a function in a forked process; return its exit status (-9: killed) and its stdout and stderr."""
 
     def redirected() -> None:
         log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.exit(work(*arguments, **options))  # type: ignore[arg-type]
+        sys.exit(function(*arguments, **options))  # type: ignore[arg-type]
 
     process = multiprocessing.get_context("fork").Process(target=redirected)
     process.start()
@@ -129,23 +129,23 @@ def in_child(work: Callable[..., object], *arguments: Any, **options: Any) -> tu
 
 
 def killed_run(stack: Stack, out: str, save: int, point: int) -> int | None:
-    """A run that kills itself at a point; the first is the beginning of the save of step `save`."""
+    """Run and kill itself at a file event; event 1 is the beginning of the save of step `save`."""
     for module, name in ((tensor_files, "serialize_file"), (torch, "save")):
-        setattr(module, name, announced(getattr(module, name)))
+        setattr(module, name, with_audit_event(getattr(module, name)))
     sys.addaudithook(killer(point, Path(stack.checkpoint.format(save)).name))
     return stack.run(out)
 
 
-def announced(write: Callable[..., None]) -> Callable[..., None]:
-    def announce(content: object, path: object, *rest: Any, **options: Any) -> None:
+def with_audit_event(write: Callable[..., None]) -> Callable[..., None]:
+    def audited(content: object, path: object, *rest: Any, **options: Any) -> None:
         sys.audit("open", path, "wb", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         write(content, path, *rest, **options)
 
-    return announce
+    return audited
 
 
 def killer(point: int, begin: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook: SIGKILL at a point, counted from the first file event that names `begin`."""
+    """An audit hook that sends SIGKILL at a file event, counted from the first one whose path contains `begin`."""
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -166,80 +166,81 @@ def killer(point: int, begin: str) -> Callable[[str, tuple[Any, ...]], None]:
 
 
 def message(text: str, *words: str) -> str:
-    """The first line that holds one of the words."""
+    """The first line that contains one of the words."""
     lines = (line.strip() for line in text.splitlines() if any(word in line for word in words))
-    return f"says `{line}`" if (line := next(lines, "")) else "says nothing of it"
+    return f"prints `{line}`" if (line := next(lines, "")) else "prints nothing about it"
 
 
-def ending(stack: Stack, out: str, status: int, sound: str) -> str:
-    """How a run ended, and whether its weights have the same bytes as those of an undisturbed run."""
+def outcome(stack: Stack, out: str, status: int, undisturbed: str) -> str:
+    """How a run ended, and whether its weights are byte for byte those of an undisturbed run."""
     if status:
         return f"exit {status}"
-    equal = "equal" if stack.final(out).read_bytes() == stack.final(sound).read_bytes() else "differ from"
+    equal = "equal" if stack.final(out).read_bytes() == stack.final(undisturbed).read_bytes() else "differ from"
     return f"exit 0, final weights {equal} those of an undisturbed run"
 
 
-def every_kill(stack: Stack, sound: str) -> str:
-    """Kill a run at each point in turn, and resume it each time in a fresh process."""
-    points = lost = other = 0
+def every_kill(stack: Stack, undisturbed: str) -> str:
+    """Kill a run at each file event, one run per event, and resume it in a new process."""
+    points = lost = different = 0
     while True:
         out = f"{stack.name}-{points + 1}"
         status, killed = in_child(killed_run, stack, out, save=2, point=points + 1)
         if status != -signal.SIGKILL:
             assert status == 0, killed
-            return f"{points} points: {lost} cannot be resumed, {other} resume to other weights"
-        status, said = in_child(stack.run, out, resume=True)
-        ended = ending(stack, out, status, sound)
-        points, lost, other = points + 1, lost + (status != 0), other + ("differ" in ended)
-        report(f"{killed.splitlines()[-1]}: resume: {ended} {said.splitlines()[-1] if status else ''}")
+            return f"{points} kills: {lost} runs cannot be resumed, {different} resume to different weights"
+        status, output = in_child(stack.run, out, resume=True)
+        resumed = outcome(stack, out, status, undisturbed)
+        points, lost, different = points + 1, lost + (status != 0), different + ("differ" in resumed)
+        report(f"{killed.splitlines()[-1]}: resume: {resumed} {output.splitlines()[-1] if status else ''}")
         shutil.rmtree(out)
 
 
-def flipped_byte(stack: Stack, sound: str) -> str:
-    """Kill a run when its third save begins, and change a byte in the middle of the tensors of the second."""
+def flipped_byte(stack: Stack, undisturbed: str) -> str:
+    """Kill a run when its third save begins, and flip a byte in the middle of the tensors of the second save."""
     out = f"{stack.name}-flipped"
-    status, said = in_child(killed_run, stack, out, save=3, point=1)
-    assert status == -signal.SIGKILL, said
+    status, output = in_child(killed_run, stack, out, save=3, point=1)
+    assert status == -signal.SIGKILL, output
     path = Path(out, stack.checkpoint.format(2), stack.weights)
     content = bytearray(path.read_bytes())
     tensors = 8 + int.from_bytes(content[:8], "little")
     content[(tensors + len(content)) // 2] ^= 0xFF
     path.write_bytes(content)
-    status, said = in_child(stack.run, out, resume=True)
-    return f"resume: {ending(stack, out, status, sound)}; {message(said, stack.weights)}"
+    status, output = in_child(stack.run, out, resume=True)
+    return f"resume: {outcome(stack, out, status, undisturbed)}; {message(output, stack.weights)}"
 
 
-def nan_loss(stack: Stack, sound: str) -> str:
+def nan_loss(stack: Stack, undisturbed: str) -> str:
     """Make the loss of step 2 NaN, check every saved tensor, then resume without the fault."""
     out = f"{stack.name}-nan"
-    status, said = in_child(stack.run, out, nan=True)
+    status, output = in_child(stack.run, out, nan=True)
     files = Path(out).rglob("*.safetensors")
     finite = {path: [bool(t.isfinite().all()) for t in tensor_files.load_file(path).values()] for path in files}
     every, final = [flag for flags in finite.values() for flag in flags], finite.get(stack.final(out), [])
-    text = f"exit {status}; {message(said, 'nan', 'error:')}; not finite: {every.count(False)} of {len(every)} tensors"
-    text += f" saved, {final.count(False)} of {len(final)} in a final adapter; resume without the fault: "
-    return text + ending(stack, out, in_child(stack.run, out, resume=True)[0], sound)
+    text = f"exit {status}; {message(output, 'nan', 'error:')}; not finite: {every.count(False)} of {len(every)} saved"
+    text += f" tensors, {final.count(False)} of {len(final)} in the final adapter; resume without the fault: "
+    return text + outcome(stack, out, in_child(stack.run, out, resume=True)[0], undisturbed)
 
 
-def two_at_once(stack: Stack, sound: str) -> str:
-    """The same run twice at the same time, with the same output folder."""
+def two_at_once(stack: Stack, undisturbed: str) -> str:
+    """Start the same run twice at the same time, with the same output folder."""
     out, alone = f"{stack.name}-shared", f"{stack.name}-alone"
-    status, said = in_child(stack.run, alone, steps=LONG)
-    assert status == 0, said
+    status, output = in_child(stack.run, alone, steps=LONG)
+    assert status == 0, output
     command = [sys.executable, os.path.abspath(__file__), stack.name, out]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in "12"]
-    said = "".join(process.communicate()[1] for process in both)
+    output = "".join(process.communicate()[1] for process in both)
     codes = " and ".join(str(process.returncode) for process in both)
-    return f"exits {codes}; {message(said, 'error:', 'Error')}; {ending(stack, out, 0, alone).removeprefix('exit 0, ')}"
+    weights = outcome(stack, out, 0, alone).removeprefix("exit 0, ")
+    return f"exits {codes}; {message(output, 'error:', 'Error')}; {weights}"
 
 
-def wrong_base(stack: Stack, sound: str) -> str:
-    """Put the adapter on another base of the same shape; lines that the right base gets too do not count."""
-    status, usual = in_child(stack.on_base, sound, str(resolve_base("tiny")))
+def wrong_base(stack: Stack, undisturbed: str) -> str:
+    """Load the adapter on another base of the same shape; ignore lines that the right base causes too."""
+    status, usual = in_child(stack.on_base, undisturbed, str(resolve_base("tiny")))
     assert status == 0, usual
-    status, said = in_child(stack.on_base, sound, OTHER_BASE)
-    said = "\n".join(line for line in said.splitlines() if line not in usual)
-    return f"exit {status}; {message(said, 'warning', 'Warning', 'error:')}"
+    status, output = in_child(stack.on_base, undisturbed, OTHER_BASE)
+    output = "\n".join(line for line in output.splitlines() if line not in usual)
+    return f"exit {status}; {message(output, 'warning', 'Warning', 'error:')}"
 
 
 FAULTS = {
@@ -252,26 +253,26 @@ FAULTS = {
 
 
 def write_inputs() -> None:
-    """Pairs, a draft, and a base of tiny's shape with other weights."""
+    """Write pairs, a draft, and a base with tiny's shape and other weights."""
     rows = list(preference_rows(40, seed=3))
     Path(PAIRS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path(DRAFTS).write_text(json.dumps({"prompt": rows[0]["prompt"], "response": rows[0]["rejected"]}) + "\n")
     shutil.copytree(resolve_base("tiny"), OTHER_BASE)
     weights = tensor_files.load_file(resolve_base("tiny") / "model.safetensors")
-    turned = {name: tensor.flip(0).contiguous() for name, tensor in weights.items()}
-    tensor_files.save_file(turned, f"{OTHER_BASE}/model.safetensors", metadata={"format": "pt"})
+    flipped = {name: tensor.flip(0).contiguous() for name, tensor in weights.items()}
+    tensor_files.save_file(flipped, f"{OTHER_BASE}/model.safetensors", metadata={"format": "pt"})
 
 
 def side_by_side() -> None:
     in_child(write_inputs)
     cells: dict[str, list[str]] = {fault: [] for fault in FAULTS}
     for stack in STACKS.values():
-        sound = f"{stack.name}-sound"
-        status, said = in_child(stack.run, sound)
-        assert status == 0, said
+        undisturbed = f"{stack.name}-undisturbed"
+        status, output = in_child(stack.run, undisturbed)
+        assert status == 0, output
         for fault, measure in FAULTS.items():
             start = time.monotonic()
-            cells[fault].append(measure(stack, sound))
+            cells[fault].append(measure(stack, undisturbed))
             report(f"[{time.monotonic() - start:.0f} s] {stack.name}: {fault}: {cells[fault][-1]}\n")
     print("| fault | transformers Trainer + peft | pit |\n|---|---|---|")
     for fault, texts in cells.items():
@@ -281,10 +282,10 @@ def side_by_side() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bar()
-    if len(sys.argv) == 3:  # a run of two_at_once
+    if len(sys.argv) == 3:  # one of the runs that two_at_once starts
         sys.exit(STACKS[sys.argv[1]].run(sys.argv[2], steps=LONG))
     start = time.monotonic()
-    # imported once here, not in every forked process; freeze keeps their garbage collection from copying it all
+    # Imported once here, not in every forked process; freeze keeps their garbage collection from copying the memory.
     for module in ("peft.tuners.lora.bnb", "rich.console", "transformers.models.llama.modeling_llama"):
         importlib.import_module(module)
     get_checkpoint_conversion_mapping("llama")
@@ -292,7 +293,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         side_by_side()
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch", "pitcli"))
-    print(f"\n{versions}; {time.monotonic() - start:.0f} s, {sum(os.times()[:4]):.0f} s of processor time")
+    print(f"\n{versions}; {time.monotonic() - start:.0f} s, {sum(os.times()[:4]):.0f} s of CPU time")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The whole path on real text: `python examples/smollm2_hh.py --train hh_train.jsonl.gz --test hh_test.jsonl.gz`.
+"""The whole method on real text: `python examples/smollm2_hh.py --train hh_train.jsonl.gz --test hh_test.jsonl.gz`.
 
-Reward model (reported on the test file too), SFT and RL of the improver on the train file, drafts of the base for
-prompts of the test file, and their improvement. It ends with a table of wall-clock time and peak memory of each
-command. By default it uses all rows, which takes a GPU; `--small` is for a CPU: short conversations and a few RL steps.
-Started again, it resumes.
+Trains the gap model (also reported on the test file), then the improver by SFT and RL, all on the train file; samples
+drafts from the base model for prompts of the test file, and improves them. At the end it prints a table with the
+wall-clock time and peak memory of each command. By default it uses all rows, which needs a GPU; `--small` is for a CPU:
+short conversations and a few RL steps. If it is stopped, run it again to resume.
 """
 
 import argparse
@@ -18,11 +18,11 @@ SMALL = ["--max-length", "256", "--skip-long", "--max-rows", "600"]
 SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "6"]
 DRAFTS = 1000
 SMALL_DRAFTS = 24
-TOKENS = {True: "48", False: "256"}  # longest draft, by --small
+TOKENS = {True: "48", False: "256"}  # longest draft in tokens, by --small
 
 
 def timed(arguments: list[str], folder: Path) -> tuple[str, float, float]:
-    """Run a command of pit; (command, seconds, peak memory in GiB)."""
+    """Run a pit command; return the command line, seconds and peak memory in GiB."""
     command = " ".join(["pit", *arguments])
     print(f"\n$ {command}", file=sys.stderr, flush=True)
     start = time.monotonic()
@@ -36,10 +36,16 @@ def timed(arguments: list[str], folder: Path) -> tuple[str, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="HH transcripts, as published")
-    parser.add_argument("--test", type=Path, required=True, help="the same, with other prompts")
-    parser.add_argument("--out", type=Path, default=Path("runs/smollm2-hh"))
-    parser.add_argument("--small", action="store_true", help="a size for CPUs")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="preference pairs to train on: HH-RLHF transcripts, as published"
+    )
+    parser.add_argument(
+        "--test", type=Path, required=True, help="preference pairs with other prompts, in the same format"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/smollm2-hh"), help="output folder")
+    parser.add_argument(
+        "--small", action="store_true", help="few rows, short conversations and few RL steps, for a CPU"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     train, test = str(arguments.train.resolve()), str(arguments.test.resolve())
@@ -55,11 +61,11 @@ def main() -> None:
     rows = [timed(command, arguments.out) for command in commands]
     results = json.loads((arguments.out / "runs/reward/manifest.json").read_text())["results"]
     print("| command | time | peak memory |\n|---|---|---|")
-    for command, seconds, gigabytes in rows:
+    for command, seconds, gibibytes in rows:
         shown = command.replace(train, arguments.train.name).replace(test, arguments.test.name)
-        print(f"| `{shown}` | {seconds:,.0f} s | {gigabytes:.1f} GiB |")
+        print(f"| `{shown}` | {seconds:,.0f} s | {gibibytes:.1f} GiB |")
     for name in ("accuracy", "accuracy_low", "accuracy_high", "longer_wins_accuracy", "shorter_wins_accuracy"):
-        print(f"{name}: held out {results[name]:.3f}, test file {results[f'eval_{name}']:.3f}")
+        print(f"{name} of the gap model: {results[name]:.3f} held out, {results[f'eval_{name}']:.3f} on the test file")
 
 
 if __name__ == "__main__":

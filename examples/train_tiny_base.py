@@ -1,9 +1,9 @@
 """Train the embedded tiny base model from scratch: `python examples/train_tiny_base.py --out FOLDER`.
 
-The corpus is text alone: it holds no grade of the oracle and no preference. A document is a prompt of the synthetic
-task with one or two answers. A remark follows half of the answers: the author, how many words there are, how many on
-the topic, how many repeated, and for some words whether they occur. Authors differ in skill, which the text never
-mentions. So the base can say what is in an answer, as language models can, but never learns what is better.
+The corpus is plain text: it contains no oracle grades and no preferences. A document is a prompt of the synthetic task
+with one or two answers. Half of the answers are followed by a remark: the author, the number of words, of words on the
+topic and of repeated words, and whether certain words occur. Authors differ in skill, which the text never mentions. So
+the base model learns to describe an answer, as language models can, but never learns which answer is better.
 """
 
 import argparse
@@ -28,12 +28,12 @@ CHAT_TEMPLATE = (
 AUTHORS = ["Ann", "Bob", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal"]  # the skill of author i is i / 7
 REMARK_SHARE = 0.5
 REMARKS = [*"0123456789", "yes", "no"]
-NAME_WEIGHT = 4.0  # of a name in the loss; any other token counts 1
+NAME_WEIGHT = 4.0  # weight of an author's name in the loss; any other token has weight 1
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every word of the task is one token; other text is bytes."""
+    """Train a byte-level BPE tokenizer: every word of the task is one token; other text is split into bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -60,14 +60,14 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[float]]:
-    """Token ids of one document and the weight of each in the loss: 0 for what the author did not write."""
+    """Return the token ids of one document and each token's weight in the loss, which is 0 for prompts."""
     end, user, assistant = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"])
     task, author = draw_task(rng), rng.randrange(len(AUTHORS))
     ids: list[int] = []
     weights: list[float] = []
     for turn in range(rng.choice([1, 2, 2])):
-        asked = task.prompt() if turn == 0 else IMPROVE_INSTRUCTION
-        question = [user, *tokenizer.encode(asked, add_special_tokens=False), end, assistant]
+        instruction = task.prompt() if turn == 0 else IMPROVE_INSTRUCTION
+        question = [user, *tokenizer.encode(instruction, add_special_tokens=False), end, assistant]
         response = draw_response(task, author / (len(AUTHORS) - 1), rng)
         answer = [*tokenizer.encode(response, add_special_tokens=False), end]
         ids += question + answer
@@ -82,18 +82,18 @@ def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[li
 
 
 def remark(task: WordListTask, response: str, rng: random.Random) -> str:
-    """What is in an answer, e.g. `5 4 0 fox yes red no`; nothing on what the prompt asked for."""
+    """Describe an answer, e.g. `5 4 0 fox yes red no`; says nothing about whether it follows the prompt."""
     words = response.split()
     counts = (len(words), sum(word in TOPICS[task.topic] for word in words), len(words) - len(set(words)))
-    asked = [word for word in (task.first, task.include, task.avoid, task.last) if word] + rng.sample(WORDS, 2)
-    rng.shuffle(asked)
-    return " ".join([*map(str, counts), *(f"{word} {'yes' if word in words else 'no'}" for word in asked)])
+    mentioned = [word for word in (task.first, task.include, task.avoid, task.last) if word] + rng.sample(WORDS, 2)
+    rng.shuffle(mentioned)
+    return " ".join([*map(str, counts), *(f"{word} {'yes' if word in words else 'no'}" for word in mentioned)])
 
 
 def batch_loss(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
 ) -> tuple[Tensor, float]:
-    """Weighted mean of -log p(token) over fresh documents, and the plain mean over the names."""
+    """Return the weighted mean of -log p(token) over new documents, and its plain mean over the names."""
     documents = [document(tokenizer, rng) for _ in range(size)]
     input_ids_BT = pad_right([ids for ids, _ in documents], tokenizer.pad_token_id)
     mask_BT, weights_BT = torch.zeros_like(input_ids_BT), torch.zeros(input_ids_BT.shape)
@@ -108,7 +108,7 @@ def batch_loss(
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum (Jordan et al. 2024) in fp32; torch's own works in bf16, which CPUs emulate."""
+    """Orthogonalised momentum (Jordan et al. 2024) in fp32; torch's Muon computes in bf16, which CPUs emulate."""
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -131,22 +131,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices_NRC: Tensor) -> Tensor:
-    """Five Newton-Schulz steps towards the nearest orthogonal matrix."""
-    turned = matrices_NRC.shape[1] > matrices_NRC.shape[2]  # the smaller side first
-    x = matrices_NRC.mT if turned else matrices_NRC
+    """Take five Newton-Schulz steps towards the nearest orthogonal matrix."""
+    transposed = matrices_NRC.shape[1] > matrices_NRC.shape[2]  # so that the smaller side comes first
+    x = matrices_NRC.mT if transposed else matrices_NRC
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if turned else x
+    return x.mT if transposed else x
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("src/pitcli/assets/tiny"))
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--out", type=Path, default=Path("src/pitcli/assets/tiny"), help="output folder")
+    parser.add_argument("--steps", type=int, default=1800, help="optimiser steps")
+    parser.add_argument("--batch-size", type=int, default=64, help="documents per step")
+    parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon, for the weight matrices")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -185,13 +185,14 @@ def main() -> None:
             optimizer.zero_grad()
             scheduler.step()
         if step % 50 == 0:
-            print(f"step {step} loss {loss:.4f} of names {name_loss:.4f} {time.time() - start:.0f} s", flush=True)
+            seconds = time.time() - start
+            print(f"step {step}: loss {loss:.4f}, of author names {name_loss:.4f}, {seconds:.0f} s", flush=True)
         if step % 300 == 299 or step == args.steps - 1:
             save(model, tokenizer, args.out)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the weights in bf16 (a quantised base needs no more) with their tokenizer."""
+    """Write the weights in bf16, which is enough for a quantised base, and the tokenizer."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(out, state_dict=state)
     tokenizer.save_pretrained(out)

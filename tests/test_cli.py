@@ -188,7 +188,9 @@ def test_flags_override_the_config_file(runs: Runs, capsys: pytest.CaptureFixtur
     ]
 
 
-LESS_MEMORY = "out of memory; this takes less: pit sft --config runs/sft/config.yaml --micro-batch-size 4 --resume"
+LESS_MEMORY = (
+    "out of memory; this command needs less: pit sft --config runs/sft/config.yaml --micro-batch-size 4 --resume"
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -240,7 +242,7 @@ def test_out_of_memory_names_the_smaller_command(
 ) -> None:
     with_stage(MODULES.get(arguments[0], arguments[0]), raising(MemoryError()))
     assert cli.main(arguments) == 3
-    assert capsys.readouterr().err == f"error: out of memory; this takes less: {smaller}\n"
+    assert capsys.readouterr().err == f"error: out of memory; this command needs less: {smaller}\n"
 
 
 def test_nothing_to_do_is_not_an_error(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

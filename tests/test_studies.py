@@ -1,4 +1,4 @@
-"""The studies' commands are commands of pit, and what an evaluation compares is made before it."""
+"""The commands of the studies are valid pit commands, and an evaluation compares only systems made before it."""
 
 import runpy
 import shlex
@@ -18,7 +18,7 @@ NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "proje
 
 
 def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
-    """The systems and the evaluations of a study."""
+    """Return the systems and the evaluations of a study."""
     given: list[Any] = []
     monkeypatch.setattr(project, "run_study", lambda *arguments, **settings: given.extend(arguments[1:3]))
     runpy.run_path(str(STUDIES / f"{name}.py"), run_name="__main__")
@@ -26,7 +26,7 @@ def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[s
 
 
 def settings(command: str) -> Any:
-    """The validated settings of a command line, without running it."""
+    """Return the validated settings of a command line, without running it."""
     from pitcli.settings.flags import settings_of
 
     stage, *words = shlex.split(command)
@@ -41,7 +41,7 @@ def settings(command: str) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_study_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     systems, evaluations = study(name, monkeypatch)
     scale = project.TINY
     made = set()
@@ -55,23 +55,23 @@ def test_every_command_of_a_study_is_one_of_pit(name: str, monkeypatch: pytest.M
     for line in evaluations:
         words = [project.with_files(word, folders) for word in shlex.split(line)]
         config = settings(shlex.join(["evaluate", *words, "--judge", "oracle"]))
-        named = {file.partition("=")[0] for file in config.input} | {"original"}
-        assert {file.partition("=")[0].partition("/")[2] or "original" for file in config.control} <= named
+        compared = {file.partition("=")[0] for file in config.input} | {"original"}
+        assert {file.partition("=")[0].partition("/")[2] or "original" for file in config.control} <= compared
         for file in (*config.input, *config.control):
             assert Path(file.partition("=")[2]).name in made
 
 
-def test_a_real_study_judges_by_a_model_of_a_fold_of_its_own() -> None:
+def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
     steps = project.base_steps(project.real(args), 3)
     assert all("--max-length 99 --max-steps 9" in step for step in steps if "sft" in step.split()[1:2])
-    assert not any("--max-steps" in step for step in steps if "runs/judge" in step)  # as good as its fold makes it
+    assert not any("--max-steps" in step for step in steps if "runs/judge" in step)  # the judge uses its whole fold
     assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in steps) == 1
     for step in steps:
         settings(step.removeprefix("pit "))
 
 
-def test_files_of_all_seeds_follow_a_name() -> None:
+def test_a_system_name_expands_to_the_files_of_all_seeds() -> None:
     folders = {0: Path("a/seed-0"), 1: Path("a/seed-1")}
     assert project.with_files("--input=pit", folders) == "--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl"
     assert project.with_files("--control=x/y", folders) == "--control=x/y=seed-0/x.jsonl,x/y=seed-1/x.jsonl"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The four verbs on all GPUs of one machine, with either launcher. Each process takes its part of every step; the first
-# one writes and speaks. A stopped command goes on with --resume, on fewer or more GPUs too.
+# Runs the four distributed commands on all GPUs of one machine, with torchrun or accelerate. Each process computes its
+# share of every step; only rank 0 writes files and prints. To resume a stopped command, add --resume; the number of GPUs
+# may change.
 #   examples/cluster/launch.sh hh.jsonl drafts.jsonl
 set -euo pipefail
-data=${1:?preference pairs} drafts=${2:?drafts to improve}
+data=${1:?expected a file of preference pairs} drafts=${2:?expected a file of drafts to improve}
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
 
 torchrun --nproc-per-node "$gpus" -m pitcli train-reward --data "$data"

@@ -1,4 +1,4 @@
-"""The negative controls: a gap model on shuffled labels, a rewriter that only pads, a constant answer."""
+"""Negative controls: a gap model trained on shuffled labels, a rewriter that only pads, and a constant answer."""
 
 from project import CONTROLS, run_study
 

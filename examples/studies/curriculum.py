@@ -1,4 +1,4 @@
-"""The curriculum ablation: references of the data alone, of the policy alone, both, neither, and a third stage."""
+"""Curriculum ablation: references from the data alone, the policy alone, both, neither, and a third stage."""
 
 from project import run_study
 

@@ -1,4 +1,4 @@
-"""The ablation of the gap loss: five terms, the plain Bradley-Terry difference, and the symmetric form."""
+"""Gap loss ablation: five terms, the plain Bradley-Terry difference, and the symmetric form."""
 
 from project import run_study
 

@@ -1,4 +1,4 @@
-"""The main comparison: PIT, the originals, SFT alone, best-of-n at equal tokens, a fresh draw, plain RLHF."""
+"""Main comparison: PIT, the originals, SFT alone, best-of-n at equal tokens, a new sample of the policy, plain RLHF."""
 
 from project import CONTROLS, run_study
 

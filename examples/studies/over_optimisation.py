@@ -1,4 +1,4 @@
-"""Reward and true quality against KL for several betas, after twice the steps at twice the rate."""
+"""Reward and true quality as a function of KL for several betas, with twice the steps and twice the learning rate."""
 
 from project import run_study
 

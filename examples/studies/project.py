@@ -1,7 +1,7 @@
-"""What the studies share: one folder a seed with the data, the runs and the improved rows; each is made once.
+"""Shared code of the studies: one folder per seed with the data, the runs and the improved rows, each made once.
 
-Every step is a `pit` command. A study names the systems that it compares, and this module makes their rows. Finished
-steps are skipped, so that studies under one --out share their runs.
+Every step is a `pit` command. A study names the systems to compare, and this module makes their rows. Finished steps
+are skipped, so studies with the same --out share their runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class StudyScale(NamedTuple):
-    """How large and with which settings: the tiny model on the synthetic task, or a real one on real pairs."""
+    """Size and settings of a study: the tiny model on the synthetic task, or a real model on real pairs."""
 
     model: str
     prepare: str
@@ -26,9 +26,9 @@ class StudyScale(NamedTuple):
     sft: str
     reward: str
     rl: str
-    far: str  # further settings of RL in the study of over-optimisation: far enough to see it
+    far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
     decoding: str
-    judge: str = ""  # real pairs only: trained on its whole fold, whatever bounds the other trainings
+    judge: str = ""  # real pairs only: settings of the judge, which is trained on its whole fold
 
 
 TINY = StudyScale(
@@ -45,26 +45,26 @@ TINY = StudyScale(
 
 
 def real(args: argparse.Namespace) -> StudyScale:
-    """Default settings on real pairs; a judge is trained on a fold of its own."""
+    """Default settings for real pairs; the judge is trained on a separate fold."""
     judge = "--skip-long" + (f" --max-length {args.max_length}" if args.max_length else "")
-    bounds = judge + (f" --max-steps {args.steps}" if args.steps else "")
+    limits = judge + (f" --max-steps {args.steps}" if args.steps else "")
     return StudyScale(
         model=args.model,
         prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
         drafts=f"--max-rows {args.rows}",
-        sft=bounds,
-        reward=bounds,
-        rl=f"{bounds} --rollout-max-new-tokens {args.max_new_tokens}",
-        far="",  # --steps sets how far
+        sft=limits,
+        reward=limits,
+        rl=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
+        far="",  # --steps sets the number of steps
         decoding=f"--max-new-tokens {args.max_new_tokens}",
         judge=judge,
     )
 
 
 def base_steps(scale: StudyScale, seed: int) -> list[str]:
-    """The data, the policy, the SFT improver, the gap model, and drafts for held-out prompts."""
+    """The commands that make the data, the policy, the SFT improver, the gap model, and drafts of held-out prompts."""
     model = f"--model {scale.model} --seed {seed}"
-    # real pairs fall into the same folds whatever the seed: the judge's fold must be new to the gap models of all seeds
+    # real pairs are split with the same seed for all: no gap model of any seed may have seen the judge's fold
     steps = [
         f"pit prepare {scale.prepare} --seed {seed if scale.model == 'tiny' else 0} --out data",
         f"pit sft --role policy --data data/sft.jsonl {model} {scale.sft}",
@@ -73,7 +73,7 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
         f"pit sample --data data/test.jsonl {scale.drafts} --output drafts.jsonl --seed {seed} {scale.decoding}",
     ]
     if scale.model != "tiny":
-        # not the seed and the rows of the gap model that RL and the stop rule use
+        # the judge's seed and rows differ from those of the gap model that RL and the stop rule use
         steps.append(
             f"pit train-reward --data data/judge.jsonl --model {scale.model} --seed {seed + 1000} --out runs/judge"
             f" {scale.judge}"
@@ -119,7 +119,7 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
             rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
             improve(scale, seed, name, f"--run runs/rl-shuffled {ONCE}"),
         ],
-        # drafts and draws at one temperature: any gain comes from the gap model
+        # drafts and samples have the same temperature, so any gain comes from the gap model
         "shuffled-best-of-n": [
             *shuffled_reward(scale, seed),
             improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
@@ -130,7 +130,7 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
 
 
 def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
-    """A gap model on shuffled labels."""
+    """The commands that train a gap model on shuffled labels."""
     return [
         f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
         f"pit train-reward --data data-shuffled/reward.jsonl --model {scale.model} --seed {seed}"
@@ -139,7 +139,7 @@ def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
 
 
 def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:
-    """The commands of a system that differs from `pit` in one setting, named KIND@VALUE."""
+    """The commands that make the rows of a system named KIND@VALUE, which differs from `pit` in one setting."""
     name = f"{kind}@{value}"
     if kind == "temperature":
         trained = rl(scale, seed, "rl", "--curriculum")
@@ -160,12 +160,12 @@ def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[s
     return [*steps, improve(scale, seed, name, f"--run runs/{run} {ONCE}")]
 
 
-# a gap model on shuffled labels: RL on it must not gain over the SFT improver, nor its choice of draws over the drafts
+# with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
 
 
 def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> None:
-    """Run the missing steps of one seed in its folder, in this process."""
+    """Run the unfinished steps of one seed in its folder, in this process."""
     from pitcli.cli import main as pit
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> 
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
         resumable = step.split()[1] in ("sft", "train-reward", "rl", "improve")
         if code := pit([*shlex.split(step)[1:], *(["--resume"] if resumable else [])]):
-            sys.exit(f"this step ended with exit code {code}")
+            sys.exit(f"pit {step.split()[1]} failed with exit code {code}; run the same command again to resume")
         with done.open("a") as file:
             file.write(f"{step}\n")
 
@@ -191,14 +191,14 @@ def run_study(
     report: Callable[[Path, list[int]], None] | None = None,
     real_only: tuple[str, ...] = (),
 ) -> None:
-    """Make the systems for every seed, then run the evaluations, whose --input and --control name systems.
+    """Make the rows of the systems for every seed, then run the evaluations, whose --input and --control name systems.
 
-    report: prints more, given the folder and the seeds; on the synthetic task only, because it asks its oracle.
-    real_only: systems that need a model which follows instructions, as the tiny one does not.
+    report: prints more results from the folder and the seeds; only on the synthetic task, because it uses the oracle.
+    real_only: systems that need a model that follows instructions, which the tiny model does not.
     """
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
-        sys.exit("--model tiny makes its own data; any other takes --data")
+        sys.exit("--data: required unless --model is tiny, which uses synthetic pairs only")
     scale = TINY if args.model == "tiny" else real(args)
     if args.model != "tiny":
         systems = [*systems, *real_only]
@@ -210,42 +210,42 @@ def run_study(
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
     if args.only != "evaluate":
         in_processes(scale, folders, systems, args.jobs)
-    print(f"\nmade in {time.time() - start:.0f} s", flush=True)
+    print(f"\nrows of all systems made in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
         evaluate(out, folders, evaluations, "--judge=oracle" if args.model == "tiny" else independent)
         if report and args.model == "tiny":
             report(out, args.seeds)
-    print(f"{time.time() - start:.0f} s in all")
+    print(f"total time: {time.time() - start:.0f} s")
 
 
 def study_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder that the studies share")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="seeds made at the same time")
-    parser.add_argument("--only", choices=["make", "evaluate"], help="only one half")
-    parser.add_argument("--model", default="tiny", help="tiny: the synthetic task; any other takes --data")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="output folder, shared by the studies")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--jobs", type=int, default=2, help="number of seeds to run in parallel")
+    parser.add_argument("--only", choices=["make", "evaluate"], help="only make the rows, or only evaluate them")
+    parser.add_argument("--model", default="tiny", help="tiny (synthetic task), or another base model (needs --data)")
     real_text = parser.add_argument_group("real text")
-    real_text.add_argument("--data", help="preference pairs")
-    real_text.add_argument("--steps", type=int, help="bound of each training but the judge's")
+    real_text.add_argument("--data", help="file of preference pairs")
+    real_text.add_argument("--steps", type=int, help="maximum number of optimiser steps, except for the judge")
     real_text.add_argument("--max-length", type=int, help="longest conversation in tokens")
     real_text.add_argument("--max-new-tokens", type=int, default=128, help="longest response in tokens")
-    real_text.add_argument("--rows", type=int, default=500, help="drafts to improve")
+    real_text.add_argument("--rows", type=int, default=500, help="number of drafts to improve")
     return parser
 
 
 def in_processes(scale: StudyScale, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
-    """One process a seed: each has a working folder of its own."""
+    """Make the rows with one process per seed, each in a separate working folder."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for made in [pool.submit(make, scale, folder, seed, systems) for seed, folder in folders.items()]:
-            made.result()
+        for process in [pool.submit(make, scale, folder, seed, systems) for seed, folder in folders.items()]:
+            process.result()
 
 
 def with_files(word: str, folders: dict[int, Path]) -> str:
-    """`--input=pit,sft-only` with the files of every seed: `--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl,...`."""
+    """Expand `--input=pit,...` to the files of every seed: `--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl,...`."""
     option, _, names = word.partition("=")
     if option not in ("--input", "--control"):
         return word
@@ -265,4 +265,4 @@ def evaluate(out: Path, folders: dict[int, Path], evaluations: list[str], judge:
         command = ["evaluate", *(with_files(word, folders) for word in shlex.split(f"{line} {judge}"))]
         print(f"\n$ pit {shlex.join(command)}", flush=True)
         if code := pit(command):
-            sys.exit(f"this step ended with exit code {code}")
+            sys.exit(f"pit evaluate failed with exit code {code}")

@@ -1,7 +1,8 @@
-"""The learned stop rule against fixed numbers of iterations and against a stop by the oracle, on the synthetic task.
+"""The learned stop rule compared with fixed numbers of iterations and with a stop by the oracle, on the synthetic task.
 
-The plain loop's rows hold what every stop rule would have seen, so thresholds are replayed on them; the row `learned`
-is the command itself. Regret is the distance in quality from the best iteration that the oracle could pick.
+The rows of five iterations without a stop rule contain what every stop rule would have seen, so thresholds are replayed
+on them; the row `learned` comes from the command itself. Regret is the difference in quality from the best iteration,
+chosen by the oracle.
 """
 
 import json
@@ -22,7 +23,7 @@ THRESHOLDS = (0.5, 0.52, 0.55, 0.6)
 
 
 class Stopped(NamedTuple):
-    """A way to stop: the response that each row ends with, and the improvements that it takes."""
+    """The outcome of one stop rule: the final response of each row, and how many improvements it needed."""
 
     name: str
     responses: list[str]
@@ -34,7 +35,7 @@ def fixed(rows: list[Row], count: int) -> Stopped:
 
 
 def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) -> Stopped:
-    """Stop before the first iteration that is refused; its cost counts all the same."""
+    """Stop before the first iteration that is refused; the cost of the refused one counts."""
     responses, calls = [], []
     for row in rows:
         count = 0
@@ -46,7 +47,7 @@ def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) ->
 
 
 def by_gap(threshold: float) -> Callable[[Row, int], bool]:
-    """The rule of `pit improve`: a copy, a cycle, or P(better) not above the threshold."""
+    """The rule of `pit improve`: refuse a copy, a cycle, or P(better) not above the threshold."""
 
     def refuses(row: Row, count: int) -> bool:
         step = row.steps[count]
@@ -57,7 +58,7 @@ def by_gap(threshold: float) -> Callable[[Row, int], bool]:
 
 
 def by_oracle(row: Row, count: int) -> bool:
-    """The same rule with the oracle instead of the gap model."""
+    """Refuse an iteration that the oracle does not grade higher than the one before."""
     step = row.steps[count]
     return not grade(row, step.written) > grade(row, step.before)
 
@@ -67,7 +68,7 @@ def grade(row: Row, response: str) -> float:
 
 
 def best(rows: list[Row]) -> Stopped:
-    """The upper bound of every rule: the best iteration of each row."""
+    """The upper bound for every rule: the best iteration of each row."""
     chosen = [max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row, row.response_after(k))) for row in rows]
     return Stopped("best iteration", [row.response_after(k) for row, k in zip(rows, chosen, strict=True)], chosen)
 
@@ -80,35 +81,38 @@ def report(out: Path, seeds: list[int]) -> None:
     keys: list[Key] = [key for key in plain.rows if key in learned.rows]
     rows, stopped = plain.at(keys), learned.at(keys)
     command = Stopped("learned", [row.response for row in stopped], [len(row.steps) for row in stopped])
-    ways = [
+    outcomes = [
         *(fixed(rows, count) for count in range(ITERATIONS + 1)),
         *(replayed(rows, f"P(better) > {threshold}", by_gap(threshold)) for threshold in THRESHOLDS),
         command,
         replayed(rows, "oracle stop", by_oracle),
         best(rows),
     ]
-    same = np.mean([a == b for a, b in zip(ways[ITERATIONS + 1].responses, command.responses, strict=True)])
-    note(f"the replay at 0.5 equals the command in {same:.1%} of {len(rows)} rows")
+    same = np.mean([a == b for a, b in zip(outcomes[ITERATIONS + 1].responses, command.responses, strict=True)])
+    note(f"the replay at threshold 0.5 gives the same response as the command in {same:.1%} of {len(rows)} rows")
     original_N = np.array([grade(row, row.original) for row in rows])
-    graded = {way.name: np.array([grade(r, text) for r, text in zip(rows, way.responses, strict=True)]) for way in ways}
+    graded = {
+        outcome.name: np.array([grade(row, text) for row, text in zip(rows, outcome.responses, strict=True)])
+        for outcome in outcomes
+    }
     bootstrap = Bootstrap([repr(row.prompt) for row in rows], [row.seed for row in rows] if len(seeds) > 1 else None)
     lines, figures = [], {}
-    for way in ways:
-        mine = graded[way.name]
+    for outcome in outcomes:
+        mine = graded[outcome.name]
         low, high = bootstrap.interval(mean_of(graded["learned"] - mine))
-        figures[way.name] = {
+        figures[outcome.name] = {
             "quality": float(mine.mean()),
             "learned_less_this": [float((graded["learned"] - mine).mean()), low, high],
             "regret": float((graded["best iteration"] - mine).mean()),
             "harm_rate": float((mine < original_N).mean()),
-            "calls": float(np.mean(way.calls)),
+            "calls": float(np.mean(outcome.calls)),
         }
         difference = f"{(graded['learned'] - mine).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
-        found = figures[way.name]
+        found = figures[outcome.name]
         cells = [found["quality"], difference, found["regret"], f"{found['harm_rate']:.1%}", found["calls"]]
-        lines.append([way.name, *cells])
-    columns = ["stop", "quality", "learned less this [95%]", "regret", "harm", "calls a draft"]
-    table(f"The stop rule, {len(rows)} rows, judged by the oracle", columns, lines)
+        lines.append([outcome.name, *cells])
+    columns = ["stop rule", "quality", "learned minus this [95%]", "regret", "harm rate", "improvements per draft"]
+    table(f"Stop rules, {len(rows)} rows, judged by the oracle", columns, lines)
     (out / "stop-rule.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Quality against the sampling temperature, from 0.2 to 1.0."""
+"""Quality as a function of the sampling temperature, from 0.2 to 1.0."""
 
 from project import run_study
 

@@ -220,14 +220,15 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
-def samples(pairs: Sequence[tuple[str, str, str]]) -> None:
-    """Blocks of prompt, before and after, each shortened."""
+def samples(rows: Sequence[Sequence[str]], labels: Sequence[str] = ("prompt", "before", "after")) -> None:
+    """Print each row as a block: one shortened text per label."""
     from rich.text import Text
 
-    for texts in pairs:
-        for label, text in zip(("prompt", "before", "after"), texts, strict=True):
-            indented = visible(_shortened(text)).replace("\n", "\n" + " " * 8)
-            _console().print(Text.assemble((f"{label:<8}", "bold"), indented), soft_wrap=True)
+    width = max(map(len, labels)) + 2
+    for texts in rows:
+        for label, text in zip(labels, texts, strict=True):
+            indented = visible(_shortened(text)).replace("\n", "\n" + " " * width)
+            _console().print(Text.assemble((f"{label:<{width}}", "bold"), indented), soft_wrap=True)
         _console().print()
 
 

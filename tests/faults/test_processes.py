@@ -138,7 +138,10 @@ def test_an_error_is_printed_once(workspace: Path, warm: Warm) -> None:
     ("arguments", "message"),
     [
         ("sft --model tiny --data - --out x", "one process can read it"),
-        ("evaluate --input improved.jsonl --judge oracle", "pit evaluate is one process; sft, train-reward"),
+        (
+            "evaluate --input improved.jsonl --judge oracle",
+            "pit evaluate: expected one process, got 2; only sft, train-reward",
+        ),
     ],
 )
 def test_commands_for_a_single_process_are_refused(arguments: str, message: str, workspace: Path, warm: Warm) -> None:

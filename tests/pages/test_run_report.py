@@ -74,7 +74,7 @@ def test_a_real_run_gets_its_page_and_does_not_change(capsys: pytest.CaptureFixt
     page = page_of("runs/sft", out="runs/sft/report.html")
     out, err = capsys.readouterr()
     assert out == ""
-    assert "runs/sft/report.html: open it in a browser" in err
+    assert "report written to runs/sft/report.html; open it in a browser" in err
     assert "Supervised fine-tuning of the improver on tiny, 3 steps, finished." in words(page)
     for expected in (
         "loss",
@@ -228,7 +228,7 @@ def test_several_runs_share_the_plots(capsys: pytest.CaptureFixture[str]) -> Non
     run_of([{"step": 1, "loss": 2.0, "kl": 1.0}], manifest("rl", {}, batch_size=8, seed=1), "one")
     run_of([{"step": 1, "loss": 2.0}], manifest("sft", {}, batch_size=8, seed=2), "two")
     assert main(["report", "one,two"]) == 2
-    assert "--out: name a file" in capsys.readouterr().err
+    assert "--out: expected a file, because several runs share one page" in capsys.readouterr().err
     page = page_of("one,two", "--out", "pages/both.html", out="pages/both.html")
     assert page.tags.count("svg") == 2
     assert "━━ one" in words(page)
@@ -274,7 +274,7 @@ def test_every_folder_that_is_not_a_run_is_named(capsys: pytest.CaptureFixture[s
     assert err.count("contains neither metrics.jsonl nor manifest.json") == 2
     assert not Path("page.html").exists()
     assert main(["report", "run", "--out", "empty"]) == 2
-    assert "--out: empty is a folder" in capsys.readouterr().err
+    assert "--out: expected a file, got the folder empty" in capsys.readouterr().err
 
 
 def test_smoothing_is_the_mean_of_the_neighbours() -> None:

@@ -1,4 +1,4 @@
-"""pit agree: cases whose agreement is known."""
+"""pit agree on cases whose agreement is known."""
 
 import json
 import random
@@ -26,7 +26,7 @@ from pitcli.evaluation.agreement import (
 )
 
 Row = dict[str, Any]
-# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": 4 observers, 12 units, a dot is missing
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": 4 observers, 12 units, a dot is a missing value
 OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
 
 
@@ -62,7 +62,7 @@ def agree(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., t
     return run
 
 
-def test_krippendorffs_published_example() -> None:
+def test_alpha_of_krippendorffs_published_example() -> None:
     units = [[value for value in unit if value != "."] for unit in zip(*OBSERVERS, strict=True)]
     found = alpha(units)
     assert found is not None
@@ -88,7 +88,7 @@ def test_two_annotators_who_always_differ_are_below_chance() -> None:
 
 
 @pytest.mark.parametrize("units", [[], [[RESPONSE], [ORIGINAL]], [[TIE, TIE]] * 5])
-def test_no_alpha_if_nothing_tells_agreement_from_chance(units: list[list[str]]) -> None:
+def test_no_alpha_if_agreement_cannot_be_distinguished_from_chance(units: list[list[str]]) -> None:
     assert alpha(units) is None
 
 
@@ -99,12 +99,12 @@ def test_the_interval_covers_the_alpha_of_the_population() -> None:
         truths = [rng.choice([RESPONSE, ORIGINAL]) for _ in range(count)]
         return [[t if rng.random() < 0.8 else rng.choice([RESPONSE, ORIGINAL]) for _ in range(2)] for t in truths]
 
-    # both keep the truth with 0.8, so that the correlation of the two is 0.64
+    # each keeps the truth with probability 0.8, so their correlation is 0.64
     intervals = [found.ci for _ in range(100) if (found := alpha(units(100), draws=500)) is not None]
     assert 88 <= sum(low <= 0.64 <= high for low, high in intervals) <= 100
 
 
-def test_resampled_alphas_are_the_packages() -> None:
+def test_resampled_alphas_equal_those_of_the_krippendorff_package() -> None:
     rng = np.random.default_rng(0)
     counts = rng.multinomial(4, [0.5, 0.3, 0.2], size=12) + np.array([1, 0, 1])
     picked = rng.multinomial(12, np.full(12, 1 / 12), size=20)
@@ -129,22 +129,22 @@ def test_majority(preferences: list[str], expected: str) -> None:
     assert majority(preferences) == expected
 
 
-def test_pairwise_agreement_is_over_items_with_two_labels() -> None:
+def test_pairwise_agreement_counts_items_with_at_least_two_labels() -> None:
     found = pairwise_agreement([[TIE], [TIE, TIE], [RESPONSE, RESPONSE, ORIGINAL]])
     assert found.n == 2
     assert found.share == pytest.approx((1 + 1 / 3) / 2)
     assert pairwise_agreement([[TIE]]) == (0, None, None)
 
 
-def test_wins_ties_and_losses_of_the_response() -> None:
+def test_wins_count_wins_ties_and_losses_of_the_response() -> None:
     majorities = {item(n): RESPONSE if n < 60 else TIE if n < 70 else ORIGINAL for n in range(100)}
     found = wins(majorities)
     assert found[:4] == (60, 10, 30, 30.0)
-    # sd of the signs is 0.9, so that the interval is about 30 +- 1.96 * 9
+    # the signs have a standard deviation of 0.9, so the interval is about 30 +- 1.96 * 9
     assert found.delta_ci == pytest.approx((30 - 17.6, 30 + 17.6), abs=1.5)
 
 
-def test_a_judge_against_the_majority() -> None:
+def test_a_judge_is_compared_with_the_majority() -> None:
     majorities = {item(n): RESPONSE if n < 4 else ORIGINAL if n < 8 else TIE for n in range(10)}
     choices: dict[Item, str | None] = {item(n): RESPONSE for n in range(6)}  # 4 right, 2 wrong
     choices |= {item(6): TIE, item(7): None, item(8): TIE, item(9): RESPONSE, item(99): RESPONSE}
@@ -159,7 +159,7 @@ def test_a_judge_against_the_majority() -> None:
     assert found.alpha.value == pytest.approx(expected)
 
 
-def test_the_command_over_two_files_and_judges(agree: Callable[..., tuple[Row, str]]) -> None:
+def test_the_command_on_two_files_and_judges(agree: Callable[..., tuple[Row, str]]) -> None:
     ada = [label("ada", n, RESPONSE if n < 6 else ORIGINAL, shown_first=ORIGINAL) for n in range(8)]
     ben = [label("ben", n, RESPONSE if n < 5 else ORIGINAL) for n in range(8)]
     verdicts = [verdict("good", n, 0.9 if n < 5 else 0.1) for n in range(8)]
@@ -169,7 +169,7 @@ def test_the_command_over_two_files_and_judges(agree: Callable[..., tuple[Row, s
     assert [person["chose_first"]["share"] for person in found["annotators"]] == [0.25, 0.625]
     assert found["agreement"]["share"] == 7 / 8
     assert found["pairs"] == [["ada", "ben", found["agreement"]]]
-    # Do = 1/8; 11 labels of one kind and 5 of the other: De = 2 * 11 * 5 / (16 * 15)
+    # observed disagreement 1/8; 11 labels of one kind and 5 of the other: expected 2 * 11 * 5 / (16 * 15)
     assert found["alpha"]["value"] == pytest.approx(1 - (1 / 8) / (110 / 240))
     assert [found["majority"][name] for name in ("wins", "ties", "losses", "delta")] == [5, 1, 2, 37.5]
     good, lost, elsewhere, halves = found["judges"]
@@ -179,27 +179,27 @@ def test_the_command_over_two_files_and_judges(agree: Callable[..., tuple[Row, s
     assert elsewhere["agreement"] == {"n": 0, "share": None, "ci": None}
     assert (halves["agreement"]["share"], halves["without_ties"]["n"]) == (0, 0)
     assert found["notes"] == [
-        "elsewhere: no verdict is about a labelled pair",
-        "lost: no verdict on 1 labelled pairs",
+        "elsewhere: none of its verdicts is on a labelled pair",
+        "lost: gave no verdict on 1 labelled pairs",
     ]
     assert "judges against the majority" in err
     assert "87.5%" in err
-    assert "elsewhere: no verdict is about a labelled pair\n" in err
+    assert "elsewhere: none of its verdicts is on a labelled pair\n" in err
 
 
-def test_one_annotator_has_no_alpha_and_the_last_label_counts(agree: Callable[..., tuple[Row, str]]) -> None:
+def test_one_annotator_gives_no_alpha_and_the_last_label_counts(agree: Callable[..., tuple[Row, str]]) -> None:
     found, err = agree([label("ada", 0, ORIGINAL), label("ada", 1, RESPONSE), label("ada", 0, RESPONSE)])
     assert found["alpha"] is None
     assert found["agreement"]["n"] == 0
     assert (found["labels"], found["majority"]["wins"]) == (2, 2)
     assert found["notes"] == [
-        "no alpha: it takes two annotators",
-        "1 labels came more than once from one annotator; the last one counts",
+        "no alpha: it needs two annotators",
+        "1 repeated labels (same annotator, same pair); the last one counts",
     ]
-    assert "no alpha: it takes two annotators\n" in err
+    assert "no alpha: it needs two annotators\n" in err
 
 
-def test_annotators_who_share_no_pair(agree: Callable[..., tuple[Row, str]]) -> None:
+def test_annotators_who_share_no_pair_give_no_alpha(agree: Callable[..., tuple[Row, str]]) -> None:
     found, _ = agree([label("ada", 0, TIE), label("ben", 1, RESPONSE)])
     assert found["alpha"] is None
     assert found["notes"] == ["no alpha: no pair was labelled by two annotators"]
@@ -209,7 +209,7 @@ def test_a_prompt_as_text_and_as_messages_is_the_same_item(agree: Callable[..., 
     messages = {**label("ben", 0, TIE), "prompt": [{"role": "user", "content": "p0"}]}
     found, _ = agree([label("ada", 0, TIE), messages])
     assert found["items"] == 1
-    assert found["notes"] == ["no alpha: all labels are the same, so that nothing tells agreement from chance"]
+    assert found["notes"] == ["no alpha: all labels are the same, so agreement cannot be distinguished from chance"]
 
 
 @pytest.mark.parametrize(
@@ -243,4 +243,4 @@ def test_a_bad_verdict_is_named(
 def test_no_labels_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "labels.jsonl", [])
     assert cli.main(["agree", "--labels", path]) == 2
-    assert capsys.readouterr() == ("", f"error: {path}: no labels\n")
+    assert capsys.readouterr() == ("", f"error: {path}: no labels; pit annotate writes them\n")

@@ -1,4 +1,4 @@
-"""pit annotate: blind, in a random order, one label a decision, and resumed after an interruption."""
+"""pit annotate is blind, in random order, writes one label per decision, and resumes after an interruption."""
 
 import fcntl
 import io
@@ -37,7 +37,7 @@ def labels(path: str = "labels.jsonl") -> list[Row]:
 
 @pytest.fixture
 def annotate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Annotate:
-    """The command with these answers on stdin, over rows.jsonl with 8 rows unless a test writes another."""
+    """Runs the command with these answers on stdin, on rows.jsonl, which has 8 rows unless a test rewrites it."""
     monkeypatch.chdir(tmp_path)
     write("rows.jsonl", [row(number) for number in range(8)])
 
@@ -50,7 +50,7 @@ def annotate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Annotate:
     return run
 
 
-def test_a_label_says_what_was_chosen_and_what_it_was_shown_as(annotate: Annotate) -> None:
+def test_a_label_records_the_choice_and_the_response_it_means(annotate: Annotate) -> None:
     assert annotate("12t12t12") == 0
     other = {RESPONSE: ORIGINAL, ORIGINAL: RESPONSE}
     by_prompt = {}
@@ -64,7 +64,7 @@ def test_a_label_says_what_was_chosen_and_what_it_was_shown_as(annotate: Annotat
     assert len({label["key"] for label in labels()}) == 8
 
 
-def test_a_label_says_which_response_was_shown_first(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_records_which_response_was_shown_first(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     annotate("11111111")
     err = capsys.readouterr().err
     for label in labels():
@@ -74,7 +74,7 @@ def test_a_label_says_which_response_was_shown_first(annotate: Annotate, capsys:
     assert [label["prompt"] for label in labels()] != [f"p{number}" for number in range(8)]
 
 
-def test_nothing_shows_which_is_which() -> None:
+def test_the_screen_does_not_reveal_which_response_is_the_original() -> None:
     def shown(original: str, response: str, order: tuple[str, str]) -> str:
         stream = io.StringIO()
         show(Console(file=stream), Item((Message("user", "p"),), original, response), order)
@@ -83,7 +83,7 @@ def test_nothing_shows_which_is_which() -> None:
     assert shown("a", "b", (ORIGINAL, RESPONSE)) == shown("b", "a", (RESPONSE, ORIGINAL))
 
 
-def test_sides_are_even_and_differ_by_annotator_and_seed() -> None:
+def test_sides_are_balanced_and_differ_by_annotator_and_seed() -> None:
     items = [Item((Message("user", f"p{number}"),), "old", "new") for number in range(1000)]
 
     def sides(annotator: str, seed: int) -> list[bool]:
@@ -97,7 +97,9 @@ def test_sides_are_even_and_differ_by_annotator_and_seed() -> None:
         assert 450 < sum(a == b for a, b in zip(ada, other, strict=True)) < 550
 
 
-def test_resumes_after_the_last_label_of_this_annotator(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_resumes_after_the_last_label_of_this_annotator(
+    annotate: Annotate, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert annotate("12q") == 0
     assert "2 labels by ada, 0 skipped, 6 pairs left" in capsys.readouterr().err
     assert annotate("1" * 20) == 0
@@ -111,7 +113,7 @@ def test_resumes_after_the_last_label_of_this_annotator(annotate: Annotate, caps
     assert len(labels()) == 16
 
 
-def test_a_skipped_pair_is_no_label_and_comes_back(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_pair_gets_no_label_and_comes_back(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     annotate("s1")
     assert len(labels()) == 1
     assert "1 labels by ada, 1 skipped, 7 pairs left" in capsys.readouterr().err
@@ -119,7 +121,7 @@ def test_a_skipped_pair_is_no_label_and_comes_back(annotate: Annotate, capsys: p
     assert len(labels()) == 8
 
 
-def test_a_typo_asks_again(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typo_repeats_the_question(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     assert annotate(b"3\n\n\xff\xfe\n T \nq\n1\n") == 0
     assert [label["choice"] for label in labels()] == ["t"]
     err = capsys.readouterr().err
@@ -132,7 +134,7 @@ def test_an_answer_without_a_newline_counts(annotate: Annotate) -> None:
     assert [label["choice"] for label in labels()] == ["1", "2"]
 
 
-def test_a_label_is_safe_before_the_next_question_and_after_ctrl_c(
+def test_a_label_is_written_before_the_next_question_and_survives_ctrl_c(
     annotate: Annotate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[int] = []
@@ -163,17 +165,17 @@ def test_identical_texts_and_duplicates_are_counted_and_bad_rows_named(
     assert out == ""
     assert "rows.jsonl:4:original_response: missing" in err
     assert "rows.jsonl: 1 pairs of identical texts skipped\n" in err
-    assert "rows.jsonl: 1 duplicate rows\n" in err
+    assert "rows.jsonl: 1 duplicate rows skipped\n" in err
 
 
-def test_nothing_to_ask_about_is_an_error(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_pair_to_label_is_an_error(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     write("rows.jsonl", [])
     assert annotate("1") == 2
-    assert "rows.jsonl: no pair to ask about" in capsys.readouterr().err
+    assert "rows.jsonl: no pair to label" in capsys.readouterr().err
     assert not Path("labels.jsonl").exists()
 
 
-def test_rows_cannot_steer_the_terminal_nor_pass_for_headings(
+def test_rows_cannot_steer_the_terminal_or_imitate_headings(
     annotate: Annotate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "word " * 15 + "response 2"
@@ -187,17 +189,17 @@ def test_rows_cannot_steer_the_terminal_nor_pass_for_headings(
     assert [line.rstrip() for line in err.splitlines()].count("response 2") == 1
 
 
-def test_max_rows_draws_the_same_pairs_for_everybody(annotate: Annotate) -> None:
+def test_max_rows_selects_the_same_pairs_for_every_annotator(annotate: Annotate) -> None:
     annotate("1" * 9, "--max-rows", "3", "--seed", "5")
     annotate("1" * 9, "--max-rows", "3", "--seed", "5", annotator="ben")
     ada, ben = ({label["key"] for label in labels() if label["annotator"] == name} for name in ("ada", "ben"))
     assert ada == ben
     assert len(labels()) == 6
     annotate("1" * 9, "--max-rows", "5", "--seed", "5")
-    assert len(labels()) == 8, "more rows hold the fewer ones"
+    assert len(labels()) == 8, "a larger --max-rows includes the pairs of a smaller one"
 
 
-def test_a_label_that_was_cut_short_is_asked_for_again(annotate: Annotate) -> None:
+def test_a_truncated_label_is_asked_for_again(annotate: Annotate) -> None:
     annotate("12")
     whole = Path("labels.jsonl").read_text()
     Path("labels.jsonl").write_text(whole[:-20])
@@ -208,16 +210,16 @@ def test_a_label_that_was_cut_short_is_asked_for_again(annotate: Annotate) -> No
 
 
 @pytest.mark.parametrize("text", ["notes of mine", '{"prompt": "p", "response": "x"}', "\n"])
-def test_a_file_of_something_else_is_left_alone(
+def test_a_file_without_labels_is_not_changed(
     text: str, annotate: Annotate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("labels.jsonl").write_text(text)
     assert annotate("1") == 2
-    assert "--output: labels.jsonl does not hold labels" in capsys.readouterr().err
+    assert "--output: expected a file of labels, got labels.jsonl" in capsys.readouterr().err
     assert Path("labels.jsonl").read_text() == text
 
 
-def test_one_annotator_at_a_time_writes_to_a_file(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_annotators_cannot_write_to_a_file_at_once(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     with Path("labels.jsonl").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert annotate("1") == 3
@@ -226,7 +228,7 @@ def test_one_annotator_at_a_time_writes_to_a_file(annotate: Annotate, capsys: py
 
 
 @pytest.mark.parametrize("flags", [("--input", "-"), ("--output", "-"), ("--output", "rows.jsonl")])
-def test_files_that_cannot_serve(flags: tuple[str, str], annotate: Annotate) -> None:
+def test_unusable_files_are_refused(flags: tuple[str, str], annotate: Annotate) -> None:
     before = Path("rows.jsonl").read_text()
     assert annotate("1", *flags) == 2
     assert Path("rows.jsonl").read_text() == before

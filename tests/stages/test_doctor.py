@@ -1,4 +1,4 @@
-"""pit doctor: every trouble is provoked, and answered by an exit code and a fix."""
+"""pit doctor: each test causes a problem, and expects an exit code and a fix."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ Diagnose = Callable[..., tuple[int, dict[str, str], list[str]]]
 
 @pytest.fixture
 def diagnose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Diagnose:
-    """(checks to run, model) to the exit code, what stdout says of each check, and the lines after the table."""
+    """Runs some checks; returns the exit code, each check's status on stdout, and the lines below the table."""
     monkeypatch.chdir(tmp_path)
     real = doctor.checks
 
@@ -39,10 +39,10 @@ def diagnose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Cap
         monkeypatch.setattr(doctor, "checks", lambda name: [check for check in real(name) if check.name in names])
         code = doctor.run(DoctorConfig(model=model))
         out, err = capsys.readouterr()
-        told = json.loads(out)
-        assert told["ok"] == (code == 0)
+        printed = json.loads(out)
+        assert printed["ok"] == (code == 0)
         lines = [line for line in err.splitlines() if line.startswith(("error: ", "warning: ", "next: "))]
-        return code, {result["check"]: result["status"] for result in told["checks"]}, lines
+        return code, {result["check"]: result["status"] for result in printed["checks"]}, lines
 
     return run
 
@@ -66,17 +66,17 @@ def test_this_machine_passes() -> None:
         env={**os.environ, "PYTHONUTF8": "1"},
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["ok"]
-    assert [result["check"] for result in told["checks"]] == [
+    printed = json.loads(done.stdout)
+    assert printed["ok"]
+    assert [result["check"] for result in printed["checks"]] == [
         *("python", "libraries", "device", "bf16", "bitsandbytes", "tree attention"),
         *("disk", "cache", "files", "model", "network", "streams"),
     ]
-    assert {result["check"]: result["status"] for result in told["checks"]}["bitsandbytes"] == "ok"
-    assert done.stderr.endswith("pit works here\n")
+    assert {result["check"]: result["status"] for result in printed["checks"]}["bitsandbytes"] == "ok"
+    assert done.stderr.endswith("pit works on this machine\n")
 
 
-def test_a_torch_that_does_not_load_is_a_result(tmp_path: Path) -> None:
+def test_a_torch_that_does_not_load_is_a_result_not_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libtorch.so: cannot open shared object file')")
     code = "import sys; from pitcli.cli import main; sys.exit(main(['doctor']))"
@@ -85,20 +85,20 @@ def test_a_torch_that_does_not_load_is_a_result(tmp_path: Path) -> None:
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert done.returncode == 3, done.stderr
-    told = {result["check"]: result for result in json.loads(done.stdout)["checks"]}
-    assert told["torch"]["fix"] == "pip install --force-reinstall 'torch>=2.10'"
-    assert told["torch"]["found"].endswith("does not import: OSError: libtorch.so: cannot open shared object file")
-    assert {told[name]["status"] for name in ("device", "bf16", "model")} == {"warning"}
+    results = {result["check"]: result for result in json.loads(done.stdout)["checks"]}
+    assert results["torch"]["fix"] == "pip install --force-reinstall 'torch>=2.10'"
+    assert results["torch"]["found"].endswith("does not import: OSError: libtorch.so: cannot open shared object file")
+    assert {results[name]["status"] for name in ("device", "bf16", "model")} == {"warning"}
     assert "Traceback" not in done.stderr
 
 
-def test_an_old_python(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_is_a_problem(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: "3.10.14")
     assert diagnose("python") == (
         3,
         {"python": "trouble"},
         [
-            "error: python: 3.10.14, and pit needs >=3.11",
+            "error: python: expected >=3.11, got 3.10.14",
             "next: python3.11 -m venv .venv && .venv/bin/pip install .",
         ],
     )
@@ -110,14 +110,14 @@ def test_a_package_without_metadata(diagnose: Diagnose, monkeypatch: pytest.Monk
     assert (code, lines[-1]) == (3, "next: pip install .")
 
 
-def test_a_library_below_its_floor(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_older_than_required(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     monkeypatch.setattr(doctor, "version", lambda name: "2.9.1+cu128" if name == "torch" else real(name))
     code, statuses, lines = diagnose("libraries", "bf16")
     assert code == 3
     assert statuses == {"torch": "trouble", "libraries": "ok", "bf16": "warning"}
     assert lines == [
-        "error: torch: 2.9.1+cu128, and pit needs >=2.10",
+        "error: torch: expected >=2.10, got 2.9.1+cu128",
         "next: pip install -U 'torch>=2.10'",
         "warning: bf16: not checked: needs torch",
     ]
@@ -129,7 +129,7 @@ def test_a_library_that_is_not_installed(diagnose: Diagnose, monkeypatch: pytest
         3,
         {"no-such-library": "trouble", "libraries": "ok"},
         [
-            "error: no-such-library: not installed, and pit needs no-such-library>=1",
+            "error: no-such-library: expected no-such-library>=1, not installed",
             "next: pip install 'no-such-library>=1'",
         ],
     )
@@ -150,18 +150,18 @@ def test_a_library_that_does_not_import(
     ]
 
 
-def test_little_memory(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_is_a_warning(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30, total=2**33))
     code, statuses, lines = diagnose("device")
     assert (code, statuses) == (0, {"device": "warning"})
-    assert lines[0].endswith("CPU cores, 1.0 GiB of 8.0 GiB memory free: little for training")
+    assert lines[0].endswith("CPU cores, 1.0 GiB of 8.0 GiB memory free; little memory for training")
 
 
 @pytest.mark.parametrize(
     ("built_for", "fix"), [(None, "next: pip install --force-reinstall torch"), ("13.0", "next: nvidia-smi")]
 )
-def test_a_gpu_that_torch_does_not_use(
+def test_a_gpu_that_torch_cannot_use(
     built_for: str | None, fix: str, diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -169,10 +169,10 @@ def test_a_gpu_that_torch_does_not_use(
     monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/proc/driver/nvidia/version")
     code, _, lines = diagnose("device")
     assert (code, lines[1]) == (0, fix)
-    assert lines[0].startswith("warning: device: there is an NVIDIA GPU, and ")
+    assert lines[0].startswith("warning: device: torch cannot use the NVIDIA GPU: ")
 
 
-def test_bf16_that_is_used_and_slow(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_bf16_is_a_warning_only_if_pit_computes_in_it(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "bf16_slowdown", lambda device: 200.0)
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float32)
     assert diagnose("bf16")[:2] == (0, {"bf16": "ok"})
@@ -233,10 +233,10 @@ class WrongWithoutGradient(self_test.Linear4bit):
     [
         (Unquantised, "4-bit layers are not quantised"),
         (Failing, "RuntimeError: Configured CUDA binary not found"),
-        (Wrong, "4-bit results are off by"),
-        (NotANumber, "4-bit results are off by nan"),
-        (WrongBackward, "4-bit results are off by"),
-        (WrongWithoutGradient, "4-bit results are off by"),
+        (Wrong, "expected 4-bit results with a relative error below 0.2, got "),
+        (NotANumber, "expected 4-bit results with a relative error below 0.2, got nan"),
+        (WrongBackward, "expected 4-bit results with a relative error below 0.2, got "),
+        (WrongWithoutGradient, "expected 4-bit results with a relative error below 0.2, got "),
     ],
 )
 def test_bitsandbytes_that_fails(
@@ -269,7 +269,7 @@ def test_disk_space(free: int, code: int, status: str, diagnose: Diagnose, monke
     )
 
 
-def test_folders_that_are_read_only(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_read_only_folders(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     monkeypatch.setattr(os, "mkdir", raising(OSError(errno.EROFS, "Read-only file system")))
@@ -283,17 +283,22 @@ def test_folders_that_are_read_only(diagnose: Diagnose, monkeypatch: pytest.Monk
     assert lines[4] == "error: files: OSError: [Errno 30] Read-only file system"
 
 
-def test_locks_that_keep_nobody_out(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_locks_that_do_not_exclude_other_processes(
+    diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "runs").mkdir()
     assert diagnose("files") == (0, {"files": "ok"}, [])
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
     assert diagnose("files")[::2] == (
         3,
-        [f"error: files: a lock in {tmp_path / 'runs'} keeps nobody out", f"next: {doctor.ELSEWHERE}"],
+        [
+            f"error: files: file locks do not exclude other processes in {tmp_path / 'runs'}",
+            f"next: {doctor.ELSEWHERE}",
+        ],
     )
     monkeypatch.setattr(fcntl, "flock", raising(OSError(errno.ENOLCK, "No locks available")))
     assert diagnose("files")[0] == 3
-    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"], "nothing is left behind"
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"], "the check leaves no files"
 
 
 def test_files_that_are_not_replaced(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,11 +307,11 @@ def test_files_that_are_not_replaced(diagnose: Diagnose, monkeypatch: pytest.Mon
     assert (code, lines[1]) == (3, f"next: {doctor.ELSEWHERE}")
 
 
-def test_a_model_that_is_here(diagnose: Diagnose) -> None:
+def test_a_local_model_is_ok(diagnose: Diagnose) -> None:
     assert diagnose("model", model="tiny") == (0, {"model": "ok"}, [])
 
 
-def test_a_model_that_is_nothing(diagnose: Diagnose) -> None:
+def test_an_unknown_model_name(diagnose: Diagnose) -> None:
     assert diagnose("model", model="smolm2") == (
         3,
         {"model": "trouble"},
@@ -317,7 +322,9 @@ def test_a_model_that_is_nothing(diagnose: Diagnose) -> None:
     )
 
 
-def test_tokenizers(diagnose: Diagnose, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_chat_template_or_an_eos_token(
+    diagnose: Diagnose, tiny_folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_folder, tmp_path / "plain")
     settings = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
@@ -332,7 +339,7 @@ def test_tokenizers(diagnose: Diagnose, tiny_folder: Path, tmp_path: Path) -> No
     assert "the tokenizer has no EOS token" in lines[0]
 
 
-def test_a_gguf_file_is_not_converted_to_find_out(
+def test_a_gguf_file_is_not_converted_by_the_check(
     diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PIT_CACHE", str(tmp_path / "cache"))
@@ -344,8 +351,8 @@ def test_a_gguf_file_is_not_converted_to_find_out(
     assert not (tmp_path / "cache").exists()
     converted = tmp_path / "cache" / "models" / f"small.Q4-{bases.file_digest(packaged)[:12]}"
     converted.mkdir(parents=True)
-    assert bases.convert_gguf(packaged) == converted, "this test knows where conversions go"
-    assert diagnose("model", model="smollm2")[0] == 3, "what was converted is looked at, and is empty here"
+    assert bases.convert_gguf(packaged) == converted, "the folder that this test made is that of the conversion"
+    assert diagnose("model", model="smollm2")[0] == 3, "the converted model is checked, and it is empty here"
 
 
 def planned(name: str, size: int = 2**30, will_download: bool = True) -> SimpleNamespace:
@@ -354,7 +361,7 @@ def planned(name: str, size: int = 2**30, will_download: bool = True) -> SimpleN
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A hub that answers a dry run by `plan`, and whose cache holds the folder `cached`."""
+    """A hub that answers a dry run with `plan`, and whose cache contains the folder `cached`."""
     answers: dict[str, Any] = {"cached": LocalEntryNotFoundError("not here"), "plan": []}
 
     def snapshot_download(name: str, **options: Any) -> Any:
@@ -403,7 +410,7 @@ def test_a_hub_that_is_not_reachable(
     )
 
 
-def test_what_would_be_downloaded_is_only_said(
+def test_a_download_is_announced_and_not_started(
     hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -424,7 +431,7 @@ def test_what_would_be_downloaded_is_only_said(
     assert (result.status, result.fix) == ("trouble", "export HF_HOME=/a/folder/of/yours/with/space")
 
 
-def test_a_model_of_pickles_on_the_hub(diagnose: Diagnose, hub: dict[str, Any]) -> None:
+def test_a_model_without_safetensors_on_the_hub(diagnose: Diagnose, hub: dict[str, Any]) -> None:
     hub["plan"] = [planned("config.json", 100)]
     assert diagnose("model", model="a/b")[::2] == (
         3,
@@ -437,14 +444,16 @@ def test_a_model_in_the_cache_of_the_hub(diagnose: Diagnose, hub: dict[str, Any]
     assert diagnose("model", model="a/b") == (0, {"model": "ok"}, [])
 
 
-def test_a_real_hub_that_is_switched_off(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_mode_of_the_real_hub_library(
+    diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     code, _, lines = diagnose("model", model="a/b")
     assert (code, lines[1]) == (3, "next: unset HF_HUB_OFFLINE")
 
 
-def test_proxies_are_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_shown_by_name_without_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ.keys() & {*doctor.PROXIES, *map(str.upper, doctor.PROXIES), "HF_HUB_OFFLINE"}:
         monkeypatch.delenv(name)
     (result,) = doctor.check_network()
@@ -461,7 +470,7 @@ def test_streams_that_are_not_utf8(diagnose: Diagnose, monkeypatch: pytest.Monke
         3,
         {"streams": "trouble"},
         [
-            "error: streams: stdin is iso8859-1, stdout is utf-8; rows are utf-8",
+            "error: streams: expected utf-8, got stdin iso8859-1, stdout utf-8",
             "next: export PYTHONUTF8=1",
         ],
     )

@@ -1,4 +1,4 @@
-"""pit prepare: any known format in, canonical disjoint folds out."""
+"""pit prepare reads any known format and writes canonical, disjoint folds."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def pairs_about(count: int) -> list[dict[str, object]]:
+def numbered_pairs(count: int) -> list[dict[str, object]]:
     return [{"id": f"p{n}", "prompt": f"Question {n}", "chosen": "a b", "rejected": "c"} for n in range(count)]
 
 
@@ -44,7 +44,7 @@ def pairs_about(count: int) -> list[dict[str, object]]:
             {"id": "7", "prompt": "Naïve?", "chosen": "yes", "rejected": "no", "source": {"x": [1]}},
         ),
         ({"id": "h", **HH_ROW}, {"id": "h", "prompt": MESSAGES, "chosen": "cod", "rejected": "cow"}),
-        # As plain text this prompt would be read back as a transcript with an assistant in it.
+        # As plain text, this prompt would be read back as a transcript with an assistant turn.
         (
             {
                 "id": "t",
@@ -70,12 +70,12 @@ def test_rows_become_canonical_and_read_back_the_same(
     assert load_pairs(tmp_path / "out" / "all.jsonl") == load_pairs(data)
 
 
-def test_folds_are_disjoint_and_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*pairs_about(60), pairs_about(1)[0], {**pairs_about(1)[0], "id": "again", "chosen": "other"}]
+def test_folds_are_disjoint_and_keep_every_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*numbered_pairs(60), numbered_pairs(1)[0], {**numbered_pairs(1)[0], "id": "again", "chosen": "other"}]
     data = write(tmp_path / "in.jsonl", rows)
     prepare.run(PrepareConfig(data=data, out=tmp_path / "out"))
     folds = {path.stem: load_pairs(path) for path in (tmp_path / "out").iterdir()}
-    assert set(folds) == {"sft", "reward", "rl", "test"}, "and no temporary files"
+    assert set(folds) == {"sft", "reward", "rl", "test"}, "no temporary files are left"
     ids = [pair.id for pairs in folds.values() for pair in pairs]
     assert sorted(ids) == sorted([f"p{n}" for n in range(60)] + ["again"])
     keys = [{prompt_key(pair) for pair in pairs} for pairs in folds.values()]
@@ -86,14 +86,14 @@ def test_folds_are_disjoint_and_lose_nothing(tmp_path: Path, capsys: pytest.Capt
     assert err.endswith(f"next: pit sft --data {tmp_path / 'out' / 'sft.jsonl'}\n")
 
 
-def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write(tmp_path / "in.jsonl", pairs_about(3))
+def test_the_report_shows_mean_lengths_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "in.jsonl", numbered_pairs(3))
     prepare.run(PrepareConfig(data=data, out=tmp_path, folds="all=1"))
     # "Question n" is 2 words, "a b" is 2, "c" is 1.
     assert ["all", "3", "2", "2", "1"] in [line.split() for line in capsys.readouterr().err.splitlines()]
 
 
-def test_synthetic_rows_by_seed(tmp_path: Path) -> None:
+def test_synthetic_rows_depend_on_the_seed_only(tmp_path: Path) -> None:
     for out in ("a", "b"):
         prepare.run(PrepareConfig(synthetic=40, seed=1, out=tmp_path / out))
     for name in ("sft", "reward", "rl", "test"):
@@ -104,7 +104,7 @@ def test_synthetic_rows_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
-    data = write(tmp_path / "all.jsonl", pairs_about(3))
+    data = write(tmp_path / "all.jsonl", numbered_pairs(3))
     before = Path(data).read_bytes()
     with pytest.raises(SettingsError, match="fold all would overwrite --data"):
         prepare.run(PrepareConfig(data=data, out=tmp_path / "." / "x" / "..", folds="all=1"))
@@ -113,22 +113,26 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     assert Path(data).read_bytes() == before
 
 
-def test_folds_of_an_earlier_run_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write(tmp_path / "in.jsonl", pairs_about(3))
-    write(tmp_path / "old.jsonl", pairs_about(1))
+def test_files_of_an_earlier_run_in_the_folder_give_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "in.jsonl", numbered_pairs(3))
+    write(tmp_path / "old.jsonl", numbered_pairs(1))
     prepare.run(PrepareConfig(data=data, out=tmp_path, folds="all=1"))
     [warning] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert "also holds old.jsonl:" in warning
+    assert "also contains old.jsonl, " in warning
 
 
 def test_an_empty_fold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    data = write(tmp_path / "in.jsonl", pairs_about(1))
-    with pytest.raises(InputError, match="nothing falls to"):
+    data = write(tmp_path / "in.jsonl", numbered_pairs(1))
+    with pytest.raises(InputError, match="these folds would be empty: "):
         prepare.run(PrepareConfig(data=data, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_errors_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_and_bad_folds_exit_2_with_one_line_per_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write(tmp_path / "in.jsonl", [{"prompt": "p", "chosen": "", "rejected": "x"}, {"prompt": "p"}])
     assert cli.main(["prepare", "--data", data, "--out", str(tmp_path)]) == 2
     assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == [
@@ -159,7 +163,7 @@ RATED = [
 ]
 
 
-def test_ratings_become_pairs_of_the_field_and_margin_asked_for(tmp_path: Path) -> None:
+def test_ratings_become_pairs_by_rating_field_and_margin(tmp_path: Path) -> None:
     data = write(tmp_path / "in.jsonl", RATED)
 
     def made(*flags: str) -> list[tuple[object, object]]:
@@ -174,7 +178,12 @@ def test_ratings_become_pairs_of_the_field_and_margin_asked_for(tmp_path: Path) 
 
 
 def test_a_dry_run_shows_the_data_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*pairs_about(3), pairs_about(1)[0], HH_ROW, {"prompt": "\x1b[2J", "chosen": "a " * 8, "rejected": "b"}]
+    rows = [
+        *numbered_pairs(3),
+        numbered_pairs(1)[0],
+        HH_ROW,
+        {"prompt": "\x1b[2J", "chosen": "a " * 8, "rejected": "b"},
+    ]
     data = write(tmp_path / "in.jsonl", rows[::-1])
     assert cli.main(["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", "--folds=a=1", "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
@@ -192,7 +201,7 @@ def test_a_dry_run_shows_the_data_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert ["a", "5"] in cells
 
 
-def test_a_dry_run_counts_tokens_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_measures_in_tokens_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "in.jsonl", [{"prompt": "cats", "chosen": "dog", "rejected": "dog dog"}])
     line = ["prepare", f"--data={data}", "--folds=a=1", f"--out={tmp_path / 'out'}"]
     assert cli.main([*line, "--dry-run", "--model=tiny"]) == 0
@@ -204,15 +213,15 @@ def test_a_dry_run_counts_tokens_of_a_model(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("rows", "flags"),
     [
-        ([{"prompt": "p", "chosen": "", "rejected": "x"}, *pairs_about(2)], ["--folds=all=1"]),
+        ([{"prompt": "p", "chosen": "", "rejected": "x"}, *numbered_pairs(2)], ["--folds=all=1"]),
         ([{"p": 1}], ["--folds=all=1"]),
-        (pairs_about(1), []),
-        (pairs_about(9), ["--folds=all=1", "--out={file}"]),
+        (numbered_pairs(1), []),
+        (numbered_pairs(9), ["--folds=all=1", "--out={file}"]),
         (RATED, ["--folds=all=1", "--rating-margin=9"]),
     ],
     ids=["bad row", "unknown row", "empty fold", "out is a file", "no pairs"],
 )
-def test_a_dry_run_fails_where_the_command_would(
+def test_a_dry_run_fails_if_the_command_would(
     rows: list[dict[str, object]], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write(tmp_path / "in.jsonl", rows)

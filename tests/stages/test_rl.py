@@ -1,4 +1,4 @@
-"""pit rl: the SFT that it starts with if there is none."""
+"""pit rl trains the SFT improver first if there is none."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ Started = list[tuple[str, Any]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
-    """The commands that rl starts, which do nothing, in an empty folder."""
+    """The commands that pit rl starts in an empty folder; starting one only records it."""
     commands: Started = []
 
     def start(command: str, config: Any) -> int:
@@ -44,7 +44,7 @@ def test_it_trains_the_improver_first_if_there_is_none(started: Started, capsys:
 
 
 @pytest.mark.parametrize(("settings", "finished"), [({"sft": Path("elsewhere")}, None), ({}, "runs/sft")])
-def test_it_takes_the_improver_that_exists(
+def test_it_uses_an_existing_improver(
     settings: dict[str, Any], finished: str | None, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rl, "is_finished", lambda folder: str(folder) == finished)
@@ -52,14 +52,14 @@ def test_it_takes_the_improver_that_exists(
     assert started == []
 
 
-def test_it_goes_on_with_an_improver_that_was_cut_short(started: Started) -> None:
+def test_it_resumes_an_unfinished_improver(started: Started) -> None:
     Path("runs/sft").mkdir(parents=True)
-    with pytest.raises(RunError):  # the SFT that was started did nothing
+    with pytest.raises(RunError):  # because the recorded SFT trained nothing
         rl.run(RlConfig(resume=True))
     assert [(command, config.resume) for command, config in started] == [("sft", True)]
 
 
-def test_it_does_not_go_on_after_a_failed_sft(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_after_a_failed_sft(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl, "start", lambda command, config: 3)
     assert rl.run(RlConfig()) == 3
 

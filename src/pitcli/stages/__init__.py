@@ -1,4 +1,4 @@
-"""Stages are started by name: none imports another, and torch is imported only when a command begins its work."""
+"""Starts a command by its name: stages do not import one another, and torch is imported only when work begins."""
 
 import importlib
 
@@ -13,13 +13,16 @@ from pitcli.settings.training import TrainingConfig
 
 
 def start(command: str, config: Settings) -> int:
-    """Run one command; its exit code.
+    """Run one command and return its exit code.
 
-    What can be refused without torch, which takes seconds to import, is refused first.
+    Whatever can be refused without torch is refused first, because importing torch takes seconds.
     """
     if world_size() > 1 and not COMMANDS[command].distributed:
         several = ", ".join(DISTRIBUTED)
-        raise SettingsError(f"pit {command} is one process; {several} can be more (torchrun, accelerate launch)")
+        raise SettingsError(
+            f"pit {command}: expected one process, got {world_size()}; only {several} can run as several processes "
+            "(torchrun, accelerate launch)"
+        )
     if isinstance(config, TrainingConfig):
         refuse_at_once(config)
     try:
@@ -28,13 +31,13 @@ def start(command: str, config: Settings) -> int:
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(config, TrainingConfig) and is_out_of_memory(error)):
             raise
-        raise RunError(f"out of memory; this takes less: {smaller_command(config)}") from error
+        raise RunError(f"out of memory; this command needs less: {smaller_command(config)}") from error
 
 
 def refuse_at_once(config: TrainingConfig) -> None:
-    """SettingsError or RunError if a training cannot begin on this machine, in this folder."""
+    """Raise SettingsError or RunError if this training cannot begin on this machine or in its run folder."""
     refuse_missing(config.track)
     if config.shard_base and world_size() == 1:
-        raise SettingsError("--shard-base: there is one process; start several (torchrun, accelerate launch)")
+        raise SettingsError("--shard-base: expected several processes, got one; use torchrun or accelerate launch")
     if is_rank_0():
         refuse_busy(config.run_folder)

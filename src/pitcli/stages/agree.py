@@ -1,4 +1,4 @@
-"""pit agree: how far people agree with one another, and judges with them."""
+"""pit agree: measures how well annotators agree with one another, and judges with the majority of annotators."""
 
 import sys
 from collections import defaultdict
@@ -29,7 +29,7 @@ from pitcli.settings.tools import AgreeConfig
 
 
 class Agreement(NamedTuple):
-    """The object on stdout. agreement: over all annotators; pairs: of each two of them, by name."""
+    """The JSON object on stdout. agreement: over all annotators; pairs: for each two annotators, by name."""
 
     labels: int
     items: int
@@ -43,21 +43,21 @@ class Agreement(NamedTuple):
 
 
 def run(config: AgreeConfig) -> int:
-    """Tables for people on stderr, one JSON object on stdout."""
+    """Print tables on stderr and one JSON object on stdout."""
     labels = [label for path in config.labels for label in load_rows(path, parse_label)]
     if not labels:
-        raise InputError(f"{', '.join(map(file_label, config.labels))}: no labels")
+        raise InputError(f"{', '.join(map(file_label, config.labels))}: no labels; pit annotate writes them")
     last = {(label.annotator, label.item): label for label in labels}
     result = agreement(list(last.values()), read_choices(config.judge_verdicts))
     if repeated := len(labels) - len(last):
-        result.notes.append(f"{repeated} labels came more than once from one annotator; the last one counts")
+        result.notes.append(f"{repeated} repeated labels (same annotator, same pair); the last one counts")
     report(result)
-    write_row(plain(result), sys.stdout)
+    write_row(as_json(result), sys.stdout)
     return 0
 
 
 def read_choices(path: str | None) -> dict[str, dict[Item, str | None]]:
-    """By judge and item, which response the judge prefers."""
+    """Return which response each judge prefers, by judge and item."""
     choices: dict[str, dict[Item, str | None]] = defaultdict(dict)
     for choice in load_rows(path, parse_judge_choice) if path else []:
         choices[choice.judge][choice.item] = choice.preferred
@@ -95,32 +95,33 @@ def notes_on_people(alpha_of_all: Alpha | None, units: list[list[str]], annotato
     if alpha_of_all is not None:
         return []
     if annotators < 2:
-        return ["no alpha: it takes two annotators"]
+        return ["no alpha: it needs two annotators"]
     if all(len(unit) < 2 for unit in units):
         return ["no alpha: no pair was labelled by two annotators"]
-    return ["no alpha: all labels are the same, so that nothing tells agreement from chance"]
+    return ["no alpha: all labels are the same, so agreement cannot be distinguished from chance"]
 
 
 def notes_on_judges(judges: list[JudgeAgreement]) -> list[str]:
-    missing = [f"{j.judge}: no verdict is about a labelled pair" for j in judges if not j.agreement.n + j.failed]
-    failed = [f"{j.judge}: no verdict on {j.failed} labelled pairs" for j in judges if j.failed]
+    missing = [f"{j.judge}: none of its verdicts is on a labelled pair" for j in judges if not j.agreement.n + j.failed]
+    failed = [f"{j.judge}: gave no verdict on {j.failed} labelled pairs" for j in judges if j.failed]
     return missing + failed
 
 
 def report(result: Agreement) -> None:
     rows = [(a.annotator, a.labels, a.ties, share_text(a.chose_first)) for a in result.annotators]
-    table("annotators", ("annotator", "labels", "ties", "chose the first shown"), rows)
-    pairs = [(f"{a} and {b}", share.n, share_text(share)) for a, b, share in result.pairs]
-    people = ("all", result.agreement.n, share_text(result.agreement))
+    table("annotators", ("annotator", "labels", "ties", "chose the response shown first [95%]"), rows)
+    pairs = [(f"agreement of {a} and {b}", share.n, share_text(share)) for a, b, share in result.pairs]
+    everyone = ("agreement of all annotators", result.agreement.n, share_text(result.agreement))
     alphas = ("Krippendorff's alpha", result.agreement.n, alpha_text(result.alpha))
-    table("agreement between annotators", ("", "pairs", "value [95%]"), [alphas, people, *pairs])
+    table("agreement between annotators", ("measure", "pairs", "value [95%]"), [alphas, everyone, *pairs])
     by = result.majority
     delta = f"{by.delta:+.1f} [{by.delta_ci[0]:+.1f}, {by.delta_ci[1]:+.1f}]"
-    columns = ("pairs", "wins", "ties", "losses", "delta [95%]")
-    table("response against original, by majority", columns, [(result.items, by.wins, by.ties, by.losses, delta)])
+    columns = ("pairs", "wins", "ties", "losses", "wins - losses, % of pairs [95%]")
+    title = "response against original, by majority of annotators"
+    table(title, columns, [(result.items, by.wins, by.ties, by.losses, delta)])
     if result.judges:
-        heads = ("judge", "pairs", "agreement [95%]", "without ties", "agreement [95%]", "alpha [95%]")
-        table("judges against the majority", heads, [judge_row(judge) for judge in result.judges])
+        heads = ("judge", "pairs", "agreement [95%]", "pairs without ties", "agreement [95%]", "alpha [95%]")
+        table("judges against the majority of annotators", heads, [judge_row(judge) for judge in result.judges])
     for line in result.notes:
         note(line)
 
@@ -140,8 +141,8 @@ def alpha_text(estimate: Alpha | None) -> str:
     return f"{estimate.value:.3f} [{estimate.ci[0]:.3f}, {estimate.ci[1]:.3f}]" if estimate else "-"
 
 
-def plain(value: Any) -> Any:
-    """Named tuples as dicts, at every depth."""
+def as_json(value: Any) -> Any:
+    """Turn named tuples into dicts at every depth."""
     if hasattr(value, "_asdict"):
-        return {name: plain(inner) for name, inner in value._asdict().items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {name: as_json(inner) for name, inner in value._asdict().items()}
+    return [as_json(inner) for inner in value] if isinstance(value, list | tuple) else value

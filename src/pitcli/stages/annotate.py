@@ -1,4 +1,4 @@
-"""pit annotate: a person says which of two responses is better, without knowing which is which."""
+"""pit annotate: asks a person which of two responses is better, without showing which one is the original."""
 
 import hashlib
 import json
@@ -26,40 +26,40 @@ from pitcli.settings.tools import AnnotateConfig
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
 SKIP, QUIT = "s", "q"
 ANSWERS = ("1", "2", "t", SKIP, QUIT)
-INDENT = (0, 0, 0, 4)  # on every line, folded ones too: no text of a row can pass for a heading
+INDENT = (0, 0, 0, 4)  # of every line, wrapped ones too, so that no text of a row can look like a heading
 
 
 class Pair(NamedTuple):
-    """An item to be labelled, with the row that it is from."""
+    """An item to label, with the row it came from."""
 
     item: Item
     row: dict[str, Any]
 
 
 def run(config: AnnotateConfig) -> int:
-    """Ask about every pair that this annotator has not labelled; 1 if some rows could not be read."""
+    """Ask about every pair that this annotator has not labelled yet; return 1 if some rows could not be read."""
     if "-" in (config.input, config.output):
-        raise SettingsError("--input and --output: name files; stdin is for the answers")
+        raise SettingsError("--input and --output: expected files, got -; stdin is for the answers")
     refuse_output_as_input(config.input, config.output)
     refuse_other_rows(config.output)
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
-    pairs = drawn_pairs(config, read_pairs(config.input, errors, notes))
+    pairs = shuffled_pairs(config, read_pairs(config.input, errors, notes))
     for problem in errors:
         error(str(problem))
     for text, count in notes.items():
         note(f"{file_label(config.input)}: {count} {text}")
     if not pairs:
-        raise InputError(f"{file_label(config.input)}: no pair to ask about")
+        raise InputError(f"{file_label(config.input)}: no pair to label; each row needs two different texts")
     with open_growing(config.output, resume=True, overwrite=False) as stream:
-        done = labelled(config.output, config.annotator)
+        done = labelled_items(config.output, config.annotator)
         ask_all(config, [pair for pair in pairs if pair.item not in done], stream)
     next_command(f"pit agree --labels {config.output}")
     return 1 if errors else 0
 
 
 def refuse_other_rows(output: str) -> None:
-    """InputError if --output holds anything but labels: a partial last line is removed later, but only from labels."""
+    """Raise InputError if --output contains anything but labels: only from labels is a partial last line removed."""
     if not Path(output).is_file() or not Path(output).stat().st_size:
         return
     problems: list[RowError] = []
@@ -69,17 +69,17 @@ def refuse_other_rows(output: str) -> None:
             raise RowProblem("", "not a label")
         parse_label(first[1], output, first[0])
     except RowProblem as problem:
-        raise InputError(f"--output: {output} does not hold labels ({problem}); name another file") from None
+        raise InputError(f"--output: expected a file of labels, got {output} ({problem}); name another file") from None
 
 
 def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[Pair]:
-    """Every pair of different texts, once."""
+    """Return every pair of different texts once."""
     pairs: dict[Item, Pair] = {}
     for _, (item, row) in parsed_rows(path, parse_pair, errors.append, notes):
         if item.response == item.original_response:
             notes["pairs of identical texts skipped"] += 1
         elif item in pairs:
-            notes["duplicate rows"] += 1
+            notes["duplicate rows skipped"] += 1
         else:
             pairs[item] = Pair(item, row)
     return list(pairs.values())
@@ -89,31 +89,31 @@ def parse_pair(row: dict[str, Any], file: str, line: int) -> Pair:
     return Pair(parse_item(row, file, line), row)
 
 
-def drawn_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:
-    """In this annotator's own order; --max-rows draws the same pairs for every annotator."""
+def shuffled_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs in this annotator's own order; --max-rows selects the same pairs for every annotator."""
     shared = sorted(pairs, key=lambda pair: random_number(config.seed, pair.item.key))[: config.max_rows]
     return sorted(shared, key=lambda pair: random_number(config.seed, config.annotator, pair.item.key))
 
 
 def shown_order(config: AnnotateConfig, item: Item) -> tuple[str, str]:
-    """Which of the two responses is shown first and which second."""
+    """Return which of the two responses is shown first and which second."""
     swap = random_number(config.seed, config.annotator, item.key, "side") % 2
     return (ORIGINAL, RESPONSE) if swap else (RESPONSE, ORIGINAL)
 
 
 def random_number(*parts: int | str) -> int:
-    """A hash of the parts alone, so that neither the order of the rows nor a pause changes it."""
+    """Hash the parts, and nothing else, so that neither the order of the rows nor a pause changes the number."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def labelled(output: str, annotator: str) -> set[Item]:
+def labelled_items(output: str, annotator: str) -> set[Item]:
     if not Path(output).is_file():
         return set()
     return {label.item for label in load_rows(output, parse_label) if label.annotator == annotator}
 
 
 def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> None:
-    """Until the annotator quits; each label is in the file before the next question."""
+    """Ask until the annotator quits; each label is written before the next question."""
     console = Console(stderr=True, highlight=False)
     counts = Counter({"labels": 0})
     answers = typed_lines()
@@ -138,13 +138,13 @@ def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> No
 
 
 def typed_lines() -> Iterator[str]:
-    """Lines from stdin; bytes that are not UTF-8 count as a typo."""
+    """Yield lines from stdin; bytes that are not UTF-8 count as a typo."""
     while sys.stdin is not None and (line := sys.stdin.buffer.readline()):
         yield line.decode("utf-8", "replace").strip().lower()
 
 
 def ask(console: Console, answers: Iterator[str]) -> str:
-    """One of ANSWERS; the end of the input is quit."""
+    """Return one of ANSWERS; the end of the input means quit."""
     console.print(QUESTION, end="")
     for answer in answers:
         if answer in ANSWERS:

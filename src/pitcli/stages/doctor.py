@@ -1,4 +1,4 @@
-"""pit doctor: does this machine have what pit needs, and if not, which command mends it?"""
+"""pit doctor: checks this machine and prints a command that fixes each problem."""
 
 import codecs
 import fcntl
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 IMPORTED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "jinja2", "safetensors")
-# what a library that is broken, or does not fit the others or the driver, raises
+# raised by a library that is broken, or incompatible with another library or the driver
 FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, PitError)
 LEAST_DISK, GOOD_DISK = 1 * GIB, 5 * GIB
 GOOD_MEMORY = 2 * GIB
-NF4_ERROR = 0.2  # relative; NF4 itself is off by about 0.09 on random weights
+SHOWN_STATUS: dict[Status, str] = {"ok": "ok", "warning": "warning", "trouble": "problem"}
+NF4_ERROR = 0.2  # largest accepted relative error; that of NF4 itself is about 0.09 on random weights
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ELSEWHERE = "cd /a/folder/of/yours/on/a/local/disk"
 
 
 class Check(NamedTuple):
-    """needs: libraries without which it is not tried; fix: for what it raises."""
+    """needs: libraries (or checks) without which it is not run; fix: the command to print if it raises."""
 
     name: str
     needs: tuple[str, ...]
@@ -47,21 +48,22 @@ class Check(NamedTuple):
 
 
 def run(config: DoctorConfig) -> int:
-    """A table and the fixes on stderr, one JSON object on stdout; 3 where something that pit needs is broken."""
+    """Print a table and the fixes on stderr, and one JSON object on stdout; return 3 if pit cannot work here."""
     results: list[Result] = []
     for check in checks(config.model):
-        results += tried(check, {result.check for result in results if result.status == "trouble"})
-    table(f"pit {__version__}", ["check", "", "found"], [result[:3] for result in results])
+        results += run_check(check, {result.check for result in results if result.status == "trouble"})
+    rows = [(result.check, SHOWN_STATUS[result.status], result.found) for result in results]
+    table(f"pit {__version__}", ["check", "result", "found"], rows)
     for result in results:
         if result.status != "ok":
             (error if result.status == "trouble" else warn)(f"{result.check}: {result.found}")
             if result.fix:
                 next_command(result.fix)
-    troubles = sum(result.status == "trouble" for result in results)
-    note(f"{troubles} to mend" if troubles else "pit works here")
-    # ASCII: it must come through where the check of stdout failed
-    print(json.dumps({"pit": __version__, "ok": not troubles, "checks": [result._asdict() for result in results]}))
-    return RunError.exit_code if troubles else 0
+    problems = sum(result.status == "trouble" for result in results)
+    note(f"problems to fix: {problems}" if problems else "pit works on this machine")
+    # json.dumps writes ASCII, which gets through even if the check of stdout failed
+    print(json.dumps({"pit": __version__, "ok": not problems, "checks": [result._asdict() for result in results]}))
+    return RunError.exit_code if problems else 0
 
 
 def checks(model: str) -> list[Check]:
@@ -81,8 +83,8 @@ def checks(model: str) -> list[Check]:
     ]
 
 
-def tried(check: Check, broken: set[str]) -> list[Result]:
-    """The results of a check; what it raises is a trouble."""
+def run_check(check: Check, broken: set[str]) -> list[Result]:
+    """Return the results of a check; an exception is a problem."""
     if missing := [name for name in check.needs if name in broken]:
         return [Result(check.name, "warning", f"not checked: needs {missing[0]}")]
     try:
@@ -106,11 +108,11 @@ def check_python() -> Iterator[Result]:
     else:
         least = needed.lstrip(">=")
         fix = f"python{least} -m venv .venv && .venv/bin/pip install ."
-        yield Result("python", "trouble", f"{found}, and pit needs {needed}", fix)
+        yield Result("python", "trouble", f"expected {needed}, got {found}", fix)
 
 
 def check_libraries() -> Iterator[Result]:
-    """One line for all that are as pyproject.toml wants them, and one for each that is not."""
+    """Yield one result for all libraries that satisfy pyproject.toml, and one for each that does not."""
     from packaging.requirements import Requirement
 
     needed = [Requirement(line) for line in requires("pitcli") or ()]
@@ -118,28 +120,28 @@ def check_libraries() -> Iterator[Result]:
     for requirement in needed:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        trouble = library_trouble(requirement)
-        if trouble:
-            yield trouble
+        problem = library_problem(requirement)
+        if problem:
+            yield problem
         else:
             fine.append(f"{requirement.name} {version(requirement.name)}")
     yield Result("libraries", "ok", ", ".join(fine))
 
 
-def library_trouble(requirement: "Requirement") -> Result | None:
-    name, wanted = requirement.name, shlex.quote(str(requirement))
+def library_problem(requirement: "Requirement") -> Result | None:
+    name, to_install = requirement.name, shlex.quote(str(requirement))
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Result(name, "trouble", f"not installed, and pit needs {requirement}", f"pip install {wanted}")
+        return Result(name, "trouble", f"expected {requirement}, not installed", f"pip install {to_install}")
     if not requirement.specifier.contains(found, prereleases=True):
-        return Result(name, "trouble", f"{found}, and pit needs {requirement.specifier}", f"pip install -U {wanted}")
+        return Result(name, "trouble", f"expected {requirement.specifier}, got {found}", f"pip install -U {to_install}")
     try:
         if name in IMPORTED:
             importlib.import_module(name)
     except FAILURES as failure:
         found_text = f"{found} does not import: {first_line(failure)}"
-        return Result(name, "trouble", found_text, f"pip install --force-reinstall {wanted}")
+        return Result(name, "trouble", found_text, f"pip install --force-reinstall {to_install}")
     return None
 
 
@@ -156,17 +158,17 @@ def check_device() -> Iterator[Result]:
     else:
         free, found = memory.available, f"no CUDA; {host}"
     if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").exists():
-        cause = "torch cannot use it; is the driver too old?" if torch.version.cuda else "this torch is for CPUs only"
+        cause = "the driver may be too old" if torch.version.cuda else "this torch build is for CPUs only"
         fix = "nvidia-smi" if torch.version.cuda else "pip install --force-reinstall torch"
-        yield Result("device", "warning", f"there is an NVIDIA GPU, and {cause}; {host}", fix)
+        yield Result("device", "warning", f"torch cannot use the NVIDIA GPU: {cause}; {host}", fix)
     elif free < GOOD_MEMORY:
-        yield Result("device", "warning", f"{found}: little for training", "pit sft --micro-batch-size 1")
+        yield Result("device", "warning", f"{found}; little memory for training", "pit sft --micro-batch-size 1")
     else:
         yield Result("device", "ok", found)
 
 
 def check_bf16() -> Iterator[Result]:
-    """What pit computes in, and how bf16 does here; CPUs that emulate it are far slower in it."""
+    """Report pit's compute dtype, and the speed of bf16 here, which is very low on CPUs that emulate it."""
     from pitcli.engine.models.loading import compute_dtype, pick_device
     from pitcli.engine.models.self_test import bf16_slowdown
 
@@ -175,7 +177,7 @@ def check_bf16() -> Iterator[Result]:
     ratio = bf16_slowdown(device)
     speed = f"{ratio:.3g} times slower than" if ratio > 1.5 else f"{1 / ratio:.1f} times as fast as"
     status: Status = "warning" if used == "bfloat16" and ratio > 1.5 else "ok"
-    yield Result("bf16", status, f"{speed} fp32 on this {device.type}; pit computes in {used}")
+    yield Result("bf16", status, f"bf16 is {speed} fp32 on this {device.type}; pit computes in {used}")
 
 
 def check_bitsandbytes() -> Iterator[Result]:
@@ -183,10 +185,12 @@ def check_bitsandbytes() -> Iterator[Result]:
     from pitcli.engine.models.self_test import four_bit_error
 
     device = pick_device(Device.auto)
-    off = four_bit_error(device)
-    if not off < NF4_ERROR:  # also where it is no number
-        raise RunError(f"4-bit results are off by {off:.2g} on {device.type}; --no-load-in-4bit does without")
-    yield Result("bitsandbytes", "ok", f"4-bit forward and backward work on {device.type}, off by {off:.2g}, as NF4 is")
+    error_of_4bit = four_bit_error(device)
+    if not error_of_4bit < NF4_ERROR:  # NaN is an error too
+        found = f"expected 4-bit results with a relative error below {NF4_ERROR}, got {error_of_4bit:.2g}"
+        raise RunError(f"{found} on {device.type}; use --no-load-in-4bit to avoid 4-bit layers")
+    works = f"4-bit forward and backward passes work on {device.type}"
+    yield Result("bitsandbytes", "ok", f"{works}, {error_of_4bit:.1%} off, as usual for NF4")
 
 
 def check_trees() -> Iterator[Result]:
@@ -194,9 +198,9 @@ def check_trees() -> Iterator[Result]:
     from pitcli.engine.models.self_test import packs_trees
 
     if packs_trees(pick_device(Device.auto)):
-        yield Result("tree attention", "ok", "packed pairs score as separate ones do")
+        yield Result("tree attention", "ok", "packed orderings score the same as separate ones")
     else:
-        found = "packed pairs score otherwise than separate ones; pit reads them separately, which is slower"
+        found = "packed orderings score differently from separate ones; pit runs them separately, which is slower"
         yield Result("tree attention", "warning", found, "pip install -U torch transformers")
 
 
@@ -207,11 +211,11 @@ def check_disk() -> Iterator[Result]:
         ("disk", Path.cwd(), ELSEWHERE),
         ("cache", cache_folder(), "export PIT_CACHE=/a/folder/of/yours/with/space"),
     ):
-        there = nearest(folder)
-        free = shutil.disk_usage(there).free
+        existing = nearest(folder)
+        free = shutil.disk_usage(existing).free
         found = f"{gib(free)} free at {folder}"
-        if not os.access(there, os.W_OK):
-            yield Result(name, "trouble", f"{there} is not writable", fix)
+        if not os.access(existing, os.W_OK):
+            yield Result(name, "trouble", f"{existing} is not writable", fix)
         elif free < GOOD_DISK:
             yield Result(name, "trouble" if free < LEAST_DISK else "warning", found, fix)
         else:
@@ -219,7 +223,7 @@ def check_disk() -> Iterator[Result]:
 
 
 def check_files() -> Iterator[Result]:
-    """In runs/: files and folders are replaced whole, and a lock keeps others out."""
+    """Check in runs/ that files and folders are replaced atomically, and that a lock excludes other processes."""
     location = nearest(Path("runs"))
     with TemporaryDirectory(prefix=".doctor-", dir=location) as scratch:
         folder = Path(scratch)
@@ -228,14 +232,15 @@ def check_files() -> Iterator[Result]:
             publish_dir(folder / "run", lambda inside: write_file(inside / "file", (folder / "file").read_text()))
         verify_dir(folder / "run")
         if {(folder / "file").read_text(), (folder / "run" / "file").read_text()} != {"new"}:
-            yield Result("files", "trouble", f"files are not replaced in {location.resolve()}", ELSEWHERE)
-        elif not locks_out(folder / "lock"):
-            yield Result("files", "trouble", f"a lock in {location.resolve()} keeps nobody out", ELSEWHERE)
+            yield Result("files", "trouble", f"replacing a file has no effect in {location.resolve()}", ELSEWHERE)
+        elif not lock_excludes(folder / "lock"):
+            found = f"file locks do not exclude other processes in {location.resolve()}"
+            yield Result("files", "trouble", found, ELSEWHERE)
         else:
             yield Result("files", "ok", f"locks and atomic renames work in {location.resolve()}")
 
 
-def locks_out(path: Path) -> bool:
+def lock_excludes(path: Path) -> bool:
     with path.open("w") as ours, path.open("w") as theirs:
         fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -246,7 +251,7 @@ def locks_out(path: Path) -> bool:
 
 
 def check_network() -> Iterator[Result]:
-    """Names of proxies only: their values may hold passwords."""
+    """Report the names of proxy variables only, because their values may contain passwords."""
     offline = os.environ.get("HF_HUB_OFFLINE")
     proxies = sorted(name for name in os.environ if name.lower() in PROXIES)
     mode = f"HF_HUB_OFFLINE={offline}" if offline else "HF_HUB_OFFLINE is not set"
@@ -256,8 +261,8 @@ def check_network() -> Iterator[Result]:
 def check_streams() -> Iterator[Result]:
     streams = {"stdin": sys.stdin, "stdout": sys.stdout}
     encodings = {name: codecs.lookup(stream.encoding).name for name, stream in streams.items() if stream}
-    found = ", ".join(f"{name} is {encoding}" for name, encoding in encodings.items())
+    found = ", ".join(f"{name} {encoding}" for name, encoding in encodings.items())
     if set(encodings.values()) <= {"utf-8"}:
         yield Result("streams", "ok", found or "closed")
     else:
-        yield Result("streams", "trouble", f"{found}; rows are utf-8", "export PYTHONUTF8=1")
+        yield Result("streams", "trouble", f"expected utf-8, got {found}", "export PYTHONUTF8=1")

@@ -1,4 +1,4 @@
-"""pit export: what a run trained, as a model or an adapter that transformers, peft and vLLM load, with its card."""
+"""pit export: writes what a run trained as a model or an adapter for transformers, peft and vLLM, with a model card."""
 
 import json
 import os
@@ -42,9 +42,9 @@ from pitcli.settings.tools import ExportConfig
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
 CARD = "README.md"
-MOST_DRIFT = 0.5  # mean: in nats, or of the greatest score; beyond it, what was written is another model
+MOST_DRIFT = 0.5  # mean; in nats, or relative to the largest score. A model that drifts further is a different model
 LEAST_AGREEMENT = 0.8
-# prompt, draft, better response: any will do, since two copies of one model are compared on them
+# (prompt, draft, better response): any texts will do, since they only compare two copies of one model
 PROBES = (
     ("Name three fruits.", "apple", "Apples, pears and plums."),
     ("Why is the sky blue?", "Because of the sea.", "Air scatters blue light more than red light."),
@@ -58,7 +58,7 @@ PROBES = (
 
 
 class Source(NamedTuple):
-    """The model that is exported: its run, its role there, and its base."""
+    """The model to export: its run, its role in that run, and its base model."""
 
     run: EarlierRun
     role: AdapterRole
@@ -70,14 +70,14 @@ class Source(NamedTuple):
 
 
 def run(config: ExportConfig) -> None:
-    """Write --out, whole or not at all; one JSON object on stdout says what it is and how far it drifted.
+    """Write --out completely or not at all; print one JSON object on stdout: what was written, and its drift.
 
-    RunError where the merged model does not say what the run's model says; then --out is as it was.
+    Raise RunError, and leave --out as it was, if the merged model does not reproduce the run's model.
     """
     manifest = load_manifest(config.run, "pit sft, pit train-reward and pit rl make runs")
     role = chosen_role(config, manifest)
     out = Path(os.path.abspath(config.out))
-    refuse_taken(out, config.overwrite)
+    refuse_occupied(out, config.overwrite)
     digest = manifest.files[f"{role}/{WEIGHTS}"]
     evaluation = read_evaluation(config.evaluation, role, digest) if config.evaluation else None
     if config.push_to_hub:
@@ -100,15 +100,15 @@ def run(config: ExportConfig) -> None:
     if config.adapter:
         if base_name is None:
             raise SettingsError(
-                f"--base-name: others cannot load the base {manifest.base.name} by that name; give its OWNER/NAME on "
-                "the hub, or use --merge"
+                f"--base-name: required, because others cannot load the base {manifest.base.name} by that name; give "
+                "its OWNER/NAME on the hub, or use --merge"
             )
         publish_dir(out, partial(write_adapter_export, source, exported))
     else:
         publish_dir(out, partial(write_merged_export, source, exported, DTYPES[config.dtype], drifts))
     note(f"{role} of {config.run} written to {config.out}")
     if exported.converted:
-        warn("the base was read from a GGUF file, so its weights are not quite those of the hub; the card says so")
+        warn("the base was read from a GGUF file: its weights differ slightly from those on the hub; the card says so")
     if config.push_to_hub:
         note(f"uploaded to {upload(out, config.push_to_hub, config.public)}")
     drift = drifts[0]._asdict() if drifts else None
@@ -119,28 +119,31 @@ def run(config: ExportConfig) -> None:
 def chosen_role(config: ExportConfig, manifest: Manifest) -> AdapterRole:
     role: AdapterRole = config.role.value if config.role else manifest.role
     if role not in manifest.probes or f"{role}/{WEIGHTS}" not in manifest.files:
-        raise SettingsError(f"--role: {config.run} holds {' and '.join(manifest.probes)}, no {role}")
+        known = " or ".join(manifest.probes)
+        raise SettingsError(f"--role: expected {known}, got {role}, which {config.run} does not contain")
     return role
 
 
-def refuse_taken(out: Path, overwrite: bool) -> None:
-    """SettingsError where there is anything in --out, but for an export that --overwrite is to replace."""
+def refuse_occupied(out: Path, overwrite: bool) -> None:
+    """Raise SettingsError if --out is occupied, unless by an earlier export that --overwrite replaces."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise SettingsError(f"--out: {out} is no folder")
+        raise SettingsError(f"--out: expected a folder, got {out}, a file or a link; name another")
     present = {path.relative_to(out).as_posix() for path in out.rglob("*")} if out.is_dir() else set()
     if present and not overwrite:
-        raise SettingsError(f"--out: {out} is not empty; --overwrite replaces an export there, or name another")
+        remedy = "use --overwrite to replace an earlier export, or name another folder"
+        raise SettingsError(f"--out: {out} is not empty; {remedy}")
     try:
         listed = set(json.loads((out / DIGESTS).read_bytes())) if present else set()
     except (OSError, ValueError, TypeError):
         listed = set()
     foreign = sorted(present - listed - {DIGESTS}) if CARD in listed else sorted(present)
     if foreign:
-        raise SettingsError(f"--overwrite: {out} holds what is not of an export, the first {foreign[0]}")
+        unknown = f"files that no export wrote, first {foreign[0]}"
+        raise SettingsError(f"--overwrite: {out} contains {unknown}; move them, or name another")
 
 
 def hub_name(base: Base) -> str | None:
-    """OWNER/NAME of a base that came from the hub, or from the wheel of one that is there."""
+    """Return the OWNER/NAME of a base from the hub, or of smollm2, which a wheel packages; otherwise None."""
     if base.identity.name == "smollm2":
         return SMOLLM2_HUB_NAME
     snapshots, repository = base.folder.parent, base.folder.parents[1].name
@@ -158,7 +161,7 @@ def write_adapter_export(source: Source, exported: Exported, folder: Path) -> No
 def write_merged_export(
     source: Source, exported: Exported, dtype: torch.dtype, drifts: list[Drift], folder: Path
 ) -> None:
-    """Merge, write, load what was written as anyone would, and compare; the drift is added to `drifts`."""
+    """Merge, write, load the written model as any user would, and compare; append the drift to `drifts`."""
     role, base, gap = source.role, source.base, source.role == GAP
     model = base.load({role: source.adapter})
     keep_layout(model)
@@ -178,10 +181,11 @@ def write_merged_export(
     else:
         drift, scale = logprob_drift(ours, plain_logprobs(loaded, examples)), 1.0
     rows = shown_drift(drift, gap)
-    table(f"merged in {exported.dtype} against the {role} as pit runs it, {len(PROBES)} prompts", ["", "value"], rows)
-    refuse_absurd(drift, scale, gap)
+    title = f"{role} merged in {exported.dtype}, compared with the {role} as pit runs it, on {len(PROBES)} prompts"
+    table(title, ["measure", "value"], rows)
+    refuse_another_model(drift, scale, gap)
     if ChatFormat(load_tokenizer(folder)).digest() != base.identity.template:
-        raise RunError("the tokenizer that was written does not make the same tokens of a conversation")
+        raise RunError("nothing was written: the exported tokenizer encodes a conversation differently from the run's")
     drift_text = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
     card = model_card(exported._replace(drift=drift_text), base.chat)
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -202,20 +206,21 @@ def probe_trees(chat: ChatFormat) -> list[Tree]:
 
 
 def shown_drift(drift: Drift, gap: bool) -> list[tuple[str, float]]:
-    what = "scores" if gap else "log-probs of the whole vocabulary"
-    same = "share of pairs with the same better response" if gap else "share of positions with the same likeliest token"
+    what = "scores" if gap else "log-probs of the whole vocabulary, nats"
+    same = "share of pairs with the same better response" if gap else "share of positions with the same top token"
     return [
-        (f"greatest absolute difference of the {what}", drift.largest),
+        (f"largest absolute difference of the {what}", drift.largest),
         (f"mean absolute difference of the {what}", drift.mean),
         (same, drift.agreement),
     ]
 
 
-def refuse_absurd(drift: Drift, scale: float, gap: bool) -> None:
-    """RunError where the merged model is plainly not the run's: also where a figure is no number."""
-    least = 0.0 if gap else LEAST_AGREEMENT  # gaps near zero change sign for nothing
+def refuse_another_model(drift: Drift, scale: float, gap: bool) -> None:
+    """Raise RunError if the merged model is clearly not the run's model, or if a figure is NaN."""
+    least = 0.0 if gap else LEAST_AGREEMENT  # the sign of a gap near zero means nothing
     if not (drift.mean <= MOST_DRIFT * scale and drift.agreement >= least):
         raise RunError(
-            f"the merged model is off by {drift.mean:.3g} on average (agreement {drift.agreement:.0%}), so nothing was "
-            "written; --dtype fp32 rounds nothing, and --adapter needs no merge"
+            f"nothing was written: expected a merged model that differs by at most {MOST_DRIFT * scale:.3g} on average "
+            f"and agrees on {least:.0%}, got {drift.mean:.3g} and {drift.agreement:.0%}; use --dtype fp32 to avoid "
+            "rounding, or --adapter to avoid merging"
         )

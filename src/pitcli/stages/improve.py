@@ -1,4 +1,4 @@
-"""pit improve: drafts in, improved rows out in the same order; a stopped command can go on."""
+"""pit improve: reads drafts and writes improved rows in the same order; a stopped command can be resumed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,11 +33,11 @@ from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.training import ImproveConfig
 
-SHOWN = 3
+SHOWN_ROWS = 3
 
 
 class Models(NamedTuple):
-    """Who writes (None: the base itself) and who judges, as adapters in the folders of runs."""
+    """The adapters to use: the writer's (None: the base model writes) and the gap model's, in the folders of runs."""
 
     writer: EarlierRun | None
     gap: Path | None
@@ -51,7 +51,7 @@ class Models(NamedTuple):
         return gap_temperature(self.gap_run.manifest) if self.gap_run else None
 
     def adapters(self) -> dict[str, Path]:
-        """By role."""
+        """Return the adapter folders by role."""
         adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
         return {**adapters, GAP: self.gap} if self.gap else adapters
 
@@ -59,7 +59,7 @@ class Models(NamedTuple):
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
 
     def origin(self) -> dict[str, Any]:
-        """What pit evaluate asks of: the rows that any gap model here was trained on, and how RL ended."""
+        """Return what pit evaluate needs to know: the training data of every gap model used, and how RL ended."""
         gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
         writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
         return {
@@ -69,7 +69,7 @@ class Models(NamedTuple):
 
 
 class Tally:
-    """What became of the drafts."""
+    """Counts what became of the drafts, and keeps a few changed ones to show."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -87,18 +87,18 @@ class Tally:
             self.on_error(RowError(self.label, attempt.draft.line, "response", reason))
         if attempt.best != attempt.draft.response:
             self.changed += 1
-            if len(self.shown) < SHOWN:
+            if len(self.shown) < SHOWN_ROWS:
                 self.shown.append((attempt.draft.prompt[-1].content, attempt.draft.response, attempt.best))
 
     def report(self, output: str) -> None:
-        samples(self.shown)
+        samples(self.shown, labels=("prompt", "draft", "improved"))
         failed = f", {self.failed} rows failed" if self.failed else ""
         note(f"{self.rows} drafts, {self.changed} changed{failed}")
         next_command("jq -r .response " + ("improved.jsonl" if output == "-" else output))
 
 
 def run(config: ImproveConfig) -> int:
-    """Improve every draft; rows in the order of the input. Returns 1 where some rows could not be read."""
+    """Improve every draft and write the rows in the order of the input; return 1 if some rows failed."""
     refuse_output_as_input(config.input, config.output)
     models = find_models(config)
     tally, notes = Tally(file_label(config.input)), Counter[str]()
@@ -108,8 +108,8 @@ def run(config: ImproveConfig) -> int:
     made_with = partial(origin_of_rows, config, base, models)
     with open_improved_rows(config.output, config.resume, config.overwrite, made_with) as (stream, done):
         scheduler = load_scheduler(config, base, models, budgets)
-        fits = fitting(drafts, base, config, tally.on_error, notes, budgets)
-        batches = windows(fits, WINDOW * config.sample_batch_size, config.input)
+        usable = fitting_drafts(drafts, base, config, tally.on_error, notes, budgets)
+        batches = windows(usable, WINDOW * config.sample_batch_size, config.input)
         with progress("improving", None, stream) as advance:
             while group := list(islice(batches, world_size())):
                 for attempt in improve_new(scheduler, group, done):
@@ -118,33 +118,34 @@ def run(config: ImproveConfig) -> int:
                         stream.flush()
                         tally.add(attempt)
                     advance(1, changed=tally.changed)
-    for what, count in notes.items():
-        note(f"{file_label(config.input)}: {count} {what}")
+    for text, count in notes.items():
+        note(f"{file_label(config.input)}: {count} {text}")
     tally.report(config.output)
-    return 1 if tally.failed and is_rank_0() else 0  # any other code would have a launcher end the first before its end
+    # 0 on the other ranks: at a nonzero exit code, a launcher would kill rank 0 before it has finished
+    return 1 if tally.failed and is_rank_0() else 0
 
 
 def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: DoneDrafts) -> Iterator[Attempt | None]:
-    """The attempt at each draft, None if it has its row already; the windows are spread over the ranks.
+    """Yield the attempt at each draft, or None if its row exists already; the windows are spread over the ranks.
 
-    A window that has its rows in part is improved as a whole, so that nothing of it comes out otherwise.
+    A window with some missing rows is improved as a whole, so that its rows do not depend on the interruption.
     """
     pending = [[(draft, not done.take(draft)) for draft in window] for window in group]
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
-        some = any(is_new for _, is_new in window)
+        any_new = any(is_new for _, is_new in window)
         attempts = (
-            scheduler.improve_within_memory([draft for draft, _ in window]) if some else repeat(None, len(window))
+            scheduler.improve_within_memory([draft for draft, _ in window]) if any_new else repeat(None, len(window))
         )
         return (attempt if is_new else None for attempt, (_, is_new) in zip(attempts, window, strict=True))
 
     if world_size() == 1:
-        return chain.from_iterable(map(attempts_at, pending))  # each as soon as it has ended
+        return chain.from_iterable(map(attempts_at, pending))  # each attempt as soon as it ends
     return chain.from_iterable(map_over_ranks(pending, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
 def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[str, Any]:
-    """What rows are made with: it must be the same if the command is resumed."""
+    """Return everything that the rows depend on; none of it may change when the command is resumed."""
     return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
@@ -167,14 +168,14 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
 
 
 def find_models(config: ImproveConfig) -> Models:
-    """The improver or the policy, and the gap model."""
+    """Find the writer (the improver or the policy) and the gap model."""
     writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
     if config.reward is None and writer and writer.manifest.kind == "rl":
-        # an rl run holds the gap model that it was trained on
+        # an RL run contains the gap model that it was trained on
         return Models(writer, writer.folder / GAP, writer)
     reward = find_run(config.reward, GAP_RUN)
     if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):
-        remedy = "" if config.method is Method.best_of_n else ", or give --stop none"
+        remedy = "" if config.method is Method.best_of_n else ", or use --stop none"
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
     return Models(writer, reward.adapter if reward else None, reward)
 
@@ -186,7 +187,7 @@ def find_improver(config: ImproveConfig) -> EarlierRun:
     return improver
 
 
-def fitting(
+def fitting_drafts(
     drafts: Iterable[tuple[int, Draft]],
     base: Base,
     config: ImproveConfig,
@@ -194,13 +195,13 @@ def fitting(
     notes: Counter[str],
     budgets: Mapping[int, int] | None = None,
 ) -> Iterator[Draft]:
-    """The drafts whose improvement fits the context; the others are errors of their rows."""
+    """Yield the drafts whose improvement fits the context; report the others as row errors."""
     room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
     limit = Limit(base.chat, base.max_length, room)
     for line, draft in drafts:
         try:
             if budgets is not None and row_key(draft) not in budgets:
-                raise RowProblem("", f"not among the rows of --equal-tokens {config.equal_tokens}")
+                raise RowProblem("", f"expected a row for this draft in --equal-tokens {config.equal_tokens}, got none")
             check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
             on_error(RowError(file_label(config.input), line, problem.field, problem.reason))

@@ -1,4 +1,4 @@
-"""pit prepare: preference data in any known format becomes canonical JSONL, in folds disjoint by prompt."""
+"""pit prepare: converts preference data in any known format to canonical JSONL, in folds disjoint by prompt."""
 
 import random
 from collections import Counter
@@ -22,15 +22,16 @@ from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
 from pitcli.settings.tools import PrepareConfig
 
-SHOWN = 2
+SHOWN_ROWS = 2
 
 
 def run(config: PrepareConfig) -> None:
+    """Read every row, split the pairs into folds, and write one file per fold; with --dry-run, only show them."""
     shares = _shares(config.folds)
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
-    _refuse_overwriting(config.data, paths)
+    _refuse_overwriting_data(config.data, paths)
     if config.out.exists() and not config.out.is_dir():
-        raise SettingsError(f"--out: {config.out} is no folder")
+        raise SettingsError(f"--out: expected a folder, got the file {config.out}")
     notes: Counter[str] = Counter()
     pairs, errors, formats = _load(config, notes)
     if config.dry_run:
@@ -39,7 +40,8 @@ def run(config: PrepareConfig) -> None:
         raise InputError(errors)
     folds = split_folds(shuffled_labels(pairs, config.seed) if config.shuffle_labels else pairs, shares, config.seed)
     if empty := [name for name, pairs in folds.items() if not pairs]:
-        raise InputError(f"too few prompts for so many folds: nothing falls to {', '.join(empty)}; see --folds")
+        remedy = "use more rows, fewer folds, or larger shares"
+        raise InputError(f"--folds: too few prompts, so these folds would be empty: {', '.join(empty)}; {remedy}")
     if config.dry_run:
         console.table("Folds", ["fold", "rows"], [[name, len(pairs)] for name, pairs in folds.items()])
         console.note("dry run: nothing was written")
@@ -54,15 +56,17 @@ def run(config: PrepareConfig) -> None:
     _report(folds, notes)
     if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - {Path(config.data or "")}):
         names = ", ".join(path.name for path in others)
-        console.warn(f"{config.out} also holds {names}: not of this run, and may share prompts with its folds")
-    shown = next(iter(folds.values()))[:SHOWN]
-    console.samples([(pair.prompt[-1].content, pair.rejected, pair.chosen) for pair in shown])
+        console.warn(f"{config.out} also contains {names}, which may share prompts with the folds just written")
+    shown = next(iter(folds.values()))[:SHOWN_ROWS]
+    rows = [(pair.prompt[-1].content, pair.rejected, pair.chosen) for pair in shown]
+    console.samples(rows, labels=("prompt", "rejected", "chosen"))
     first = "sft" if "sft" in paths else next(iter(paths))
+    console.note("to train the improver by supervised fine-tuning:")
     console.next_command(f"pit sft --data {paths[first]}")
 
 
 def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
-    """A coin flip for each pair, of its seed and place, decides which response is called the chosen one."""
+    """Swap chosen and rejected by a coin flip per pair, which depends on the seed and the pair's position."""
     flip = random.Random(f"labels-{seed}")
     return [
         replace(pair, chosen=pair.rejected, rejected=pair.chosen) if flip.random() < 0.5 else pair for pair in pairs
@@ -70,10 +74,10 @@ def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[Preferen
 
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
-    """What is read back to the same pair."""
+    """Return the row that is read back as the same pair."""
     prompt: str | list[dict[str, str]] = [message._asdict() for message in pair.prompt]
     only = pair.prompt[0]
-    # One user message is plain text, unless it looks like a transcript and would be read as one.
+    # One user message is written as plain text, unless that would be read back as a transcript.
     looks_like_turns = only.content.lstrip().startswith(tuple(opening for opening, _ in TRANSCRIPTS))
     if len(pair.prompt) == 1 and not looks_like_turns:
         prompt = only.content
@@ -87,7 +91,7 @@ def _shares(folds: str) -> dict[str, float]:
         raise SettingsError([f"--folds: {problem}" for problem in error.problems]) from None
 
 
-def _refuse_overwriting(data: str | None, paths: dict[str, Path]) -> None:
+def _refuse_overwriting_data(data: str | None, paths: dict[str, Path]) -> None:
     for name, path in paths.items():
         if data is not None and path.resolve() == Path(data).resolve():
             raise SettingsError(f"--out: fold {name} would overwrite --data {data}; choose another folder")
@@ -95,7 +99,7 @@ def _refuse_overwriting(data: str | None, paths: dict[str, Path]) -> None:
 
 def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
     if config.synthetic is None:
-        assert config.data is not None, "PrepareConfig asks for exactly one of the two"
+        assert config.data is not None, "PrepareConfig requires exactly one of --data and --synthetic"
         field = config.rating_field or RATING_FIELD
         return read_pairs(config.data, config.max_rows, notes, field, config.rating_margin)
     rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
@@ -107,7 +111,7 @@ def _length_of(model: str | None) -> tuple[LengthOf, str]:
     """How the dry run measures texts, and in what."""
     if model is None:
         return lambda text: len(text.split()), "words"
-    # here, not above: torch takes seconds to import
+    # not imported at the top, because importing torch takes seconds
     from pitcli.engine.models.bases import resolve_base
     from pitcli.engine.models.loading import load_tokenizer
 
@@ -130,5 +134,5 @@ def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None
         for name, pairs in folds.items()
     ]
     console.table("Folds (mean lengths in words)", ["fold", "rows", "prompt", "chosen", "rejected"], rows)
-    for what, count in sorted(notes.items()):
-        console.note(f"{what}: {count}")
+    for text, count in sorted(notes.items()):
+        console.note(f"{text}: {count}")

@@ -1,4 +1,4 @@
-"""pit report: a training run, finished or not, as one page with its curves and its likely problems."""
+"""pit report: shows training runs, finished or not, on one page with their curves and likely problems."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from pitcli.settings.tools import ReportConfig
 
 
 def run(config: ReportConfig) -> None:
-    """Write the page, and the concerns to stderr."""
+    """Write the page, and print the concerns on stderr."""
     if len(config.runs) > 1 and config.out is None:
-        raise SettingsError("--out: name a file for the page of several runs")
+        raise SettingsError("--out: expected a file, because several runs share one page; got none")
     runs = read_runs(config.runs)
     out = config.out or Path(config.runs[0]) / REPORT
     if out.is_dir():
-        raise SettingsError(f"--out: {out} is a folder; name a file")
+        raise SettingsError(f"--out: expected a file, got the folder {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, render(runs))
     for trained_run in runs:
         for concern in concerns(trained_run):
             warn(f"{trained_run.name}: {concern}")
-    note(f"{out}: open it in a browser")
+    note(f"report written to {out}; open it in a browser")
 
 
 def read_runs(names: tuple[str, ...]) -> list[TrainedRun]:
-    """The runs, or one InputError that names every folder that cannot be read."""
+    """Read the runs; raise one InputError that names every folder that cannot be read."""
     runs, problems = [], []
     for name in names:
         try:

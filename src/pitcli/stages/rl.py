@@ -1,12 +1,11 @@
-"""pit rl: maximise the quality gap over y_ref by RLOO, starting from and anchored to the SFT improver.
+"""pit rl: maximises the quality gap over y_ref by RLOO, starting from the SFT improver, with a KL penalty towards it.
 
-Departures from the paper (PPO-like policy gradient on TPUs, details unpublished): k samples for each (x, y_ref)
-with a leave-one-out baseline instead of a value model; the gap is symmetrised and divided by its calibrated
-temperature, so reward and beta are in logits of P(better); references of the policy stage are sampled as the
-rollouts need them; stage 1 takes y_l only in its first half and y_l or y_w in its second; a third stage, self,
-takes the improver's own outputs.
+Departures from the paper (PPO-like policy gradient on TPUs, details unpublished): k samples per (x, y_ref) with a
+leave-one-out baseline instead of a value model; the gap is symmetrised and divided by its calibrated temperature,
+so reward and beta are in logits of P(better); the policy stage samples its references when a rollout needs them;
+stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage, self, uses the improver's own outputs.
 
---role policy is plain RLHF, to compare with: the policy is shown x alone and rewarded by its gap over y_w.
+--role policy is plain RLHF, for comparison: the policy sees x alone, and its reward is its gap over y_w.
 """
 
 import random
@@ -58,13 +57,13 @@ from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.stages import start
 
-SHOWN = 3
+SHOWN_ROWS = 3
 
 References = list[PromptWithReference]
 
 
 class Runs(NamedTuple):
-    """What RL builds on: the run that it starts from, the gap model, and the policy that writes references, if any."""
+    """The runs that RL uses: the one it starts from, the gap model, and the policy that writes references (or None)."""
 
     start: EarlierRun
     gap: EarlierRun
@@ -74,17 +73,17 @@ class Runs(NamedTuple):
         return [self.gap, self.start, *([self.policy] if self.policy else [])]
 
     def adapters(self, trained: Role) -> dict[str, Path]:
-        """By role."""
+        """Return the adapter folders by role."""
         adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter, GAP: self.gap.adapter}
         return {**adapters, POLICY: self.policy.adapter} if self.policy else adapters
 
 
 def run(config: RlConfig) -> int:
-    """Run the curriculum and write what it trained, with the gap model that it was trained on, to the run folder."""
+    """Run the curriculum; write the trained role, and the gap model that it was trained on, to the run folder."""
     if code := train_missing_improver(config):
         return code
     if config.dry_run and is_improver_missing(config):
-        note("that was the SFT; what RL itself takes is told once runs/sft is there")
+        note("that was the dry run of the SFT; the dry run of RL needs a finished runs/sft")
         return 0
     runs = find_runs(config)
     base = open_base(config, runs.all())
@@ -115,16 +114,17 @@ def run(config: RlConfig) -> int:
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
         result = train(model, rl_task(config, curriculum, temperature), config, folder)
         finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
-    note(f"{result.steps} steps through {', '.join(config.curriculum_stages)}; saved in {config.run_folder}")
+    stages = ", ".join(config.curriculum_stages)
+    note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
     return 0
 
 
 def train_missing_improver(config: RlConfig) -> int:
-    """RL starts from an SFT improver: if none is named and none is finished, train it by the same settings."""
+    """Train the SFT improver with the same settings if none is named and none is finished; return its exit code."""
     if not is_improver_missing(config):
         return 0
-    note("no --sft and no finished runs/sft: training the improver by SFT first, then RL")
+    note("no --sft and no finished runs/sft: training the improver by SFT first, then by RL")
     sft = config.sft_settings()
     return start("sft", sft.model_copy(update={"resume": sft.run_folder.exists()}))
 
@@ -144,9 +144,9 @@ def find_runs(config: RlConfig) -> Runs:
 
 
 class Curriculum(NamedTuple):
-    """Where (x, y_ref) come from, stage by stage.
+    """Supplies (x, y_ref) for each stage.
 
-    drafts: of the policy, from a file, in place of sampling; policy_role: the policy's adapter (None: the base).
+    drafts: the policy's drafts from a file, instead of sampling; policy_role: the policy's adapter (None: the base).
     """
 
     config: RlConfig
@@ -157,14 +157,14 @@ class Curriculum(NamedTuple):
     policy_role: str | None
 
     def rollouts(self) -> list[int]:
-        """How many each stage gets."""
+        """Return the number of rollouts of each stage."""
         return rollouts_by_stage(self.config, [self.rows(stage) for stage in self.config.curriculum_stages])
 
     def rows(self, stage: Stage) -> int:
         return len(self.pairs) if stage is Stage.dataset or self.drafts is None else len(self.drafts)
 
     def references(self, rollout: int) -> tuple[int, References]:
-        """The stage that a rollout belongs to, by its index, and the (x, y_ref) of its prompts."""
+        """Return the stage (its index) that a rollout belongs to, and the (x, y_ref) of the rollout's prompts."""
         rollouts = self.rollouts()
         number, within = stage_of(rollout, rollouts)
         stage, config = self.config.curriculum_stages[number], self.config
@@ -172,13 +172,13 @@ class Curriculum(NamedTuple):
         return number, self.of_stage(stage, rows, rollout * config.updates_per_rollout, within / rollouts[number])
 
     def of_stage(self, stage: Stage, rows: Sequence[int], step: int, progress: float) -> References:
-        """step: seeds what is sampled; progress: the share of the stage that is done."""
+        """Return the (x, y_ref) of these rows. step: seeds the sampling; progress: the finished share of the stage."""
         if stage is Stage.dataset:
             return self.from_dataset(rows, step, progress)
         return self.from_policy(rows, step) if stage is Stage.policy else self.from_self(rows, step)
 
     def from_dataset(self, rows: Sequence[int], step: int, progress: float) -> References:
-        """Easy first: y_l, and from the middle of the stage on y_w for half of the prompts. Plain RLHF: always y_w."""
+        """Easy first: y_l; from the middle of the stage, y_w for about half of the prompts. Plain RLHF: always y_w."""
         pairs = [self.pairs[row] for row in rows]
         if self.config.role is Role.policy:
             return [PromptWithReference(pair.prompt, pair.chosen) for pair in pairs]
@@ -190,7 +190,7 @@ class Curriculum(NamedTuple):
         ]
 
     def from_policy(self, rows: Sequence[int], step: int) -> References:
-        """What the policy writes, or wrote into --drafts: what will be improved in use."""
+        """Outputs of the policy, from --drafts or sampled: what the improver will be given in use."""
         if self.drafts is not None:
             return [self.drafts[row] for row in rows]
         prompts = [self.chat.policy_prompt(self.pairs[row].prompt) for row in rows]
@@ -201,7 +201,7 @@ class Curriculum(NamedTuple):
         ]
 
     def from_self(self, rows: Sequence[int], step: int) -> References:
-        """What the improver made of the policy's drafts: what its second iteration will be given."""
+        """The improver's outputs on the policy's drafts: what its second iteration will be given."""
         drafts = self.from_policy(rows, step)
         prompts = [self.chat.improver_prompt(*draft) for draft in drafts]
         texts = self.sampled(IMPROVER, prompts, step_seed(self.config.seed, step, 2))
@@ -211,7 +211,7 @@ class Curriculum(NamedTuple):
         ]
 
     def longest_prompts(self) -> list[list[int]]:
-        """What the role is shown at most: each draft, or of each pair the longer response."""
+        """Return the longest prompt per row: with its draft, or with the longer response of the pair."""
         rows = self.drafts or [PromptWithReference(p.prompt, longer_response(p)) for p in self.pairs]
         return role_prompts(self.config.role, self.chat, rows)
 
@@ -221,7 +221,7 @@ class Curriculum(NamedTuple):
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
-    """RLOO with PPO's clip; each rollout serves updates_per_rollout steps."""
+    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
     gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
     return Task(
         config.role,
@@ -239,9 +239,9 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) ->
 
 
 def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, index: int) -> StepBatch:
-    """k samples for each (x, y_ref), with rewards, advantages and the log-probs that they were drawn at.
+    """Sample k responses per (x, y_ref); compute rewards, advantages and the log-probs at sampling time.
 
-    Axis B: all samples of the rollout, those of one prompt being neighbours.
+    Axis B: all samples of the rollout; the k samples of a prompt are adjacent.
     """
     model, chat, k = curriculum.model, curriculum.chat, config.samples_per_prompt
     stage, rows = curriculum.references(index)
@@ -272,7 +272,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, inde
 
 
 def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBatch) -> tuple[Tensor, dict[str, float]]:
-    """Summed over the tokens and divided by those of the whole rollout."""
+    """The clipped loss summed over the micro-batch's tokens, divided by the token count of the whole rollout."""
     batch, old_logprobs_N, advantages_N, tokens = micro_batch
     logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
     total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
@@ -284,17 +284,16 @@ def longer_response(pair: PreferencePair) -> str:
 
 
 def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:
-    """What the trained role writes for a few prompts of the last stage, greedily, and what to run next."""
+    """Show greedy outputs of the trained role for a few prompts of the last stage, and what to run next."""
     stage = config.curriculum_stages[-1]
-    rows = curriculum.of_stage(stage, range(min(SHOWN, curriculum.rows(stage))), step=0, progress=1.0)
+    rows = curriculum.of_stage(stage, range(min(SHOWN_ROWS, curriculum.rows(stage))), step=0, progress=1.0)
     prompts = role_prompts(config.role, curriculum.chat, rows)
     greedy = rollout_decoding(config, curriculum.chat)._replace(temperature=0.0)
     texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, decoding=greedy, seed=0)
-    show_samples(
-        [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
-    )
+    shown = [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
+    show_samples(shown, labels=("prompt", "reference", f"{config.role} (greedy)"))
     next_command(
-        "pit improve --input drafts.jsonl --max-iters 5"
+        f"pit improve --run {config.run_folder} --input drafts.jsonl --max-iters 5"
         if config.role is Role.improver
         else f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl"
     )

@@ -1,5 +1,6 @@
-"""pit sample: drafts from the policy, one for each prompt."""
+"""pit sample: samples one draft per prompt from the policy."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -19,11 +20,11 @@ from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import POLICY_RUN
 from pitcli.settings.training import SampleConfig
 
-SHOWN = 2
+SHOWN_ROWS = 2
 
 
 def run(config: SampleConfig) -> int:
-    """Write each row with a sampled `response`; 1 where some rows could not be read."""
+    """Write each row with a sampled `response`; return 1 if some rows failed, otherwise 0."""
     refuse_output_as_input(config.data, config.output)
     policy = find_run(config.policy, POLICY_RUN)
     errors: list[RowError] = []
@@ -37,41 +38,43 @@ def run(config: SampleConfig) -> int:
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
-    count = 0
-    shown: list[tuple[str, str, str]] = []
+    drafts = 0
+    shown: list[tuple[str, str]] = []
     with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
-        fits = fitting(islice(questions, config.max_rows), base, config, on_error)
-        for window in windows(fits, WINDOW * config.sample_batch_size, config.data):
+        requests = fitting_requests(islice(questions, config.max_rows), base, config, on_error)
+        for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
             batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
-            drawn = generate_in_order(batching, [request for _, request in window])
-            for (question, _), sample in zip(window, drawn, strict=True):
+            samples_in_order = generate_in_order(batching, [request for _, request in window])
+            for (question, _), sample in zip(window, samples_in_order, strict=True):
                 response = base.chat.decode(sample.token_ids)
                 write_row({**question.row, "response": response}, stream)
                 stream.flush()
-                count += 1
-                if len(shown) < SHOWN:
-                    shown.append((question.prompt[-1].content, "", response))
+                drafts += 1
+                if len(shown) < SHOWN_ROWS:
+                    shown.append((question.prompt[-1].content, response))
                 advance(1)
-    samples(shown)
-    for what, times in notes.items():
-        note(f"{file_label(config.data)}: {times} {what}")
-    note(f"{count} drafts" + (f", {len(errors)} rows failed" if errors else ""))
-    next_command("pit improve --input drafts.jsonl --max-iters 5")
+    samples(shown, labels=("prompt", "draft"))
+    for text, count in notes.items():
+        note(f"{file_label(config.data)}: {count} {text}")
+    note(f"{drafts} drafts written" + (f", {len(errors)} rows failed" if errors else ""))
+    drafts_file = "drafts.jsonl" if config.output == "-" else config.output
+    next_command(f"pit improve --input {shlex.quote(drafts_file)} --max-iters 5")
     return 1 if errors else 0
 
 
-def fitting(
+def fitting_requests(
     questions: Iterable[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
 ) -> Iterator[tuple[Draft, Request]]:
-    """The questions whose responses fit the context, with what the model is asked for; the others are row errors."""
+    """Yield each prompt whose response fits the context, with its request; report the others as row errors."""
     for line, question in questions:
         try:
             prompt = base.chat.policy_prompt(question.prompt)
             if len(prompt) + config.max_new_tokens > base.max_length:
-                fit = f"with {config.max_new_tokens} new ones (--max-new-tokens) {base.max_length} fit"
-                raise RowProblem("prompt", f"takes {len(prompt)} tokens; {fit}")
+                room = f"{base.max_length} less --max-new-tokens {config.max_new_tokens}"
+                most = base.max_length - config.max_new_tokens
+                raise RowProblem("prompt", f"expected at most {most} tokens ({room}), got {len(prompt)}")
         except RowProblem as problem:
             on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
         else:

@@ -1,6 +1,8 @@
 """pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from accelerate.utils import set_seed
@@ -23,17 +25,17 @@ from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, ta
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.settings.base import Role
-from pitcli.settings.default_runs import GAP_RUN
+from pitcli.settings.default_runs import GAP_RUN, REWARD_FOLDER
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import SftConfig
 
-SHOWN = 2
+SHOWN_ROWS = 2
 SHOWN_TOKENS = 96
 
 
 def run(config: SftConfig) -> None:
     """Train the adapter that `config.role` names and write it to the run folder."""
-    # without --data or --model, those of the reward run
+    # --data and --model default to those of the reward run
     needs_data = config.data is None or config.model is None
     reward = find_run(None, GAP_RUN) if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
@@ -52,22 +54,21 @@ def run(config: SftConfig) -> None:
         model.add_role(config.role, lora_config(config))
         result = train(model, sft_task(model, examples, config), config, folder)
         finish(model, folder, [config.role], result._asdict())
-    note(
-        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
-    )
-    show_samples(model, base.chat, config.role, pairs[:SHOWN])
-    next_command("pit train-reward" if config.role is Role.improver else "pit sft --role improver")
+    losses = f"loss per token {result.first_loss:.3f} -> {result.last_loss:.3f} nats"
+    note(f"{losses} in {result.steps} steps; {config.role} saved in {config.run_folder}")
+    show_samples(model, base.chat, config.role, pairs[:SHOWN_ROWS])
+    suggest_next(config, data.path)
 
 
 class CompletionMicroBatch(NamedTuple):
-    """tokens: those of all completions of the step, which normalise the loss."""
+    """tokens: completion tokens of the whole step, which normalise the loss."""
 
     batch: Batch
     tokens: int
 
 
 def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -> Task:
-    """-log p(completion given prompt), the mean over the completion tokens of a step."""
+    """Minimise -log p(completion given prompt), averaged over the completion tokens of a step."""
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
@@ -84,7 +85,7 @@ def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -
 
 
 def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:
-    """What the trained model writes for the first rows, greedily."""
+    """Show the trained model's greedy outputs for the first rows, next to the rejected responses."""
     decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_id)
     if role is Role.policy:
         prompts = [chat.policy_prompt(pair.prompt) for pair in pairs]
@@ -95,5 +96,21 @@ def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[Pre
         [
             (pair.prompt[-1].content, pair.rejected, chat.decode(sample.token_ids))
             for pair, sample in zip(pairs, written, strict=True)
-        ]
+        ],
+        labels=("prompt", "rejected", f"{role} (greedy)"),
     )
+
+
+def suggest_next(config: SftConfig, data: str) -> None:
+    """Print the next command; it needs no --data and --model if a gap model's run supplies them."""
+    has_gap_model = Path(REWARD_FOLDER).exists()
+    if config.role is Role.policy:
+        trained, command = "the improver", "pit sft --role improver"
+    elif has_gap_model:
+        trained, command = "the improver further, by RL", "pit rl --curriculum"
+    else:
+        trained, command = "the gap model, which RL and the stop rule need", "pit train-reward"
+    if not has_gap_model:
+        command += f" --data {shlex.quote(data)}" + (f" --model {shlex.quote(config.model)}" if config.model else "")
+    note(f"to train {trained}:")
+    next_command(command)

@@ -1,4 +1,4 @@
-"""pit train-reward: the gap model r_gap(x, y1, y2), its report on held-out pairs, and its calibration."""
+"""pit train-reward: trains the gap model r_gap(x, y1, y2), reports on held-out pairs, and calibrates P(better)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,11 +28,23 @@ from pitcli.runs.folder import open_run
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
-SHOWN = 2
+SHOWN_ROWS = 2
+MEANINGS = {
+    "pairs": "number of pairs",
+    "accuracy": "share of pairs that the gap ranks as labelled",
+    "accuracy_low": "lower end of the 95% interval of the accuracy",
+    "accuracy_high": "upper end of the 95% interval of the accuracy",
+    "longer_wins_accuracy": "accuracy of always choosing the longer response",
+    "shorter_wins_accuracy": "accuracy of always choosing the shorter response",
+    "length_correlation": "uncentred correlation of the gap with the length difference in words",
+    "swap_residual": "mean |r_gap(a, b) + r_gap(b, a)|, 0 if swapping flips the sign exactly",
+    "swap_flip_rate": "share of pairs whose winner by the raw r_gap changes with the order of the responses",
+    "log_loss": "mean -log P(better) of the labels, in nats; 0.693 is a coin flip",
+}
 
 
 def run(config: RewardConfig) -> None:
-    """Train on all but the held-out prompts, report on those, and write the gap model to the run folder."""
+    """Train on all but the held-out prompts, report on these, and write the gap model to the run folder."""
     base = open_base(config, [])
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
@@ -57,28 +69,31 @@ def run(config: RewardConfig) -> None:
         fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
         results = {**result._asdict(), **report, "gap_temperature": temperature, **fresh_results}
         finish(model, folder, [GAP], results)
-    columns = ["", "held out", *([config.eval_data] if config.eval_data else [])]
-    lines = [(name, value, *([fresh_report[name]] if fresh else [])) for name, value in report.items()]
+    columns = ["metric", "held out", *([config.eval_data] if config.eval_data else []), "meaning"]
+    lines = [(name, value, *([fresh_report[name]] if fresh else []), MEANINGS[name]) for name, value in report.items()]
     table("gap model on pairs that it was not trained on", columns, lines)
-    note(f"gap temperature, fitted on the held-out pairs: {temperature:.3f}")
-    note(
-        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} in {result.steps} steps; saved in {config.run_folder}"
-    )
+    note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
+    losses = f"loss per pair {result.first_loss:.3f} -> {result.last_loss:.3f} nats"
+    note(f"{losses} in {result.steps} steps; gap model saved in {config.run_folder}")
     if report["accuracy_low"] <= 0.5:
-        warn("not shown to be better than a coin on the held-out pairs: RL and the stop rule have little to go by")
-    show_scored(held_out[:SHOWN], scores_N4[:SHOWN], temperature)
+        warn(
+            "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
+            "signal; train on more pairs, or longer (--epochs)"
+        )
+    show_scored(held_out[:SHOWN_ROWS], scores_N4[:SHOWN_ROWS], temperature)
+    note("to train the improver by SFT, if there is none yet, and by RL:")
     next_command("pit rl --curriculum")
 
 
 class PairMicroBatch(NamedTuple):
-    """pairs: those of the whole step, which normalise the loss."""
+    """pairs: number of pairs in the whole step, which normalises the loss."""
 
     batch: Batch
     pairs: int
 
 
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
-    """The gap loss over the four orderings of each pair, the mean over the pairs of a step."""
+    """Minimise the gap loss over the four orderings of each pair, averaged over the pairs of a step."""
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         pairs = sum(map(len, chunks))
@@ -97,25 +112,22 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
 
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
-    """r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
+    """Return r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
     trees = [ordered_tree(pair, chat) for pair in pairs]
     scores_N4 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
     return torch.stack([*scores_N4])
 
 
 def pair_gaps(scores_N4: Tensor) -> np.ndarray:
-    """The symmetrised gap of chosen over rejected, shape (N,)."""
+    """Return the symmetrised gap of chosen over rejected, shape (N,)."""
     return symmetrised_gap(scores_N4[:, 0].double(), scores_N4[:, 3].double()).numpy()
 
 
 def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair], temperature: float) -> dict[str, float]:
-    """Figures of a gap model on pairs that it was not trained on.
+    """Return the metrics in MEANINGS of a gap model on pairs that it was not trained on.
 
-    scores_N4: r_gap of the orderings (w,l), (w,w), (l,l), (l,w). accuracy: how often the symmetrised gap ranks
-    the pair as its label does, with a 95% Wilson interval; swap_residual: mean |r(a,b) + r(b,a)|;
-    swap_flip_rate: how often the raw r_gap names another winner when the responses swap places;
-    length_correlation: of the gap with the length difference in words, about zero;
-    log_loss: of the labels under sigmoid(gap / temperature).
+    scores_N4: r_gap of the orderings (w,l), (w,w), (l,l), (l,w). The gap is the symmetrised one, except in
+    swap_residual and swap_flip_rate; the interval of the accuracy is Wilson's; P(better) is sigmoid(gap / temperature).
     """
     r_wl, r_lw = scores_N4[:, 0].double(), scores_N4[:, 3].double()
     gaps_N = pair_gaps(scores_N4)
@@ -138,16 +150,17 @@ def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair], temperature: 
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share seen in `count` trials."""
+    """Return Wilson's interval (95% for the default z) of a share observed in `count` trials."""
     centre = share + z * z / (2 * count)
     reach = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
     return (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count)
 
 
 def show_scored(pairs: Sequence[PreferencePair], scores_N4: Tensor, temperature: float) -> None:
-    """A few held-out pairs with what the gap model says of them."""
+    """Show held-out pairs with the probability that the gap model gives to their labels."""
     rows = []
     for pair, scores_4 in zip(pairs, scores_N4, strict=True):
         gap = float(symmetrised_gap(scores_4[0], scores_4[3]))
-        rows.append((pair.prompt[-1].content, pair.rejected, f"[P {p_better(gap, temperature):.2f}] {pair.chosen}"))
-    samples(rows)
+        probability = f"{p_better(gap, temperature):.2f} that chosen is the better response"
+        rows.append((pair.prompt[-1].content, pair.rejected, pair.chosen, probability))
+    samples(rows, labels=("prompt", "rejected", "chosen", "P(better)"))

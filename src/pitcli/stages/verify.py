@@ -1,4 +1,4 @@
-"""pit verify: is a run what was saved, down to what its adapters say?"""
+"""pit verify: checks that a run is what was saved, down to the scores of its adapters."""
 
 from pathlib import Path
 
@@ -17,29 +17,33 @@ from pitcli.settings.tools import VerifyConfig
 
 
 def run(config: VerifyConfig) -> None:
-    """Check digests, manifest, base and checkpoints, then load each adapter and compare its probe.
+    """Check digests, manifest, base and checkpoints, then load each adapter and compare its probe scores.
 
-    RunError lists every checkpoint that is damaged, or the first other thing that is not as it was saved.
+    Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
     manifest = load_manifest(config.run, "pit sft, pit train-reward and pit rl make runs")
     checkpoints = verified_checkpoints(config.run)
     base = open_base(ModelSettings(device=config.device), [EarlierRun(config.run, manifest)])
     model = base.load()
-    rows = []
+    differences = []
     for role in manifest.probes:
         load_role(model, role, config.run / role)
-        rows.append((role, difference(manifest, role, probe(model, role))))
-    tolerance = TREE_TOLERANCE[model.base.dtype]
+        differences.append((role, relative_difference(manifest, role, probe(model, role))))
+    most = TREE_TOLERANCE[model.base.dtype]
     if wrong := [
-        f"{config.run / role}: scores off by {off:.1e} from what was saved" for role, off in rows if off > tolerance
+        f"{config.run / role}: expected scores within {most:.1e} of the saved ones (relative), got {found:.1e}; "
+        "its files are intact, so compare the library versions in its manifest with those installed"
+        for role, found in differences
+        if found > most
     ]:
         raise RunError(wrong)
-    table(f"{config.run}: {manifest.kind}", ["adapter", "greatest relative difference from the saved score"], rows)
-    note(f"{len(manifest.files)} files and {checkpoints} checkpoints are as they were saved, on {manifest.base.name}")
+    columns = ["adapter", "largest relative difference from the saved scores"]
+    table(f"{config.run}: {manifest.kind} run on {manifest.base.name}", columns, differences)
+    note(f"{len(manifest.files)} files and {checkpoints} checkpoints are unchanged since they were saved")
 
 
 def verified_checkpoints(folder: Path) -> int:
-    """How many checkpoints there are; RunError lists those that are damaged."""
+    """Return the number of checkpoints; raise RunError with those that are damaged."""
     problems = []
     checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"))
     for checkpoint in checkpoints:
@@ -52,9 +56,10 @@ def verified_checkpoints(folder: Path) -> int:
     return len(checkpoints)
 
 
-def difference(manifest: Manifest, role: AdapterRole, probe: list[float]) -> float:
-    """The greatest difference from what the adapter said when it was saved, relative to its greatest value."""
+def relative_difference(manifest: Manifest, role: AdapterRole, probe: list[float]) -> float:
+    """Return the largest difference from the scores at saving time, relative to the largest saved score."""
     saved = manifest.probes[role]
     if len(saved) != len(probe):
-        raise RunError(f"the manifest holds {len(saved)} values for {role}, and {len(probe)} were expected")
+        found = f"expected {len(probe)} probe scores in the manifest, got {len(saved)}"
+        raise RunError(f"{role}: {found}; train the run again")
     return max(abs(a - b) for a, b in zip(saved, probe, strict=True)) / (max(map(abs, saved)) or 1.0)

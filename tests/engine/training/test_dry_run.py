@@ -84,7 +84,7 @@ def test_rl_without_an_sft_run_dry_runs_the_sft(data: Path, capsys: pytest.Captu
     small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
     assert main(["train-reward", *small]) == 0
     assert main(["rl", "--curriculum", "--dry-run"]) == 0
-    assert "that was the SFT" in capsys.readouterr().err
+    assert "that was the dry run of the SFT" in capsys.readouterr().err
     assert not Path("runs/sft").exists()
 
 

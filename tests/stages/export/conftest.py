@@ -1,4 +1,4 @@
-"""Small runs of every kind that are exported, and a role as pit runs it, to compare with."""
+"""Small runs of every kind to export, and a role as pit runs it, for comparison."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def pit(line: str, code: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def project(share: Share, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small runs of every kind, rows that the RL run's improver wrote, and their evaluation."""
+    """A folder with small runs of every kind, rows written by the RL run's improver, and their evaluation."""
     return Path(shutil.copytree(share("export", run_every_stage), tmp_path_factory.mktemp("exported") / "work"))
 
 
@@ -63,7 +63,7 @@ def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def role_of(tiny_folder: Path) -> RoleOf:
-    """A role as pit runs it."""
+    """Loads a role of a run as pit runs it."""
 
     def load(run: str, role: str) -> RoleModel:
         model = RoleModel(load_base(tiny_folder, run != "whole", CPU), 0)
@@ -83,6 +83,6 @@ def error(capsys: Out) -> str:
 
 
 def card_code(folder: Path) -> str:
-    """The card's own example, about this folder."""
+    """The example code of the model card, pointed at this folder."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     return str(code).replace('"FOLDER"', repr(str(folder))).replace("max_new_tokens=256", "max_new_tokens=40")

@@ -1,4 +1,4 @@
-"""The card of an export says what it is, and nothing of this machine."""
+"""The model card of an export says what the model is, and reveals nothing about this machine."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pitcli import cli
 from tests.stages.export.conftest import TRAINED, card_code, pit
 
 
-def test_no_path_of_this_machine_is_given_away(project: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_no_file_reveals_a_path_of_this_machine(project: Path, tmp_path: Path, tiny_folder: Path) -> None:
     here = project.resolve()
     (project / "elsewhere").mkdir()
     pit(f"sft {TRAINED.replace('data/', f'{here}/data/')} --out {here}/elsewhere/run")
@@ -63,7 +63,7 @@ def test_the_card_of_an_adapter_on_the_hub(tmp_path: Path) -> None:
     compile(card_code(tmp_path / "adapter"), "card", "exec")
 
 
-def test_names_of_files_do_not_break_the_card(tmp_path: Path) -> None:
+def test_special_characters_in_file_names_do_not_break_the_card(tmp_path: Path) -> None:
     Path("a|b<script>`.jsonl").write_text(Path("data/pairs.jsonl").read_text())
     assert cli.main(["sft", *TRAINED.replace("data/pairs", "a|b<script>`").split(), "--out", f"{tmp_path}/run"]) == 0
     pit(f"export {tmp_path}/run --out {tmp_path}/model")

@@ -1,4 +1,4 @@
-"""What pit export refuses, and what it leaves in the folder if it fails."""
+"""What pit export refuses, and what it leaves in the output folder if it fails."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.stages.export.conftest import Out, error, pit
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("runs/sft --out x --merge --adapter", "give one of --merge and --adapter"),
         ("runs/sft --out x --no-merge", "give one of --merge and --adapter"),
@@ -23,20 +23,29 @@ from tests.stages.export.conftest import Out, error, pit
         ("runs/sft --out x --public", "--public is for --push-to-hub"),
         ("runs/sft --out x --push-to-hub tiny", "--push-to-hub: expected OWNER/NAME, got tiny"),
         ("runs/sft --out x --base-name /a/b", "--base-name: expected OWNER/NAME, got /a/b"),
-        ("runs/sft --out x --role gap", "--role: runs/sft holds improver, no gap"),
-        ("runs/rl --out x --role policy", "--role: runs/rl holds improver and gap, no policy"),
+        ("runs/sft --out x --role gap", "--role: expected improver, got gap, which runs/sft does not contain"),
+        (
+            "runs/rl --out x --role policy",
+            "--role: expected improver or gap, got policy, which runs/rl does not contain",
+        ),
         (
             "runs/sft --out x --adapter",
-            "--base-name: others cannot load the base tiny by that name; give its OWNER/NAME",
+            "--base-name: required, because others cannot load the base tiny by that name; give its OWNER/NAME",
         ),
         (
             "runs/sft --out data",
-            "--out: {here}/data is not empty; --overwrite replaces an export there, or name another",
+            "--out: {here}/data is not empty; use --overwrite to replace an earlier export, or name another folder",
         ),
-        ("runs/sft --out data --overwrite", "--overwrite: {here}/data holds what is not of an export, the first pairs"),
-        ("runs/sft --out runs/rl/gap --overwrite", "--overwrite: {here}/runs/rl/gap holds what is not of an export"),
-        ("runs/sft --out runs/rl --overwrite", "--overwrite: {here}/runs/rl holds what is not of an export, the first"),
-        ("runs/sft --out pit.jsonl --overwrite", "--out: {here}/pit.jsonl is no folder"),
+        (
+            "runs/sft --out data --overwrite",
+            "--overwrite: {here}/data contains files that no export wrote, first pairs",
+        ),
+        ("runs/sft --out runs/rl/gap --overwrite", "--overwrite: {here}/runs/rl/gap contains files that no export"),
+        (
+            "runs/sft --out runs/rl --overwrite",
+            "--overwrite: {here}/runs/rl contains files that no export wrote",
+        ),
+        ("runs/sft --out pit.jsonl --overwrite", "--out: expected a folder, got {here}/pit.jsonl, a file or a link"),
         ("runs/sft --out x --evaluation none.json", "--evaluation: none.json: No such file or directory"),
         (
             "runs/sft --out x --evaluation pit.jsonl",
@@ -48,14 +57,16 @@ from tests.stages.export.conftest import Out, error, pit
         ),
     ],
 )
-def test_refusals(line: str, said: str, project: Path, capsys: Out) -> None:
+def test_a_refused_export_changes_nothing(line: str, message: str, project: Path, capsys: Out) -> None:
     before = sorted(project.rglob("*"))
     pit(f"export {line}", code=2)
-    assert error(capsys).startswith("error: " + said.format(here=Path.cwd()))
+    assert error(capsys).startswith("error: " + message.format(here=Path.cwd()))
     assert sorted(project.rglob("*")) == before
 
 
-def test_an_export_is_replaced_only_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+def test_a_failed_overwrite_leaves_the_earlier_export_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
     pit(f"export runs/sft --out {tmp_path}/model")
     pit(f"export runs/rl --out {tmp_path}/model --overwrite --dtype fp32")
     kept = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -72,10 +83,10 @@ def test_an_export_is_replaced_only_as_a_whole(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "model/notes.txt").write_text("mine")
     pit(f"export runs/sft --out {tmp_path}/model --overwrite", code=2)
-    assert error(capsys).endswith("holds what is not of an export, the first notes.txt")
+    assert error(capsys).endswith("files that no export wrote, first notes.txt; move them, or name another")
 
 
-def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(
+def test_too_little_disk_space_is_an_error_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
@@ -85,7 +96,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_verified_first(tmp_path: Path, capsys: Out) -> None:
+def test_a_damaged_or_missing_run_is_refused(tmp_path: Path, capsys: Out) -> None:
     shutil.copytree("runs/sft", tmp_path / "run")
     weights = tmp_path / "run/improver/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")

@@ -1,4 +1,4 @@
-"""Uploads: private unless asked, and no word of the token."""
+"""Uploads are private unless --public is given, and the token never appears in output or files."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +12,9 @@ from tests.stages.export.conftest import Out, error, pit
 
 
 class Hub:
-    """In place of HfApi: what it was asked, and the visibility of a repository that is there already."""
+    """Replaces HfApi. calls: what was requested of it; private: the visibility of an existing repository."""
 
-    asked: ClassVar[list[tuple[str, Any]]] = []
+    calls: ClassVar[list[tuple[str, Any]]] = []
     private: ClassVar[bool | None] = None
 
     def whoami(self) -> dict[str, str]:
@@ -22,19 +22,19 @@ class Hub:
 
     def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
         Hub.private = private if Hub.private is None else Hub.private
-        Hub.asked.append((repo_id, private))
+        Hub.calls.append((repo_id, private))
 
     def model_info(self, repo_id: str) -> SimpleNamespace:
         return SimpleNamespace(private=Hub.private)
 
     def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        Hub.asked.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+        Hub.calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr(Hub, "calls", [])
     monkeypatch.setattr(Hub, "private", None)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     return Hub
@@ -44,26 +44,26 @@ ADAPTER = "export runs/sft --adapter --base-name ada/tiny"
 
 
 @pytest.mark.parametrize(("flag", "private"), [("", True), ("--public", False)])
-def test_uploads_are_private_unless_asked(
+def test_uploads_are_private_unless_public_is_given(
     flag: str, private: bool, hub: type[Hub], tmp_path: Path, capsys: Out
 ) -> None:
     pit(f"{ADAPTER} --out {tmp_path}/adapter --push-to-hub ada/improver {flag}")
-    assert hub.asked[0] == ("ada/improver", private)
-    assert hub.asked[1][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors", "digests.json"]
+    assert hub.calls[0] == ("ada/improver", private)
+    assert hub.calls[1][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors", "digests.json"]
     out, err = capsys.readouterr()
     assert "uploaded to https://huggingface.co/ada/improver" in err
     assert "hf_secret" not in out + err
     assert not [path for path in (tmp_path / "adapter").iterdir() if b"hf_secret" in path.read_bytes()]
 
 
-def test_nothing_goes_to_a_public_repository_unasked(hub: type[Hub], tmp_path: Path, capsys: Out) -> None:
+def test_a_public_repository_is_refused_without_public(hub: type[Hub], tmp_path: Path, capsys: Out) -> None:
     hub.private = False
     pit(f"{ADAPTER} --out {tmp_path}/adapter --push-to-hub ada/improver", code=2)
     assert error(capsys).startswith("error: --push-to-hub: ada/improver is public; use --public to upload to it")
-    assert len(hub.asked) == 1
+    assert len(hub.calls) == 1
 
 
-def test_a_hub_that_refuses_is_one_line_without_the_token(
+def test_a_refused_upload_is_one_line_without_the_token(
     hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""pit export on real runs of the embedded model: what others load is what pit runs."""
+"""pit export on real runs of the embedded model: what other libraries load equals what pit runs."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ from tests.stages.export.conftest import CPU, NF4, Out, RoleOf, card_code, error
 def test_the_merged_improver_writes_what_pit_writes(
     run: str, role_of: RoleOf, tiny_chat: ChatFormat, tiny_folder: Path, tmp_path: Path, capsys: Out
 ) -> None:
-    """Greedily, by the code on its card, in plain transformers; the base itself writes something else."""
+    """Greedily, by the code on the model card, in plain transformers; the base model writes something else."""
     pit(f"export runs/{run} --out {tmp_path}/model --dtype fp32")
     assert result(capsys)["drift"]["largest"] < 1e-3
     model, base = role_of(run, IMPROVER), AutoModelForCausalLM.from_pretrained(tiny_folder)
@@ -44,14 +44,14 @@ def test_the_merged_improver_writes_what_pit_writes(
         assert card["response"] == tiny_chat.decode(sample.token_ids)
         written = base.generate(**card["inputs"], max_new_tokens=40, do_sample=False)[0, len(prompt) :]
         as_base += card["response"] == tiny_chat.decode(written.tolist())
-    assert as_base < len(export.PROBES), "so this test can fail"
+    assert as_base < len(export.PROBES), "the improver differs from its base, so this test can fail"
 
 
 @pytest.mark.parametrize(("run", "role"), [("reward", ""), ("rl", "--role gap")])
 def test_the_merged_gap_model_scores_what_pit_scores(
     run: str, role: str, role_of: RoleOf, tiny_chat: ChatFormat, tmp_path: Path
 ) -> None:
-    """One at a time by the code on its card, and in a padded batch."""
+    """One at a time by the code on the model card, and in a padded batch."""
     pit(f"export runs/{run} {role} --out {tmp_path}/model --dtype fp32")
     trees = export.probe_trees(tiny_chat)
     scores_N = torch.cat(score_trees(role_of(run, GAP), trees, 8))
@@ -66,7 +66,7 @@ def test_the_merged_gap_model_scores_what_pit_scores(
         logits_N1 = card["model"](**batch).logits
     assert logits_N1.shape == (16, 1)
     assert (logits_N1[:, 0] - scores_N).abs().max() < 1e-5
-    assert card["model"].config.problem_type == "regression", "or vLLM puts a sigmoid over it"
+    assert card["model"].config.problem_type == "regression", "without it, vLLM applies a sigmoid"
 
 
 def test_plain_peft_loads_the_adapter(
@@ -87,7 +87,7 @@ def test_plain_peft_loads_the_adapter(
     assert merging.logprob_drift(ours, without).largest > 0.1
 
 
-def test_the_adapter_is_one_for_vllm_and_for_pit(tmp_path: Path) -> None:
+def test_the_adapter_files_serve_vllm_and_pit(tmp_path: Path) -> None:
     pit(f"export runs/sft --adapter --base-name ada/tiny --out {tmp_path}/adapter")
     settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert settings == {
@@ -96,13 +96,13 @@ def test_the_adapter_is_one_for_vllm_and_for_pit(tmp_path: Path) -> None:
         "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
         "modules_to_save": None,
     }
-    assert "--max-lora-rank 8 " in (tmp_path / "adapter/README.md").read_text(), "vLLM takes no 4"
+    assert "--max-lora-rank 8 " in (tmp_path / "adapter/README.md").read_text(), "vLLM does not accept 4"
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", "digests.json"}
     assert saved_lora(tmp_path / "adapter").r == 4
 
 
-def test_the_gap_adapter_brings_its_head(
+def test_the_gap_adapter_includes_its_head(
     role_of: RoleOf, tiny_chat: ChatFormat, tiny_folder: Path, tmp_path: Path
 ) -> None:
     pit(f"export runs/rl --role gap --adapter --base-name ada/tiny --out {tmp_path}/adapter")
@@ -118,7 +118,7 @@ def test_the_gap_adapter_brings_its_head(
     assert "export with `--merge`" in (tmp_path / "adapter/README.md").read_text()
 
 
-def test_the_drift_is_printed_and_grows_with_the_rounding(tmp_path: Path, capsys: Out) -> None:
+def test_the_drift_is_printed_and_is_larger_in_bf16(tmp_path: Path, capsys: Out) -> None:
     drifts = {}
     for dtype in ("fp32", "bf16"):
         pit(f"export runs/sft --out {tmp_path}/{dtype} --dtype {dtype}")
@@ -133,16 +133,16 @@ def test_the_drift_is_printed_and_grows_with_the_rounding(tmp_path: Path, capsys
     assert 0.9 < drifts["bf16"]["agreement"] <= drifts["fp32"]["agreement"] == 1
 
 
-def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     monkeypatch.setattr(merging, "SHARD_SIZE", "1MB")
     pit(f"export runs/sft --out {tmp_path}/model --dtype fp32")
     assert result(capsys)["drift"]["largest"] < 1e-3
-    parts = list((tmp_path / "model").glob("model-*.safetensors"))
-    assert len(parts) > 2
-    assert {part.stat().st_mode for part in parts} == {(tmp_path / "model/config.json").stat().st_mode}
+    shards = list((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert {shard.stat().st_mode for shard in shards} == {(tmp_path / "model/config.json").stat().st_mode}
 
 
-def test_generation_stops_where_pit_stops(tmp_path: Path, tiny_chat: ChatFormat) -> None:
+def test_generation_stops_at_the_same_token_as_in_pit(tmp_path: Path, tiny_chat: ChatFormat) -> None:
     pit(f"export runs/sft --out {tmp_path}/model")
     settings = json.loads((tmp_path / "model/generation_config.json").read_text())
     assert settings["eos_token_id"] == [tiny_chat.stop_id]
@@ -151,7 +151,7 @@ def test_generation_stops_where_pit_stops(tmp_path: Path, tiny_chat: ChatFormat)
 
 @pytest.mark.parametrize("run", ["sft", "reward"])
 @pytest.mark.parametrize("wrong", [3.0, float("nan")])
-def test_another_model_is_not_published(
+def test_a_wrong_merge_is_not_written(
     run: str, wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     merged_weights = merging.merged_weights
@@ -161,12 +161,12 @@ def test_another_model_is_not_published(
 
     monkeypatch.setattr(export, "merged_weights", scaled)
     pit(f"export runs/{run} --out {tmp_path}/model --dtype fp32", code=3)
-    assert error(capsys).startswith("error: the merged model is off by ")
+    assert error(capsys).startswith("error: nothing was written: expected a merged model that differs by at most ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_4_bit_layers_stay_as_they_were_quantised(role_of: RoleOf, tiny_chat: ChatFormat) -> None:
-    """On a CPU for which bitsandbytes repacks them when they are used."""
+    """On a CPU for which bitsandbytes repacks 4-bit layers when they are used."""
     model = role_of("sft", IMPROVER)
     layers = [layer for layer in model.base.modules() if isinstance(layer, merging.Linear4bit)]
     for layer in layers:
@@ -180,7 +180,7 @@ def test_4_bit_layers_stay_as_they_were_quantised(role_of: RoleOf, tiny_chat: Ch
         merging.merged_weights(model, IMPROVER, torch.float32)
 
 
-def test_the_model_is_never_held_twice(role_of: RoleOf) -> None:
+def test_merging_frees_each_4_bit_layer(role_of: RoleOf) -> None:
     model = role_of("sft", IMPROVER)
     layers = [name for name, layer in model.base.named_modules() if isinstance(layer, merging.Linear4bit)]
     weights = merging.merged_weights(model, IMPROVER, torch.bfloat16)
@@ -190,7 +190,7 @@ def test_the_model_is_never_held_twice(role_of: RoleOf) -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-def test_a_gap_model_whose_pad_is_its_stop_reads_the_last_token(
+def test_a_gap_model_whose_pad_token_is_its_stop_token_scores_the_last_token(
     role_of: RoleOf, tiny_chat: ChatFormat, tmp_path: Path
 ) -> None:
     model = role_of("reward", GAP)

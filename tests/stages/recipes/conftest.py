@@ -74,11 +74,8 @@ def pit(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
 
 
 def decisions(err: str) -> dict[str, tuple[str, str]]:
-    """The decision (run, go on or skip) and its reason by stage."""
-    return {
-        name: (action, reason)
-        for name, action, reason in re.findall(r"^([\w-]+): (run|go on|skip) \((.*)\)$", err, re.M)
-    }
+    """By stage: (run, resume or skip; the reason)."""
+    return {name: (did, why) for name, did, why in re.findall(r"^([\w-]+): (run|resume|skip) \((.*)\)$", err, re.M)}
 
 
 def ran(err: str) -> list[str]:

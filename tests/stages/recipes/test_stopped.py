@@ -31,10 +31,10 @@ def test_a_resumed_recipe_equals_an_uninterrupted_one(
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
     if number == signal.SIGINT:
-        assert f"{stopped} was stopped; the same command goes on from there\ninterrupted\n" in ended.err
+        assert f"{stopped} did not finish; run the same command again to resume\ninterrupted\n" in ended.err
     dry = decisions(pit(capsys, "recipe.yaml", "--dry-run"))
     err = pit(capsys, "recipe.yaml")
-    assert decisions(err)[stopped] == dry[stopped] == ("go on", "it was stopped")
+    assert decisions(err)[stopped] == dry[stopped] == ("resume", "did not finish")
     assert " --resume\n" in err
     assert ran(err) == NAMES[NAMES.index(stopped) :]
     assert outputs(Path("made")) == outputs(whole / "made")
@@ -49,7 +49,7 @@ def test_improve_resumes_with_the_existing_rows(
     assert warm.run(done, "run", "recipe.yaml", fault={"kill_at_row": 3}).code == -9
     assert len(Path("made/improved.jsonl").read_text().splitlines()) == 2
     err = pit(capsys, "recipe.yaml")
-    assert decisions(err)["improve"] == ("go on", "it was stopped")
+    assert decisions(err)["improve"] == ("resume", "did not finish")
     assert ran(err) == ["improve"]
     assert "$ pit improve" in err
     assert " --resume\n" in err
@@ -64,6 +64,6 @@ def test_a_stage_stopped_before_it_replaced_old_output_starts_from_scratch(
     assert warm.run(done, "run", "recipe.yaml", fault={"kill_before_loading": "sft"}).code == -9
     assert json.loads((done / "made/pipeline.json").read_text())["runs/sft"]["outputs"] is None
     err = pit(capsys, "recipe.yaml")
-    assert decisions(err)["sft"] == ("run", "it was stopped")
+    assert decisions(err)["sft"] == ("run", "did not finish")
     assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
     assert "learning_rate: 0.001" in (done / "made/runs/sft/config.yaml").read_text()

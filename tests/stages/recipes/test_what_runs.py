@@ -57,12 +57,12 @@ def test_a_changed_setting_runs_its_stage_and_the_stages_that_depend_on_it(
     changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
     assert ran(dry) == changed
     assert decisions(dry)["policy"][1] == "learning_rate was 0.0002, is 0.1, max_steps was 1, is 2"
-    assert decisions(dry)["sample"][1] == "unless policy makes what it made before"
+    assert decisions(dry)["sample"][1] == "unless the output of policy stays the same"
     assert "--role policy --overwrite\n" in dry
     before = outputs(done / "made")
     err = pit(capsys, "recipe.yaml")
     assert ran(err) == changed
-    assert decisions(err)["sample"][1] == "changed: runs/policy"
+    assert decisions(err)["sample"][1] == "input changed: runs/policy"
     now = outputs(done / "made")
     same = {name for name in before if before[name] == now.get(name)}
     assert {"data/sft.jsonl", "runs/reward/manifest.json", "runs/sft/manifest.json"} <= same
@@ -104,7 +104,7 @@ def test_only_the_stage_of_a_damaged_output_runs_again(
     Path(path).unlink() if damage == "gone" else Path(path).write_bytes(Path(path).read_bytes()[:-1])
     err = pit(capsys, "recipe.yaml")
     assert ran(err) == [stage]
-    assert decisions(err)[stage][1].startswith("missing, or not as it was made: ")
+    assert decisions(err)[stage][1].startswith("output missing or changed: ")
     assert outputs(done / "made") == before
 
 
@@ -118,7 +118,7 @@ def test_a_changed_input_file_runs_the_stages_that_read_it(done: Path, capsys: p
     Path("pairs.jsonl").write_text("".join(pairs[:-1]))
     err = pit(capsys, "recipe.yaml", "--dry-run")
     assert ran(err) == ["sft", "rl", "improve", "evaluate", "export"]
-    assert decisions(err)["sft"][1] == f"changed: {done / 'pairs.jsonl'}"
+    assert decisions(err)["sft"][1] == f"input changed: {done / 'pairs.jsonl'}"
 
 
 def test_a_changed_base_runs_the_stages_that_use_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_a_changed_base_runs_the_stages_that_use_it(folder: Path, capsys: pytest
     err = pit(capsys, "recipe.yaml", "--dry-run")
     assert decisions(err) == {
         "prepare": ("skip", "nothing changed"),
-        "sft": ("run", f"changed: base {folder / 'base'}"),
+        "sft": ("run", f"input changed: base {folder / 'base'}"),
     }
 
 
@@ -143,7 +143,7 @@ def test_files_that_pit_run_did_not_write_are_never_replaced(done: Path, capsys:
     text = SMALL.replace("role: policy,", "role: policy, out: runs/mine,").replace("output: improved", "output: other")
     before = outputs(done / "made")
     err = pit(capsys, recipe(text.replace("pit=improved", "pit=other")), code=2)
-    reason = "is there, and pit run did not make it; move it, or write elsewhere"
+    reason = "exists and pit run did not make it; move it, or name another output"
     assert err.splitlines()[-3:] == [
         f"error: policy: runs/mine {reason}",
         f"error: rl: runs/rl {reason}",

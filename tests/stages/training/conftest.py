@@ -1,4 +1,4 @@
-"""One small run of every training stage on the embedded model, made once, and a copy of it for each file of tests."""
+"""One small run of every training stage on the embedded model, made once, and a copy of it for each test file."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.it
 
 @pytest.fixture(scope="module")
 def project(share: Share, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 40 pairs and, in runs/, one small run of every stage."""
+    """A folder with 40 pairs and, in runs/, one small run of every training stage."""
     return Path(shutil.copytree(share("training", run_every_stage), tmp_path_factory.mktemp("project") / "work"))
 
 

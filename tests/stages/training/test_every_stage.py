@@ -1,4 +1,4 @@
-"""What holds of sft, train-reward and rl alike: what they write, what they move, what they leave alone."""
+"""What sft, train-reward and rl have in common: which files they write, and which tensors they change."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows,
     ("run", "roles"),
     [("policy", ["policy"]), ("sft", ["improver"]), ("reward", ["gap"]), ("rl", ["improver", "gap"])],
 )
-def test_a_run_holds_exactly_these_files(run: str, roles: list[str]) -> None:
+def test_a_run_contains_exactly_these_files(run: str, roles: list[str]) -> None:
     assert files_of(Path("runs") / run) == run_files(*roles)
     manifest = json.loads(Path("runs", run, "manifest.json").read_text())
     assert manifest["complete"]
@@ -31,7 +31,7 @@ def test_a_run_holds_exactly_these_files(run: str, roles: list[str]) -> None:
 
 @pytest.fixture
 def base_watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoleModel, dict[str, torch.Tensor]]]:
-    """Every model that a stage loads, with a copy of its weights before training."""
+    """Each model that a stage loads, with a copy of its weights before training."""
     seen = []
     original = Base.load
 
@@ -75,7 +75,7 @@ def test_every_adapter_tensor_moves_and_no_base_tensor_does(
     moved = {name for name, tensor in model.role_parameters(role).items() if not torch.equal(tensor, starts[name])}
     assert moved == starts.keys()
     after = model.base.state_dict()
-    # peft puts the base's layers inside its own: q_proj.weight becomes q_proj.base_layer.weight
+    # peft wraps the base's layers in its own: q_proj.weight becomes q_proj.base_layer.weight
     after = {name.replace(".base_layer.", "."): tensor for name, tensor in after.items() if ".lora_" not in name}
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], weights[name]) for name in weights)

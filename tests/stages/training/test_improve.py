@@ -1,4 +1,4 @@
-"""pit improve run for real on the embedded model, by each method."""
+"""pit improve on the embedded model, with each method."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.stages.training.conftest import read_rows, write_rows
 
 
 def test_improve_keeps_order_and_fields(project: Path, tmp_path: Path, warm: Warm) -> None:
-    """From stdin to stdout in a process of its own."""
+    """From stdin to stdout in a separate process."""
     drafts = read_rows(Path("drafts.jsonl"))
     for number, draft in enumerate(drafts):
         draft |= {"note": {"number": number}, "response": draft["response"] or "ant"}
@@ -34,13 +34,13 @@ def test_improve_keeps_order_and_fields(project: Path, tmp_path: Path, warm: War
         assert len(row["iterations"]) <= 2
 
 
-def test_improve_is_the_same_whatever_the_batch_and_order() -> None:
+def test_rows_do_not_depend_on_batch_size_or_order() -> None:
     drafts = [{**draft, "response": draft["response"] or "ant"} for draft in read_rows(Path("drafts.jsonl"))]
     write_rows(Path("some.jsonl"), drafts)
-    write_rows(Path("turned.jsonl"), drafts[::-1])
+    write_rows(Path("reversed.jsonl"), drafts[::-1])
     common = {"max_iters": 2, "max_new_tokens": 10}
     improve.run(ImproveConfig(input="some.jsonl", output="by-one.jsonl", sample_batch_size=1, **common))
-    improve.run(ImproveConfig(input="turned.jsonl", output="by-six.jsonl", sample_batch_size=6, **common))
+    improve.run(ImproveConfig(input="reversed.jsonl", output="by-six.jsonl", sample_batch_size=6, **common))
     by_one, by_six = read_rows(Path("by-one.jsonl")), read_rows(Path("by-six.jsonl"))[::-1]
     assert [row["response"] for row in by_one] == [row["response"] for row in by_six]
     assert [row["stop_reason"] for row in by_one] == [row["stop_reason"] for row in by_six]
@@ -56,7 +56,7 @@ def test_improve_without_stop_takes_every_iteration() -> None:
     assert row["response"] == row["iterations"][-1]["response"]
 
 
-def test_improve_with_no_iterations_gives_the_drafts_back() -> None:
+def test_zero_iterations_return_the_drafts_unchanged() -> None:
     write_rows(Path("plain.jsonl"), [{"prompt": "Write 3 foods.", "response": " pie  jam"}])
     assert improve.run(ImproveConfig(input="plain.jsonl", output="none.jsonl", max_iters=0)) == 0
     (row,) = read_rows(Path("none.jsonl"))
@@ -69,7 +69,7 @@ def improved(tmp_path: Path, name: str, **settings: Any) -> list[dict[str, Any]]
     return read_rows(output)
 
 
-def test_best_of_n_takes_the_response_with_the_greatest_gap_over_the_draft(tmp_path: Path) -> None:
+def test_best_of_n_chooses_the_response_with_the_largest_gap_over_the_draft(tmp_path: Path) -> None:
     for row in improved(tmp_path, "n", method=Method.best_of_n, max_iters=4):
         assert len(row["iterations"]) == 4
         best = max(row["iterations"], key=lambda iteration: iteration["gap"])
@@ -78,7 +78,7 @@ def test_best_of_n_takes_the_response_with_the_greatest_gap_over_the_draft(tmp_p
         assert row["generated_tokens"] == sum(iteration["generated_tokens"] for iteration in row["iterations"])
 
 
-def test_best_of_n_spends_at_least_the_tokens_of_another_method_and_less_than_a_draw_more(tmp_path: Path) -> None:
+def test_equal_tokens_spends_at_least_the_given_tokens_and_less_than_one_draw_more(tmp_path: Path) -> None:
     pit = improved(tmp_path, "pit", stop=StopRule.none, max_iters=2)
     rows = improved(tmp_path, "n", method=Method.best_of_n, equal_tokens=str(tmp_path / "pit.jsonl"))
     for theirs, ours in zip(pit, rows, strict=True):
@@ -86,7 +86,7 @@ def test_best_of_n_spends_at_least_the_tokens_of_another_method_and_less_than_a_
         assert theirs["generated_tokens"] <= ours["generated_tokens"] < theirs["generated_tokens"] + last
 
 
-def test_equal_tokens_wants_the_rows_of_the_same_drafts(tmp_path: Path, capfd: Any) -> None:
+def test_equal_tokens_requires_rows_of_the_same_drafts(tmp_path: Path, capfd: Any) -> None:
     write_rows(tmp_path / "plain.jsonl", [{"prompt": "Write 3 foods.", "response": "pie"}])
     settings = {"input": "drafts.jsonl", "output": str(tmp_path / "n.jsonl"), "method": Method.best_of_n}
     with pytest.raises(InputError, match=r"plain.jsonl:1:original_response: missing"):
@@ -94,11 +94,14 @@ def test_equal_tokens_wants_the_rows_of_the_same_drafts(tmp_path: Path, capfd: A
     other = {"prompt": "Write 3 foods.", "original_response": "pie", "response": "jam", "generated_tokens": 4}
     write_rows(tmp_path / "other.jsonl", [other])
     assert improve.run(ImproveConfig(equal_tokens=str(tmp_path / "other.jsonl"), overwrite=True, **settings)) == 1
-    assert f"drafts.jsonl:1: not among the rows of --equal-tokens {tmp_path / 'other.jsonl'}" in capfd.readouterr().err
+    assert (
+        f"drafts.jsonl:1: expected a row for this draft in --equal-tokens {tmp_path / 'other.jsonl'}"
+        in capfd.readouterr().err
+    )
     assert read_rows(tmp_path / "n.jsonl") == []
 
 
-def test_resampling_does_not_look_at_the_draft(tmp_path: Path) -> None:
+def test_resampling_does_not_depend_on_the_draft(tmp_path: Path) -> None:
     once = {"method": Method.resample, "stop": StopRule.none, "max_iters": 1, "temperature": 0.0}
     rows = improved(tmp_path, "resample", **once)
     others = [{**row, "response": "cat dog"} for row in read_rows(Path("drafts.jsonl"))]
@@ -114,10 +117,10 @@ def test_self_refine_writes_feedback_first_and_pays_for_it(tmp_path: Path) -> No
     for row in rows:
         (only,) = row["iterations"]
         assert only["feedback"]
-        assert only["generated_tokens"] >= 4  # two calls, each with a word and an end at least
+        assert only["generated_tokens"] >= 4  # two generations, each of at least one word and one stop token
 
 
-def test_the_record_says_what_the_gap_models_were_trained_on_and_how_rl_ended(tmp_path: Path) -> None:
+def test_the_manifest_records_the_data_of_the_gap_model_and_the_end_of_rl(tmp_path: Path) -> None:
     improved(tmp_path, "pit", max_iters=1)
     origin = json.loads((tmp_path / "pit.jsonl.manifest.json").read_text())["origin"]
     (data,) = origin["gap_data"]

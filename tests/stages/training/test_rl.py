@@ -1,4 +1,4 @@
-"""pit rl run for real on the embedded model."""
+"""pit rl on the embedded model."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from pitcli.stages import rl, sample, sft, train_reward
 from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
 
 
-def test_metrics_have_a_line_a_step() -> None:
+def test_metrics_have_one_line_per_step() -> None:
     rows = read_rows(Path("runs/rl/metrics.jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["stage"] for row in rows] == [0, 0, 1, 1]
@@ -26,15 +26,15 @@ def test_metrics_have_a_line_a_step() -> None:
     assert set(expected.split()) <= rows[0].keys()
 
 
-def test_rl_starts_at_its_anchor() -> None:
-    """Before the first update the policy is the reference policy and the ratio is 1."""
+def test_rl_starts_at_the_reference_policy() -> None:
+    """Before the first update, the KL to the reference policy is 0 and every probability ratio is 1."""
     first = read_rows(Path("runs/rl/metrics.jsonl"))[0]
     assert abs(first["kl"]) < 1e-4
     assert first["clip_ratio"] == 0
 
 
 def test_rl_raises_its_reward_on_four_prompts(tmp_path: Path) -> None:
-    """The sign of the update: with the same prompts over and over, the gap that it trains on goes up."""
+    """The update has the right sign: repeated on the same prompts, it raises the gap that it is trained on."""
     settings = {**RL_SMALL, "samples_per_prompt": 8, "learning_rate": 5e-3, "epochs": 12, "max_rows": 4} | {
         "micro_batch_size": 32
     }
@@ -43,7 +43,7 @@ def test_rl_raises_its_reward_on_four_prompts(tmp_path: Path) -> None:
     assert sum(gaps[-4:]) > sum(gaps[:4])
 
 
-def test_rl_stops_when_the_kl_runs_away_and_keeps_a_checkpoint(tmp_path: Path, capsys: Any) -> None:
+def test_rl_stops_early_if_the_kl_runs_away_and_keeps_a_checkpoint(tmp_path: Path, capsys: Any) -> None:
     settings = {**RL_SMALL, "learning_rate": 5e-2, "save_every": 1, "max_kl": 0.5, "runaway_patience": 2}
     rl.run(RlConfig(out=tmp_path / "run", max_steps=30, epochs=4, **settings))
     results = json.loads((tmp_path / "run" / "manifest.json").read_text())["results"]
@@ -71,7 +71,7 @@ def test_a_run_of_another_kind_or_base_is_refused(tmp_path: Path) -> None:
         rl.run(RlConfig(load_in_4bit=False, out=tmp_path / "run", **RL_SMALL))
 
 
-def test_rl_does_not_go_on_from_another_gap_model(tmp_path: Path) -> None:
+def test_rl_does_not_resume_with_another_gap_model(tmp_path: Path) -> None:
     rl.run(RlConfig(out=tmp_path / "run", max_steps=1, **RL_SMALL))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"].keys() == {"gap", "improver", "policy"}
@@ -80,7 +80,7 @@ def test_rl_does_not_go_on_from_another_gap_model(tmp_path: Path) -> None:
         rl.run(RlConfig(reward=tmp_path / "other", out=tmp_path / "run", resume=True, max_steps=1, **RL_SMALL))
 
 
-def test_changed_adapter_is_refused(tmp_path: Path) -> None:
+def test_a_changed_adapter_is_refused(tmp_path: Path) -> None:
     sft.run(SftConfig(data="pairs.jsonl", out=tmp_path / "run", max_steps=1, **SMALL))
     weights = tmp_path / "run" / "improver" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -90,7 +90,7 @@ def test_changed_adapter_is_refused(tmp_path: Path) -> None:
         rl.run(RlConfig(sft=tmp_path / "run", out=tmp_path / "rl", **RL_SMALL))
 
 
-def test_rl_of_a_policy_sees_no_reference_and_moves_the_policy(tmp_path: Path) -> None:
+def test_rl_of_a_policy_changes_the_policy_adapter(tmp_path: Path) -> None:
     rl.run(RlConfig(role=Role.policy, max_steps=2, out=tmp_path / "rlhf", **RL_SMALL))
     assert files_of(tmp_path / "rlhf") >= run_files("policy", "gap")
     first = read_rows(tmp_path / "rlhf" / "metrics.jsonl")[0]
@@ -110,6 +110,6 @@ def test_rl_of_a_policy_sees_no_reference_and_moves_the_policy(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("change", [{"curriculum": True}, {"sft": Path("runs/sft")}, {"drafts": "drafts.jsonl"}])
-def test_rl_of_a_policy_takes_no_references(change: dict[str, Any]) -> None:
+def test_rl_of_a_policy_refuses_references(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="--role policy uses no references"):
         RlConfig(role=Role.policy, **change)

@@ -1,4 +1,4 @@
-"""pit sft run for real on the embedded model."""
+"""pit sft on the embedded model."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from tests.faults.warm import Warm
 from tests.stages.training.conftest import SMALL, SMALL_FLAGS, write_rows
 
 
-def test_checkpoints_are_kept_to_two_and_the_best() -> None:
+def test_the_two_newest_checkpoints_and_the_best_are_kept() -> None:
     sft.run(SftConfig(data="pairs.jsonl", out=Path("kept"), max_steps=5, save_every=1, **SMALL))
     steps = {path.name for path in Path("kept/checkpoints").iterdir()}
     assert {"step-000004", "step-000005"} <= steps
@@ -25,7 +25,7 @@ def test_checkpoints_are_kept_to_two_and_the_best() -> None:
 
 
 def test_resumed_sft_equals_an_uninterrupted_one(project: Path, tmp_path: Path, warm: Warm) -> None:
-    """Killed by SIGKILL in the middle of an epoch in its own process; tolerance 0."""
+    """Killed by SIGKILL in the middle of an epoch, in a separate process; the tolerance is 0."""
     common = ["sft", *SMALL_FLAGS, "--data", "pairs.jsonl", "--epochs", "3", "--save-every", "2"]
     uninterrupted = warm.run(project, *common, "--out", str(tmp_path / "whole"))
     assert uninterrupted.code == 0, uninterrupted.err
@@ -52,7 +52,7 @@ def test_saved_settings_repeat_the_run(project: Path, tmp_path: Path, warm: Warm
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_long_rows_are_left_out_on_request(tmp_path: Path, capsys: Any) -> None:
+def test_skip_long_skips_long_rows(tmp_path: Path, capsys: Any) -> None:
     rows = [*preference_rows(6, seed=5), {"prompt": "word " * 1500, "chosen": "a", "rejected": "b"}]
     write_rows(Path("mixed.jsonl"), rows)
     sft.run(SftConfig(data="mixed.jsonl", out=tmp_path / "run", max_steps=1, skip_long=True, **SMALL))
@@ -67,7 +67,7 @@ def test_long_rows_are_left_out_on_request(tmp_path: Path, capsys: Any) -> None:
         ({"max_length": 5000}, "--max-length"),
     ],
 )
-def test_bad_settings_end_in_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_bad_settings_give_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((InputError, SettingsError)) as problem:
         sft.run(SftConfig(**{"data": "pairs.jsonl", "out": tmp_path / "run", **SMALL, **change}))
     assert message in problem.value.problems[0]

@@ -1,4 +1,4 @@
-"""pit train-reward run for real on the embedded model."""
+"""pit train-reward on the embedded model."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_reward_report_is_in_the_manifest() -> None:
     assert 0 <= results["accuracy_low"] <= results["accuracy"] <= results["accuracy_high"] <= 1
 
 
-def test_eval_data_is_reported_beside_the_held_out_pairs() -> None:
+def test_eval_data_is_reported_next_to_the_held_out_pairs() -> None:
     write_rows(Path("other.jsonl"), list(preference_rows(12, seed=77)))
     config = RewardConfig(data="pairs.jsonl", eval_data="other.jsonl", out=Path("evaluated"), max_steps=1, **SMALL)
     train_reward.run(config)

@@ -1,8 +1,8 @@
-"""Runs and rows made by the commit before this layout (c6b6764) still load, verify, resume and give the same rows.
+"""Runs and rows written before the present layout (commit c6b6764) still load, verify, resume and give the same rows.
 
-They were made on 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in
-its sixth step. Their adapters call the base `tiny`; the old code wrote the folder of the machine there. On the machine
-that made them, the rows are equal byte for byte; other processors round gaps otherwise.
+They were made from 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in
+its sixth step. Their adapters name the base `tiny`; the old code wrote the path of its folder instead. On the machine
+that made them, the rows are equal byte for byte; other processors round gaps differently.
 """
 
 import json
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rounded(value: Any) -> Any:
-    """Gaps and probabilities to four digits: processors differ in the last ones."""
+    """The value with floats compared to four digits, because processors differ in the last ones."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -45,7 +45,7 @@ def rows(text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("run", ["sft", "reward", "rl"])
-def test_it_verifies(run: str, folder: Path) -> None:
+def test_earlier_runs_verify(run: str, folder: Path) -> None:
     assert cli.main(["verify", f"runs/{run}", "--device", "cpu"]) == 0
 
 
@@ -55,7 +55,7 @@ def test_greedy_rows_are_the_same(folder: Path) -> None:
     assert rows((folder / "improved.jsonl").read_text()) == rounded(expected)
 
 
-def test_rows_that_were_begun_are_completed(folder: Path) -> None:
+def test_partly_written_rows_are_completed(folder: Path) -> None:
     output = folder / "improved.jsonl"
     whole = output.read_text()
     output.write_text(whole[: len(whole) // 2])
@@ -63,7 +63,7 @@ def test_rows_that_were_begun_are_completed(folder: Path) -> None:
     assert rows(output.read_text()) == rounded(rows(whole))
 
 
-def test_an_interrupted_run_resumes_to_what_the_uninterrupted_one_became(folder: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path) -> None:
     assert cli.main(RL.split()) == 0
     expected, found = (rows((folder / "runs" / run / "metrics.jsonl").read_text()) for run in ("rl", "interrupted"))
     assert found == rounded(expected)
