@@ -83,7 +83,7 @@ class Request(NamedTuple):
 
 
 def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
-    """So many requests; test: of held-out forms, and half of them with a held-out kind; otherwise of none."""
+    """This many requests. test: in held-out forms, half of them with a held-out kind; otherwise neither."""
     rng = random.Random(f"requests-{'test' if test else 'train'}-{seed}")
     for _ in range(rows):
         yield draw_request(rng, test)

@@ -137,7 +137,7 @@ def highlights(text: str) -> int:
 
 
 def emphasised(text: str, count: int, change: object, author: Author) -> str:
-    """The text with so many of its longer words changed, chosen at random, each once."""
+    """The text with `count` of its longer words changed, chosen at random, each once."""
     found = [match for match in re.finditer(r"(?<![\w*<\[])[A-Za-z]{5,}(?![\w*>\]])", text)]
     chosen = author.rng.sample(found, min(max(count, 0), len(found)))
     for match in sorted(chosen, key=lambda match: -match.start()):

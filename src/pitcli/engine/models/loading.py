@@ -74,7 +74,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
             preferred = [token for token in (tokenizer.unk_token, *spare) if token]
             tokenizer.pad_token = preferred[0] if preferred else tokenizer.eos_token
-        with suppress(RowProblem):  # roles that the template rejects are reported where they are used
+        with suppress(RowProblem):  # roles that the template rejects are reported when they are used
             ChatFormat(tokenizer).digest()  # renders the model's template, which can raise anything
     return tokenizer
 
