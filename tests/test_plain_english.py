@@ -16,11 +16,13 @@ BANNED = {
     r"\bwhat is there\b": "the existing rows, files, ...",
     r"\bis no judge\b": "must not judge",
     r"\b(?:goes|gone|going|go) on (?:with|from)\b": "resume, continue",
-    r"\bwhere (?:there|it|that|they|no|none|nothing|one|this) (?:is|are|has|have|does|do|was|were|fits?|can|cannot)\b": "if",
+    r"\bwhere (?:there|it|that|they|no|none|nothing|one|this) (?:is|are|has|have|do(?:es)?|was|were|fits?|can)\b": "if",
     r"\b(?:Error|None|False) where\b": "if",
 }
 FOLDERS = ("src", "tests", "examples", "benchmarks", "docs")
-FILES = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "mkdocs.yml")]
+FILES = [
+    ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "mkdocs.yml")
+]
 SUFFIXES = {".py", ".md", ".jinja", ".yaml", ".sh", ".toml", ".yml"}
 ALLOWED = {
     ("tests/test_plain_english.py", "*"): "the list itself",

@@ -11,7 +11,7 @@ from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, 
 from pitcli.data.rows import Message
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
-from pitcli.settings.tools import PrepareConfig
+from pitcli.settings.preparing import PrepareConfig
 from pitcli.stages import prepare
 
 SYSTEM, USER, ASSISTANT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))

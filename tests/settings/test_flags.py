@@ -8,7 +8,7 @@ import pytest
 from pitcli.errors import SettingsError
 from pitcli.settings.base import GapLoss, Settings, Stage
 from pitcli.settings.flags import command_of, settings_of, settings_yaml
-from pitcli.settings.tools import PrepareConfig
+from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
 
 UNUSUAL: dict[type[Settings], dict[str, object]] = {

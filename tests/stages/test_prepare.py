@@ -9,7 +9,7 @@ from pitcli import cli
 from pitcli.data.formats import load_pairs
 from pitcli.data.splits import prompt_key
 from pitcli.errors import InputError, SettingsError
-from pitcli.settings.tools import PrepareConfig
+from pitcli.settings.preparing import PrepareConfig
 from pitcli.stages import prepare
 
 HH_ROW = {

@@ -1,4 +1,4 @@
-"""Reads rows from JSON lines, CSV, parquet, or a data set on the hub, named hub:OWNER/NAME."""
+"""Reads rows from JSON lines, CSV, parquet, the hub (hub:OWNER/NAME), or the instruction task (instructions:train)."""
 
 import csv
 import gzip
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from pitcli.data.instructions.requests import SOURCE, request_rows
 from pitcli.data.reading import BYTE_ORDER_MARK, read_rows
 from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, check_values
@@ -30,6 +31,8 @@ def open_rows(path: str | Path, on_error: OnError, notes: Counter[str] | None = 
     label = str(path)
     notes = Counter() if notes is None else notes
     bare = label.lower().removesuffix(".gz")
+    if label.startswith(SOURCE):
+        return enumerate(request_rows(label), start=1)
     if label.startswith(HUB):
         return _checked(_batched(_hub_batches(label)), label, on_error)
     if bare.endswith((".csv", ".tsv")):

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
+from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import (
     AgreeConfig,
     AnnotateConfig,
@@ -11,7 +12,6 @@ from pitcli.settings.tools import (
     EvaluateConfig,
     ExportConfig,
     PipelineConfig,
-    PrepareConfig,
     ReportConfig,
     VerifyConfig,
 )

@@ -89,12 +89,14 @@ class RewardConfig(TrainingConfig, LoraSettings):
 
 
 class SampleConfig(ModelSettings, SamplingSettings):
-    """pit sample: sample drafts from the policy, one per prompt."""
+    """pit sample: sample drafts from the policy."""
 
     section = Section.generation
 
     data: Annotated[str, Fact.file, Section.common] = Field(
-        "-", description="Rows with a prompt: .jsonl or .jsonl.gz; - for stdin"
+        "-",
+        description="Rows with a prompt: .jsonl or .jsonl.gz; - for stdin; instructions:train or instructions:test for "
+        "requests of the instruction task, with --max-rows",
     )
     policy: Annotated[Path | None, Fact.run, Section.common] = Field(
         None, description="Run folder of the policy [default: runs/policy if it exists, otherwise the base model]"
@@ -105,10 +107,17 @@ class SampleConfig(ModelSettings, SamplingSettings):
     max_rows: Annotated[int | None, Section.data] = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
     )
+    draws: int = Field(1, ge=1, description="Responses per prompt; each becomes a row")
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         32, ge=1, description="Number of rows generated together"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
+
+    @model_validator(mode="after")
+    def _endless_source_needs_max_rows(self) -> Self:
+        if self.data.startswith("instructions:") and self.max_rows is None:
+            raise ValueError(f"--data {self.data} has no end: give --max-rows")
+        return self
 
 
 class RlConfig(TrainingConfig):

@@ -1,7 +1,8 @@
 """pit prepare: converts preference data in any known format to canonical JSONL, in folds disjoint by prompt."""
 
+import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -11,16 +12,18 @@ from typing import Any
 
 from pitcli import console
 from pitcli.data.conversations import TRANSCRIPTS
-from pitcli.data.formats import Reading, read_pairs
+from pitcli.data.formats import Reading, iter_drafts, read_pairs
+from pitcli.data.instructions.pairs import preference_pairs
+from pitcli.data.instructions.requests import request_problem
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
 from pitcli.data.preview import LengthOf, preview
-from pitcli.data.reading import write_row
-from pitcli.data.rows import PreferencePair
+from pitcli.data.reading import file_label, write_row
+from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
-from pitcli.settings.tools import PrepareConfig
+from pitcli.settings.preparing import PrepareConfig
 
 SHOWN_ROWS = 2
 
@@ -98,6 +101,8 @@ def _refuse_overwriting_data(data: str | None, paths: dict[str, Path]) -> None:
 
 
 def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
+    if config.task:
+        return _edited_samples(config, notes)
     if config.synthetic is None:
         assert config.data is not None, "PrepareConfig requires exactly one of --data and --synthetic"
         field = config.rating_field or RATING_FIELD
@@ -105,6 +110,21 @@ def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
     rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
     pairs = [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"synthetic": len(pairs)}))
+
+
+def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
+    """Make the pairs of --task instructions from the samples in --data, grouped by prompt."""
+    errors: list[RowError] = []
+    samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line, draft in islice(iter_drafts(config.data or "", errors.append, notes), config.max_rows):
+        if problem := request_problem(draft.row):
+            errors.append(RowError(file_label(config.data or ""), line, "instructions", problem))
+        samples[json.dumps(draft.row["prompt"])].append(draft.row)
+    if errors:
+        return Reading([], [str(error) for error in errors], Counter())
+    rows = [row for group in samples.values() for row in preference_pairs(group, config.pairs_per_prompt, config.seed)]
+    pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
+    return Reading(pairs, [], Counter({"edited samples": len(pairs)}))
 
 
 def _length_of(model: str | None) -> tuple[LengthOf, str]:

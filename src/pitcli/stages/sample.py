@@ -1,4 +1,4 @@
-"""pit sample: samples one draft per prompt from the policy."""
+"""pit sample: samples drafts from the policy, one or several per prompt."""
 
 import shlex
 from collections import Counter
@@ -9,6 +9,7 @@ from pitcli.console import error, next_command, note, progress, samples
 from pitcli.data.formats import iter_questions
 from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
+from pitcli.data.sources import Row
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
@@ -40,20 +41,23 @@ def run(config: SampleConfig) -> int:
     model = base.load({POLICY: policy.adapter} if policy else {})
     drafts = 0
     shown: list[tuple[str, str]] = []
-    with open_output(config.output) as stream, progress("sampling", config.max_rows, stream) as advance:
+    with (
+        open_output(config.output) as stream,
+        progress("sampling", (config.max_rows or 0) * config.draws or None, stream) as advance,
+    ):
         requests = fitting_requests(islice(questions, config.max_rows), base, config, on_error)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
-            longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
+            longest = max(len(request.prompt) for _, _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
             batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
-            samples_in_order = generate_in_order(batching, [request for _, request in window])
-            for (question, _), sample in zip(window, samples_in_order, strict=True):
+            samples_in_order = generate_in_order(batching, [request for _, _, request in window])
+            for (prompt, row, _), sample in zip(window, samples_in_order, strict=True):
                 response = base.chat.decode(sample.token_ids)
-                write_row({**question.row, "response": response}, stream)
+                write_row({**row, "response": response}, stream)
                 stream.flush()
                 drafts += 1
                 if len(shown) < SHOWN_ROWS:
-                    shown.append((question.prompt[-1].content, response))
+                    shown.append((prompt, response))
                 advance(1)
     samples(shown, labels=("prompt", "draft"))
     for text, count in notes.items():
@@ -66,8 +70,11 @@ def run(config: SampleConfig) -> int:
 
 def fitting_requests(
     questions: Iterable[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
-) -> Iterator[tuple[Draft, Request]]:
-    """Yield each prompt whose response fits the context, with its request; report the others as row errors."""
+) -> Iterator[tuple[str, Row, Request]]:
+    """Yield (last message, row to write, request) for each draw of each prompt whose response fits the context.
+
+    Report the other prompts as row errors. Draws of one prompt get the ids ID.1, ID.2, ... if the prompt has one.
+    """
     for line, question in questions:
         try:
             prompt = base.chat.policy_prompt(question.prompt)
@@ -78,4 +85,8 @@ def fitting_requests(
         except RowProblem as problem:
             on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
         else:
-            yield question, Request(prompt, row_seed(config.seed, question, 0))
+            for draw in range(config.draws):
+                row = dict(question.row)
+                if config.draws > 1 and question.id is not None:
+                    row["id"] = f"{question.id}.{draw + 1}"
+                yield question.prompt[-1].content, row, Request(prompt, row_seed(config.seed, question, draw))

@@ -2,13 +2,15 @@
 
 import json
 import random
+from itertools import islice
 from statistics import mean
 
 import pytest
 
 from pitcli.data.instructions.grading import grade, meets_all, sense
 from pitcli.data.instructions.pairs import mended, preference_pairs, tidied
-from pitcli.data.instructions.requests import FORMS, HELD_OUT, HELD_OUT_FORMS, KINDS, SUBJECTS, requests
+from pitcli.data.instructions.requests import FORMS, HELD_OUT, HELD_OUT_FORMS, KINDS, SUBJECTS, request_rows, requests
+from pitcli.errors import InputError
 
 SAMPLES = [
     "A garden needs time. First, you choose a place with sun. Then you dig the soil and add some compost. Many people "
@@ -90,7 +92,7 @@ def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
     right = rows = 0
     for request in requests(300, 6, test=False):
         row = {**request.row(), "subject": "planning a small garden"}
-        for pair in preference_pairs(row, SAMPLES, pairs=2, seed=0):
+        for pair in preference_pairs([{**row, "response": text} for text in SAMPLES], pairs=2, seed=0):
             assert pair["prompt"] == request.prompt and pair["chosen"] != pair["rejected"]
             good, bad = (grade(pair[name], row["subject"], row["instructions"]) for name in ("chosen", "rejected"))
             if abs(good - bad) > 0.4:  # where the label would be certain, but for the flip
@@ -101,9 +103,19 @@ def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
 
 def test_the_same_seed_gives_the_same_pairs() -> None:
     request = next(requests(1, 7, test=False))
-    assert list(preference_pairs(request.row(), SAMPLES, 3, seed=1)) == list(
-        preference_pairs(request.row(), SAMPLES, 3, seed=1)
-    )
+    rows = [{**request.row(), "id": number, "response": text} for number, text in enumerate(SAMPLES)]
+    pairs = list(preference_pairs(rows, 3, seed=1))
+    assert pairs == list(preference_pairs(rows, 3, seed=1))
+    assert all({"prompt", "chosen", "rejected", "subject", "form", "instructions"} == set(pair) for pair in pairs)
+
+
+def test_a_source_is_endless_and_has_its_own_seed() -> None:
+    first = [row["id"] for row in islice(request_rows("instructions:train"), 3)]
+    assert first == ["train-0-0", "train-0-1", "train-0-2"]
+    one, other = (next(request_rows(f"instructions:test{seed}"))["prompt"] for seed in ("", ":5"))
+    assert one != other
+    with pytest.raises(InputError, match="expected instructions:train or instructions:test"):
+        request_rows("instructions:dev")
 
 
 def test_tidied_texts_end_in_a_sentence_and_say_nothing_twice() -> None:

@@ -1,4 +1,4 @@
-"""Preference pairs of the instruction task: a model's own answers, mended by authors of unequal skill."""
+"""Preference pairs of the instruction task: samples of a model, edited by authors of unequal skill."""
 
 import math
 import random
@@ -16,22 +16,24 @@ SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (gr
 SAME_SAMPLE = 0.6  # share of pairs whose two texts are mendings of one sample
 
 
-def preference_pairs(row: dict[str, Any], samples: Sequence[str], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Canonical pairs of one request: two mendings each, labelled by noisy grades.
+def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
+    """At most `pairs` canonical pairs of one request: two edited samples each, labelled by noisy grades.
 
-    row: a request (`Request.row`), samples: answers of a model to it.
+    rows: the request (`Request.row`) with a `response` of a model each. Equal and empty texts make no pair.
     """
-    rng = random.Random(f"{seed}-{row['prompt']}")
+    request = {name: value for name, value in rows[0].items() if name not in ("id", "response")}
+    samples = [row["response"] for row in rows]
+    rng = random.Random(f"{seed}-{request['prompt']}")
     for _ in range(pairs):
         first = rng.randrange(len(samples))
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
-        texts = [mended(row, samples, index, rng.random(), rng) for index in (first, second)]
-        if texts[0] == texts[1]:
+        texts = [mended(request, samples, index, rng.random(), rng) for index in (first, second)]
+        if texts[0] == texts[1] or not all(texts):
             continue
-        grades = [grade(text, row["subject"], row["instructions"]) for text in texts]
+        grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
         first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * (grades[0] - grades[1])))
         chosen, rejected = texts if first_wins != (rng.random() < FLIP_SHARE) else texts[::-1]
-        yield {**row, "chosen": chosen, "rejected": rejected}
+        yield {**request, "chosen": chosen, "rejected": rejected}
 
 
 def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:

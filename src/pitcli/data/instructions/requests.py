@@ -1,11 +1,14 @@
 """Requests with instructions: a subject in a form, and one to four instructions that code can check."""
 
 import random
+import re
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 from pitcli.data.instructions import content, edges, lengths, style, wrapping
 from pitcli.data.instructions.kinds import Kind, Params, asset_lines
+from pitcli.errors import InputError
 
 KINDS: dict[str, Kind] = {
     kind.name: kind()
@@ -67,6 +70,8 @@ FORMS = {
 SUBJECTS = {category: tuple(asset_lines(category)) for category in FORMS}
 HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-max(1, round(len(forms) / 5)) :])
 SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
+SOURCE = "instructions:"  # names a stream of requests where a file of prompts is expected
+SOURCE_FORMS = "instructions:train or instructions:test, with :SEED for another draw"
 OPENINGS = ("", "", "", "Please follow these instructions:", "Note:", "Requirements:", "Keep to the following:")
 
 
@@ -80,6 +85,16 @@ class Request(NamedTuple):
 
     def row(self) -> dict[str, Any]:
         return self._asdict()
+
+
+def request_rows(source: str) -> Iterator[dict[str, Any]]:
+    """Endless rows of the source instructions:SPLIT or instructions:SPLIT:SEED; raises InputError for other names."""
+    match = re.fullmatch(r"instructions:(train|test)(?::(\d{1,9}))?", source)
+    if match is None:
+        raise InputError(f"{source}: expected {SOURCE_FORMS}")
+    split, seed = match[1], int(match[2] or 0)
+    rng = random.Random(f"requests-{split}-{seed}")
+    return ({"id": f"{split}-{seed}-{row}", **draw_request(rng, split == "test").row()} for row in count())
 
 
 def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
@@ -97,6 +112,15 @@ def draw_request(rng: random.Random, test: bool) -> Request:
     names = _kinds(rng, held_out=test and rng.random() < 0.5)
     instructions = [{"kind": name, **KINDS[name].draw(rng, request)} for name in names]
     return Request(_prompt(request, instructions, rng), subject, form, instructions)
+
+
+def request_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with a row that should be a request; None if it is one."""
+    items = row.get("instructions")
+    if not (isinstance(items, list) and isinstance(row.get("subject"), str)):
+        return "expected a request of the instruction task, as from pit sample --data instructions:train"
+    unknown = [item for item in items if not isinstance(item, dict) or item.get("kind") not in KINDS]
+    return f"expected a known kind of instruction, got {str(unknown[0])[:60]}" if unknown else None
 
 
 def _kinds(rng: random.Random, held_out: bool) -> list[str]:

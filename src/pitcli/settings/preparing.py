@@ -1,0 +1,79 @@
+"""Settings of pit prepare."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pitcli.settings.base import Fact, Section, Settings
+
+
+class PairTask(StrEnum):
+    instructions = "instructions"
+
+
+class PrepareConfig(Settings):
+    """pit prepare: convert preference data to JSONL, split by prompt into folds."""
+
+    section = Section.data
+
+    data: Annotated[str | None, Fact.file, Section.common] = Field(
+        None,
+        description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, or - for "
+        "stdin [required unless --synthetic]",
+    )
+    synthetic: Annotated[int | None, Section.common] = Field(
+        None, ge=1, description="Generate this many rows of the synthetic task instead [default: none]"
+    )
+    task: PairTask | None = Field(
+        None,
+        description="instructions: --data contains samples of a policy for requests of this task (pit sample --data "
+        "instructions:train); make pairs of edited samples, labelled by noisy grades [default: --data contains pairs]",
+    )
+    pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
+    dry_run: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Write nothing; show a summary of the data, and report the errors that the command would"
+    )
+    model: Annotated[str | None, Fact.base | Fact.start, Section.model] = Field(
+        None, description="With --dry-run: count the tokens of this base model [default: count words]"
+    )
+    rating_field: Annotated[str | None, Fact.text] = Field(
+        None, description="Rated responses: the field with the rating by which pairs are made [default: helpfulness]"
+    )
+    rating_margin: float = Field(
+        0,
+        ge=0,
+        description="Rated responses: minimum difference from the best rating; equal ratings never make a pair",
+    )
+    out: Annotated[Path, Fact.output, Section.common] = Field(Path("data"), description="Output folder for the folds")
+    folds: Annotated[str, Fact.text, Section.common] = Field(
+        "sft=1,reward=1,rl=1,test=0.3", description="Folds and their relative sizes; a prompt is in one fold only"
+    )
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
+    shuffle_labels: bool = Field(
+        False, description="Swap chosen and rejected at random: a control, from which nothing can be learned"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Random seed of the folds, the synthetic task and --shuffle-labels"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PrepareConfig":
+        if (self.data is None) == (self.synthetic is None):
+            raise ValueError("give either --data or --synthetic")
+        return self
+
+    @model_validator(mode="after")
+    def _task_needs_data(self) -> "PrepareConfig":
+        if self.task and self.data is None:
+            raise ValueError("--task needs --data, with samples of a policy")
+        return self
+
+    @model_validator(mode="after")
+    def _model_needs_dry_run(self) -> "PrepareConfig":
+        if self.model and not self.dry_run:
+            raise ValueError("--model is for --dry-run")
+        return self

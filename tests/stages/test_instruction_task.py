@@ -1,0 +1,63 @@
+"""The instruction task through the commands: requests, several draws per prompt, and pairs of edited samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitcli import cli
+
+SAMPLE = (
+    "sample --model tiny --data instructions:train --max-rows 4 --draws 2 --max-new-tokens 8 --output samples.jsonl"
+)
+PREPARE = "prepare --data samples.jsonl --task instructions --out pairs --folds sft=1"
+TEXTS = [
+    "A garden needs time. First, you choose a place with sun. Then you dig the soil. Many people plant beans.",
+    "It is fun to plan. You should think about the light. Leave some space between the rows. Ask a neighbour.",
+]
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
+    assert cli.main(SAMPLE.split()) == 0
+    drafts = rows("samples.jsonl")
+    assert [row["id"] for row in drafts] == [f"train-0-{row}.{draw}" for row in range(4) for draw in (1, 2)]
+    assert drafts[0]["prompt"] == drafts[1]["prompt"] and drafts[0]["instructions"]
+    assert len({row["response"] for row in drafts}) > 4, "each draw has its own seed"
+
+    # the tiny model writes no English, so these texts replace its samples
+    written = [{**row, "response": TEXTS[number % 2]} for number, row in enumerate(drafts)]
+    Path("samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    assert cli.main(PREPARE.split()) == 0
+    pairs = rows("pairs/sft.jsonl")
+    assert 4 <= len(pairs) <= 8
+    assert {pair["prompt"] for pair in pairs} <= {row["prompt"] for row in drafts}
+    assert all(pair["instructions"] and pair["chosen"] != pair["rejected"] for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample --model tiny --data instructions:train", "--data instructions:train has no end: give --max-rows"),
+        ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train or"),
+        ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
+        ("prepare --data plain.jsonl --task instructions", "plain.jsonl:1:instructions: expected a request of the"),
+        ("prepare --data kinds.jsonl --task instructions", "instructions: expected a known kind of instruction, got"),
+    ],
+)
+def test_what_is_no_request_is_one_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plain.jsonl").write_text('{"prompt": "x", "response": "y"}\n')
+    row = {"prompt": "x", "response": "y", "subject": "x", "form": "x", "instructions": [{"kind": "rhyme"}]}
+    Path("kinds.jsonl").write_text(json.dumps(row) + "\n")
+    assert cli.main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
