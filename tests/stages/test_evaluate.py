@@ -197,7 +197,7 @@ def test_judges_can_be_validated_without_systems(folder: Path, monkeypatch: pyte
             "two files have the name better-0; give NAME=FILE",
         ),
         (["--judge=gap:judge", "--validate-on=pairs.jsonl"], "gap:judge was trained on prompts of pairs.jsonl"),
-        (["--input=hh.jsonl", "--judge=oracle"], "the oracle can judge the synthetic task only"),
+        (["--input=hh.jsonl", "--judge=oracle"], "the oracle can judge the two tasks of pit only"),
     ],
 )
 def test_invalid_inputs_are_errors_of_one_line(

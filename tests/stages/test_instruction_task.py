@@ -61,3 +61,26 @@ def test_what_is_no_request_is_one_line(command: str, message: str, capsys: pyte
     assert cli.main(command.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
+
+
+def test_the_oracle_grades_rows_by_their_instructions() -> None:
+    request = {"subject": "a fox", "form": "Describe {}.", "instructions": [{"kind": "no_comma"}]}
+    texts = [
+        (
+            "Well, the fox is red and quick and it sleeps all day long.",
+            "The fox is red and quick and it sleeps all day long.",
+        )
+    ]
+    improved = [
+        {"prompt": f"Describe a fox {number}.", "original_response": old, "response": new, **request}
+        for number, (old, new) in enumerate(texts * 6)
+    ]
+    Path("improved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in improved))
+    assert cli.main("evaluate --input improved.jsonl --judge oracle --draws 100".split()) == 0
+    (line,) = (
+        line
+        for line in json.loads(Path("runs/evaluation/evaluation.json").read_text())["comparisons"]
+        if line["system"] == "improved"
+    )
+    assert line["grades"] == [1.0, pytest.approx(0.4)]  # one comma costs 0.1 of the half that is left
+    assert (line["wins"], line["losses"]) == (6, 0)

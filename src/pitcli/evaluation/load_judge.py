@@ -1,13 +1,16 @@
 """Load the judge that --judge names: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pitcli.data.instructions.grading import grade as instruction_grade
+from pitcli.data.instructions.requests import request_problem
+from pitcli.data.reading import read_rows
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import reading, resolve_base
@@ -21,6 +24,7 @@ from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.judge import ORACLE, Judge, Verdict
 from pitcli.evaluation.openai_judge import openai_judge
+from pitcli.evaluation.systems import named_files
 from pitcli.runs.earlier import find_run, gap_temperature
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
@@ -40,7 +44,7 @@ def load_judge(name: str, config: EvaluateConfig) -> LoadedJudge:
     check_name(name)
     kind, _, rest = name.partition(":")
     if name == ORACLE:
-        return LoadedJudge(oracle_judge(), {"kind": "the synthetic task's quality function"})
+        return LoadedJudge(oracle_judge(instruction_requests(config.input)), {"kind": "grades by code"})
     if kind == "gap":
         return gap_judge(name, Path(rest), config)
     if kind == "hf":
@@ -80,16 +84,31 @@ def judge_by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], l
     return Judge(name, verdicts, grades)
 
 
-def oracle_judge() -> Judge:
-    """Make a judge from the synthetic task's quality function."""
+def oracle_judge(requests: Mapping[str, dict[str, Any]]) -> Judge:
+    """Make a judge from the quality function of the word lists, and from the grades of the instruction task.
+
+    requests: the rows of the instruction task by prompt.
+    """
+
+    def grade_one(prompt: str, response: str) -> float:
+        if request := requests.get(prompt):
+            return instruction_grade(response, request["subject"], request["instructions"])
+        return quality(prompt, response)
 
     def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
         try:
-            return [quality(prompt[-1].content, response) for prompt, response in responses]
+            return [grade_one(prompt[-1].content, response) for prompt, response in responses]
         except ValueError as error:
-            raise InputError(f"--judge oracle: {error}; the oracle can judge the synthetic task only") from None
+            raise InputError(f"--judge oracle: {error}; the oracle can judge the two tasks of pit only") from None
 
     return judge_by_grades(ORACLE, grade, 1e6)
+
+
+def instruction_requests(inputs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The rows of the files of --input that are requests of the instruction task, by prompt."""
+    files = [file for named in named_files(inputs, "--input").values() for file in named]
+    rows = (row for file in files for _, row in read_rows(file, lambda problem: None))
+    return {row["prompt"]: row for row in rows if isinstance(row.get("prompt"), str) and request_problem(row) is None}
 
 
 def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:

@@ -148,7 +148,7 @@ class EvaluateConfig(ModelSettings):
     judge: Annotated[Files, Fact.judge, Section.common] = Field(
         ...,
         min_length=1,
-        description="Judges, comma-separated: oracle (the synthetic task only), gap:RUN, hf:MODEL, openai:MODEL",
+        description="Judges, comma-separated: oracle (the tasks of pit itself), gap:RUN, hf:MODEL, openai:MODEL",
     )
     out: Annotated[Path, Fact.output, Section.common] = Field(
         Path("runs/evaluation"), description="Output folder for evaluation.json, report.html and verdicts.jsonl"
