@@ -13,7 +13,8 @@ from pitcli.data.instructions.text import is_complete, keep_sentences, sentences
 
 FLIP_SHARE = 0.25
 SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (grade(a) - grade(b)))
-SAME_SAMPLE = 0.6  # share of pairs whose two texts are mendings of one sample
+SAME_SAMPLE = 0.6  # share of pairs whose two texts are made from one sample
+UNEDITED = 0.4  # share of texts that are samples as the model wrote them, as drafts are in use
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -27,13 +28,18 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
     for _ in range(pairs):
         first = rng.randrange(len(samples))
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
-        texts = [mended(request, samples, index, rng.random(), rng) for index in (first, second)]
+        texts = [mended(request, samples, index, _skill(rng), rng) for index in (first, second)]
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
         first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * (grades[0] - grades[1])))
         chosen, rejected = texts if first_wins != (rng.random() < FLIP_SHARE) else texts[::-1]
         yield {**request, "chosen": chosen, "rejected": rejected}
+
+
+def _skill(rng: random.Random) -> float:
+    """0 if the text stays as it is, otherwise uniform."""
+    return 0.0 if rng.random() < UNEDITED else rng.random()
 
 
 def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
