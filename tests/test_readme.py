@@ -33,3 +33,7 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text().splitlines()
     assert "make test" in README
     assert "make test" in script
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
