@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 from pitcli.errors import RunError
 
@@ -18,6 +19,20 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def change(folder: Path, name: str) -> str:
+    """A metric at the start and the end of a run, as text; single steps vary too much to be compared.
+
+    Means over the first and the last tenth of the steps; of fewer than ten steps, the mean of all.
+    """
+    values = [row[name] for row in read_metrics(folder) if name in row]
+    tenth = len(values) // 10
+    if not tenth:
+        return f"{fmean(values):.3f}, mean of {len(values)} steps" if values else "not logged"
+    first, last = fmean(values[:tenth]), fmean(values[-tenth:])
+    means = "" if tenth == 1 else f", means of the first and last {tenth}"
+    return f"{first:.3f} -> {last:.3f} in {len(values)} steps{means}"
 
 
 def _row(line: str, where: str) -> dict[str, float]:

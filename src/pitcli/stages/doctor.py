@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
 
 def run(config: DoctorConfig) -> int:
-    """Print a table and the fixes on stderr, and one JSON object on stdout; return 3 if pit cannot work here."""
+    """Print a table and the fixes on stderr, and JSON on stdout unless it is a terminal; return 3 on problems."""
     results: list[Result] = []
     for check in checks(config.model):
         results += run_check(check, {result.check for result in results if result.status == "trouble"})
@@ -61,6 +61,8 @@ def run(config: DoctorConfig) -> int:
                 next_command(result.fix)
     problems = sum(result.status == "trouble" for result in results)
     note(f"problems to fix: {problems}" if problems else "pit works on this machine")
+    if sys.stdout.isatty():
+        return RunError.exit_code if problems else 0
     # json.dumps writes ASCII, which gets through even if the check of stdout failed
     print(json.dumps({"pit": __version__, "ok": not problems, "checks": [result._asdict() for result in results]}))
     return RunError.exit_code if problems else 0

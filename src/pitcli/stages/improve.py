@@ -1,5 +1,6 @@
 """pit improve: reads drafts and writes improved rows in the same order; a stopped command can be resumed."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -94,7 +95,8 @@ class Tally:
         samples(self.shown, labels=("prompt", "draft", "improved"))
         failed = f", {self.failed} rows failed" if self.failed else ""
         note(f"{self.rows} drafts, {self.changed} changed{failed}")
-        next_command("jq -r .response " + ("improved.jsonl" if output == "-" else output))
+        if output != "-" and self.rows:
+            next_command(f"jq -r .response {shlex.quote(output)}")
 
 
 def run(config: ImproveConfig) -> int:

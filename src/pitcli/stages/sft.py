@@ -24,6 +24,7 @@ from pitcli.engine.training.inputs import new_manifest, open_pairs
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
+from pitcli.runs.metrics import change
 from pitcli.settings.base import Role
 from pitcli.settings.default_runs import GAP_RUN, REWARD_FOLDER
 from pitcli.settings.flags import settings_yaml
@@ -54,8 +55,8 @@ def run(config: SftConfig) -> None:
         model.add_role(config.role, lora_config(config))
         result = train(model, sft_task(model, examples, config), config, folder)
         finish(model, folder, [config.role], result._asdict())
-    losses = f"loss per token {result.first_loss:.3f} -> {result.last_loss:.3f} nats"
-    note(f"{losses} in {result.steps} steps; {config.role} saved in {config.run_folder}")
+    note(f"loss per token in nats: {change(config.run_folder, 'loss')}")
+    note(f"{config.role} saved in {config.run_folder}")
     show_samples(model, base.chat, config.role, pairs[:SHOWN_ROWS])
     suggest_next(config, data.path)
 
@@ -111,6 +112,8 @@ def suggest_next(config: SftConfig, data: str) -> None:
     else:
         trained, command = "the gap model, which RL and the stop rule need", "pit train-reward"
     if not has_gap_model:
+        if config.role is Role.improver and (fold := Path(data).with_name("reward.jsonl")).is_file():
+            data = str(fold)  # the fold that pit prepare made for it
         command += f" --data {shlex.quote(data)}" + (f" --model {shlex.quote(config.model)}" if config.model else "")
     note(f"to train {trained}:")
     next_command(command)

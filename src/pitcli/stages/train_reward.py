@@ -25,10 +25,12 @@ from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, ta
 from pitcli.equations import ORDERINGS, fit_temperature, gap_loss, p_better, symmetrised_gap
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.runs.folder import open_run
+from pitcli.runs.metrics import change
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
 SHOWN_ROWS = 2
+FEW_PAIRS = 30  # held-out pairs, below which a temperature is a guess
 MEANINGS = {
     "pairs": "number of pairs",
     "accuracy": "share of pairs that the gap ranks as labelled",
@@ -73,8 +75,11 @@ def run(config: RewardConfig) -> None:
     lines = [(name, value, *([fresh_report[name]] if fresh else []), MEANINGS[name]) for name, value in report.items()]
     table("gap model on pairs that it was not trained on", columns, lines)
     note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
-    losses = f"loss per pair {result.first_loss:.3f} -> {result.last_loss:.3f} nats"
-    note(f"{losses} in {result.steps} steps; gap model saved in {config.run_folder}")
+    loss = change(config.run_folder, "loss")
+    note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config):.3f} if all gaps are equal")
+    note(f"gap model saved in {config.run_folder}")
+    if len(held_out) < FEW_PAIRS:
+        warn(f"T was fitted on {len(held_out)} held-out pairs only, so P(better) says little; use more pairs")
     if report["accuracy_low"] <= 0.5:
         warn(
             "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
@@ -83,6 +88,10 @@ def run(config: RewardConfig) -> None:
     show_scored(held_out[:SHOWN_ROWS], scores_N4[:SHOWN_ROWS], temperature)
     note("to train the improver by SFT, if there is none yet, and by RL:")
     next_command("pit rl --curriculum")
+
+
+def loss_of_equal_gaps(config: RewardConfig) -> float:
+    return float(gap_loss(config.gap_loss, torch.zeros(1, len(ORDERINGS))))
 
 
 class PairMicroBatch(NamedTuple):

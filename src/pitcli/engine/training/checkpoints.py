@@ -75,7 +75,9 @@ def save(run: RunFolder, snapshot: Snapshot) -> Position:
 
 def save_interrupted(run: RunFolder, snapshot: Snapshot | None) -> None:
     """Save the last snapshot if it has no checkpoint yet; an unfinished rollout is sampled again on --resume."""
-    if snapshot is not None and not run.checkpoint(snapshot.position.step).exists():
+    if snapshot is None:
+        note("interrupted before the end of the first step or rollout; nothing new to save")
+    elif not run.checkpoint(snapshot.position.step).exists():
         save(run, snapshot)
         note(f"saved step {snapshot.position.step}; use --resume to continue from there")
 
