@@ -118,6 +118,13 @@ def test_a_source_is_endless_and_has_its_own_seed() -> None:
         request_rows("instructions:dev")
 
 
+def test_a_source_may_be_of_some_kinds_only() -> None:
+    rows = list(islice(request_rows("instructions:test:3:title+no_comma+include"), 60))
+    assert {item["kind"] for row in rows for item in row["instructions"]} == {"title", "no_comma", "include"}
+    with pytest.raises(InputError, match=r"expected kinds of words, .*; got rhyme"):
+        request_rows("instructions:train:0:title+rhyme")
+
+
 def test_tidied_texts_end_in_a_sentence_and_say_nothing_twice() -> None:
     assert tidied("Dig here. Dig here. Plant beans. And the") == "Dig here. Plant beans."
 

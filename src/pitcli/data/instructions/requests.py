@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -71,7 +71,9 @@ SUBJECTS = {category: tuple(asset_lines(category)) for category in FORMS}
 HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-max(1, round(len(forms) / 5)) :])
 SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
 SOURCE = "instructions:"  # names a stream of requests where a file of prompts is expected
-SOURCE_FORMS = "instructions:train or instructions:test, with :SEED for another draw"
+SOURCE_FORMS = (
+    "instructions:train or instructions:test, with :SEED for another draw, then :KIND+KIND for some kinds only"
+)
 OPENINGS = ("", "", "", "Please follow these instructions:", "Note:", "Requirements:", "Keep to the following:")
 
 
@@ -88,13 +90,15 @@ class Request(NamedTuple):
 
 
 def request_rows(source: str) -> Iterator[dict[str, Any]]:
-    """Endless rows of the source instructions:SPLIT or instructions:SPLIT:SEED; raises InputError for other names."""
-    match = re.fullmatch(r"instructions:(train|test)(?::(\d{1,9}))?", source)
+    """Endless rows of the source instructions:SPLIT, with :SEED and :KIND+KIND; raises InputError for other names."""
+    match = re.fullmatch(r"instructions:(train|test)(?::(\d{1,9}))?(?::([a-z_+]+))?", source)
     if match is None:
         raise InputError(f"{source}: expected {SOURCE_FORMS}")
-    split, seed = match[1], int(match[2] or 0)
+    split, seed, kinds = match[1], int(match[2] or 0), tuple(match[3].split("+")) if match[3] else ()
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"{source}: expected kinds of {', '.join(KINDS)}; got {unknown[0]}")
     rng = random.Random(f"requests-{split}-{seed}")
-    return ({"id": f"{split}-{seed}-{row}", **draw_request(rng, split == "test").row()} for row in count())
+    return ({"id": f"{split}-{seed}-{row}", **draw_request(rng, split == "test", kinds).row()} for row in count())
 
 
 def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
@@ -104,12 +108,14 @@ def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
         yield draw_request(rng, test)
 
 
-def draw_request(rng: random.Random, test: bool) -> Request:
+def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> Request:
+    """A request. test: in a held-out form, every second with a held-out kind. kinds: only these, if any is given."""
     forms = [(category, form) for category in FORMS for form in FORMS[category] if (form in HELD_OUT_FORMS) == test]
     category, form = rng.choice(forms)
     subject = rng.choice(SUBJECTS[category])
     request = form.format(subject)
-    names = _kinds(rng, held_out=test and rng.random() < 0.5)
+    held_out = test and not kinds and rng.random() < 0.5
+    names = _kinds(rng, first=HELD_OUT if held_out else kinds or TRAINED, others=kinds or TRAINED)
     instructions = [{"kind": name, **KINDS[name].draw(rng, request)} for name in names]
     return Request(_prompt(request, instructions, rng), subject, form, instructions)
 
@@ -123,12 +129,12 @@ def request_problem(row: dict[str, Any]) -> str | None:
     return f"expected a known kind of instruction, got {str(unknown[0])[:60]}" if unknown else None
 
 
-def _kinds(rng: random.Random, held_out: bool) -> list[str]:
-    """One to four kinds that do not exclude one another; held_out: the first is a held-out one."""
+def _kinds(rng: random.Random, first: Sequence[str], others: Sequence[str]) -> list[str]:
+    """One to four kinds that do not exclude one another, one of `first` and the rest of `others`."""
     count = rng.choices(list(SHARES), list(SHARES.values()))[0]
-    first = rng.choice(HELD_OUT if held_out else TRAINED)
-    chosen, used = [first], set(KINDS[first].groups)
-    for name in rng.sample(TRAINED, len(TRAINED)):
+    chosen = [rng.choice(first)]
+    used = set(KINDS[chosen[0]].groups)
+    for name in rng.sample(others, len(others)):
         if len(chosen) == count:
             break
         if name not in chosen and not used & KINDS[name].groups:
