@@ -15,6 +15,7 @@ FLIP_SHARE = 0.25
 SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (grade(a) - grade(b)))
 SAME_SAMPLE = 0.6  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.4  # share of texts that are samples as the model wrote them, as drafts are in use
+SKILLS = (0.5, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -38,8 +39,8 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
 
 
 def _skill(rng: random.Random) -> float:
-    """0 if the text stays as it is, otherwise uniform."""
-    return 0.0 if rng.random() < UNEDITED else rng.random()
+    """0 if the text stays as it is, otherwise uniform in SKILLS."""
+    return 0.0 if rng.random() < UNEDITED else rng.uniform(*SKILLS)
 
 
 def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
