@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pitcli import cli
+from pitcli.data.instructions.requests import request_problem, request_rows
 from pitcli.settings import commands as commands_of_pit
 
 ROOT = Path(__file__).parents[1]
@@ -116,8 +117,12 @@ def test_make_targets_exist(page: Path) -> None:
 
 def test_rows_shown_in_the_docs_have_the_fields_of_rows() -> None:
     source = (ROOT / "src/pitcli/engine/improving/stop_rule.py").read_text()
-    rows = [json.loads(block) for page in PAGES for block in fenced(page.read_text(), "json")]
-    assert rows
+    shown = [json.loads(block) for page in PAGES for block in fenced(page.read_text(), "json")]
+    rows = [row for row in shown if "iterations" in row]
+    requests = [row for row in shown if "instructions" in row]
+    assert rows and requests and len(rows) + len(requests) == len(shown)
+    for row in requests:
+        assert row.keys() == next(request_rows("instructions:train")).keys() and request_problem(row) is None
     for row in rows:
         fields = {*row, *(name for iteration in row["iterations"] for name in iteration)} - {"prompt"}
         assert [name for name in fields if f'"{name}"' not in source] == []
