@@ -198,6 +198,7 @@ def test_a_dry_run_shows_the_data_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert ["prompt", "1", "2.4", "2", "4.4", "5"] in cells
     assert ["1", "█" * 8, "1", "█" * 8, "1", "█" * 24, "5"] in cells
     assert "duplicate rows: 1\n" in err
+    assert "as training reads them: 5 within 256, 5 within 512, 5 within 1024 words" in err
     assert ["a", "5"] in cells
 
 

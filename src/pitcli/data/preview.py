@@ -11,6 +11,7 @@ LengthOf = Callable[[str], int]
 
 BAR = 24
 SHOWN_CHARACTERS = 300
+LIMITS = (256, 512, 1024)
 
 
 def preview(
@@ -33,6 +34,11 @@ def preview(
         columns = [histogram(values, _bins(lengths)) for values in lengths.values()]
         labels = [_label(size) for size in _bins(lengths)]
         console.table(f"Pairs by length in {unit}", [unit, *lengths], list(zip(labels, *columns, strict=True)))
+        rows = [sum(row) for row in zip(*lengths.values(), strict=True)]
+        fit = ", ".join(f"{sum(row <= limit for row in rows)} within {limit}" for limit in LIMITS)
+        console.note(
+            f"rows of a prompt and both responses, as training reads them: {fit} {unit} (the chat template adds a few)"
+        )
     for name, count in sorted(notes.items()):
         console.note(f"{name}: {count}")
     console.note(f"pairs: {len(pairs)}")
