@@ -78,7 +78,11 @@ def arrow(start: str, end: str) -> str:
         first, last = (x1 + WIDTH * right, y1 + HEIGHT / 2), (x2 + WIDTH * (not right) - (4 if right else -4), y2 + 27)
     else:
         down = y2 > y1
-        first, last = (x1 + WIDTH / 2, y1 + HEIGHT * down), (x2 + WIDTH / 2, y2 + HEIGHT * (not down) - 4)
+        gap = 4 if down else -4  # room for the head
+        first, last = (
+            (x1 + WIDTH / 2, y1 + HEIGHT * down),
+            (x2 + WIDTH / 2, y2 + HEIGHT * (not down) - gap),
+        )
     return f'<line x1="{first[0]}" y1="{first[1]}" x2="{last[0]}" y2="{last[1]}" marker-end="url(#head)"/>'
 
 

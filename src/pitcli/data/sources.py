@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from pitcli.data.instructions.requests import SOURCE, request_rows
 from pitcli.data.reading import BYTE_ORDER_MARK, read_rows
 from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, check_values
 from pitcli.errors import InputError
+from pitcli.settings.base import INSTRUCTIONS
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -31,7 +31,10 @@ def open_rows(path: str | Path, on_error: OnError, notes: Counter[str] | None = 
     label = str(path)
     notes = Counter() if notes is None else notes
     bare = label.lower().removesuffix(".gz")
-    if label.startswith(SOURCE):
+    if label.startswith(INSTRUCTIONS):
+        # not imported at the top: it reads its word lists
+        from pitcli.data.instructions.requests import request_rows
+
         return enumerate(request_rows(label), start=1)
     if label.startswith(HUB):
         return _checked(_batched(_hub_batches(label)), label, on_error)

@@ -5,11 +5,12 @@ grades any answer in [0, 1] by checking the constraints. Training never sees a g
 drawn from the grades by a Bradley-Terry model, and a quarter of them are flipped.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from pitcli.data.noisy_labels import first_is_chosen
 
 TOPICS = {
     "animals": ["ant", "bat", "cat", "cow", "dog", "fox"],
@@ -19,8 +20,6 @@ TOPICS = {
 }
 WORDS = [word for words in TOPICS.values() for word in words]
 COUNTS = range(3, 7)
-FLIP_SHARE = 0.25
-SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (quality(a) - quality(b)))
 MAX_ERROR_RATE = 0.6  # the probability that an author of skill 0 breaks a given demand
 
 _DEMAND = re.compile(r"(First|Include|Avoid|Last) (\w+)\.")
@@ -135,7 +134,6 @@ def preference_rows(rows: int, seed: int) -> Iterator[dict[str, Any]]:
         while first == second:
             first, second = (draw_response(task, rng.random(), rng) for _ in range(2))
         difference = quality(prompt, first) - quality(prompt, second)
-        first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * difference))
-        if first_wins == (rng.random() < FLIP_SHARE):
+        if not first_is_chosen(difference, rng):
             first, second = second, first
         yield {"id": f"syn-{seed}-{number}", "prompt": prompt, "chosen": first, "rejected": second}

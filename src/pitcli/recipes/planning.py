@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pitcli.data.instructions.requests import SOURCE
 from pitcli.data.sources import HUB
 from pitcli.data.splits import parse_shares
 from pitcli.errors import PitError, SettingsError
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.runs.manifest import Manifest, load_manifest
-from pitcli.settings.base import DEFAULT_MODEL, READ, Fact, Method, Role, Settings, StopRule, facts_of
+from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Method, Role, Settings, StopRule, facts_of
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN, DefaultRun
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, PipelineConfig
@@ -293,4 +292,4 @@ def _found_path(finder: _PathFinder, setting: str, facts: Fact, value: str) -> s
         folder, colon, split = rest.partition(":")
         local = any(os.path.isdir(location) for location in (finder.key(folder), folder))
         return f"{HUB}{finder.find(setting, folder)}{colon}{split}" if folder and local else value
-    return value if value.startswith(SOURCE) else finder.find(setting, value)
+    return value if value.startswith(INSTRUCTIONS) else finder.find(setting, value)

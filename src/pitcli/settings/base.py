@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.fields import FieldInfo
 
 DEFAULT_MODEL = "smollm2"
+INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
 
 
 class Role(StrEnum):

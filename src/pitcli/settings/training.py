@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
+    INSTRUCTIONS,
     DataSettings,
     Fact,
     GapLoss,
@@ -115,7 +116,7 @@ class SampleConfig(ModelSettings, SamplingSettings):
 
     @model_validator(mode="after")
     def _endless_source_needs_max_rows(self) -> Self:
-        if self.data.startswith("instructions:") and self.max_rows is None:
+        if self.data.startswith(INSTRUCTIONS) and self.max_rows is None:
             raise ValueError(f"--data {self.data} has no end: give --max-rows")
         return self
 

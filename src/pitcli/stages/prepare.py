@@ -13,8 +13,6 @@ from typing import Any
 from pitcli import console
 from pitcli.data.conversations import TRANSCRIPTS
 from pitcli.data.formats import Reading, iter_drafts, read_pairs
-from pitcli.data.instructions.pairs import preference_pairs
-from pitcli.data.instructions.requests import request_problem
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
 from pitcli.data.preview import LengthOf, preview
 from pitcli.data.reading import file_label, write_row
@@ -114,6 +112,10 @@ def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
 
 def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     """Make the pairs of --task instructions from the samples in --data, grouped by prompt."""
+    # not imported at the top: it reads its word lists
+    from pitcli.data.instructions.pairs import preference_pairs
+    from pitcli.data.instructions.requests import request_problem
+
     errors: list[RowError] = []
     samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line, draft in islice(iter_drafts(config.data or "", errors.append, notes), config.max_rows):

@@ -110,30 +110,31 @@ def test_a_careful_author_makes_a_plain_text_meet_it(name: str) -> None:
         params = kind.draw(rng, "Describe a quiet garden.")
         author = Author(rng, "a quiet garden", list(spare), " ".join(spare[:3]))
         text = "The garden is quiet, and many people like it. " + " ".join(spare[15:]) * (name != "sentences")
-        assert kind.score(kind.mend(text.strip(), params, author), params) == 1, params
+        assert kind.score(kind.edit(text.strip(), params, author), params) == 1, params
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_mending_twice_changes_nothing(name: str) -> None:
-    """An author leaves alone what is right, emphasis and quotation marks aside."""
+LAID_OUT = {"paragraph_first_word", "bullets", "numbered", "sections", "paragraphs"}  # laid out again each time
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - LAID_OUT))
+def test_editing_twice_changes_nothing(name: str) -> None:
+    """An author leaves alone what is right."""
     kind, rng = KINDS[name], random.Random(1)
     params = kind.draw(rng, "Describe a quiet garden.")
     author = Author(
         rng, "a quiet garden", ["The old garden has a wall."] * 3, "A garden. It is old. It is far away from here."
     )
-    once = kind.mend("The garden is quiet. Many people like it. It has paths.", params, author)
-    if name not in ("paragraph_first_word", "bullets", "numbered", "sections", "paragraphs", "repeat_request"):
-        assert kind.mend(once, params, author).strip('"') == once.strip('"')
+    once = kind.edit("The garden is quiet. Many people like it. It has paths.", params, author)
+    assert kind.edit(once, params, author) == once
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_wordings_show_every_parameter(name: str) -> None:
     kind, rng = KINDS[name], random.Random(2)
     params = kind.draw(rng, "Describe a fox.")
-    shown = [value for value in params.values() if isinstance(value, str | int) and value != ""]
+    shown = [str(value) for value in kind.shown(params).values() if isinstance(value, str | int)]
     for wording in kind.wordings:
         text = wording.format(**kind.shown(params))
         assert "{" not in text
-        missing = [value for value in shown if str(value) not in text and value not in ("***",)]
-        assert not missing or name == "paragraphs", (wording, missing)
+        assert all(value in text for value in shown), wording
     assert len(set(kind.wordings)) == len(kind.wordings) >= (1 if kind.held_out else 3)

@@ -8,8 +8,17 @@ from statistics import mean
 import pytest
 
 from pitcli.data.instructions.grading import grade, meets_all, sense
-from pitcli.data.instructions.pairs import mended, preference_pairs, tidied
-from pitcli.data.instructions.requests import FORMS, HELD_OUT, HELD_OUT_FORMS, KINDS, SUBJECTS, request_rows, requests
+from pitcli.data.instructions.pairs import edited, preference_pairs, tidied
+from pitcli.data.instructions.requests import (
+    FORMS,
+    HELD_OUT,
+    HELD_OUT_FORMS,
+    KINDS,
+    SUBJECTS,
+    Request,
+    draw_request,
+    request_rows,
+)
 from pitcli.errors import InputError
 
 SAMPLES = [
@@ -23,8 +32,13 @@ SAMPLES = [
 ANSWER = SAMPLES[0]
 
 
+def drawn(count: int, split: str, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [draw_request(rng, test=split == "test") for _ in range(count)]
+
+
 def test_what_is_held_out_is_in_tests_only() -> None:
-    train, test = list(requests(400, 0, test=False)), list(requests(400, 0, test=True))
+    train, test = drawn(400, "train", 0), drawn(400, "test", 0)
     kinds = {item["kind"] for request in train for item in request.instructions}
     assert kinds == set(KINDS) - set(HELD_OUT)
     assert {item["kind"] for request in test for item in request.instructions} == set(KINDS)
@@ -38,14 +52,14 @@ def test_what_is_held_out_is_in_tests_only() -> None:
 
 def test_requests_are_many_and_the_same_for_a_seed() -> None:
     assert sum(map(len, SUBJECTS.values())) >= 300
-    prompts = [request.prompt for request in requests(1000, 0, test=False)]
-    assert prompts == [request.prompt for request in requests(1000, 0, test=False)]
+    prompts = [request.prompt for request in drawn(1000, "train", 0)]
+    assert prompts == [request.prompt for request in drawn(1000, "train", 0)]
     assert len(set(prompts)) > 990
-    assert len(set(prompts) & {request.prompt for request in requests(1000, 1, test=False)}) < 10
+    assert len(set(prompts) & {request.prompt for request in drawn(1000, "train", 1)}) < 10
 
 
 def test_no_two_instructions_of_a_request_exclude_one_another() -> None:
-    for request in requests(500, 3, test=True):
+    for request in drawn(500, "test", 3):
         shared = [group for item in request.instructions for group in KINDS[item["kind"]].groups]
         assert len(shared) == len(set(shared)), request
 
@@ -77,11 +91,11 @@ def test_the_guard_reads_what_is_in_json_and_after_the_request() -> None:
 
 def test_better_authors_have_better_grades() -> None:
     grades: dict[float, list[float]] = {0.0: [], 0.5: [], 1.0: []}
-    for number, request in enumerate(requests(200, 5, test=False)):
+    for number, request in enumerate(drawn(200, "train", 5)):
         row = {**request.row(), "subject": "planning a small garden"}
         rng = random.Random(number)
         for skill, values in grades.items():
-            text = mended(row, SAMPLES, number % 3, skill, rng)
+            text = edited(row, SAMPLES, number % 3, skill, rng)
             values.append(grade(text, row["subject"], row["instructions"]))
     poor, middling, careful = (mean(values) for values in grades.values())
     assert poor < middling - 0.1 < careful - 0.2
@@ -90,7 +104,7 @@ def test_better_authors_have_better_grades() -> None:
 
 def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
     right = rows = 0
-    for request in requests(300, 6, test=False):
+    for request in drawn(300, "train", 6):
         row = {**request.row(), "subject": "planning a small garden"}
         for pair in preference_pairs([{**row, "response": text} for text in SAMPLES], pairs=2, seed=0):
             assert pair["prompt"] == request.prompt and pair["chosen"] != pair["rejected"]
@@ -102,7 +116,7 @@ def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
 
 
 def test_the_same_seed_gives_the_same_pairs() -> None:
-    request = next(requests(1, 7, test=False))
+    request = drawn(1, "train", 7)[0]
     rows = [{**request.row(), "id": number, "response": text} for number, text in enumerate(SAMPLES)]
     pairs = list(preference_pairs(rows, 3, seed=1))
     assert pairs == list(preference_pairs(rows, 3, seed=1))

@@ -45,7 +45,7 @@ class Include(Kind):
         found = sum(count_word(text, word) > 0 for word in params["words"])
         return 1.0 if found == len(params["words"]) else 0.5 * found / len(params["words"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             if not count_word(text, word):
                 text = insert(text, joining(word, author.rng), author.rng)
@@ -74,7 +74,7 @@ class Exclude(Kind):
         found = sum(count_word(text, word) > 0 for word in params["words"])
         return 1.0 if not found else 0.5 * (1 - found / len(params["words"]))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             other = SYNONYMS.get(word)
             if other in params["words"] or not other or author.rng.random() < 0.3:
@@ -102,7 +102,7 @@ class KeywordTimes(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(count_word(text, params["word"]), params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - count_word(text, params["word"])
         for sentence in author.rng.sample(JOINS, max(0, missing)):
             text = insert(text, filled(sentence, params["word"]), author.rng)
@@ -125,7 +125,7 @@ class LetterTimes(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(text.lower().count(params["letter"]), params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         for sentence in author.rng.sample(JOINS, min(8, len(JOINS))):
             if self.score(text, params) == 1:
                 break
@@ -149,7 +149,7 @@ class Placeholders(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(re.findall(r"\[[^\]\n]+\]", text)), params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - len(re.findall(r"\[[^\]\n]+\]", text))
         for sentence in author.rng.sample(PLACEHOLDER_JOINS, max(0, missing)):
             text = insert(text, sentence, author.rng)

@@ -43,7 +43,7 @@ class FirstWord(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(starts_with(text, params["word"]))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         marker, rest = re.match(r"(\s*(?:[*-] |\d+\. )?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
         return f"{marker}{begin(rest, params['word'])}"
 
@@ -61,7 +61,7 @@ class FirstPhrase(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(text.strip().lower().startswith(params["phrase"].lower()))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         between = "\n\n" if re.match(r"[*-] |\d+\. |#", text) else " "
         return text if self.score(text, params) else f"{params['phrase']}{between}{text}"
 
@@ -84,7 +84,7 @@ class LastPhrase(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(text.strip().strip('"').lower().endswith(params["phrase"].lower()))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text if self.score(text, params) else append(text, params["phrase"])
 
 
@@ -102,7 +102,7 @@ class EndQuestion(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(text.rstrip().rstrip('"').endswith("?"))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text if self.score(text, params) else append(text, author.rng.choice(QUESTIONS))
 
 
@@ -125,7 +125,7 @@ class Postscript(Kind):
         begins = last.lower().startswith(params["marker"].lower())
         return 1.0 if begins and len(words(last)) >= 5 else 0.5 * (params["marker"].lower() in text.lower())
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         if self.score(text, params) == 1:
             return text
         parts = sentences(text)
@@ -151,5 +151,5 @@ class Signature(Kind):
         last = text.rstrip().rpartition("\n")[2].strip()
         return 1.0 if last == params["name"] else 0.5 * (text.rstrip(". ").endswith(params["name"]))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text if self.score(text, params) == 1 else f"{text.rstrip()}\n\n{params['name']}"

@@ -9,7 +9,7 @@ Params = dict[str, Any]
 
 
 class Author(NamedTuple):
-    """What an author has at hand who mends an answer.
+    """What an author who edits an answer may use.
 
     spare: whole sentences of other answers to the same request; other: another answer; subject: of the request;
     needed: words that other instructions ask for.
@@ -50,7 +50,7 @@ class Kind:
         """How far the text meets the instruction: 1 if it does, at most 1/2 if it nearly does, down to 0."""
         raise NotImplementedError
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         """The text edited so that it meets the instruction, as a careful person would."""
         raise NotImplementedError
 

@@ -46,7 +46,7 @@ class Words(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(words(text)), *bounds(params))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         if params["relation"] == "at least":
             return lengthen(text, author, lambda longer: len(words(longer)) >= params["n"])
         return shorten(text, author, lambda shorter: len(words(shorter)) <= params["n"] - MARGIN)
@@ -71,7 +71,7 @@ class Sentences(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(sentences(text)), *bounds(params))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         if params["relation"] != "at most":
             text = lengthen(text, author, lambda longer: len(sentences(longer)) >= params["n"])
         if params["relation"] != "at least":
@@ -99,7 +99,7 @@ class Paragraphs(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(paragraphs(text, params["divider"])), params["n"], params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         between = f"\n\n{params['divider']}\n\n" if params["divider"] else "\n\n"
         return between.join(in_paragraphs(text, params["n"], author))
 
@@ -124,7 +124,7 @@ class ParagraphFirstWord(Kind):
         count = closeness(len(parts), params["n"], params["n"])
         return 1.0 if begins and count == 1 else (count + begins) / 4
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         parts = in_paragraphs(text, params["n"], author)
         which = params["which"] - 1
         parts[which] = begin(parts[which], params["word"])
@@ -150,7 +150,7 @@ class Bullets(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(re.findall(self.pattern, text, re.MULTILINE)), params["n"], params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         n = params["n"]
         parts = sentences(lengthen(text, author, lambda longer: len(sentences(longer)) >= n))
         intro = [parts.pop(0), ""] if len(parts) > n and author.rng.random() < 0.5 else []
@@ -185,7 +185,7 @@ class Sections(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(len(re.findall(rf"^\W*{params['label']} \d+", text, re.MULTILINE)), params["n"], params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         parts = in_paragraphs(text, params["n"], author)
         return "\n\n".join(f"{params['label']} {number}\n{part}" for number, part in enumerate(parts, 1))
 
@@ -227,7 +227,7 @@ def in_paragraphs(text: str, n: int, author: Author) -> list[str]:
 
 def starts_with(text: str, word: str) -> bool:
     first = words(text)[:1]
-    return bool(first) and first[0].lower() == word.lower() and not text.lstrip()[:1].isspace()
+    return bool(first) and first[0].lower() == word.lower()
 
 
 def begin(text: str, word: str) -> str:

@@ -1,6 +1,5 @@
 """Preference pairs of the instruction task: samples of a model, edited by authors of unequal skill."""
 
-import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,8 @@ from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
 from pitcli.data.instructions.requests import KINDS
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
+from pitcli.data.noisy_labels import first_is_chosen
 
-FLIP_SHARE = 0.25
-SHARPNESS = 10.0  # Bradley-Terry: P(a preferred to b) = sigmoid(SHARPNESS * (grade(a) - grade(b)))
 SAME_SAMPLE = 0.6  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.4  # share of texts that are samples as the model wrote them, as drafts are in use
 SKILLS = (0.5, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
@@ -29,12 +27,11 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
     for _ in range(pairs):
         first = rng.randrange(len(samples))
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
-        texts = [mended(request, samples, index, _skill(rng), rng) for index in (first, second)]
+        texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
-        first_wins = rng.random() < 1 / (1 + math.exp(-SHARPNESS * (grades[0] - grades[1])))
-        chosen, rejected = texts if first_wins != (rng.random() < FLIP_SHARE) else texts[::-1]
+        chosen, rejected = texts if first_is_chosen(grades[0] - grades[1], rng) else texts[::-1]
         yield {**request, "chosen": chosen, "rejected": rejected}
 
 
@@ -43,7 +40,7 @@ def _skill(rng: random.Random) -> float:
     return 0.0 if rng.random() < UNEDITED else rng.uniform(*SKILLS)
 
 
-def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
+def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
     """samples[index] edited by an author who follows each instruction with the probability of their skill."""
     others = [text for number, text in enumerate(samples) if number != index]
     spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
@@ -52,7 +49,7 @@ def mended(row: dict[str, Any], samples: Sequence[str], index: int, skill: float
     text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
     for item in sorted(row["instructions"], key=lambda item: KINDS[item["kind"]].step):
         if rng.random() < skill:
-            text = KINDS[item["kind"]].mend(text, item, author)
+            text = KINDS[item["kind"]].edit(text, item, author)
     return text
 
 

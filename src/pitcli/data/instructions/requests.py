@@ -70,7 +70,6 @@ FORMS = {
 SUBJECTS = {category: tuple(asset_lines(category)) for category in FORMS}
 HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-max(1, round(len(forms) / 5)) :])
 SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
-SOURCE = "instructions:"  # names a stream of requests where a file of prompts is expected
 SOURCE_FORMS = (
     "instructions:train or instructions:test, with :SEED for another draw, then :KIND+KIND for some kinds only"
 )
@@ -99,13 +98,6 @@ def request_rows(source: str) -> Iterator[dict[str, Any]]:
         raise InputError(f"{source}: expected kinds of {', '.join(KINDS)}; got {unknown[0]}")
     rng = random.Random(f"requests-{split}-{seed}")
     return ({"id": f"{split}-{seed}-{row}", **draw_request(rng, split == "test", kinds).row()} for row in count())
-
-
-def requests(rows: int, seed: int, test: bool) -> Iterator[Request]:
-    """This many requests. test: in held-out forms, half of them with a held-out kind; otherwise neither."""
-    rng = random.Random(f"requests-{'test' if test else 'train'}-{seed}")
-    for _ in range(rows):
-        yield draw_request(rng, test)
 
 
 def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> Request:

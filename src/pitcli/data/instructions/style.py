@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, groups
 from pitcli.data.instructions.text import closeness, words
@@ -24,7 +25,7 @@ class Lowercase(Kind):
     def score(self, text: str, params: Params) -> float:
         return cased(text, str.islower)
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text.lower()
 
 
@@ -43,7 +44,7 @@ class Uppercase(Kind):
     def score(self, text: str, params: Params) -> float:
         return cased(text, str.isupper)
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text.upper()
 
 
@@ -63,7 +64,7 @@ class CapitalWords(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(sum(len(word) > 1 and word.isupper() for word in words(text)), params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - sum(len(word) > 1 and word.isupper() for word in words(text))
         return emphasised(text, missing, str.upper, author)
 
@@ -85,7 +86,7 @@ class Highlights(Kind):
     def score(self, text: str, params: Params) -> float:
         return closeness(highlights(text), params["n"])
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return emphasised(text, params["n"] - highlights(text), lambda word: f"*{word}*", author)
 
 
@@ -104,7 +105,7 @@ class NoComma(Kind):
     def score(self, text: str, params: Params) -> float:
         return 1.0 if "," not in text else max(0.0, 0.5 - 0.1 * text.count(","))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return re.sub(r",(?=\S)", " ", text.replace(", ", " ")).replace(",", "")
 
 
@@ -118,16 +119,16 @@ class NoDigits(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(not re.search(r"\d", text))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return re.sub(r"\d", lambda match: NAMES[int(match[0])], text)
 
 
-def cased(text: str, is_cased: object) -> float:
+def cased(text: str, is_cased: Callable[[str], bool]) -> float:
     """1 if all letters have the case; otherwise half the share of words that have it."""
     found = [word for word in words(text) if any(letter.isalpha() for letter in word)]
     if not found:
         return 0.0
-    share = sum(is_cased(word) for word in found) / len(found)  # type: ignore[operator]
+    share = sum(is_cased(word) for word in found) / len(found)
     return 1.0 if share == 1 else 0.5 * share
 
 
@@ -136,10 +137,10 @@ def highlights(text: str) -> int:
     return len(re.findall(r"(?<![*\w])\*{1,2}[^\s*](?:[^*\n]*[^\s*])?\*{1,2}(?![*\w])", text))
 
 
-def emphasised(text: str, count: int, change: object, author: Author) -> str:
+def emphasised(text: str, count: int, change: Callable[[str], str], author: Author) -> str:
     """The text with `count` of its longer words changed, chosen at random, each once."""
     found = [match for match in re.finditer(r"(?<![\w*<\[])[A-Za-z]{5,}(?![\w*>\]])", text)]
     chosen = author.rng.sample(found, min(max(count, 0), len(found)))
     for match in sorted(chosen, key=lambda match: -match.start()):
-        text = f"{text[: match.start()]}{change(match[0])}{text[match.end() :]}"  # type: ignore[operator]
+        text = f"{text[: match.start()]}{change(match[0])}{text[match.end() :]}"
     return text

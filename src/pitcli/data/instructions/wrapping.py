@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from string import capwords
 from typing import ClassVar
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, groups
@@ -33,10 +34,10 @@ class Title(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(re.search(self.pattern, text, re.MULTILINE) is not None)
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         if self.score(text, params):
             return text
-        return f"{self.marked(author.rng.choice(TITLES).format(subject=title_case(author.subject)))}\n\n{text}"
+        return f"{self.marked(author.rng.choice(TITLES).format(subject=capwords(author.subject)))}\n\n{text}"
 
     def marked(self, title: str) -> str:
         return f"<<{title}>>"
@@ -70,7 +71,7 @@ class Quotation(Kind):
         text = text.strip()
         return float(len(text) > 1 and text.startswith('"') and text.endswith('"'))
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text if self.score(text, params) else '"' + text.replace('"', "'").strip() + '"'
 
 
@@ -88,11 +89,11 @@ class Json(Kind):
     def score(self, text: str, params: Params) -> float:
         return float(parsed_json(text) is not None)
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         if self.score(text, params):
             return text
         key, title = author.rng.choice(["answer", "response", "text"]), author.rng.choice(["", "title", "subject"])
-        named = {title: title_case(author.subject)} if title else {}
+        named = {title: capwords(author.subject)} if title else {}
         return json.dumps({**named, key: text.strip()}, indent=author.rng.choice([None, 2]), ensure_ascii=False)
 
 
@@ -112,7 +113,7 @@ class TwoAnswers(Kind):
         full = [answer for answer in answers if len(words(answer)) >= 6]
         return 1.0 if len(answers) == len(full) == len(set(full)) == 2 else 0.0
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         parts = sentences(text)
         half = max(1, len(parts) // 2)
         second = " ".join([part for part in sentences(author.other) if part not in parts and is_complete(part)][:4])
@@ -140,12 +141,8 @@ class RepeatRequest(Kind):
         begins = text.strip().lower().startswith(params["request"].lower())
         return 1.0 if begins and len(words(text)) >= 2 * len(words(params["request"])) else 0.0
 
-    def mend(self, text: str, params: Params, author: Author) -> str:
+    def edit(self, text: str, params: Params, author: Author) -> str:
         return text if self.score(text, params) else f"{params['request']}\n\n{text}"
-
-
-def title_case(text: str) -> str:
-    return " ".join(word if word.isupper() else word.capitalize() for word in text.split())
 
 
 def parsed_json(text: str) -> object:
