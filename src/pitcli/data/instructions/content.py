@@ -4,7 +4,7 @@ import random
 import re
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, asset_lines, asset_words, groups, listed
-from pitcli.data.instructions.text import closeness, count_word, insert, keep_sentences, upper_first, words
+from pitcli.data.instructions.text import append, closeness, count_word, keep_sentences, upper_first, words
 
 KEYWORDS = asset_words("keywords")
 COMMON = asset_words("common")
@@ -48,7 +48,7 @@ class Include(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             if not count_word(text, word):
-                text = insert(text, joining(word, author.rng), author.rng)
+                text = append(text, joining(word, author.rng))
         return text
 
 
@@ -77,7 +77,7 @@ class Exclude(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             other = SYNONYMS.get(word)
-            if other in params["words"] or not other or author.rng.random() < 0.3:
+            if other in params["words"] or not other:
                 shorter = keep_sentences(text, lambda sentence, word=word: not count_word(sentence, word))  # type: ignore[misc]
                 text = shorter if len(words(shorter)) >= 20 else text
             if count_word(text, word):
@@ -105,7 +105,7 @@ class KeywordTimes(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - count_word(text, params["word"])
         for sentence in author.rng.sample(JOINS, max(0, missing)):
-            text = insert(text, filled(sentence, params["word"]), author.rng)
+            text = append(text, filled(sentence, params["word"]))
         return text
 
 
@@ -129,7 +129,7 @@ class LetterTimes(Kind):
         for sentence in author.rng.sample(JOINS, min(8, len(JOINS))):
             if self.score(text, params) == 1:
                 break
-            text = insert(text, filled(sentence, author.rng.choice(RARE_LETTERS[params["letter"]])), author.rng)
+            text = append(text, filled(sentence, author.rng.choice(RARE_LETTERS[params["letter"]])))
         return text
 
 
@@ -152,7 +152,7 @@ class Placeholders(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - len(re.findall(r"\[[^\]\n]+\]", text))
         for sentence in author.rng.sample(PLACEHOLDER_JOINS, max(0, missing)):
-            text = insert(text, sentence, author.rng)
+            text = append(text, sentence)
         return text
 
 

@@ -51,7 +51,11 @@ class Kind:
         raise NotImplementedError
 
     def edit(self, text: str, params: Params, author: Author) -> str:
-        """The text edited so that it meets the instruction, as a careful person would."""
+        """The text edited so that it meets the instruction, as a careful person would.
+
+        Edits keep to one place, such as the end: an improver that samples cool writes the likeliest token, and at each
+        of many places where an edit could begin, that is the draft's own.
+        """
         raise NotImplementedError
 
 

@@ -66,7 +66,7 @@ class CapitalWords(Kind):
 
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - sum(len(word) > 1 and word.isupper() for word in words(text))
-        return emphasised(text, missing, str.upper, author)
+        return emphasised(text, missing, str.upper)
 
 
 class Highlights(Kind):
@@ -87,7 +87,7 @@ class Highlights(Kind):
         return closeness(highlights(text), params["n"])
 
     def edit(self, text: str, params: Params, author: Author) -> str:
-        return emphasised(text, params["n"] - highlights(text), lambda word: f"*{word}*", author)
+        return emphasised(text, params["n"] - highlights(text), lambda word: f"*{word}*")
 
 
 class NoComma(Kind):
@@ -137,10 +137,9 @@ def highlights(text: str) -> int:
     return len(re.findall(r"(?<![*\w])\*{1,2}[^\s*](?:[^*\n]*[^\s*])?\*{1,2}(?![*\w])", text))
 
 
-def emphasised(text: str, count: int, change: Callable[[str], str], author: Author) -> str:
-    """The text with `count` of its longer words changed, chosen at random, each once."""
+def emphasised(text: str, count: int, change: Callable[[str], str]) -> str:
+    """The text with the first `count` of its longer words changed."""
     found = [match for match in re.finditer(r"(?<![\w*<\[])[A-Za-z]{5,}(?![\w*>\]])", text)]
-    chosen = author.rng.sample(found, min(max(count, 0), len(found)))
-    for match in sorted(chosen, key=lambda match: -match.start()):
+    for match in reversed(found[: max(count, 0)]):
         text = f"{text[: match.start()]}{change(match[0])}{text[match.end() :]}"
     return text

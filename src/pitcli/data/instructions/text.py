@@ -1,7 +1,6 @@
 """Words, sentences and paragraphs of an English answer: what the checks count and the authors edit."""
 
 import itertools
-import random
 import re
 from collections.abc import Callable, Sequence
 
@@ -50,15 +49,6 @@ def append(text: str, sentence: str) -> str:
     if not last_line:
         return sentence
     return f"{text.rstrip()}{chr(10) * 2 if _MARKER.match(last_line) else ' '}{sentence}"
-
-
-def insert(text: str, sentence: str, rng: random.Random) -> str:
-    """The sentence after one of the text's own, chosen at random; at the end of a text without sentences."""
-    ends = [match.start() for match in re.finditer(r"(?<=[.!?]) ", text)]
-    if not ends:
-        return append(text, sentence)
-    at = rng.choice(ends)
-    return f"{text[:at]} {sentence}{text[at:]}"
 
 
 def keep_sentences(text: str, keep: Callable[[str], bool]) -> str:
