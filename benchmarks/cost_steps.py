@@ -22,8 +22,9 @@ from pitcli.engine.generation.sampling import Decoding, generate
 from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
-from pitcli.engine.models.loading import autocast, load_base, lora_config
+from pitcli.engine.models.loading import load_base, lora_config
 from pitcli.engine.models.packing import tree_batch
+from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import GAP, IMPROVER, REFERENCE, RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch
 from pitcli.engine.training.rollouts import lay_out, role_logprobs
@@ -33,7 +34,7 @@ from pitcli.settings.training import RlConfig
 
 def differentiate(model: Any, compute: Callable[[], Any]) -> None:
     """Run the forward and the backward pass, as training does."""
-    with autocast(model.device):
+    with autocast(model.base):
         total = compute().sum()
     total.backward()
 
@@ -83,7 +84,7 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
 
     def step(phases: dict[str, float]) -> None:
         ended = timed(phases, request["device"])
-        with autocast(model.device):
+        with autocast(model.base):
             drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
             ended("sampling")
             segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []

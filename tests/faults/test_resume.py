@@ -102,3 +102,19 @@ def test_resumed_equals_uninterrupted(
             "15 of 15 equal at tolerance 0",
             f"{len(EQUAL)} of 15 equal, every file of the run",
         )
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_resumed_equals_uninterrupted_in_bf16(kind: str, project: Path, tmp_path: Path, warm: Warm) -> None:
+    digests = []
+    line = [*line_of(kind, 2), "--dtype", "bf16"]
+    for name in ("whole", "killed"):
+        folder = Path(shutil.copytree(project, tmp_path / name))
+        if name == "killed":
+            assert warm.run(folder, *line, fault={"kill_after_step": 3}).code == -9
+            refused = warm.run(folder, *line, "--dtype", "fp32", "--resume")
+            assert (refused.code, "--resume: dtype was 'bf16'" in refused.err) == (2, True), refused.err
+        ended = warm.run(folder, *line, *(["--resume"] if name == "killed" else []))
+        assert ended.code == 0, ended.err
+        digests.append(run_digests(folder / "run"))
+    assert digests[0] == digests[1]

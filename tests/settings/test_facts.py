@@ -30,9 +30,10 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
         assert settings.model_fields.keys() - settings().identity().keys() == {
             *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
+            "dtype",  # the base's identity has the type in use
         }
     kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys()
-    assert kept == {"input", "output", "resume", "overwrite"}
+    assert kept == {"input", "output", "resume", "overwrite", "dtype"}
 
 
 def test_settings_that_later_stages_inherit_from_the_gap_model() -> None:
@@ -54,7 +55,7 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
         },
         **{"device": "cpu", "seed": 1, "max_steps": 2, "micro_batch_size": 3, "tokens_per_batch": 400, "save_every": 5},
         **{"gradient_checkpointing": True, "shard_base": True, "dry_run": True, "track": ("wandb",)},
-        **{"warmup_share": 0.5, "max_grad_norm": 6.0},
+        **{"warmup_share": 0.5, "max_grad_norm": 6.0, "dtype": "fp32"},
     }
     own = {"learning_rate": 1.0, "batch_size": 2, "epochs": 3, "out": Path("x"), "resume": True, "overwrite": False}
     assert shared - given.keys() - own.keys() == {"role", "truncate"}  # truncate goes with skip_long

@@ -21,8 +21,9 @@ import pytest
 import torch
 from huggingface_hub.errors import DryRunError, GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from pitcli.engine.models import bases, loading, self_test
+from pitcli.engine.models import bases, precision, self_test
 from pitcli.engine.models import check as model_check
+from pitcli.engine.models.precision import Bf16
 from pitcli.settings.tools import DoctorConfig
 from pitcli.stages import doctor
 
@@ -173,24 +174,19 @@ def test_a_gpu_that_torch_cannot_use(
 
 
 def test_slow_bf16_is_a_warning_only_if_pit_computes_in_it(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "bf16_slowdown", lambda device: 200.0)
-    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float32)
-    assert diagnose("bf16")[:2] == (0, {"bf16": "ok"})
-    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(precision, "measure_bf16", lambda device: Bf16(1 / 200, 0.002))
+    monkeypatch.setattr(precision, "best_dtype", lambda device: torch.float32)
+    code, statuses, lines = diagnose("bf16")
+    assert (code, statuses) == (0, {"bf16": "ok"})
+    monkeypatch.setattr(precision, "best_dtype", lambda device: torch.bfloat16)
     code, statuses, lines = diagnose("bf16")
     assert (code, statuses) == (0, {"bf16": "warning"})
     assert "200 times slower than fp32" in lines[0]
-
-
-def test_bf16_slowdown_is_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        self_test, "_product_seconds", lambda device, dtype: {torch.bfloat16: 6, torch.float32: 2}[dtype]
-    )
-    assert self_test.bf16_slowdown(torch.device("cpu")) == 3
+    assert "computes in bf16" in lines[0]
 
 
 def test_a_gpu_whose_kernels_do_not_run(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "bf16_slowdown", raising(RuntimeError("no kernel image is available\nfor you")))
+    monkeypatch.setattr(precision, "measure_bf16", raising(RuntimeError("no kernel image is available\nfor you")))
     assert diagnose("bf16")[::2] == (
         3,
         ["error: bf16: RuntimeError: no kernel image is available", "next: pip install --force-reinstall torch"],

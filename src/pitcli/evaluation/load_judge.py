@@ -13,11 +13,12 @@ from pitcli.data.instructions.requests import request_problem
 from pitcli.data.reading import read_rows
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
-from pitcli.engine.models.bases import reading, resolve_base
+from pitcli.engine.models.bases import reading, resolve_base, weight_bytes
 from pitcli.engine.models.batches import length_sorted_chunks
 from pitcli.engine.models.forward import score_trees
-from pitcli.engine.models.loading import compute_dtype, pick_device
+from pitcli.engine.models.loading import pick_device
 from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.precision import compute_dtype
 from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import swapped_tree
 from pitcli.equations import symmetrised_gap
@@ -137,10 +138,11 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
 def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
     """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
     folder, device = resolve_base(model_name), pick_device(config.device)
+    dtype = compute_dtype(config.dtype, device, weight_bytes(folder))
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=compute_dtype(device), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     model, report = loaded
     if report["missing_keys"]:

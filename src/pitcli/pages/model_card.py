@@ -142,6 +142,7 @@ def _sources(exported: Exported, base: str) -> Iterator[tuple[str, object]]:
     yield "base", base + (", read from a GGUF file" if exported.converted else "")
     yield "base, SHA-256 of its files", manifest.base.digest
     yield "base loaded in", "4-bit NF4, double quantisation" if manifest.base.load_in_4bit else "full precision"
+    yield "computed in", manifest.base.dtype
     own = manifest.gap_data if exported.role == GAP else manifest.data
     yield from _data("data", own or manifest.data)
     if manifest.kind == "rl" and exported.role != GAP and manifest.gap_data:

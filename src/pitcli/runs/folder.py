@@ -222,8 +222,10 @@ def _entries_to_delete(path: Path, overwrite: bool) -> list[Path]:
 def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
     """Raises SettingsError, which lists every difference, if this is not the run that was started."""
     before, after = (m.model_dump(include={"kind", "role", "base", "data", "inputs", "config"}) for m in (started, now))
-    before.update(before.pop("config"))
-    after.update(after.pop("config"))
+    for manifest, values in ((started, before), (now, after)):
+        values.update(values.pop("config"))
+        values["base"].pop("dtype", None)
+        values["dtype"] = manifest.base.dtype  # a line of its own: --dtype remedies it
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if changed:
         raise SettingsError(

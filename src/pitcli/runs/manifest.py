@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pitcli import __version__
 from pitcli.errors import RunError
@@ -30,6 +30,8 @@ class BaseIdentity(_Strict):
     digest: str
     template: str
     load_in_4bit: bool
+    # of the computation; not written if it is the one of the runs before there was a choice, so that their seals hold
+    dtype: Literal["fp32", "bf16"] = Field("fp32", exclude_if=lambda dtype: dtype == "fp32")
 
 
 class DataIdentity(_Strict):

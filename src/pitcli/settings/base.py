@@ -52,6 +52,12 @@ class Dtype(StrEnum):
     fp32 = "fp32"
 
 
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -170,6 +176,12 @@ class ModelSettings(Settings):
     )
     device: Annotated[Device, Fact.off_card, Section.hardware] = Field(
         Device.auto, description="Device to run on; auto uses a GPU if one is available"
+    )
+    # the run's identity has the type in use, not what was asked for: auto may be another type on another device
+    dtype: Annotated[Precision | None, Fact.execution | Fact.off_card, Section.hardware] = Field(
+        None,
+        description="Compute in fp32 or bf16; auto measures whether bf16 is fast and accurate on this device "
+        "[default: as in the earlier runs, otherwise auto]",
     )
     max_length: int | None = Field(
         None, ge=16, description="Maximum conversation length in tokens [default: the base model's context length]"

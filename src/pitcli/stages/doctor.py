@@ -170,16 +170,20 @@ def check_device() -> Iterator[Result]:
 
 
 def check_bf16() -> Iterator[Result]:
-    """Report pit's compute dtype, and the speed of bf16 here, which is very low on CPUs that emulate it."""
-    from pitcli.engine.models.loading import compute_dtype, pick_device
-    from pitcli.engine.models.self_test import bf16_slowdown
+    """Report how fast and right bf16 is here, and what --dtype auto chooses; some CPUs emulate bf16, very slowly."""
+    import torch
+
+    from pitcli.engine.models.loading import pick_device
+    from pitcli.engine.models.precision import best_dtype, measure_bf16
 
     device = pick_device(Device.auto)
-    used = str(compute_dtype(device)).removeprefix("torch.")
-    ratio = bf16_slowdown(device)
-    speed = f"{ratio:.3g} times slower than" if ratio > 1.5 else f"{1 / ratio:.1f} times as fast as"
-    status: Status = "warning" if used == "bfloat16" and ratio > 1.5 else "ok"
-    yield Result("bf16", status, f"bf16 is {speed} fp32 on this {device.type}; pit computes in {used}")
+    used = "bf16" if best_dtype(device) is torch.bfloat16 else "fp32"
+    found = measure_bf16(device)
+    ratio = found.speedup
+    speed = f"{ratio:.1f} times as fast as" if ratio > 1 / 1.5 else f"{1 / ratio:.3g} times slower than"
+    status: Status = "warning" if used == "bf16" and ratio < 1 / 1.5 else "ok"
+    known = f"bf16 is {speed} fp32 on this {device.type}, and {found.error:.1%} off"
+    yield Result("bf16", status, f"{known}; --dtype auto computes in {used}")
 
 
 def check_bitsandbytes() -> Iterator[Result]:

@@ -13,7 +13,7 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
 from pitcli.engine.models.hub import check_signed_in, upload
-from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, saved_lora
+from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
     Drift,
     keep_layout,
@@ -37,7 +37,7 @@ from pitcli.pages.model_card import Exported, model_card, read_evaluation
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import DIGESTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.settings.base import Dtype, ModelSettings
+from pitcli.settings.base import Dtype, ModelSettings, Precision
 from pitcli.settings.tools import ExportConfig
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
@@ -83,7 +83,7 @@ def run(config: ExportConfig) -> None:
     if config.push_to_hub:
         check_signed_in()
     earlier = EarlierRun(config.run, manifest)
-    source = Source(earlier, role, open_base(ModelSettings(device=config.device), [earlier]))
+    source = Source(earlier, role, open_base(_settings(config), [earlier]))
     base_name = config.base_name or hub_name(source.base)
     exported = Exported(
         role=role,
@@ -150,6 +150,12 @@ def hub_name(base: Base) -> str | None:
     if snapshots.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)
     return None
+
+
+def _settings(config: ExportConfig) -> ModelSettings:
+    """On CPUs in fp32, as most tools compute there, so that the merged model can be compared exactly."""
+    on_cpu = pick_device(config.device).type == "cpu"
+    return ModelSettings(device=config.device, dtype=Precision.fp32 if on_cpu else None)
 
 
 def write_adapter_export(source: Source, exported: Exported, folder: Path) -> None:

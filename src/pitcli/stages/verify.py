@@ -6,13 +6,14 @@ from pitcli.console import note, table
 from pitcli.engine.models.adapters import load_role
 from pitcli.engine.models.forward import probe
 from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.precision import DTYPES
 from pitcli.engine.models.tree_support import TREE_TOLERANCE
 from pitcli.errors import RunError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.settings.base import ModelSettings
+from pitcli.settings.base import ModelSettings, Precision
 from pitcli.settings.tools import VerifyConfig
 
 
@@ -29,7 +30,7 @@ def run(config: VerifyConfig) -> None:
     for role in manifest.probes:
         load_role(model, role, config.run / role)
         differences.append((role, relative_difference(manifest, role, probe(model, role))))
-    most = TREE_TOLERANCE[model.base.dtype]
+    most = max(TREE_TOLERANCE[model.base.dtype], TREE_TOLERANCE[DTYPES[Precision(manifest.base.dtype)]])
     if wrong := [
         f"{config.run / role}: expected scores within {most:.1e} of the saved ones (relative), got {found:.1e}; "
         "its files are intact, so compare the library versions in its manifest with those installed"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pitcli.errors import PitError, RunError, SettingsError
-from pitcli.settings.base import Role
+from pitcli.settings.base import Precision, Role
 from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.stages import rl, sample, sft, train_reward
 from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
@@ -31,6 +31,15 @@ def test_rl_starts_at_the_reference_policy() -> None:
     first = read_rows(Path("runs/rl/metrics.jsonl"))[0]
     assert abs(first["kl"]) < 1e-4
     assert first["clip_ratio"] == 0
+
+
+def test_rl_in_bf16_starts_at_the_reference_policy(tmp_path: Path) -> None:
+    """Sampling and training round differently in bf16, so the log-probs of the samples are computed again."""
+    rl.run(RlConfig(out=tmp_path / "run", dtype=Precision.bf16, max_steps=1, **RL_SMALL))
+    (first,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert abs(first["kl"]) < 1e-4
+    assert first["clip_ratio"] == 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["base"]["dtype"] == "bf16"
 
 
 def test_rl_raises_its_reward_on_four_prompts(tmp_path: Path) -> None:

@@ -185,6 +185,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a base's weights on disk, in bytes."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def _check_settings(path: Path, settings: dict[str, Any] | list[Any]) -> None:
     """Raise RunError if a setting at any depth has a value that pit does not allow."""
     entries = settings.items() if isinstance(settings, dict) else enumerate(settings)

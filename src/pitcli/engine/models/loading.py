@@ -48,17 +48,6 @@ def pick_device(device: Device) -> torch.device:
     return torch.device(device.value)
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return bf16 on GPUs that compute in it, otherwise fp32: many CPUs emulate bf16, two hundred times slower."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the autocast of passes: bf16 if the base is bf16. Adapters and gap head stay in fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base, with a chat template, and with a pad token other than EOS if it has one.
 
@@ -79,12 +68,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(folder: Path, load_in_4bit: bool, device: torch.device) -> PreTrainedModel:
+def load_base(
+    folder: Path, load_in_4bit: bool, device: torch.device, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Load a frozen causal language model from safetensors, without remote code.
+
+    dtype: what it computes in; with load_in_4bit, what its layers are dequantised to.
 
     Raises RunError if it cannot be read, lacks tensors or rescales its logits.
     """
-    dtype = compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

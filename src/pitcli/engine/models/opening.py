@@ -3,23 +3,25 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pitcli.console import note
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import load_role
-from pitcli.engine.models.bases import base_digest, resolve_base
+from pitcli.engine.models.bases import base_digest, resolve_base, weight_bytes
 from pitcli.engine.models.loading import load_base, load_tokenizer, pick_device
+from pitcli.engine.models.precision import DTYPES, compute_dtype
 from pitcli.engine.models.roles import RoleModel
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import join_group, on_rank_0
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import BaseIdentity
-from pitcli.settings.base import DEFAULT_MODEL, ModelSettings
+from pitcli.settings.base import DEFAULT_MODEL, ModelSettings, Precision
 
 
 class Base(NamedTuple):
@@ -32,9 +34,14 @@ class Base(NamedTuple):
     device: torch.device
     max_length: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return DTYPES[Precision(self.identity.dtype)]
+
     def load(self, adapters: Mapping[str, Path] | None = None) -> RoleModel:
         """Load the base with these adapters, given by role."""
-        base = load_base(self.folder, self.identity.load_in_4bit, self.device)
+        base = load_base(self.folder, self.identity.load_in_4bit, self.device, self.dtype)
         model = RoleModel(base, self.tokenizer.pad_token_id)
         for role, folder in (adapters or {}).items():
             load_role(model, role, folder)
@@ -56,11 +63,13 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
     tokenizer = load_tokenizer(folder)
     chat = open_chat(name, tokenizer)
     inherited = first.load_in_4bit if first else True
+    dtype = on_rank_0(lambda: _choose_dtype(settings, first, device, weight_bytes(folder)))
     identity = BaseIdentity(
         name=name,
         digest=base_digest(folder),
         template=chat.digest(),
         load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
+        dtype=dtype,
     )
     refuse_other_bases(identity, earlier)
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
@@ -68,6 +77,22 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
     return Base(
         folder, identity, tokenizer, chat, device, max_length=longest_conversation(name, settings, architecture)
     )
+
+
+def _choose_dtype(
+    settings: ModelSettings, first: BaseIdentity | None, device: torch.device, size: int
+) -> Literal["fp32", "bf16"]:
+    """Return the number type of --dtype, otherwise that of the first earlier run, otherwise the best of the device.
+
+    A run in bf16 is used in fp32 on a device that is slow in bf16. size: of the base's weights, in bytes.
+    """
+    if settings.dtype is None and first and first.dtype == "fp32":
+        return "fp32"
+    if compute_dtype(settings.dtype, device, size) is torch.bfloat16:
+        return "bf16"
+    if settings.dtype is None and first:
+        note(f"the run was trained in bf16, which is slow on this {device.type}: computing in fp32")
+    return "fp32"
 
 
 def quiet_libraries() -> None:

@@ -1,6 +1,5 @@
-"""Tests of this device, one second each: the speed of bf16, the error of 4-bit layers, tree attention."""
+"""Tests of this device, one second each: the error of 4-bit layers, tree attention."""
 
-import time
 from typing import Any
 
 import torch
@@ -9,27 +8,12 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from pitcli.engine.models.bases import resolve_base
-from pitcli.engine.models.loading import compute_dtype, keep_unpacked, load_base
+from pitcli.engine.models.loading import keep_unpacked, load_base
+from pitcli.engine.models.precision import best_dtype
 from pitcli.engine.models.roles import RoleModel
 from pitcli.errors import RunError
 
 _WIDTH = 256
-
-
-def bf16_slowdown(device: torch.device) -> float:
-    """Return the time of a matrix product in bf16 relative to fp32."""
-    return _product_seconds(device, torch.bfloat16) / _product_seconds(device, torch.float32)
-
-
-def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    size = 2048 if device.type == "cuda" else 256
-    factor_NN = torch.ones(size, size, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        (factor_NN @ factor_NN)[0, 0].item()  # waits for a GPU
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def four_bit_error(device: torch.device) -> float:
@@ -39,7 +23,7 @@ def four_bit_error(device: torch.device) -> float:
     """
     generator = torch.Generator().manual_seed(0)
     weight_OI, x_BI = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_WIDTH, 8))
-    dtype = compute_dtype(device)
+    dtype = best_dtype(device)
     layer: Any = Linear4bit(_WIDTH, _WIDTH, bias=False, compute_dtype=dtype, quant_type="nf4", compress_statistics=True)
     keep_unpacked(layer)
     layer.load_state_dict({"weight": weight_OI})
@@ -66,4 +50,4 @@ def _relative_error(found: Tensor, exact: Tensor) -> float:
 def packs_trees(device: torch.device) -> bool:
     """Return whether packed trees get the hidden states of separate passes, tried on the embedded model."""
     disable_progress_bar()
-    return RoleModel(load_base(resolve_base("tiny"), False, device), 0).packs_trees
+    return RoleModel(load_base(resolve_base("tiny"), False, device, best_dtype(device)), 0).packs_trees

@@ -41,6 +41,7 @@ def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base
     setup = Setup(
         folder=base.folder,
         load_in_4bit=base.identity.load_in_4bit,
+        dtype=base.dtype,
         device=base.device,
         lora=lora,
         roles=plan.roles,

@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pitcli.engine.models.bases import reading
-from pitcli.engine.models.loading import autocast, compute_dtype, load_base, lora_config
+from pitcli.engine.models.loading import load_base, lora_config
 from pitcli.engine.models.logprobs import LOGIT_ROWS
+from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training.loop import PlannedRows, RolloutCost, Task
 from pitcli.engine.training.schedule import micro_batch_rows
@@ -75,6 +76,7 @@ class Setup(NamedTuple):
 
     folder: Path
     load_in_4bit: bool
+    dtype: torch.dtype
     device: torch.device
     lora: LoraSettings
     roles: int
@@ -135,7 +137,7 @@ def shape_of(folder: Path, rank: int) -> Shape:
 
 def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
     """Estimate what training needs by running the task's largest micro-batch on shallow copies of the model."""
-    shape, width = shape_of(setup.folder, setup.lora.lora_rank), compute_dtype(setup.device).itemsize
+    shape, width = shape_of(setup.folder, setup.lora.lora_rank), setup.dtype.itemsize
     on_gpu = setup.device.type == "cuda"
     process = 0 if on_gpu else psutil.Process().memory_info().rss  # it is not in a GPU's memory
     low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly; a heap has holes
@@ -198,7 +200,7 @@ def _measured(setup: Setup, layers: int, task_on: Callable[[RoleModel], Task], c
     """Run both passes over the task's largest micro-batch in a model with this many layers."""
     with TemporaryDirectory() as shallow:
         _write_shallow(setup.folder, layers, Path(shallow))
-        model = RoleModel(load_base(Path(shallow), setup.load_in_4bit, setup.device), 0)
+        model = RoleModel(load_base(Path(shallow), setup.load_in_4bit, setup.device, setup.dtype), 0)
     task = task_on(model)
     model.add_role(task.role, lora_config(setup.lora))
     if setup.recompute:
@@ -244,7 +246,7 @@ def _first_of(rows: PlannedRows, chunk: Sequence[int], model: RoleModel) -> Any:
 def _both_passes(model: RoleModel, task: Task, micro_batch: Any) -> float:
     """Run the forward and the backward pass; return their seconds."""
     start = time.perf_counter()
-    with autocast(model.device):
+    with autocast(model.base):
         loss, _ = task.loss(micro_batch)
     loss.backward()
     if model.device.type == "cuda":

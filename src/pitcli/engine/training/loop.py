@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pitcli.console import training_panel
 from pitcli.engine.models.adapters import clear_role, read_role, save_role
 from pitcli.engine.models.forward import probe
-from pitcli.engine.models.loading import autocast
+from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import RoleModel, fingerprint
 from pitcli.engine.training.checkpoints import (
     Position,
@@ -188,7 +188,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
             while position.step < task.total_steps and stopped is None:
                 set_seed(step_seed(config.seed, position.step))
                 if position.step % task.steps_per_batch == 0:
-                    with autocast(model.device):
+                    with autocast(model.base):
                         batch = task.batch(position.step // task.steps_per_batch)
                 metrics = _one_step(training, batch, position.step)
                 if position.step == started.step:
@@ -217,13 +217,13 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
     sums: dict[str, float] = {"loss": 0.0}
     own = batch.micro_batches[rank() :: world_size()]
     for micro_batch in own:
-        with autocast(model.device):
+        with autocast(model.base):
             loss, values = task.loss(micro_batch)
         accelerator.backward(loss)
         for name, value in {"loss": float(loss.detach()), **values}.items():
             sums[name] = sums.get(name, 0.0) + value
     if model.sharded and len(own) * world_size() < len(batch.micro_batches):  # another rank has one more pass
-        with autocast(model.device):
+        with autocast(model.base):
             idle, _ = task.loss(batch.micro_batches[-1])
         accelerator.backward(0 * idle)
     all_reduce_gradients(parameters.values())
