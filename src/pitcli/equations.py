@@ -103,6 +103,14 @@ def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float,
     return gaps_B - kl_coef * kl_B - missing_eos_penalty * (~finished_B).to(gaps_B.dtype)
 
 
+def group_spread(gaps_PK: Tensor) -> float:
+    """Return the standard deviation of the gaps of a prompt's K samples, averaged over the prompts.
+
+    The unit of the penalty for a missing EOS: what a better or worse response is worth at this point of the training.
+    """
+    return float(gaps_PK.std(dim=1, correction=0).mean())
+
+
 def leave_one_out_advantages(rewards_PK: Tensor) -> Tensor:
     """RLOO (Ahmadian et al. 2024, eq. 8): each reward minus the leave-one-out baseline. Shape (P, K).
 

@@ -17,7 +17,7 @@ from pitcli.engine.models.forward import score_trees, scores
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
-from pitcli.engine.models.roles import GAP, RoleModel
+from pitcli.engine.models.roles import GAP, HEAD, RoleModel
 from pitcli.engine.models.trees import Tree, ordered_tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs
@@ -108,7 +108,7 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
 
     lengths = [tokens_read(model, tree) for tree in trees]
     rows = PlannedRows(lengths, max(1, config.micro_batch_size // len(ORDERINGS)), build)
-    return task_over_rows(GAP, rows, loss, config, model.device)
+    return task_over_rows(GAP, rows, loss, config, model.device)._replace(rates={HEAD: config.head_rate})
 
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
