@@ -11,9 +11,11 @@ from pitcli.equations import (
     ORDERINGS,
     bradley_terry_gap_loss,
     clipped_policy_loss,
+    cross_validated_log_loss,
     fit_temperature,
     five_term_loss,
     gap_loss,
+    group_spread,
     learning_rate_factor,
     leave_one_out_advantages,
     p_better,
@@ -60,8 +62,9 @@ def test_the_losses_are_means_over_the_pairs() -> None:
     gaps_B4 = torch.stack([tensor(2, 0, 0, -2), tensor(0, 0, 0, 0)])
     first = 4 * softplus(-2) + softplus(-4)
     assert float(five_term_loss(gaps_B4)) == pytest.approx((first + 5 * log(2)) / 2)
-    assert float(bradley_terry_gap_loss(gaps_B4)) == pytest.approx((softplus(-4) + log(2)) / 2)
-    assert float(symmetric_gap_loss(gaps_B4)) == pytest.approx((2 * softplus(-2) + 2 * log(2)) / 2)
+    gaps_B2 = gaps_B4[:, [0, 3]]
+    assert float(bradley_terry_gap_loss(gaps_B2)) == pytest.approx((softplus(-4) + log(2)) / 2)
+    assert float(symmetric_gap_loss(gaps_B2)) == pytest.approx((2 * softplus(-2) + 2 * log(2)) / 2)
 
 
 def test_the_gradient_raises_wl_and_lowers_lw() -> None:
@@ -78,13 +81,13 @@ def test_a_loss_of_badly_ordered_huge_gaps_is_linear() -> None:
 
 
 def test_bradley_terry_uses_only_the_swapped_orderings() -> None:
-    assert float(bradley_terry_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-3))
+    assert float(bradley_terry_gap_loss(tensor(2, -1)[None])) == pytest.approx(softplus(-3))
 
 
 def test_symmetric_uses_each_ordering_by_itself() -> None:
-    assert float(symmetric_gap_loss(tensor(2, 9, -9, -1)[None])) == pytest.approx(softplus(-2) + softplus(-1))
+    assert float(symmetric_gap_loss(tensor(2, -1)[None])) == pytest.approx(softplus(-2) + softplus(-1))
     # an offset of 5 changes it, unlike the other two losses: g_wl = 7, g_lw = 4
-    assert float(symmetric_gap_loss(tensor(7, 14, -4, 4)[None])) == pytest.approx(softplus(-7) + softplus(4))
+    assert float(symmetric_gap_loss(tensor(7, 4)[None])) == pytest.approx(softplus(-7) + softplus(4))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,8 @@ def test_symmetric_uses_each_ordering_by_itself() -> None:
     ],
 )
 def test_gap_loss_by_name(kind: GapLoss, expected: float) -> None:
-    assert float(gap_loss(kind, tensor(1, 0, 0, -1)[None])) == pytest.approx(expected)
+    gaps = tensor(1, 0, 0, -1) if kind is GapLoss.five_term else tensor(1, -1)
+    assert float(gap_loss(kind, gaps[None])) == pytest.approx(expected)
 
 
 def test_the_symmetrised_gap() -> None:
@@ -121,14 +125,17 @@ def test_p_better_of_huge_gaps_does_not_overflow() -> None:
 
 
 def test_the_temperature_of_one_magnitude() -> None:
-    # three of four pairs are ranked correctly at gap 2: sigmoid(2/T) = 3/4, so 2/T = ln 3
-    assert fit_temperature([2, 2, -2, 2]) == pytest.approx(2 / log(3))
+    # three of four pairs are ranked correctly at gap 2: sigmoid(2/T) = (3 + 1)/(4 + 2), so 2/T = ln 2
+    assert fit_temperature([2, 2, -2, 2]) == pytest.approx(2 / log(2))
+    # both of two: sigmoid(1/T) = 3/4, so 1/T = ln 3; without the prior T would be 0
+    assert fit_temperature([1, 1]) == pytest.approx(1 / log(3))
 
 
 @pytest.mark.parametrize("known", [0.1, 1.0, 7.0])
 def test_a_known_temperature_is_recovered(known: float) -> None:
-    # sigmoid(ln 3) = 3/4 and sigmoid(ln 9) = 9/10: the shares of correct pairs of both magnitudes fit T = `known`
-    small, large = known * log(3), known * log(9)
+    # 14 pairs, each right with t = 15/16; of n of one magnitude, k correct, sigmoid(g/T) = (k t + (n - k)(1 - t)) / n:
+    # (3 t + 1 - t)/4 = 46/64 and (9 t + 1 - t)/10 = 136/160, so both magnitudes fit T = `known`
+    small, large = known * log(46 / 18), known * log(136 / 24)
     gaps = [small] * 3 + [-small] + [large] * 9 + [-large]
     assert fit_temperature(gaps) == pytest.approx(known)
 
@@ -140,9 +147,16 @@ def test_the_temperature_scales_with_the_gaps() -> None:
 
 
 def test_temperatures_without_an_optimum() -> None:
-    assert fit_temperature([1, 2, 0.5], max_temperature=100) == 1 / 100  # all ranked correctly: the lower limit
+    assert fit_temperature([1e-6] * 3, max_temperature=100) == 1 / 100  # tiny, all correct: the lower limit
     for useless in ([], [0, 0], [-1, -2], [1, -1], [1, -3]):
         assert fit_temperature(useless, max_temperature=100) == 100
+
+
+def test_the_log_loss_is_under_the_temperature_of_the_other_pairs() -> None:
+    # two folds: [2, -2] and [2, 2]. The first is judged by T = 2/ln 3 of the second: -ln(3/4) and -ln(1/4); the second
+    # by the T of [2, -2], which is at its bound of 1,000: ln 2 up to 1e-3
+    expected = (-log(3 / 4) - log(1 / 4) + 2 * log(2)) / 4
+    assert cross_validated_log_loss([2, 2, -2, 2], folds=2) == pytest.approx(expected, abs=1e-3)
 
 
 def test_sequence_kl_sums_over_the_completion() -> None:
@@ -156,6 +170,11 @@ def test_rl_rewards() -> None:
     # 1 - 0.05 * 2 = 0.9; 0.5 - 0.05 * 4 - 1 = -0.7
     rewards_B = rl_rewards(tensor(1, 0.5), tensor(2, 4), finished_B, kl_coef=0.05, missing_eos_penalty=1.0)
     assert rewards_B.tolist() == pytest.approx([0.9, -0.7])
+
+
+def test_the_spread_is_the_mean_over_the_prompts() -> None:
+    # 0, 2, 4: variance 8/3 over three samples; 5, 5, 5: 0
+    assert group_spread(torch.stack([tensor(0, 2, 4), tensor(5, 5, 5)])) == pytest.approx((8 / 3) ** 0.5 / 2)
 
 
 def test_leave_one_out() -> None:

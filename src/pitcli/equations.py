@@ -26,29 +26,33 @@ def five_term_loss(gaps_B4: Tensor) -> Tensor:
     return -sum((logsigmoid(term) for term in terms), torch.zeros_like(g_wl)).mean()
 
 
-def bradley_terry_gap_loss(gaps_B4: Tensor) -> Tensor:
-    """Ablation: -log sigmoid(g_wl - g_lw), only the third of the five terms; mean over the pairs."""
-    g_wl, _, _, g_lw = gaps_B4.unbind(-1)
+def bradley_terry_gap_loss(gaps_B2: Tensor) -> Tensor:
+    """Ablation: -log sigmoid(g_wl - g_lw), only the third of the five terms; mean over the pairs.
+
+    gaps_B2: r_gap of the orderings (w,l) and (l,w).
+    """
+    g_wl, g_lw = gaps_B2.unbind(-1)
     return -logsigmoid(g_wl - g_lw).mean()
 
 
-def symmetric_gap_loss(gaps_B4: Tensor) -> Tensor:
+def symmetric_gap_loss(gaps_B2: Tensor) -> Tensor:
     """Ablation: -log sigmoid(g_wl) - log sigmoid(-g_lw); each ordering by itself must have the right sign.
 
+    gaps_B2: r_gap of the orderings (w,l) and (l,w).
     Unlike the other two losses, this one fixes the offset: g_wl = -g_lw at the optimum of a noiseless pair.
     """
-    g_wl, _, _, g_lw = gaps_B4.unbind(-1)
+    g_wl, g_lw = gaps_B2.unbind(-1)
     return -(logsigmoid(g_wl) + logsigmoid(-g_lw)).mean()
 
 
-def gap_loss(kind: GapLoss, gaps_B4: Tensor) -> Tensor:
-    """The loss that --gap-loss names."""
+def gap_loss(kind: GapLoss, gaps_BO: Tensor) -> Tensor:
+    """The loss that --gap-loss names. gaps_BO: r_gap of the orderings that it reads, from (w,l) to (l,w)."""
     losses = {
         GapLoss.five_term: five_term_loss,
         GapLoss.bradley_terry: bradley_terry_gap_loss,
         GapLoss.symmetric: symmetric_gap_loss,
     }
-    return losses[kind](gaps_B4)
+    return losses[kind](gaps_BO)
 
 
 def symmetrised_gap(reward_ab: Tensor, reward_ba: Tensor) -> Tensor:
@@ -67,16 +71,18 @@ def p_better(gap: float, gap_temperature: float) -> float:
 
 
 def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> float:
-    """The T that minimises the log loss of sigmoid(gap / T) on held-out pairs.
+    """The T that minimises the log loss of sigmoid(gap / T) on held-out pairs, with Platt's prior (1999).
 
-    gaps: gap(chosen, rejected) of each pair. The loss is convex in 1/T, so bisection on its slope finds the minimum.
-    T is clamped to [1/max_temperature, max_temperature], because there is no minimum if all pairs are ranked
-    correctly, or if the gaps are useless.
+    gaps: gap(chosen, rejected) of each of N pairs. Each counts as right with probability (N + 1) / (N + 2), so if all
+    gaps are +g or -g, k of them +g, then sigmoid(g / T) = (k + 1) / (N + 2): pairs that are all ranked right do not
+    make T zero. The loss is convex in 1/T, so bisection on its slope finds the minimum. T is at its bound,
+    max_temperature, if the gaps are useless.
     """
     gaps_N = torch.tensor(list(gaps), dtype=torch.float64)
+    right = (len(gaps_N) + 1) / (len(gaps_N) + 2)
 
     def slope(inverse: float) -> float:
-        return float(-(gaps_N * torch.sigmoid(-inverse * gaps_N)).mean())
+        return float((gaps_N * (torch.sigmoid(inverse * gaps_N) - right)).mean())
 
     low, high = 1 / max_temperature, max_temperature
     if not len(gaps_N) or slope(low) >= 0:
@@ -87,6 +93,21 @@ def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> floa
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return 1 / low
+
+
+def log_losses(gaps: Sequence[float], temperature: float) -> Tensor:
+    """-log sigmoid(gap / T) of each pair, shape (N,), in nats; ln 2 says nothing."""
+    return -logsigmoid(torch.tensor(list(gaps), dtype=torch.float64) / temperature)
+
+
+def cross_validated_log_loss(gaps: Sequence[float], folds: int = 5) -> float:
+    """The mean log loss of pairs under the temperature that is fitted on the other folds (every folds-th pair)."""
+    parts = [gaps[fold::folds] for fold in range(min(folds, len(gaps)))]
+    losses = [
+        log_losses(part, fit_temperature([gap for other, gaps in enumerate(parts) if other != fold for gap in gaps]))
+        for fold, part in enumerate(parts)
+    ]
+    return float(torch.cat(losses).mean())
 
 
 def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -101,6 +122,14 @@ def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[in
 def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float, missing_eos_penalty: float) -> Tensor:
     """PIT eq. 3: r_gap(x, y, y_ref) - beta KL, minus a penalty if the response has no EOS. Shape (B,)."""
     return gaps_B - kl_coef * kl_B - missing_eos_penalty * (~finished_B).to(gaps_B.dtype)
+
+
+def group_spread(gaps_PK: Tensor) -> float:
+    """Return the standard deviation of the gaps of a prompt's K samples, averaged over the prompts.
+
+    The unit of the penalty for a missing EOS: what a better or worse response is worth at this point of the training.
+    """
+    return float(gaps_PK.std(dim=1, correction=0).mean())
 
 
 def leave_one_out_advantages(rewards_PK: Tensor) -> Tensor:

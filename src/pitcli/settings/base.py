@@ -28,6 +28,11 @@ class Stage(StrEnum):
     self_ = "self"
 
 
+class PenaltyUnit(StrEnum):
+    spread = "spread"
+    one = "one"
+
+
 class StopRule(StrEnum):
     gap = "gap"
     none = "none"

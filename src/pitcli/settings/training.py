@@ -18,6 +18,7 @@ from pitcli.settings.base import (
     Method,
     ModelSettings,
     OptimSettings,
+    PenaltyUnit,
     Role,
     SamplingSettings,
     Section,
@@ -73,6 +74,9 @@ class RewardConfig(TrainingConfig, LoraSettings):
 
     section = Section.data
 
+    head_rate: float = Field(
+        10.0, gt=0, description="Learning rate of the gap head, which starts at zero, as a multiple of --learning-rate"
+    )
     gap_loss: Annotated[GapLoss, Section.training] = Field(
         GapLoss.five_term, description="Loss over the four orderings of a preference pair"
     )
@@ -160,10 +164,23 @@ class RlConfig(TrainingConfig):
     clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip range of the probability ratio")
     updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps per rollout")
     missing_eos_penalty: float = Field(
-        1.0, ge=0, description="Penalty subtracted from the reward of a response that does not end (no EOS)"
+        1.0,
+        ge=0,
+        description="Penalty subtracted from the reward of a response without EOS, in units of --eos-penalty-unit",
+    )
+    eos_penalty_unit: PenaltyUnit = Field(
+        PenaltyUnit.spread,
+        description="Unit of --missing-eos-penalty: spread: the standard deviation of the gaps of a prompt's samples, "
+        "averaged over the rollout; one: logits of P(better)",
     )
     rollout_temperature: Annotated[float, Section.generation] = Field(
         1.0, gt=0, description="Sampling temperature of the rollouts"
+    )
+    reference_temperature: Annotated[float, Section.generation] = Field(
+        1.0,
+        ge=0,
+        description="Sampling temperature of the references of curriculum stages policy and self; use the temperature "
+        "of your drafts",
     )
     rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
         128, ge=1, description="Maximum length of a rollout in tokens"

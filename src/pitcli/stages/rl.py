@@ -47,11 +47,11 @@ from pitcli.engine.training.rollouts import (
     text_metrics,
 )
 from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step, stage_of
-from pitcli.equations import clipped_policy_loss, leave_one_out_advantages, rl_rewards
+from pitcli.equations import clipped_policy_loss, group_spread, leave_one_out_advantages, rl_rewards
 from pitcli.errors import InputError
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
-from pitcli.settings.base import Role, Stage
+from pitcli.settings.base import PenaltyUnit, Role, Stage
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
@@ -216,7 +216,7 @@ class Curriculum(NamedTuple):
         return role_prompts(self.config.role, self.chat, rows)
 
     def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
-        decoding = rollout_decoding(self.config, self.chat)
+        decoding = rollout_decoding(self.config, self.chat)._replace(temperature=self.config.reference_temperature)
         return sample_texts(self.model, role, self.chat, prompts, decoding, seed)
 
 
@@ -225,7 +225,7 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) ->
     gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
     return Task(
         config.role,
-        total_steps=sum(curriculum.rollouts()) * config.updates_per_rollout,
+        phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],
         batch=partial(roll_out, config, curriculum, gap_model),
         loss=partial(policy_loss, config, curriculum.model),
         planned_rows=lambda: longest_rollouts(
@@ -259,7 +259,8 @@ def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, inde
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
     kl_B = layout.sequence_kl(old_logprobs, reference_logprobs)
     finished_B = tensor([sample.finished for sample in samples])
-    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty)
+    spread = group_spread(gaps_B.view(-1, k)) if config.eos_penalty_unit is PenaltyUnit.spread else 1.0
+    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty * spread)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
     metrics = {
         "padding_share": padding_share(layout.batches),

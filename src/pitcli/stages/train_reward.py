@@ -17,15 +17,16 @@ from pitcli.engine.models.forward import score_trees, scores
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
-from pitcli.engine.models.roles import GAP, RoleModel
-from pitcli.engine.models.trees import Tree, ordered_tree
+from pitcli.engine.models.roles import GAP, HEAD, RoleModel
+from pitcli.engine.models.trees import Tree, ordered_tree, swapped_tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
-from pitcli.equations import ORDERINGS, fit_temperature, gap_loss, p_better, symmetrised_gap
+from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
+from pitcli.settings.base import GapLoss
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
@@ -41,7 +42,7 @@ MEANINGS = {
     "length_correlation": "uncentred correlation of the gap with the length difference in words",
     "swap_residual": "mean |r_gap(a, b) + r_gap(b, a)|, 0 if swapping flips the sign exactly",
     "swap_flip_rate": "share of pairs whose winner by the raw r_gap changes with the order of the responses",
-    "log_loss": "mean -log P(better) of the labels, in nats; 0.693 is a coin flip",
+    "log_loss": "mean -log P(better) of the labels, T fitted on other pairs, in nats; 0.693 is a coin flip",
 }
 
 
@@ -52,7 +53,7 @@ def run(config: RewardConfig) -> None:
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
     manifest = new_manifest("reward", GAP, config, base, data)
-    trees = [ordered_tree(pair, base.chat) for pair in training]
+    trees = [training_tree(pair, base.chat, config.gap_loss) for pair in training]
     if config.dry_run:
         first = trees[0].conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
@@ -64,10 +65,12 @@ def run(config: RewardConfig) -> None:
         model = base.load()
         model.add_role(GAP, lora_config(config))
         result = train(model, gap_task(model, trees, config), config, folder)
-        scores_N4 = score_pairs(model, base.chat, held_out, config)
-        temperature = fit_temperature(pair_gaps(scores_N4).tolist())
-        report = gap_report(scores_N4, held_out, temperature)
-        fresh_report = gap_report(score_pairs(model, base.chat, fresh, config), fresh, temperature) if fresh else {}
+        scores_N2 = score_pairs(model, base.chat, held_out, config)
+        temperature = fit_temperature(pair_gaps(scores_N2))
+        report = gap_report(scores_N2, held_out, cross_validated_log_loss(pair_gaps(scores_N2)))
+        fresh_report = (
+            report_on_fresh(score_pairs(model, base.chat, fresh, config), fresh, temperature) if fresh else {}
+        )
         fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
         results = {**result._asdict(), **report, "gap_temperature": temperature, **fresh_results}
         finish(model, folder, [GAP], results)
@@ -85,13 +88,14 @@ def run(config: RewardConfig) -> None:
             "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
             "signal; train on more pairs, or longer (--epochs)"
         )
-    show_scored(held_out[:SHOWN_ROWS], scores_N4[:SHOWN_ROWS], temperature)
+    show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
     note("to train the improver by SFT, if there is none yet, and by RL:")
     next_command("pit rl --curriculum")
 
 
 def loss_of_equal_gaps(config: RewardConfig) -> float:
-    return float(gap_loss(config.gap_loss, torch.zeros(1, len(ORDERINGS))))
+    orderings = 4 if config.gap_loss is GapLoss.five_term else 2
+    return float(gap_loss(config.gap_loss, torch.zeros(1, orderings)))
 
 
 class PairMicroBatch(NamedTuple):
@@ -102,7 +106,8 @@ class PairMicroBatch(NamedTuple):
 
 
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
-    """Minimise the gap loss over the four orderings of each pair, averaged over the pairs of a step."""
+    """Minimise the gap loss over the orderings of each pair, averaged over the pairs of a step."""
+    orderings = len(trees[0].leaves)
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         pairs = sum(map(len, chunks))
@@ -110,36 +115,49 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
         return StepBatch([PairMicroBatch(batch, pairs) for batch in batches], {"padding_share": padding_share(batches)})
 
     def loss(micro_batch: PairMicroBatch) -> tuple[Tensor, dict[str, float]]:
-        scores_B4 = scores(model, micro_batch.batch).view(-1, 4)
-        share = len(scores_B4) / micro_batch.pairs
-        correct = (scores_B4[:, 0] > scores_B4[:, 3]).float().sum() / micro_batch.pairs
-        return gap_loss(config.gap_loss, scores_B4) * share, {"accuracy": float(correct.detach())}
+        scores_BO = scores(model, micro_batch.batch).view(-1, orderings)
+        share = len(scores_BO) / micro_batch.pairs
+        correct = (scores_BO[:, 0] > scores_BO[:, -1]).float().sum() / micro_batch.pairs
+        return gap_loss(config.gap_loss, scores_BO) * share, {"accuracy": float(correct.detach())}
 
     lengths = [tokens_read(model, tree) for tree in trees]
-    rows = PlannedRows(lengths, max(1, config.micro_batch_size // len(ORDERINGS)), build)
-    return task_over_rows(GAP, rows, loss, config, model.device)
+    rows = PlannedRows(lengths, max(1, config.micro_batch_size // orderings), build)
+    return task_over_rows(GAP, rows, loss, config, model.device)._replace(rates={HEAD: config.head_rate})
+
+
+def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
+    """Return the tree of the orderings that a loss reads: all four, or only (w,l) and (l,w)."""
+    if loss is GapLoss.five_term:
+        return ordered_tree(pair, chat)
+    return swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat)
 
 
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
-    """Return r_gap of the orderings (w,l), (w,w), (l,l), (l,w) of each pair, shape (N, 4)."""
-    trees = [ordered_tree(pair, chat) for pair in pairs]
-    scores_N4 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
-    return torch.stack([*scores_N4])
+    """Return r_gap of the orderings (w,l) and (l,w) of each pair, shape (N, 2)."""
+    trees = [swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat) for pair in pairs]
+    scores_N2 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
+    return torch.stack([*scores_N2])
 
 
-def pair_gaps(scores_N4: Tensor) -> np.ndarray:
-    """Return the symmetrised gap of chosen over rejected, shape (N,)."""
-    return symmetrised_gap(scores_N4[:, 0].double(), scores_N4[:, 3].double()).numpy()
+def pair_gaps(scores_N2: Tensor) -> list[float]:
+    """Return the symmetrised gap of chosen over rejected of each pair."""
+    gaps: list[float] = symmetrised_gap(scores_N2[:, 0].double(), scores_N2[:, 1].double()).tolist()
+    return gaps
 
 
-def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair], temperature: float) -> dict[str, float]:
+def report_on_fresh(scores_N2: Tensor, pairs: Sequence[PreferencePair], temperature: float) -> dict[str, float]:
+    """Return the report on pairs from which the temperature was not fitted."""
+    return gap_report(scores_N2, pairs, float(log_losses(pair_gaps(scores_N2), temperature).mean()))
+
+
+def gap_report(scores_N2: Tensor, pairs: Sequence[PreferencePair], log_loss: float) -> dict[str, float]:
     """Return the metrics in MEANINGS of a gap model on pairs that it was not trained on.
 
-    scores_N4: r_gap of the orderings (w,l), (w,w), (l,l), (l,w). The gap is the symmetrised one, except in
-    swap_residual and swap_flip_rate; the interval of the accuracy is Wilson's; P(better) is sigmoid(gap / temperature).
+    scores_N2: r_gap of the orderings (w,l) and (l,w). The gap is the symmetrised one, except in swap_residual and
+    swap_flip_rate; the interval of the accuracy is Wilson's.
     """
-    r_wl, r_lw = scores_N4[:, 0].double(), scores_N4[:, 3].double()
-    gaps_N = pair_gaps(scores_N4)
+    r_wl, r_lw = scores_N2[:, 0].double(), scores_N2[:, 1].double()
+    gaps_N = np.array(pair_gaps(scores_N2))
     lengths_N = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in pairs], dtype=float)
     correct = float((gaps_N > 0).mean())
     low, high = wilson_interval(correct, len(pairs))
@@ -154,7 +172,7 @@ def gap_report(scores_N4: Tensor, pairs: Sequence[PreferencePair], temperature: 
         "length_correlation": float((gaps_N * lengths_N).sum() / norm) if norm else 0.0,
         "swap_residual": float((r_wl + r_lw).abs().mean()),
         "swap_flip_rate": float(torch.eq(r_wl > 0, r_lw > 0).double().mean()),
-        "log_loss": float(np.mean(np.logaddexp(0, -gaps_N / temperature))),
+        "log_loss": log_loss,
     }
 
 
@@ -165,11 +183,10 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count)
 
 
-def show_scored(pairs: Sequence[PreferencePair], scores_N4: Tensor, temperature: float) -> None:
+def show_scored(pairs: Sequence[PreferencePair], scores_N2: Tensor, temperature: float) -> None:
     """Show held-out pairs with the probability that the gap model gives to their labels."""
     rows = []
-    for pair, scores_4 in zip(pairs, scores_N4, strict=True):
-        gap = float(symmetrised_gap(scores_4[0], scores_4[3]))
+    for pair, gap in zip(pairs, pair_gaps(scores_N2), strict=True):
         probability = f"{p_better(gap, temperature):.2f} that chosen is the better response"
         rows.append((pair.prompt[-1].content, pair.rejected, pair.chosen, probability))
     samples(rows, labels=("prompt", "rejected", "chosen", "P(better)"))

@@ -16,6 +16,7 @@ from pitcli.errors import RunError
 from pitcli.processes.ranks import world_size
 
 GAP = "gap"
+HEAD = "gap_head.weight"  # the name of the gap head among the parameters of its role
 IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
@@ -57,7 +58,7 @@ class RoleModel(nn.Module):
         return self.base.device
 
     def add_role(self, role: str, config: LoraConfig) -> None:
-        """Add a fresh adapter, which changes nothing until it is trained, and for the gap role a random head."""
+        """Add a fresh adapter, which changes nothing until it is trained, and for the gap role a head of zeros."""
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=role)
         else:
@@ -65,7 +66,7 @@ class RoleModel(nn.Module):
         if role == GAP:
             hidden = self.base.config.get_text_config().hidden_size
             self.gap_head = nn.Linear(hidden, 1, bias=False, device=self.device, dtype=torch.float32)
-            nn.init.normal_(self.gap_head.weight, std=hidden**-0.5)
+            nn.init.zeros_(self.gap_head.weight)
         self._active = None
 
     @property
@@ -104,7 +105,7 @@ class RoleModel(nn.Module):
         assert self.peft is not None
         named: dict[str, Tensor] = {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
         if role == GAP and self.gap_head is not None:
-            named["gap_head.weight"] = self.gap_head.weight
+            named[HEAD] = self.gap_head.weight
         return named
 
     def base_tensors(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The optimisation loop of sft, train-reward and rl, which differ only in their batches and their loss."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from pitcli.engine.training.checkpoints import (
     save_interrupted,
     snapshot_of,
 )
-from pitcli.engine.training.schedule import micro_batch_rows, planned_steps
+from pitcli.engine.training.schedule import micro_batch_rows, planned_steps, stage_of
 from pitcli.equations import learning_rate_factor
 from pitcli.errors import RunError
 from pitcli.processes.collectives import RankLost, all_reduce_gradients, all_reduce_metrics, barrier
@@ -91,6 +91,8 @@ class PlannedRows(NamedTuple):
 class Task(NamedTuple):
     """What to optimise.
 
+    phases: the number of steps of each phase; in each the learning rate warms up and decays by itself.
+
     batch(index): the data of the steps from index * steps_per_batch on. It depends only on the index, the seed and the
     weights, so that a resumed run sees the same batches as an uninterrupted one. It is the same on every rank; rank r
     of N trains on the micro-batches r, r + N, r + 2N ...
@@ -103,7 +105,7 @@ class Task(NamedTuple):
     """
 
     role: str
-    total_steps: int
+    phases: Sequence[int]
     batch: Callable[[int], StepBatch]
     loss: Loss
     planned_rows: Callable[[], PlannedRows]
@@ -111,6 +113,11 @@ class Task(NamedTuple):
     runaway: Callable[[dict[str, float]], str | None] = lambda metrics: None
     patience: int = 1
     score: str = "loss"
+    rates: Mapping[str, float] = {}  # multiples of the learning rate, by the names of parameters
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.phases)
 
 
 def task_over_rows(role: str, rows: PlannedRows, loss: Loss, config: OptimSettings, device: torch.device) -> Task:
@@ -119,7 +126,7 @@ def task_over_rows(role: str, rows: PlannedRows, loss: Loss, config: OptimSettin
     def batch(index: int) -> StepBatch:
         return rows.build(micro_batch_rows(index, rows.lengths, config, rows.at_once, device))
 
-    return Task(role, planned_steps(len(rows.lengths), config), batch, loss, planned_rows=lambda: rows)
+    return Task(role, [planned_steps(len(rows.lengths), config)], batch, loss, planned_rows=lambda: rows)
 
 
 class TrainResult(NamedTuple):
@@ -158,7 +165,12 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
     if config.shard_base:
         model.shard_base()
     parameters = model.role_parameters(task.role)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+    rates = {name: task.rates.get(name, 1.0) for name in parameters}
+    groups = [
+        {"params": [parameters[name] for name in parameters if rates[name] == rate], "rate": rate}
+        for rate in sorted(set(rates.values()))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
     with model.role(task.role, train=True):
         return _train(_Training(model, task, config, accelerator, optimizer, parameters), run)
 
@@ -213,7 +225,8 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
 def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, float]:
     """Accumulate the gradients of all micro-batches, check them, update once; return the step's metrics."""
     model, task, config, accelerator, optimizer, parameters = training
-    rate = config.learning_rate * learning_rate_factor(step, task.total_steps, config.warmup_share)
+    phase, within = stage_of(step, task.phases)
+    rate = config.learning_rate * learning_rate_factor(within, task.phases[phase], config.warmup_share)
     sums: dict[str, float] = {"loss": 0.0}
     own = batch.micro_batches[rank() :: world_size()]
     for micro_batch in own:
@@ -236,7 +249,7 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
             "try it again, or if it fails again, start over with --overwrite and a smaller --learning-rate"
         )
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     optimizer.step()
     optimizer.zero_grad()
     return {**metrics, "learning_rate": rate}

@@ -73,10 +73,10 @@ def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
     return [min(most, share) for most, share in zip(full, even, strict=True)]
 
 
-def stage_of(rollout: int, rollouts: Sequence[int]) -> tuple[int, int]:
-    """Return (index of the curriculum stage, index of the rollout within it)."""
-    for stage, count in enumerate(rollouts):
-        if rollout < count:
-            return stage, rollout
-        rollout -= count
-    raise ValueError(f"expected a rollout below {sum(rollouts)}")
+def stage_of(index: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Return (stage, index within it) of a rollout or a step. counts: the rollouts, or the steps, of each stage."""
+    for stage, count in enumerate(counts):
+        if index < count:
+            return stage, index
+        index -= count
+    raise ValueError(f"expected an index below {sum(counts)}")
