@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from pitcli.settings.base import GapLoss
 
+MAX_TEMPERATURE = 1e3  # of P(better); gaps that need more say nothing
 # (y1, y2) of r_gap(x, y1, y2): w is the chosen response, l the rejected one
 ORDERINGS = (("w", "l"), ("w", "w"), ("l", "l"), ("l", "w"))
 
@@ -70,7 +71,7 @@ def p_better(gap: float, gap_temperature: float) -> float:
     return 1 / (1 + math.exp(-max(-700.0, min(700.0, gap / gap_temperature))))
 
 
-def fit_temperature(gaps: Sequence[float], max_temperature: float = 1e3) -> float:
+def fit_temperature(gaps: Sequence[float], max_temperature: float = MAX_TEMPERATURE) -> float:
     """The T that minimises the log loss of sigmoid(gap / T) on held-out pairs, with Platt's prior (1999).
 
     gaps: gap(chosen, rejected) of each of N pairs. Each counts as right with probability (N + 1) / (N + 2), so if all

@@ -13,7 +13,7 @@ from pitcli.data.instructions.requests import request_problem
 from pitcli.data.reading import read_rows
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
-from pitcli.engine.models.bases import reading, resolve_base, weight_bytes
+from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import pick_device
@@ -138,7 +138,7 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
 def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
     """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
     folder, device = resolve_base(model_name), pick_device(config.device)
-    dtype = compute_dtype(config.dtype, device, weight_bytes(folder))
+    dtype = compute_dtype(config.dtype, device, parameter_count(folder))
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(

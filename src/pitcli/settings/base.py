@@ -177,7 +177,9 @@ class ModelSettings(Settings):
         "[default: the base of the earlier runs, otherwise smollm2]",
     )
     load_in_4bit: Annotated[bool | None, Fact.handed_on | Fact.off_card] = Field(
-        None, description="Load the base model in 4-bit NF4 [default: as in the earlier runs, otherwise on]"
+        None,
+        description="Load the base model in 4-bit NF4 [default: as in the earlier runs, otherwise on "
+        "for bases of 0.5B parameters or more]",
     )
     device: Annotated[Device, Fact.off_card, Section.hardware] = Field(
         Device.auto, description="Device to run on; auto uses a GPU if one is available"
@@ -203,7 +205,12 @@ class LoraSettings(Settings):
 class OptimSettings(Settings):
     section = Section.training
 
-    learning_rate: Annotated[float, Fact.own] = Field(2e-4, gt=0, description="Peak learning rate of AdamW")
+    learning_rate: Annotated[float | None, Fact.own] = Field(
+        None,
+        gt=0,
+        description="Peak learning rate of AdamW [default: 1e-3 for bases up to 0.5B parameters, smaller by "
+        "1/sqrt(parameters) for larger ones]",
+    )
     batch_size: Annotated[int, Fact.own] = Field(16, ge=1, description="Rows per optimiser step")
     micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
         8, ge=1, description="Maximum number of sequences per forward and backward pass"

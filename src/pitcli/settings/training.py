@@ -157,7 +157,12 @@ class RlConfig(TrainingConfig):
         min_length=1,
         description="Sources of the reference responses, one after another, comma-separated: dataset, policy, self",
     )
-    learning_rate: Annotated[float, Fact.own] = Field(1e-5, gt=0, description="Peak learning rate of AdamW")
+    learning_rate: Annotated[float | None, Fact.own] = Field(
+        None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"
+    )
+    force: Annotated[bool, Fact.execution, Section.runs] = Field(
+        False, description="Train even if the gap model is no better than a coin on its held-out pairs"
+    )
     batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts per rollout")
     samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled per (x, y_ref)")
     kl_coef: float = Field(0.05, ge=0, description="beta: weight in the reward of the KL to the starting model")

@@ -8,8 +8,6 @@ stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage,
 --role policy is plain RLHF, for comparison: the policy sees x alone, and its reward is its gap over y_w.
 """
 
-import random
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +15,18 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor, tensor
 
-from pitcli.console import next_command, note
+from pitcli.console import next_command, note, warn
 from pitcli.console import samples as show_samples
-from pitcli.data.rows import Comparison, PreferencePair
-from pitcli.data.templates import ChatFormat
+from pitcli.data.rows import Comparison
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
-from pitcli.engine.models.roles import GAP, IMPROVER, POLICY, REFERENCE, RoleModel
+from pitcli.engine.models.roles import GAP, POLICY, REFERENCE, RoleModel
+from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs
+from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import StepBatch, Task, finish, step_seed, train
 from pitcli.engine.training.rollouts import (
     RolloutMicroBatch,
@@ -46,20 +44,24 @@ from pitcli.engine.training.rollouts import (
     sampling_logprobs,
     text_metrics,
 )
-from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step, stage_of
-from pitcli.equations import clipped_policy_loss, group_spread, leave_one_out_advantages, rl_rewards
-from pitcli.errors import InputError
+from pitcli.equations import (
+    MAX_TEMPERATURE,
+    clipped_policy_loss,
+    group_spread,
+    leave_one_out_advantages,
+    rl_rewards,
+)
+from pitcli.errors import InputError, RunError
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
-from pitcli.settings.base import PenaltyUnit, Role, Stage
+from pitcli.runs.manifest import Manifest
+from pitcli.settings.base import PenaltyUnit, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.stages import start
 
 SHOWN_ROWS = 3
-
-References = list[PromptWithReference]
 
 
 class Runs(NamedTuple):
@@ -86,7 +88,13 @@ def run(config: RlConfig) -> int:
         note("that was the dry run of the SFT; the dry run of RL needs a finished runs/sft")
         return 0
     runs = find_runs(config)
+    if problem := gap_problem(runs.gap.manifest):
+        text = f"{runs.gap.folder}: {problem}, so RL would learn noise"
+        if not config.force:
+            raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
+        warn(text)
     base = open_base(config, runs.all())
+    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
@@ -120,6 +128,16 @@ def run(config: RlConfig) -> int:
     return 0
 
 
+def gap_problem(manifest: Manifest) -> str | None:
+    """Return what shows that a gap model ranks held-out pairs no better than a coin; None if nothing does."""
+    accuracy = manifest.results.get("accuracy")
+    if gap_temperature(manifest) >= MAX_TEMPERATURE:
+        return "P(better) of the gap model is 0.5 for every pair: its temperature is at its bound"
+    if isinstance(accuracy, float) and accuracy <= 0.5:
+        return f"the gap model ranks {accuracy:.0%} of its held-out pairs as labelled"
+    return None
+
+
 def train_missing_improver(config: RlConfig) -> int:
     """Train the SFT improver with the same settings if none is named and none is finished; return its exit code."""
     if not is_improver_missing(config):
@@ -141,83 +159,6 @@ def find_runs(config: RlConfig) -> Runs:
         needed = [(SFT_RUN if improver else SFT_POLICY_RUN, first), (GAP_RUN, gap)]
         raise InputError([run.missing for run, found in needed if found is None])
     return Runs(first, gap, policy if improver else None)
-
-
-class Curriculum(NamedTuple):
-    """Supplies (x, y_ref) for each stage.
-
-    drafts: the policy's drafts from a file, instead of sampling; policy_role: the policy's adapter (None: the base).
-    """
-
-    config: RlConfig
-    model: RoleModel
-    chat: ChatFormat
-    pairs: Sequence[PreferencePair]
-    drafts: Sequence[PromptWithReference] | None
-    policy_role: str | None
-
-    def rollouts(self) -> list[int]:
-        """Return the number of rollouts of each stage."""
-        return rollouts_by_stage(self.config, [self.rows(stage) for stage in self.config.curriculum_stages])
-
-    def rows(self, stage: Stage) -> int:
-        return len(self.pairs) if stage is Stage.dataset or self.drafts is None else len(self.drafts)
-
-    def references(self, rollout: int) -> tuple[int, References]:
-        """Return the stage (its index) that a rollout belongs to, and the (x, y_ref) of the rollout's prompts."""
-        rollouts = self.rollouts()
-        number, within = stage_of(rollout, rollouts)
-        stage, config = self.config.curriculum_stages[number], self.config
-        rows = rows_of_step(within, self.rows(stage), config.batch_size, config.seed)
-        return number, self.of_stage(stage, rows, rollout * config.updates_per_rollout, within / rollouts[number])
-
-    def of_stage(self, stage: Stage, rows: Sequence[int], step: int, progress: float) -> References:
-        """Return the (x, y_ref) of these rows. step: seeds the sampling; progress: the finished share of the stage."""
-        if stage is Stage.dataset:
-            return self.from_dataset(rows, step, progress)
-        return self.from_policy(rows, step) if stage is Stage.policy else self.from_self(rows, step)
-
-    def from_dataset(self, rows: Sequence[int], step: int, progress: float) -> References:
-        """Easy first: y_l; from the middle of the stage, y_w for about half of the prompts. Plain RLHF: always y_w."""
-        pairs = [self.pairs[row] for row in rows]
-        if self.config.role is Role.policy:
-            return [PromptWithReference(pair.prompt, pair.chosen) for pair in pairs]
-        rng = random.Random(step_seed(self.config.seed, step))
-        hard = [progress >= 0.5 and rng.random() < 0.5 for _ in pairs]
-        return [
-            PromptWithReference(pair.prompt, pair.chosen if is_hard else pair.rejected)
-            for pair, is_hard in zip(pairs, hard, strict=True)
-        ]
-
-    def from_policy(self, rows: Sequence[int], step: int) -> References:
-        """Outputs of the policy, from --drafts or sampled: what the improver will be given in use."""
-        if self.drafts is not None:
-            return [self.drafts[row] for row in rows]
-        prompts = [self.chat.policy_prompt(self.pairs[row].prompt) for row in rows]
-        texts = self.sampled(self.policy_role, prompts, step_seed(self.config.seed, step, 1))
-        return [
-            PromptWithReference(self.pairs[row].prompt, text or self.pairs[row].rejected)
-            for row, text in zip(rows, texts, strict=True)
-        ]
-
-    def from_self(self, rows: Sequence[int], step: int) -> References:
-        """The improver's outputs on the policy's drafts: what its second iteration will be given."""
-        drafts = self.from_policy(rows, step)
-        prompts = [self.chat.improver_prompt(*draft) for draft in drafts]
-        texts = self.sampled(IMPROVER, prompts, step_seed(self.config.seed, step, 2))
-        return [
-            PromptWithReference(draft.prompt, text or draft.reference_response)
-            for draft, text in zip(drafts, texts, strict=True)
-        ]
-
-    def longest_prompts(self) -> list[list[int]]:
-        """Return the longest prompt per row: with its draft, or with the longer response of the pair."""
-        rows = self.drafts or [PromptWithReference(p.prompt, longer_response(p)) for p in self.pairs]
-        return role_prompts(self.config.role, self.chat, rows)
-
-    def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
-        decoding = rollout_decoding(self.config, self.chat)._replace(temperature=self.config.reference_temperature)
-        return sample_texts(self.model, role, self.chat, prompts, decoding, seed)
 
 
 def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
@@ -278,10 +219,6 @@ def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBat
     logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
     total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
     return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
-
-
-def longer_response(pair: PreferencePair) -> str:
-    return max(pair.chosen, pair.rejected, key=len)
 
 
 def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:

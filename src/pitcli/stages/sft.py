@@ -20,7 +20,7 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_pairs
+from pitcli.engine.training.inputs import new_manifest, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
@@ -41,6 +41,7 @@ def run(config: SftConfig) -> None:
     reward = find_run(None, GAP_RUN) if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
     base = open_base(config, earlier if config.model is None else [])
+    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     manifest = new_manifest("sft", config.role, config, base, data)

@@ -20,7 +20,7 @@ from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, HEAD, RoleModel
 from pitcli.engine.models.trees import Tree, ordered_tree, swapped_tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs
+from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
 from pitcli.processes.collectives import map_over_ranks
@@ -49,6 +49,7 @@ MEANINGS = {
 def run(config: RewardConfig) -> None:
     """Train on all but the held-out prompts, report on these, and write the gap model to the run folder."""
     base = open_base(config, [])
+    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)

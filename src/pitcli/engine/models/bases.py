@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import reprlib
@@ -185,9 +186,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weight_bytes(folder: Path) -> int:
-    """Return the size of a base's weights on disk, in bytes."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def parameter_count(folder: Path) -> int:
+    """Return how many weights a base has, from the headers of its files."""
+    total = 0
+    for path in _weight_files(folder):
+        with reading(path), safe_open(path, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
+    return total
 
 
 def _check_settings(path: Path, settings: dict[str, Any] | list[Any]) -> None:

@@ -22,7 +22,7 @@ from pitcli.settings.base import Precision
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 FAST = 1.2  # times as fast as fp32, at least
 RIGHT = 0.01  # relative error of a product, at most; rounding to bf16 alone gives 0.002
-SMALL = 2**26  # bytes of weights; products of smaller bases take less time than the calls around them
+SMALL = 30_000_000  # parameters; products of smaller bases take less time than the calls around them
 SLOW = 4.0  # times slower than fp32: emulated, so that one product tells enough
 PRODUCT = {"cpu": (128, 576, 1536), "cuda": (2048, 2048, 2048)}  # rows, inputs, outputs
 PRODUCTS = 5
@@ -40,11 +40,11 @@ class Bf16(NamedTuple):
         return self.speedup >= FAST and self.error <= RIGHT
 
 
-def compute_dtype(asked: Precision | None, device: torch.device, weight_bytes: int) -> torch.dtype:
+def compute_dtype(asked: Precision | None, device: torch.device, parameters: int) -> torch.dtype:
     """Return the number type of --dtype. auto or None: the best of the device, on CPUs fp32 for small bases."""
     if asked in DTYPES:
         return DTYPES[asked]
-    return torch.float32 if device.type == "cpu" and weight_bytes < SMALL else best_dtype(device)
+    return torch.float32 if device.type == "cpu" and parameters < SMALL else best_dtype(device)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

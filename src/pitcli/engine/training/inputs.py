@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 from pitcli.console import note, warn
 from pitcli.data.examples import Limit, check_conversation, fitting_pairs, pairs_digest
@@ -13,12 +14,17 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base
+from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
 from pitcli.settings.base import DataSettings, Settings
 from pitcli.settings.default_runs import Kind
-from pitcli.settings.training import RewardConfig
+from pitcli.settings.training import RewardConfig, RlConfig, TrainingConfig
+
+RL_SHARE = 0.1  # of the learning rate of SFT
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def open_pairs(
@@ -58,6 +64,15 @@ def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: B
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")
     return pairs
+
+
+def with_learning_rate(config: Config, base: Base) -> Config:
+    """Return the settings with the learning rate that suits the size of the base, if none is given."""
+    if config.learning_rate is not None:
+        return config
+    rate = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
+    note(f"learning rate {rate:g}, by the size of the base (--learning-rate)")
+    return config.model_copy(update={"learning_rate": rate})
 
 
 def new_manifest(

@@ -164,6 +164,7 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
         model.recompute_layers()
     if config.shard_base:
         model.shard_base()
+    assert config.learning_rate is not None  # see with_learning_rate
     parameters = model.role_parameters(task.role)
     rates = {name: task.rates.get(name, 1.0) for name in parameters}
     groups = [
@@ -226,7 +227,7 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
     """Accumulate the gradients of all micro-batches, check them, update once; return the step's metrics."""
     model, task, config, accelerator, optimizer, parameters = training
     phase, within = stage_of(step, task.phases)
-    rate = config.learning_rate * learning_rate_factor(within, task.phases[phase], config.warmup_share)
+    rate = optimizer.defaults["lr"] * learning_rate_factor(within, task.phases[phase], config.warmup_share)
     sums: dict[str, float] = {"loss": 0.0}
     own = batch.micro_batches[rank() :: world_size()]
     for micro_batch in own:
