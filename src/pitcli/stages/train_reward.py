@@ -49,10 +49,10 @@ MEANINGS = {
 def run(config: RewardConfig) -> None:
     """Train on all but the held-out prompts, report on these, and write the gap model to the run folder."""
     base = open_base(config, [])
-    config = with_learning_rate(config, base)
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
+    config = with_learning_rate(config, base)
     manifest = new_manifest("reward", GAP, config, base, data)
     trees = [training_tree(pair, base.chat, config.gap_loss) for pair in training]
     if config.dry_run:

@@ -37,7 +37,7 @@ def test_nothing_is_written_and_the_settings_are_printed(
     out, err = capsys.readouterr()
     assert sorted(path.name for path in data.iterdir()) == ["pairs.jsonl"]
     settings = yaml.safe_load(out)
-    assert (settings["max_steps"], settings["learning_rate"]) == (3, 2e-4)
+    assert (settings["max_steps"], settings["learning_rate"]) == (3, 1e-3)
     assert "dry_run" not in settings
     assert "memory at the peak" in err
     assert "⟦" in err

@@ -187,7 +187,7 @@ def test_a_hostile_base_is_refused(
 ) -> None:
     folder = base_with(tmp_path, change)
     before = digests(tmp_path)
-    ended = pit(capfd, "sample", "--model", folder, "--data", prompts, "--max-new-tokens", 2)
+    ended = pit(capfd, "sample", "--model", folder, "--data", prompts, "--max-new-tokens", 2, "--load-in-4bit")
     assert ended.code == (2 if "chat template" in ended.err else 3), ended.err
     assert_one_line(ended, problem, str(folder))
     assert digests(tmp_path) == before

@@ -39,11 +39,11 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "--output: pairs.jsonl is the input",
     ),
     "rl drafts that are not drafts": (
-        "rl --out never --data pairs.jsonl --curriculum-stages policy --drafts pairs.jsonl",
+        "rl --force --out never --data pairs.jsonl --curriculum-stages policy --drafts pairs.jsonl",
         "pairs.jsonl:1:response: missing; the row has 'id', 'prompt', 'chosen', 'rejected'",
     ),
     "curriculum stage without rows": (
-        "rl --out never --data pairs.jsonl --curriculum-stages dataset,policy --drafts empty.jsonl",
+        "rl --force --out never --data pairs.jsonl --curriculum-stages dataset,policy --drafts empty.jsonl",
         "empty.jsonl: no rows",
     ),
     "no curriculum stage": ("rl --curriculum-stages ,", "--curriculum-stages: "),
@@ -53,7 +53,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "remove them, or use --allow-overlap to keep them",
     ),
     "rl drafts without room for rollouts": (
-        "rl --out never --data pairs.jsonl --curriculum-stages policy --drafts long.jsonl",
+        "rl --force --out never --data pairs.jsonl --curriculum-stages policy --drafts long.jsonl",
         "long.jsonl:1:prompt: expected a conversation of at most ",
     ),
 }

@@ -26,7 +26,7 @@ NF4 = BitsAndBytesConfig(
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.float32,
 )
-TRAINED = "--data data/pairs.jsonl --model tiny --lora-rank 4 --batch-size 8 --learning-rate 1e-2 --max-steps 6"
+TRAINED = "--data data/pairs.jsonl --model tiny --load-in-4bit --lora-rank 4 --batch-size 8 --learning-rate 1e-2 --max-steps 6"
 RoleOf = Callable[..., RoleModel]
 Out = pytest.CaptureFixture[str]
 
@@ -48,9 +48,9 @@ def run_every_stage(folder: Path) -> None:
         drafts = [{"prompt": row["prompt"], "response": row["rejected"]} for row in preference_rows(24, seed=8)]
         Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
         pit(f"sft {TRAINED}")
-        pit(f"sft {TRAINED} --no-load-in-4bit --out runs/whole")
+        pit(f"sft {TRAINED.replace('--load', '--no-load')} --out runs/whole")
         pit(f"train-reward {TRAINED}")
-        pit("rl --max-steps 2 --batch-size 4 --learning-rate 1e-3 --rollout-max-new-tokens 10")
+        pit("rl --force --max-steps 2 --batch-size 4 --learning-rate 1e-3 --rollout-max-new-tokens 10")
         pit("improve --input drafts.jsonl --output pit.jsonl --stop none --max-iters 1 --max-new-tokens 10")
         pit("evaluate --input pit.jsonl --judge oracle --draws 200 --out seen")
 

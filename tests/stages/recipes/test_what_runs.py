@@ -56,7 +56,7 @@ def test_a_changed_setting_runs_its_stage_and_the_stages_that_depend_on_it(
     dry = pit(capsys, "recipe.yaml", "--dry-run")
     changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
     assert ran(dry) == changed
-    assert decisions(dry)["policy"][1] == "learning_rate was 0.0002, is 0.1, max_steps was 1, is 2"
+    assert decisions(dry)["policy"][1] == "learning_rate was None, is 0.1, max_steps was 1, is 2"
     assert decisions(dry)["sample"][1] == "unless the output of policy stays the same"
     assert "--role policy --overwrite\n" in dry
     before = outputs(done / "made")

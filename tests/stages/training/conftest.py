@@ -14,9 +14,16 @@ from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftCo
 from pitcli.stages import rl, sample, sft, train_reward
 from tests.conftest import Share
 
-SMALL = {"model": "tiny", "lora_rank": 4, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3}
-RL_SMALL = {"batch_size": 4, "micro_batch_size": 8, "learning_rate": 1e-3, "rollout_max_new_tokens": 10}
-SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+SMALL = {
+    "model": "tiny",
+    "load_in_4bit": True,
+    "lora_rank": 4,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": 1e-3,
+}
+RL_SMALL = {"force": True, "batch_size": 4, "micro_batch_size": 8, "learning_rate": 1e-3, "rollout_max_new_tokens": 10}
+SMALL_FLAGS = "--model tiny --load-in-4bit --lora-rank 4 --batch-size 8 --micro-batch-size 4 --learning-rate 1e-3".split()
 
 
 @pytest.fixture(scope="module")

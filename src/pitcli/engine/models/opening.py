@@ -45,6 +45,13 @@ class Base(NamedTuple):
         """What the model computes in."""
         return DTYPES[Precision(self.identity.dtype)]
 
+    def describe(self) -> str:
+        """Return one line: name, size, number type and quantisation."""
+        form = "in 4-bit NF4" if self.identity.load_in_4bit else "not quantised"
+        if not self.identity.load_in_4bit and self.parameters < LEAST_IN_4BIT:
+            form += f", as 4-bit costs bases below {human(LEAST_IN_4BIT)} too much"
+        return f"base {self.identity.name}: {human(self.parameters)} parameters, {self.identity.dtype}, {form}"
+
     def load(self, adapters: Mapping[str, Path] | None = None) -> RoleModel:
         """Load the base with these adapters, given by role."""
         base = load_base(self.folder, self.identity.load_in_4bit, self.device, self.dtype)
@@ -79,19 +86,10 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
         dtype=dtype,
     )
     refuse_other_bases(identity, earlier)
-    note(describe_base(identity, parameters, default=settings.load_in_4bit is None and first is None))
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     refuse_small_embeddings(name, chat, architecture)
     longest = longest_conversation(name, settings, architecture)
     return Base(folder, identity, tokenizer, chat, device, longest, parameters)
-
-
-def describe_base(identity: BaseIdentity, parameters: int, default: bool) -> str:
-    """Return the first line of every command that loads a base. default: --load-in-4bit was left to pit."""
-    form = "4-bit NF4" if identity.load_in_4bit else "not in 4-bit"
-    if default and not identity.load_in_4bit:
-        form += f", which costs bases below {human(LEAST_IN_4BIT)} too much (--load-in-4bit)"
-    return f"{identity.name}: {human(parameters)} parameters, computed in {identity.dtype}, {form}"
 
 
 def human(count: int) -> str:

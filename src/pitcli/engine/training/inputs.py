@@ -67,11 +67,10 @@ def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: B
 
 
 def with_learning_rate(config: Config, base: Base) -> Config:
-    """Return the settings with the learning rate that suits the size of the base, if none is given."""
-    if config.learning_rate is not None:
-        return config
-    rate = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
-    note(f"learning rate {rate:g}, by the size of the base (--learning-rate)")
+    """Return the settings with the learning rate that suits the size of the base, if none is given; print both."""
+    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
+    rate = config.learning_rate or usual
+    note(f"{base.describe()}; learning rate {rate:g}" + (", by its size" if config.learning_rate is None else ""))
     return config.model_copy(update={"learning_rate": rate})
 
 
