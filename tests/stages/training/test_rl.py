@@ -1,6 +1,7 @@
 """pit rl on the embedded model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pitcli.errors import PitError, RunError, SettingsError
+from pitcli.runs.manifest import read_manifest, write_manifest
 from pitcli.settings.base import Precision, Role
 from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftConfig
 from pitcli.stages import rl, sample, sft, train_reward
@@ -31,6 +33,36 @@ def test_rl_starts_at_the_reference_policy() -> None:
     first = read_rows(Path("runs/rl/metrics.jsonl"))[0]
     assert abs(first["kl"]) < 1e-4
     assert first["clip_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("results", "problem"),
+    [
+        ({"accuracy": 0.5, "gap_temperature": 1.0}, "the gap model ranks 50% of its held-out pairs as labelled"),
+        ({"accuracy": 0.6, "gap_temperature": 1e3}, "its temperature is at its bound"),
+    ],
+)
+def test_a_gap_model_no_better_than_a_coin_is_refused(
+    results: dict[str, float], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = read_manifest(Path("runs/reward"))
+    assert manifest is not None
+    useless = shutil.copytree("runs/reward", tmp_path / "reward")
+    write_manifest(Path(useless), manifest.model_copy(update={"results": {**manifest.results, **results}}))
+    settings = {**RL_SMALL, "reward": Path(useless), "max_steps": 1, "out": tmp_path / "run"}
+    with pytest.raises(RunError, match=problem):
+        rl.run(RlConfig(**{**settings, "force": False}))
+    assert not (tmp_path / "run").exists()
+    rl.run(RlConfig(**settings))
+    assert f"warning: {useless}: " in capsys.readouterr().err
+
+
+def test_without_a_learning_rate_rl_takes_a_tenth_of_that_of_the_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rl.run(RlConfig(**{**RL_SMALL, "learning_rate": None, "max_steps": 1, "out": tmp_path / "run"}))
+    assert "parameters, fp32, in 4-bit NF4; learning rate 0.0001, by its size" in capsys.readouterr().err
+    assert "learning_rate: 0.0001" in (tmp_path / "run/config.yaml").read_text()
 
 
 def test_rl_in_bf16_starts_at_the_reference_policy(tmp_path: Path) -> None:
