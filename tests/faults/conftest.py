@@ -25,8 +25,8 @@ SMALL = "--model tiny --load-in-4bit --lora-rank 4 --batch-size 8 --learning-rat
 TRAIN = {  # two micro-batches per step
     "sft": f"sft {SMALL} --micro-batch-size 4 --epochs 2 --max-steps 8 --save-every 2 --out run",
     "reward": f"train-reward {SMALL} --micro-batch-size 16 --epochs 2 --max-steps 8 --save-every 2 --out run",
-    "rl": "rl --force --curriculum --data pairs.jsonl --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 "
-    "--updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 2 --out run",
+    "rl": "rl --force --curriculum --data pairs.jsonl --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 "
+    "--max-steps 8 --updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 2 --out run",
 }
 IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 2 --max-new-tokens 8 --sample-batch-size 4"
 ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver"}

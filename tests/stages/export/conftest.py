@@ -26,7 +26,8 @@ NF4 = BitsAndBytesConfig(
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.float32,
 )
-TRAINED = "--data data/pairs.jsonl --model tiny --load-in-4bit --lora-rank 4 --batch-size 8 --learning-rate 1e-2 --max-steps 6"
+SMALL = "--model tiny --load-in-4bit --lora-rank 4 --batch-size 8 --learning-rate 1e-2 --max-steps 6"
+TRAINED = f"--data data/pairs.jsonl {SMALL}"
 RoleOf = Callable[..., RoleModel]
 Out = pytest.CaptureFixture[str]
 

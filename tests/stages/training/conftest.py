@@ -23,19 +23,8 @@ SMALL = {
     "learning_rate": 1e-3,
 }
 RL_SMALL = {"force": True, "batch_size": 4, "micro_batch_size": 8, "learning_rate": 1e-3, "rollout_max_new_tokens": 10}
-SMALL_FLAGS = [
-    "--model",
-    "tiny",
-    "--load-in-4bit",
-    "--lora-rank",
-    "4",
-    "--batch-size",
-    "8",
-    "--micro-batch-size",
-    "4",
-    "--learning-rate",
-    "1e-3",
-]
+SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if value is not True]
+SMALL_FLAGS += ["--load-in-4bit"]
 
 
 @pytest.fixture(scope="module")
