@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
+.PHONY: ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -76,6 +76,23 @@ bench: .venv-bench/.installed
 # slow (45 minutes on 2 cores): measure the cost of a step as it grows
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
+
+# IFEval's published checker in a separate environment, with punkt's sentence data
+.venv-ifeval/.installed: examples/ifeval/requirements.txt
+	$(PYTHON) -m venv .venv-ifeval
+	.venv-ifeval/bin/python -m pip install --quiet --requirement examples/ifeval/requirements.txt
+	.venv-ifeval/bin/python -m pip download --quiet --no-deps --dest .venv-ifeval llama-index-core==0.14.25
+	.venv-ifeval/bin/python examples/ifeval/punkt.py .venv-ifeval/llama_index_core-*.whl .venv-ifeval/nltk_data
+	touch $@
+
+# slow (hours on 2 cores): greedy drafts of SmolLM2 for IFEval, three improvements by RUN, and the table of the checker
+#   make ifeval DATA=ifeval.jsonl.gz RUN=runs/rl; for a part of it, add IFEVAL='--max-rows 100'
+ifeval: install $(VENV)/.smollm2 .venv-ifeval/.installed
+	mkdir -p runs/ifeval
+	$(BIN)/pit sample --data $(DATA) --temperature 0 --max-new-tokens 512 --output runs/ifeval/drafts.jsonl $(IFEVAL)
+	$(BIN)/pit improve --run $(RUN) --input runs/ifeval/drafts.jsonl --output runs/ifeval/improved.jsonl \
+	  --temperature 0 --max-new-tokens 640 --max-iters 3 --stop none --resume
+	NLTK_DATA=.venv-ifeval/nltk_data .venv-ifeval/bin/python examples/ifeval/check.py --table runs/ifeval/improved.jsonl
 
 # both benchmarks on a GPU in 4-bit, then on random weights of 1B and 8B shapes (8B: only pit, all roles on one base)
 bench-gpu: .venv-bench/.installed
