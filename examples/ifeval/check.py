@@ -3,8 +3,9 @@
     python check.py < rows.jsonl             one row per line in, the share of instructions that it follows out
     python check.py --table improved.jsonl   prompt-level and instruction-level accuracy, draft and each iteration
 
-Rows are those of IFEval (prompt, instruction_id_list, kwargs) with a `response`, as `pit sample` and `pit improve` write
-them. Runs in an environment of its own (requirements.txt), with punkt's data in NLTK_DATA; `make ifeval` makes both.
+Rows are those of IFEval (prompt, instruction_id_list, kwargs) with a `response`, as `pit sample` and `pit improve`
+write them. Runs in an environment of its own (requirements.txt), with punkt's data in NLTK_DATA; `make ifeval` makes
+both.
 """
 
 import argparse
