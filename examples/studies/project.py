@@ -28,6 +28,7 @@ class StudyScale(NamedTuple):
     rl: str
     far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
     decoding: str
+    temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
     judge: str = ""  # real pairs only: settings of the judge, which is trained on its whole fold
 
 
@@ -70,7 +71,7 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
         f"pit sft --role policy --data data/sft.jsonl {model} {scale.sft}",
         f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
         f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
-        f"pit sample --data data/test.jsonl {scale.drafts} --output drafts.jsonl --seed {seed} {scale.decoding}",
+        sample(scale, seed, "drafts", scale.temperature),
     ]
     if scale.model != "tiny":
         # the judge's seed and rows differ from those of the gap model that RL and the stop rule use
@@ -81,23 +82,33 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
     return steps
 
 
+def sample(scale: StudyScale, seed: int, name: str, temperature: float | str) -> str:
+    shared = f"--seed {seed} {scale.decoding} --temperature {temperature}"
+    return f"pit sample --data data/test.jsonl {scale.drafts} --output {name}.jsonl {shared}"
+
+
 def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
-    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {settings}"
+    references = f"--reference-temperature {scale.temperature}"
+    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
 
 
-def improve(scale: StudyScale, seed: int, name: str, settings: str) -> str:
-    return f"pit improve --input drafts.jsonl --output {name}.jsonl --seed {seed} {scale.decoding} {settings}"
+def improve(scale: StudyScale, seed: int, name: str, settings: str, drafts: str = "drafts") -> str:
+    temperature = "" if "--temperature" in settings else f"--temperature {scale.temperature} "
+    shared = f"--seed {seed} {scale.decoding} {temperature}{settings}"
+    return f"pit improve --input {drafts}.jsonl --output {name}.jsonl {shared}"
 
 
 ONCE = "--stop none --max-iters 1"
-BEST_OF_4 = "--method best-of-n --max-iters 4 --temperature 1.0"
+BEST_OF_4 = "--method best-of-n --max-iters 4"
 
 
 def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     """The commands that make NAME.jsonl, the rows of one system."""
     kind, _, value = name.partition("@")
-    if kind in ("stage", "loss", "temperature", "beta"):
+    if kind in ("stage", "loss", "beta"):
         return variant_steps(scale, seed, kind, value)
+    if value:
+        return steps_at(scale, seed, kind, value)
     trained = rl(scale, seed, "rl", "--curriculum")
     pit = [trained, improve(scale, seed, "pit", f"--run runs/rl {ONCE}")]
     pit_stop = [trained, improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")]
@@ -119,7 +130,6 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
             rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
             improve(scale, seed, name, f"--run runs/rl-shuffled {ONCE}"),
         ],
-        # drafts and samples have the same temperature, so any gain comes from the gap model
         "shuffled-best-of-n": [
             *shuffled_reward(scale, seed),
             improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
@@ -141,9 +151,6 @@ def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
 def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:
     """The commands that make the rows of a system named KIND@VALUE, which differs from `pit` in one setting."""
     name = f"{kind}@{value}"
-    if kind == "temperature":
-        trained = rl(scale, seed, "rl", "--curriculum")
-        return [trained, improve(scale, seed, name, f"--run runs/rl {ONCE} --temperature {value}")]
     if kind == "stage":
         run = f"rl-{value}"
         steps = [rl(scale, seed, run, f"--curriculum-stages {value.replace('+', ',')}")]
@@ -158,6 +165,25 @@ def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[s
         run = f"rl-beta-{value}"
         steps = [rl(scale, seed, run, f"--curriculum --kl-coef {value} {scale.far}")]
     return [*steps, improve(scale, seed, name, f"--run runs/{run} {ONCE}")]
+
+
+def steps_at(scale: StudyScale, seed: int, kind: str, temperature: str) -> list[str]:
+    """The commands that make the rows of KIND@TEMPERATURE: drafts and method at this temperature."""
+    drafts = f"drafts@{temperature}"
+    settings = {
+        "pit": f"--run runs/rl {ONCE}",
+        "resample": f"--method resample {ONCE}",
+        "best-of-n": f"--method best-of-n --equal-tokens pit@{temperature}.jsonl",
+    }
+    kinds = ["pit"] if kind == "pit" else ["pit", kind]  # best-of-n reads the rows of pit
+    return [
+        rl(scale, seed, "rl", "--curriculum"),
+        sample(scale, seed, drafts, temperature),
+        *(
+            improve(scale, seed, f"{k}@{temperature}", f"{settings[k]} --temperature {temperature}", drafts)
+            for k in kinds
+        ),
+    ]
 
 
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
