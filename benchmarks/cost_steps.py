@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from breakdown import Step, kinds_of, timed
 from flops import TREE_PARENTS, Shape, forward_flops, llama_shape, seen_in_row, seen_in_tree, training_flops
-from matmul import square_peak
+from matmul import DTYPES, square_peak
 from measuring import now, peak_bytes, reset_peak
 from random_models import model_of
 from workloads import NEW_TOKENS
@@ -157,12 +157,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Time one step after a warm-up; return its seconds, FLOP, tokens, peak memory and the parts of its time."""
     device = request["device"]
     if request["stage"] == "peak":
-        return {"flops_per_second": square_peak(device)}
+        return {"flops_per_second": square_peak(device, request["dtype"])}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(resolve_base(model_of(request["shape"], Path(scratch), device)))
         config = json.loads((folder / "config.json").read_text())
-        base = load_base(folder, request["load_in_4bit"], torch.device(device))
+        base = load_base(folder, request["load_in_4bit"], torch.device(device), DTYPES[request["dtype"]])
     model = RoleModel(base, 0)
     lora = LoraSettings()
     for role in (IMPROVER, REFERENCE, GAP):

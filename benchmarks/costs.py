@@ -1,6 +1,6 @@
 """Measures where the time of a training step goes, how close it is to the machine's peak, and how it grows.
 
-    python benchmarks/costs.py [--device cpu|cuda] [--shape smollm2|1b] [--longest 4096]
+    python benchmarks/costs.py [--device cpu|cuda] [--dtype fp32|bf16] [--shape smollm2|1b] [--longest 4096]
 
 Each step is measured in a separate process, so that its peak memory is its own. Rows are random tokens of one length,
 and a step is one row (gap: a pair, which is four conversations; rl: one prompt with k samples of 48 tokens; improve: an
@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest conversation to measure, in tokens")
     parser.add_argument("--load-in-4bit", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: bf16 on a GPU only")
     parser.add_argument("--out", type=Path, default=Path("costs.json"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.dtype = options.dtype or ("bf16" if options.device == "cuda" else "fp32")
     if options.one:
         from cost_steps import measure  # imports torch, which the parent process does not need
 
@@ -66,7 +68,7 @@ def requests(options: argparse.Namespace) -> list[dict[str, Any]]:
         *({"stage": "rl", "length": shortest, "k": k} for k in GROUPS),
         *({"stage": stage, "length": shortest, "rows": rows} for stage in ("sft", "gap", "improve") for rows in ROWS),
     ]
-    common = {"device": options.device, "shape": options.shape, "load_in_4bit": options.load_in_4bit}
+    common = {name: getattr(options, name) for name in ("device", "shape", "load_in_4bit", "dtype")}
     found: list[dict[str, Any]] = []
     for setting in settings:
         request = {"length": 0, "rows": 1, "k": 4, "recompute": False, **setting, **common}

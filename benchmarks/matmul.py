@@ -8,12 +8,13 @@ from gate import Gate, Spec
 from measuring import now
 
 SECONDS_AT_PEAK = 2.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
     """Measure the peak FLOP/s of torch.mm in each run: at the model's shapes and at 2048 cubed, in its dtype."""
     device, on_gpu = spec["device"], spec["device"] == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = DTYPES[spec["dtype"]]
     shape = llama_shape(spec["config"], spec["lora_rank"])
     sizes = {(2048, 2048, 2048), *((1024, inputs, outputs) for inputs, outputs in shape.linear_in_out)}
     if on_gpu:
@@ -35,10 +36,10 @@ def run(spec: Spec, side: str, gate: Gate) -> None:
             best[name] = max(best.get(name, 0.0), 2 * rows * inputs * outputs / fastest)
 
 
-def square_peak(device: str) -> float:
-    """Return the peak FLOP/s of a square product in the dtype of the device."""
-    dtype, size = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
-    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+def square_peak(device: str, dtype: str) -> float:
+    """Return the peak FLOP/s of a square product."""
+    size = 8192 if device == "cuda" else 2048
+    left, right = (torch.randn(size, size, dtype=DTYPES[dtype], device=device) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         started = now(device)

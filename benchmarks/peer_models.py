@@ -27,13 +27,13 @@ def on_gpu(spec: Spec) -> bool:
 
 
 def in_bf16(spec: Spec) -> bool:
-    """Return whether the peers compute in bf16: on a GPU, and with a 4-bit base, as TRL then casts the adapters."""
-    return on_gpu(spec) or bool(spec["load_in_4bit"])
+    """Return whether the peers compute in bf16: with --dtype, and with a 4-bit base, as TRL then casts the adapters."""
+    return spec["dtype"] == "bf16" or bool(spec["load_in_4bit"])
 
 
 def loading(spec: Spec) -> dict[str, Any]:
     """Return the options to load the base with the same weights and precision as pit."""
-    dtype = torch.bfloat16 if on_gpu(spec) else torch.float32
+    dtype = torch.bfloat16 if spec["dtype"] == "bf16" else torch.float32
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -74,7 +74,7 @@ class GapScores:
         self.temperature = spec["gap_temperature"]
         self.instruction = {"role": "user", "content": spec["instruction"]}
         self.micro_batch = spec["sizes"]["micro"]
-        self.autocast = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu(spec))
+        self.autocast = torch.autocast(spec["device"], torch.bfloat16, enabled=spec["dtype"] == "bf16")
 
     def gaps(self, conversations: Sequence[Messages], responses: Sequence[str]) -> list[float]:
         """Return gap / T of each response over the reference in its conversation; 0 for a copy."""

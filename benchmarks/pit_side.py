@@ -42,6 +42,7 @@ def common(spec: Spec) -> dict[str, Any]:
         "model": spec["model"],
         "device": spec["device"],
         "load_in_4bit": spec["load_in_4bit"],
+        "dtype": spec["dtype"],
         "max_length": spec["sizes"]["max_length"],
     }
 

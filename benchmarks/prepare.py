@@ -37,6 +37,7 @@ def main() -> None:
     settings = ModelSettings(
         model=model_of(request["shape"], scratch, request["device"]),
         load_in_4bit=request["load_in_4bit"],
+        dtype=request["dtype"],
         device=request["device"],
         max_length=sizes.max_length,
     )
@@ -173,11 +174,14 @@ def trained_adapters(
 ) -> dict[str, Any]:
     """Train pit sft and pit train-reward for a few steps, once; return their run folders and gap temperature."""
     weights = "nf4" if settings.load_in_4bit else "whole"
-    adapters = scratch / f"adapters-{request['shape']}-{weights}-{sizes.max_length}-{sizes.adapter_steps}"
+    adapters = (
+        scratch / f"adapters-{request['shape']}-{weights}-{request['dtype']}-{sizes.max_length}-{sizes.adapter_steps}"
+    )
     common = [
         *("--model", str(settings.model), "--data", str(rows), "--device", request["device"], "--overwrite"),
         *("--max-steps", str(sizes.adapter_steps), "--batch-size", "8", "--max-length", str(sizes.max_length)),
         "--load-in-4bit" if settings.load_in_4bit else "--no-load-in-4bit",
+        *("--dtype", request["dtype"]),
     ]
     for command, name in (("sft", "sft"), ("train-reward", "reward")):
         if not is_finished(adapters / name):

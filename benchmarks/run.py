@@ -80,6 +80,7 @@ def parse_options() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="load the base of both sides in 4-bit; default: only on a GPU",
     )
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of both sides; default: bf16 on a GPU only")
     parser.add_argument("--threads", type=int, help="threads per process; default: torch's choice")
     parser.add_argument(
         "--tune",
@@ -92,6 +93,7 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.load_in_4bit is None:
         options.load_in_4bit = options.device == "cuda"
+    options.dtype = options.dtype or ("bf16" if options.device == "cuda" else "fp32")
     return options
 
 
@@ -130,6 +132,7 @@ def prepare(
         "shape": options.shape,
         "device": options.device,
         "load_in_4bit": options.load_in_4bit,
+        "dtype": options.dtype,
         "sizes": sizes._asdict(),
         "runs": max(options.runs, TUNING_PASSES),
         "trains": [workload.trains for workload in workloads],
@@ -159,7 +162,7 @@ def measured(
     checks: list[Check] = []
     if theirs and workload.against != "matmul":
         checked = [ours.check(), theirs.check()]
-        in_bf16 = options.device == "cuda" or options.load_in_4bit
+        in_bf16 = options.dtype == "bf16" or options.load_in_4bit
         checks = checks_of(workload, spec["sizes"], figures["ours"], figures["theirs"], checked, in_bf16)
     for side in sides.values():
         side.close()
