@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pitcli.engine.models.opening import open_base
-from pitcli.recipes.planning import PlannedStage, plan
+from pitcli.recipes.paths import PlannedStage
+from pitcli.recipes.planning import plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
 from pitcli.settings.tools import PipelineConfig

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pitcli import __version__
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest, write_file
+from pitcli.settings.base import split_commas
 from pitcli.settings.default_runs import Kind
 
 MANIFEST = "manifest.json"
@@ -35,12 +36,16 @@ class BaseIdentity(_Strict):
 
 
 class DataIdentity(_Strict):
-    """The training data: its path, the digest of the rows used, and a sample of the hashes of its prompts."""
+    """The training data: its path (or paths, comma-separated), the digest of its rows, a sample of its prompts' hashes."""
 
     path: str
     digest: str
     rows: int
     prompts: list[str]
+
+    @property
+    def can_be_read_again(self) -> bool:
+        return "-" not in split_commas(self.path)
 
 
 class Manifest(_Strict):

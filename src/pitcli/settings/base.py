@@ -75,8 +75,12 @@ class Tracker(StrEnum):
     trackio = "trackio"
 
 
+def split_commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _split_commas(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    return split_commas(value) if isinstance(value, str) else value
 
 
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
@@ -100,6 +104,7 @@ class Fact(Flag):
     text = auto()  # names no file
     base = auto()  # a base model
     file = auto()  # a file that is read, or hub:OWNER/NAME
+    files = auto()  # several of them in one text, comma-separated
     named_file = auto()  # FILE or NAME=FILE
     run = auto()  # a run folder that is read
     judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL
@@ -109,7 +114,7 @@ class Fact(Flag):
     repeated = auto()  # a flag that may be given several times
 
 
-READ = Fact.base | Fact.file | Fact.named_file | Fact.run | Fact.judge
+READ = Fact.base | Fact.file | Fact.files | Fact.named_file | Fact.run | Fact.judge
 
 
 class Section(StrEnum):
@@ -254,10 +259,10 @@ class OptimSettings(Settings):
 class DataSettings(Settings):
     section = Section.data
 
-    data: Annotated[str | None, Fact.file | Fact.handed_on | Fact.off_card, Section.common] = Field(
+    data: Annotated[str | None, Fact.files | Fact.handed_on | Fact.off_card, Section.common] = Field(
         None,
-        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin "
-        "[default: the data of the earlier runs]",
+        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin; "
+        "several, comma-separated [default: the data of the earlier runs]",
     )
     max_rows: int | None = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"

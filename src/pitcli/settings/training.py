@@ -83,7 +83,7 @@ class RewardConfig(TrainingConfig, LoraSettings):
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"
     )
-    eval_data: Annotated[str | None, Fact.file] = Field(
+    eval_data: Annotated[str | None, Fact.files] = Field(
         None, description="More preference pairs to evaluate on, with other prompts than --data [default: none]"
     )
     allow_overlap: bool = Field(
