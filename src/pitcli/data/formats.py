@@ -15,7 +15,7 @@ from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
-from pitcli.settings.base import split_commas
+from pitcli.settings.values import split_commas
 
 UNKNOWN = "unknown"
 

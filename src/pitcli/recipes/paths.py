@@ -1,6 +1,8 @@
 """Finds the files, runs and bases that a stage of a recipe reads: of earlier stages, or existing ones."""
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +11,9 @@ from pitcli.data.sources import HUB
 from pitcli.errors import PitError
 from pitcli.recipes.recipe import Entry
 from pitcli.runs.manifest import Manifest, load_manifest
-from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Settings, facts_of, split_commas
+from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Settings, facts_of
 from pitcli.settings.default_runs import IMPROVER_RUN, DefaultRun
+from pitcli.settings.values import is_command, split_commas
 
 BASES = ("tiny", DEFAULT_MODEL)
 
@@ -86,6 +89,15 @@ class PathFinder:
         self.reads.append(relative_to(self.out, path))
         return path
 
+    def find_command(self, setting: str, command: str) -> str:
+        """A command with the paths of the files that its words name: they are inputs, and it runs in the out folder."""
+
+        def found(word: re.Match[str]) -> str:
+            is_input = self.maker(word[0]) or any(os.path.isfile(path) for path in (self.key(word[0]), word[0]))
+            return shlex.quote(self.find(setting, word[0])) if is_input else word[0]
+
+        return re.sub(r"[^\s'\"|&;<>()$`]+", found, command)
+
     def find_base(self, setting: str, name: str) -> str:
         """The name or path of a base model that a stage uses."""
         path = os.path.expanduser(name)
@@ -127,12 +139,12 @@ class PathFinder:
             self.add_problem(setting, error.problems[0])
             return None
 
-    def is_rl(self, setting: str, run: Path) -> bool:
-        """Whether a run is an RL run, which contains the gap model that rewarded it."""
+    def has_gap_model(self, setting: str, run: Path) -> bool:
+        """Whether a run is an RL run that contains the gap model that rewarded it."""
         if maker := self.maker(run):
-            return maker.command == "rl"
+            return maker.command == "rl" and not is_command(getattr(maker.config, "reward", None))
         manifest = self.manifest(setting, run, IMPROVER_RUN.remedy)
-        return manifest is None or manifest.kind == "rl"
+        return manifest is None or manifest.rl_gap_model
 
 
 def with_paths(finder: PathFinder, config: Settings) -> Settings:
@@ -156,10 +168,10 @@ def _found_path(finder: PathFinder, setting: str, facts: Fact, value: str) -> st
     system, equals, path = value.partition("=")
     if facts & Fact.base:
         return finder.find_base(setting, value)
+    if is_command(value):
+        return f"{kind}:{finder.find_command(setting, rest)}"
     if facts & Fact.judge:
-        if kind == "hf":
-            return f"hf:{finder.find_base(setting, rest)}"
-        return f"gap:{finder.find(setting, rest)}" if kind == "gap" else value
+        return _found_judge(finder, setting, value)
     if facts & Fact.named_file and equals:
         return f"{system}={finder.find(setting, path)}"
     if value.startswith(HUB):
@@ -167,3 +179,12 @@ def _found_path(finder: PathFinder, setting: str, facts: Fact, value: str) -> st
         local = any(os.path.isdir(location) for location in (finder.key(folder), folder))
         return f"{HUB}{finder.find(setting, folder)}{colon}{split}" if folder and local else value
     return value if value.startswith(INSTRUCTIONS) else finder.find(setting, value)
+
+
+def _found_judge(finder: PathFinder, setting: str, value: str) -> str:
+    kind, _, rest = value.partition(":")
+    if kind == "hf":
+        return f"hf:{finder.find_base(setting, rest)}"
+    if kind == "labels":
+        return f"labels:{','.join(finder.find(setting, file) for file in split_commas(rest))}"
+    return f"gap:{finder.find(setting, rest)}" if kind == "gap" else value

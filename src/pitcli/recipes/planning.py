@@ -10,7 +10,7 @@ from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.preparing import PrepareConfig
-from pitcli.settings.tools import EvaluateConfig, ExportConfig, PipelineConfig
+from pitcli.settings.tools import EvaluateConfig, ExportConfig, LabelConfig, PipelineConfig
 from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
 
 
@@ -70,7 +70,7 @@ def writes_of(config: Settings) -> tuple[str, ...]:
             return tuple(str(config.out / f"{fold}.jsonl") for fold in parse_shares(config.folds))
         case TrainingConfig():
             return (str(config.run_folder),)
-        case SampleConfig():
+        case SampleConfig() | LabelConfig():
             return (config.output,)
         case ImproveConfig():
             return (config.output, f"{config.output}.manifest.json")
@@ -101,7 +101,8 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
                 found["sft"] = config.sft or finder.default_run(SFT_RUN, needed=True)
             found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
             reward = config.reward or finder.default_run(GAP_RUN, needed=True)
-            found |= {"reward": reward, "data": _inherited_from_gap_model(finder, reward).get("data")}
+            if not isinstance(reward, str):
+                found |= {"reward": reward, "data": _inherited_from_gap_model(finder, reward).get("data")}
         case ImproveConfig():
             found = _filled_improve(finder, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
@@ -131,7 +132,7 @@ def _filled_improve(finder: PathFinder, config: ImproveConfig) -> dict[str, obje
     pit = config.method is Method.pit
     run = IMPROVER_RUN if pit else POLICY_RUN
     writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)
-    if config.reward or (writer and finder.is_rl(run.setting, writer)):
+    if config.reward or (writer and finder.has_gap_model(run.setting, writer)):
         return {run.setting: writer}
     needed = config.stop is StopRule.gap or config.method is Method.best_of_n
     return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed)}

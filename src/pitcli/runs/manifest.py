@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pitcli import __version__
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest, write_file
-from pitcli.settings.base import split_commas
 from pitcli.settings.default_runs import Kind
+from pitcli.settings.values import is_command, split_commas
 
 MANIFEST = "manifest.json"
 
@@ -36,7 +36,7 @@ class BaseIdentity(_Strict):
 
 
 class DataIdentity(_Strict):
-    """The training data: its path (or paths, comma-separated), the digest of its rows, a sample of its prompts' hashes."""
+    """The training data: its path or paths, comma-separated; the digest of its rows; a sample of its prompts."""
 
     path: str
     digest: str
@@ -64,6 +64,17 @@ class Manifest(_Strict):
     probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
+
+    @property
+    def rl_gap_model(self) -> bool:
+        """Whether it is an RL run that contains the gap model that rewarded it; one with --reward cmd:... does not."""
+        return self.kind == "rl" and "gap" in self.probes
+
+    @property
+    def reward_command(self) -> str | None:
+        """cmd:COMMAND if a program rewarded the run."""
+        reward = self.config.get("reward")
+        return reward if self.kind == "rl" and is_command(reward) else None
 
 
 def library_versions() -> dict[str, str]:

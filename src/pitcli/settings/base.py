@@ -4,8 +4,10 @@ from enum import Flag, StrEnum, auto
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+
+from pitcli.settings.values import CommaSeparated
 
 DEFAULT_MODEL = "smollm2"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
@@ -75,17 +77,8 @@ class Tracker(StrEnum):
     trackio = "trackio"
 
 
-def split_commas(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _split_commas(value: object) -> object:
-    return split_commas(value) if isinstance(value, str) else value
-
-
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
-Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_split_commas)]
-Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Stages = Annotated[tuple[Stage, ...], CommaSeparated]
+Trackers = Annotated[tuple[Tracker, ...], CommaSeparated]
 
 
 class Fact(Flag):
@@ -106,8 +99,8 @@ class Fact(Flag):
     file = auto()  # a file that is read, or hub:OWNER/NAME
     files = auto()  # several of them in one text, comma-separated
     named_file = auto()  # FILE or NAME=FILE
-    run = auto()  # a run folder that is read
-    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL
+    run = auto()  # a run folder that is read, or cmd:COMMAND
+    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL, labels:FILE, cmd:COMMAND
     output = auto()  # a file or folder that is written: not part of the identity
 
     argument = auto()  # a positional argument on the command line

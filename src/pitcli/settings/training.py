@@ -27,6 +27,7 @@ from pitcli.settings.base import (
     StopRule,
 )
 from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
+from pitcli.settings.values import RunOrCommand
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
@@ -138,8 +139,9 @@ class RlConfig(TrainingConfig):
         None,
         description="Run folder of the SFT improver to start from [default: runs/sft; trained first if it is missing]",
     )
-    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None, description="Run folder of the gap model [default: runs/reward]"
+    reward: Annotated[RunOrCommand, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the gap model, or cmd:COMMAND, a program that scores rows [default: runs/reward]",
     )
     policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,

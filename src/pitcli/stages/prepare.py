@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from pitcli import console
-from pitcli.data.conversations import TRANSCRIPTS
+from pitcli.data.conversations import written_prompt
 from pitcli.data.formats import Reading, iter_drafts, read_pairs
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
 from pitcli.data.preview import LengthOf, preview
@@ -21,8 +21,8 @@ from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
-from pitcli.settings.base import split_commas
 from pitcli.settings.preparing import PrepareConfig
+from pitcli.settings.values import split_commas
 
 SHOWN_ROWS = 2
 
@@ -78,12 +78,7 @@ def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[Preferen
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
     """Return the row that is read back as the same pair."""
-    prompt: str | list[dict[str, str]] = [message._asdict() for message in pair.prompt]
-    only = pair.prompt[0]
-    # One user message is written as plain text, unless that would be read back as a transcript.
-    looks_like_turns = only.content.lstrip().startswith(tuple(opening for opening, _ in TRANSCRIPTS))
-    if len(pair.prompt) == 1 and not looks_like_turns:
-        prompt = only.content
+    prompt = written_prompt(pair.prompt)
     return {"id": pair.id, "prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, **pair.extra}
 
 

@@ -18,9 +18,10 @@ from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
-from pitcli.settings.base import DataSettings, Settings, split_commas
+from pitcli.settings.base import DataSettings, Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.training import RewardConfig, RlConfig, TrainingConfig
+from pitcli.settings.values import split_commas
 
 RL_SHARE = 0.1  # of the learning rate of SFT
 
