@@ -51,10 +51,10 @@ def test_all_rows_go_to_one_process_and_each_response_once(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        ("echo one >&2; echo two >&2; exit 3", "ended with exit code 3: two"),
-        ("exit 4", "ended with exit code 4: nothing on stderr"),
-        ("no-such-program", "ended with exit code 127: "),
-        ("kill -9 $$", "ended with signal 9: nothing on stderr"),
+        ("echo one >&2; echo two >&2; exit 3", "the program ended with exit code 3: two"),
+        ("exit 4", "the program ended with exit code 4: nothing on stderr"),
+        ("no-such-program", "the program ended with exit code 127: "),
+        ("kill -9 $$", "the program ended with signal 9: nothing on stderr"),
         ("true", "expected 2 scores, one per row, got 0"),
         ("echo 1; echo 2; echo 3", "expected 2 scores, one per row, got 3"),
         ("echo 1; echo good", "line 2 of its output: expected a finite number, got 'good'"),

@@ -107,7 +107,7 @@ def test_a_program_gets_the_fields_of_the_row(label: Label) -> None:
 def test_a_program_that_fails_leaves_no_file(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FileNotFoundError):
         label([improved("p", "a", iteration("bb"))], judge="cmd:exit 9", code=3)
-    assert "error: cmd:exit 9: ended with exit code 9: nothing on stderr\n" in capsys.readouterr().err
+    assert "error: cmd:exit 9: the program ended with exit code 9: nothing on stderr\n" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["rows.jsonl"]
 
 

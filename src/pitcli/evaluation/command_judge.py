@@ -66,7 +66,7 @@ def output_of(name: str, rows: Sequence[dict[str, Any]]) -> str:
     if process.returncode:
         last = (err.decode(errors="replace").strip().splitlines() or ["nothing on stderr"])[-1]
         ended = f"exit code {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-        raise RunError(f"{name}: ended with {ended}: {last[:SHOWN_CHARACTERS]}")
+        raise RunError(f"{name}: the program ended with {ended}: {last[:SHOWN_CHARACTERS]}")
     return out.decode(errors="replace")
 
 
