@@ -76,7 +76,7 @@ def usable_pairs(data: str, base: Base, sizes: Sizes) -> list[PreferencePair]:
     """
     settings, room = DataSettings(skip_long=True), max(NEW_TOKENS, LONGEST_IMPROVEMENT)
     loaded = load_pairs(data, 4 * sizes.rows, Counter())
-    fitting = fitting_pairs(loaded, Limit(base.chat, sizes.max_length, room), data, settings, Counter())
+    fitting = fitting_pairs(loaded, Limit(base.chat, sizes.max_length, room), settings, Counter())
 
     def same_tokens(pair: PreferencePair) -> bool:
         rendered = base.tokenizer.apply_chat_template(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,3 +134,8 @@ def small_llama() -> Callable[[], PreTrainedModel]:
         return LlamaForCausalLM(config).float().requires_grad_(False).eval()
 
     return make
+
+
+def cmd(code: str) -> str:
+    """The judge that is a Python program."""
+    return f"cmd:{shlex.quote(sys.executable)} -c {shlex.quote(code)}"

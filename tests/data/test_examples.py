@@ -16,12 +16,12 @@ SYSTEM_PROMPT = (Message("system", "Be brief."), *PROMPT)
 
 
 def pair(chosen: str, rejected: str, line: int = 1, prompt: tuple[Message, ...] = PROMPT) -> PreferencePair:
-    return PreferencePair(str(line), prompt, chosen, rejected, {}, line)
+    return PreferencePair(str(line), prompt, chosen, rejected, {}, line, "<stdin>")
 
 
 def fit(pairs: list[PreferencePair], chat: ChatFormat, limit: int, room: int = 0, **settings: bool) -> tuple:
     notes: Counter[str] = Counter()
-    return fitting_pairs(pairs, Limit(chat, limit, room), "-", DataSettings(**settings), notes), notes
+    return fitting_pairs(pairs, Limit(chat, limit, room), DataSettings(**settings), notes), notes
 
 
 SHORT = pair("ant cat dog", "cat dog")

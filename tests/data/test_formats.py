@@ -429,3 +429,22 @@ def test_every_openassistant_prompt_becomes_turns():
     rows = read_rows(DATA / "oasst1_val_english.jsonl.gz", fail)
     turns = Counter(len(parse_draft({**row, "response": "x"}, "f", line).prompt) for line, row in rows)
     assert turns == {1: 187, 3: 228, 5: 4}
+
+
+def test_several_files_are_read_one_after_another(tmp_path: Path) -> None:
+    """Ids need to be unique within a file only; errors name the file."""
+    first, second = (str(tmp_path / name) for name in ("a.jsonl", "b.csv"))
+    Path(first).write_text('{"id": "1", "prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    Path(second).write_text("id,prompt,chosen,rejected\n2,p,c,r\n1,q,c,r\n1,p,c,\n")
+    notes: Counter[str] = Counter()
+    with pytest.raises(InputError) as problem:
+        load_pairs(f"{first}, {second}")
+    assert problem.value.problems == [f"{second}:4:rejected: empty"]
+    Path(second).write_text("id,prompt,chosen,rejected\n2,p,c,r\n1,q,c,r\n")
+    pairs = load_pairs(f"{first},{second}", notes=notes)
+    assert [(pair.id, pair.prompt[0].content, pair.file, pair.line) for pair in pairs] == [
+        ("1", "p", first, 1),
+        ("1", "q", second, 3),
+    ]
+    assert notes == {"duplicate rows": 1}
+    assert len(load_pairs(f"{second},{first}", max_rows=1)) == 1

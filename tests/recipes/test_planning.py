@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pitcli.engine.models.opening import open_base
-from pitcli.recipes.planning import PlannedStage, plan
+from pitcli.recipes.paths import PlannedStage
+from pitcli.recipes.planning import plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
 from pitcli.settings.tools import PipelineConfig
@@ -58,3 +59,44 @@ def test_runs_that_exist_are_found_in_their_default_folders() -> None:
     assert found is not None
     assert improve.config.run == found.folder == Path("runs/rl")
     assert improve.config.reward is None  # the gap model inside the RL run
+
+
+def test_several_files_of_data_are_inputs_each() -> None:
+    Path("more.jsonl").touch()
+    Path("out").mkdir()
+    Path("recipe.yaml").write_text("stages:\n  - sft: {model: tiny, data: 'pairs.jsonl, more.jsonl'}\n")
+    (stage,) = plan(PipelineConfig(recipe=Path("recipe.yaml"), out=Path("out"))).stages
+    here = [str(Path(name).resolve()) for name in ("pairs.jsonl", "more.jsonl")]
+    assert stage.reads == tuple(here)
+    assert stage.config.data == ",".join(here)  # type: ignore[attr-defined]
+
+
+def test_files_that_a_command_names_are_inputs_and_are_found_from_the_out_folder() -> None:
+    Path("verify.py").touch()
+    Path("out").mkdir()
+    command = "cmd:python verify.py --words 'verify.py' pairs.jsonl,x | tee made.jsonl"
+    Path("recipe.yaml").write_text(
+        "stages:\n"
+        f'  - rl: {{sft: runs/sft, data: pairs.jsonl, reward: "{command}"}}\n'
+        f'  - label: {{judge: "{command}", input: drafts.jsonl, output: made.jsonl}}\n'
+        f'  - evaluate: {{judge: "oracle, {command}", input: drafts.jsonl}}\n'
+        "  - label: {judge: 'labels:verify.py,pairs.jsonl', input: drafts.jsonl, output: by-people.jsonl}\n"
+        "    name: people\n"
+    )
+    rl, label, evaluate, people = plan(PipelineConfig(recipe=Path("recipe.yaml"), out=Path("out"))).stages
+    script = str(Path("verify.py").resolve())
+    found = command.replace("verify.py", script)
+    assert rl.config.reward == found  # type: ignore[attr-defined]
+    assert evaluate.config.judge == ("oracle", found)  # type: ignore[attr-defined]
+    assert script in rl.reads and script in label.reads and script in evaluate.reads
+    assert "made.jsonl" in evaluate.reads, "written by an earlier stage"
+    assert people.config.judge == f"labels:{script},{Path('pairs.jsonl').resolve()}"  # type: ignore[attr-defined]
+
+
+def test_improve_takes_another_gap_model_if_a_program_rewarded_the_improver() -> None:
+    rl, improve = planned(
+        "stages:\n  - rl: {reward: 'cmd:true', data: pairs.jsonl, out: runs/new}\n"
+        "  - improve: {run: runs/new, input: drafts.jsonl, output: rows.jsonl}\n"
+    )
+    assert (rl.config.reward, rl.config.sft) == ("cmd:true", Path("runs/sft"))  # type: ignore[attr-defined]
+    assert improve.config.reward == Path("runs/reward")  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ FIELDS = [
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_text_or_path_declares_what_it_names(field: object) -> None:
     """Recipes find each file, run and base by these facts, and do not compare outputs."""
-    kinds = (Fact.text, Fact.base, Fact.file, Fact.named_file, Fact.run, Fact.judge, Fact.output)
+    kinds = (Fact.text, Fact.base, Fact.file, Fact.files, Fact.named_file, Fact.run, Fact.judge, Fact.output)
     assert sum(kind in facts_of(field) for kind in kinds) == 1  # type: ignore[arg-type]
 
 

@@ -45,6 +45,14 @@ def parse_prompt(value: object, field: str) -> Prompt:
     return conversation(turns, field)
 
 
+def written_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The prompt as JSON that is read back as the same prompt: one user message as text, otherwise messages."""
+    looks_like_turns = prompt[0].content.lstrip().startswith(tuple(opening for opening, _ in TRANSCRIPTS))
+    if len(prompt) == 1 and not looks_like_turns:
+        return prompt[0].content
+    return [message._asdict() for message in prompt]
+
+
 def turns_of(text: str) -> list[Message] | None:
     """The turns of a transcript, stripped; None if the text is not a transcript."""
     bare = text.lstrip()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from pitcli.data.reading import file_label, listed
+from pitcli.data.reading import listed
 from pitcli.data.rows import PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
@@ -87,7 +87,6 @@ def check_conversation(
 def fitting_pairs(
     pairs: Sequence[PreferencePair],
     limit: Limit,
-    source: str,
     settings: DataSettings,
     notes: Counter[str],
 ) -> list[PreferencePair]:
@@ -96,25 +95,25 @@ def fitting_pairs(
     Raises one InputError that lists all other problems.
     """
     fitting: list[PreferencePair] = []
-    problems: list[tuple[int, RowProblem]] = []
+    problems: list[tuple[PreferencePair, RowProblem]] = []
     for pair in pairs:
         try:
             kept = truncate_to_fit(pair, limit) if settings.truncate else pair
             responses = {"chosen": kept.chosen, "rejected": kept.rejected}
             check_conversation(kept.prompt, responses, limit, notes)
         except RowProblem as problem:
-            problems.append((pair.line, problem))
+            problems.append((pair, problem))
         else:
             fitting.append(kept)
             if truncated := (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected):
                 notes[f"completions truncated to fit {limit.max_length} tokens"] += truncated
     if settings.skip_long and fitting:
-        others = [(line, problem) for line, problem in problems if not isinstance(problem, TooLong)]
+        others = [(pair, problem) for pair, problem in problems if not isinstance(problem, TooLong)]
         if skipped := len(problems) - len(others):
             notes[f"rows longer than {limit.max_length} tokens skipped"] += skipped
         problems = others
     if problems:
-        raise InputError(_listing(problems, source, settings))
+        raise InputError(_listing(problems, settings))
     return fitting
 
 
@@ -137,9 +136,8 @@ def truncate_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:
     return replace(pair, chosen=chosen, rejected=rejected, chosen_truncated=chosen != pair.chosen)
 
 
-def _listing(problems: Sequence[tuple[int, RowProblem]], source: str, settings: DataSettings) -> list[str]:
-    label = file_label(source)
-    lines = listed([RowError(label, line, problem.field, problem.reason) for line, problem in problems])
+def _listing(problems: Sequence[tuple[PreferencePair, RowProblem]], settings: DataSettings) -> list[str]:
+    lines = listed([RowError(pair.file, pair.line, problem.field, problem.reason) for pair, problem in problems])
     if any(isinstance(problem, TooLong) for _, problem in problems):
         lines.append(_remedy(settings))
     return lines

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
+from pitcli.settings.values import split_commas
 
 UNKNOWN = "unknown"
 
@@ -46,7 +49,7 @@ class Reading(NamedTuple):
 def load_pairs(
     path: str | Path, max_rows: int | None = None, notes: Counter[str] | None = None
 ) -> list[PreferencePair]:
-    """All pairs of a file; raises one InputError that lists the problems if there are any."""
+    """All pairs of a file, or of several (comma-separated); raises one InputError that lists the problems, if any."""
     pairs, errors, _ = read_pairs(path, max_rows, notes)
     if errors:
         raise InputError(errors)
@@ -60,27 +63,30 @@ def read_pairs(
     rating_field: str = RATING_FIELD,
     rating_margin: float = 0,
 ) -> Reading:
-    """As load_pairs, but returns the errors with the pairs; raises only if the file is unusable."""
+    """As load_pairs, but returns the errors with the pairs; raises only if a file is unusable."""
     notes = Counter() if notes is None else notes
     errors: list[RowError] = []
     formats: Counter[str] = Counter()
-    lines_by_id: dict[str, int] = {}
+    lines_by_id: dict[tuple[str, str], int] = {}
     pairs: dict[tuple[Prompt, str, str], PreferencePair] = {}
-    label = file_label(path)
-    for pair, has_id in _parsed_pairs(path, errors.append, notes, formats, rating_field, rating_margin):
+    rows = (
+        _parsed_pairs(file, errors.append, notes, formats, rating_field, rating_margin)
+        for file in split_commas(str(path))
+    )
+    for pair, has_id in chain.from_iterable(rows):
         content = (pair.prompt, pair.chosen, pair.rejected)
         if content in pairs:
             notes["duplicate rows"] += 1
             continue
-        if has_id and lines_by_id.setdefault(pair.id, pair.line) != pair.line:
-            errors.append(RowError(label, pair.line, "id", f"duplicate of the id on line {lines_by_id[pair.id]}"))
+        if has_id and (first := lines_by_id.setdefault((pair.file, pair.id), pair.line)) != pair.line:
+            errors.append(RowError(pair.file, pair.line, "id", f"duplicate of the id on line {first}"))
             continue
         if (pair.prompt, pair.rejected, pair.chosen) in pairs:
             notes["pairs in both orders"] += 1
         pairs[content] = pair
         if len(pairs) == max_rows:
             break
-    lines = listed(errors)
+    lines, label = listed(errors), file_label(path)
     if not errors and not pairs:
         lines.append(f"{label}: no pairs can be made from its ratings" if formats[RATINGS] else f"{label}: no rows")
     return Reading(list(pairs.values()), lines, +formats)
@@ -113,7 +119,7 @@ def _parsed_pairs(
             on_error(RowError(label, line, problem.field, reason))
         else:
             yield pair, row.get("id") is not None
-    yield from ((pair, False) for pair in pairs_of_ratings(rated, rating_margin, notes))
+    yield from ((replace(pair, file=label), False) for pair in pairs_of_ratings(rated, rating_margin, notes))
 
 
 def iter_drafts(

@@ -211,7 +211,8 @@ def parse_pair(row: Row, file: str, line: int) -> PreferencePair:
     explicit = set(CANONICAL) <= set(row_format.fields)
     used = {"id", *CANONICAL} if explicit else {"id", *CANONICAL, *row_format.fields, *row_format.optional}
     extra = {key: row[key] for key in row if key not in used}
-    return PreferencePair(parse_id(row) or content_id(prompt, chosen, rejected), prompt, chosen, rejected, extra, line)
+    pair_id = parse_id(row) or content_id(prompt, chosen, rejected)
+    return PreferencePair(pair_id, prompt, chosen, rejected, extra, line, file)
 
 
 def parse_id(row: Row) -> str | None:

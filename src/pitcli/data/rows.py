@@ -20,6 +20,7 @@ class PreferencePair:
     rejected: str
     extra: dict[str, Any]
     line: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)
     chosen_truncated: bool = False  # a truncated text must not teach the model where to stop
 
 

@@ -9,8 +9,6 @@ from pitcli.console import note, progress
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.evaluation.judge import Judge, Verdict
 
-COMPARISONS_PER_CALL = 64
-
 
 class JudgeVerdicts(NamedTuple):
     """All verdicts of one judge, and its grades of single responses if the judge grades them."""
@@ -57,8 +55,8 @@ def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
     ordered = sorted(distinct, key=lambda c: -len(c.response) - len(c.reference_response))
     note(f"judge {judge.name}: {len(ordered):,} comparisons")
     with progress(f"asking {judge.name}", len(ordered)) as advance:
-        for start in range(0, len(ordered), COMPARISONS_PER_CALL):
-            chunk = ordered[start : start + COMPARISONS_PER_CALL]
+        for start in range(0, len(ordered), judge.per_call):
+            chunk = ordered[start : start + judge.per_call]
             verdicts |= zip(chunk, judge.verdicts(chunk), strict=True)
             advance(len(chunk))
     return JudgeVerdicts(judge, verdicts, {})

@@ -87,21 +87,26 @@ def independence(
     controls: Sequence[System],
     allow_reward_as_judge: bool,
 ) -> Independence:
-    """Check whether a judge has seen the rows of the systems' gap models. Raises SettingsError if this is not allowed.
+    """Check that a judge has not rewarded the systems in RL, nor seen the rows of their gap models; or SettingsError.
 
     trained_on: the judge's training data, None if pit did not train it.
     """
-    if trained_on is None:
+    text = ""
+    if rewarded := [system.name for system in [*systems, *controls] if name in system.reward_commands()]:
+        text = f"{name} was the reward of RL of {', '.join(rewarded)}"
+    elif trained_on is None:
         return Independence(
             "the synthetic task's true quality; shows nothing about language"
             if name == ORACLE
             else "not trained by pit",
             True,
         )
-    if sharing := systems_sharing_prompts(trained_on, [*systems, *controls]):
+    elif sharing := systems_sharing_prompts(trained_on, [*systems, *controls]):
         text = f"{name} was trained on rows of the gap model that {', '.join(sharing)} used in RL or in the stop rule"
+    if text:
         if not allow_reward_as_judge:
-            raise SettingsError(f"--judge: {text}; train a judge on a separate fold, or use --allow-reward-as-judge")
+            remedy = "use another judge" if rewarded else "train a judge on a separate fold"
+            raise SettingsError(f"--judge: {text}; {remedy}, or use --allow-reward-as-judge")
         warn(text)
         return Independence(f"NOT INDEPENDENT: {text}", False)
     if unknown := systems_of_unknown_origin(systems):

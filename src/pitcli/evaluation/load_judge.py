@@ -1,7 +1,6 @@
-"""Load the judge that --judge names: oracle, gap:RUN, hf:MODEL or openai:MODEL."""
+"""Load the judge that --judge names: oracle, gap:RUN, hf:MODEL, openai:MODEL, cmd:COMMAND or labels:FILE."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitcli.data.instructions.grading import grade as instruction_grade
 from pitcli.data.instructions.requests import request_problem
-from pitcli.data.reading import read_rows
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
@@ -23,13 +21,17 @@ from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import swapped_tree
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
-from pitcli.evaluation.judge import ORACLE, Judge, Verdict
+from pitcli.evaluation.command_judge import Fields, command_judge
+from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
+from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.evaluation.systems import named_files
 from pitcli.runs.earlier import find_run, gap_temperature
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
-from pitcli.settings.tools import EvaluateConfig
+from pitcli.settings.tools import JudgeSettings
+from pitcli.settings.values import COMMAND
+
+LABELS = "labels:FILE"  # a judge of pit label only
 
 
 class LoadedJudge(NamedTuple):
@@ -40,79 +42,59 @@ class LoadedJudge(NamedTuple):
     trained_on: DataIdentity | None = None
 
 
-def load_judge(name: str, config: EvaluateConfig) -> LoadedJudge:
-    """Load a judge by name. Raises SettingsError if the name is not that of a judge."""
-    check_name(name)
+def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) -> LoadedJudge:
+    """Load a judge by name. Raises SettingsError if the name is not that of a judge.
+
+    fields: for the oracle and for programs, the fields of the row that has a prompt; more may be added later. cache:
+    the file with the replies of an endpoint.
+    """
     kind, _, rest = name.partition(":")
-    if name == ORACLE:
-        return LoadedJudge(oracle_judge(instruction_requests(config.input)), {"kind": "grades by code"})
-    if kind == "gap":
-        return gap_judge(name, Path(rest), config)
-    if kind == "hf":
-        return LoadedJudge(
-            sequence_classifier_judge(name, rest, config), {"kind": "sequence classifier", "model": rest}
-        )
-    cache = config.out / "openai-cache.sqlite"
+    match kind:
+        case "oracle":
+            return LoadedJudge(oracle_judge(fields), {"kind": "grades by code"})
+        case "cmd":
+            return LoadedJudge(command_judge(name, fields), {"kind": "program", "command": rest})
+        case "labels":
+            return LoadedJudge(labels_judge(name, rest), {"kind": "people's labels", "files": rest})
+        case "gap":
+            return gap_judge(name, Path(rest), config)
+        case "hf":
+            judge = sequence_classifier_judge(name, rest, config)
+            return LoadedJudge(judge, {"kind": "sequence classifier", "model": rest})
     judge = openai_judge(rest, base_url=config.base_url, cache=cache, concurrency=config.concurrency)
     return LoadedJudge(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
 
 
-def check_name(name: str) -> None:
-    """Check the form of a judge's name. Raises SettingsError if it names no kind of judge."""
-    kind, _, rest = name.partition(":")
-    if name != ORACLE and not (kind in ("gap", "hf", "openai") and rest):
-        raise SettingsError(f"--judge: expected oracle, gap:RUN, hf:MODEL or openai:MODEL, got {name}")
+def check_name(name: str, others: Sequence[str] = ()) -> None:
+    """Check the form of a judge's name. Raises SettingsError if it names no kind of judge.
 
-
-def judge_by_grades(name: str, grade: Callable[[Sequence[tuple[Prompt, str]]], list[float]], scale: float) -> Judge:
-    """Make a judge that grades each response once: P(better) = sigmoid(difference * scale); equal grades tie."""
-
-    known: dict[tuple[Prompt, str], float] = {}
-
-    def grades(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
-        new = [response for response in dict.fromkeys(responses) if response not in known]
-        known.update(zip(new, grade(new) if new else [], strict=True))
-        return [known[response] for response in responses]
-
-    def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        ours = grades([(c.prompt, c.response) for c in comparisons])
-        theirs = grades([(c.prompt, c.reference_response) for c in comparisons])
-        return [
-            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (reference - response) * scale)))))
-            for response, reference in zip(ours, theirs, strict=True)
-        ]
-
-    return Judge(name, verdicts, grades)
-
-
-def oracle_judge(requests: Mapping[str, dict[str, Any]]) -> Judge:
-    """Make a judge from the quality function of the word lists, and from the grades of the instruction task.
-
-    requests: the rows of the instruction task by prompt.
+    others: forms of names that a command accepts as well, such as labels:FILE.
     """
+    forms = (ORACLE, "gap:RUN", "hf:MODEL", "openai:MODEL", f"{COMMAND}COMMAND", *others)
+    kind, colon, rest = name.partition(":")
+    if name != ORACLE and not (colon and rest.strip() and kind in [form.partition(":")[0] for form in forms[1:]]):
+        raise SettingsError(f"--judge: expected {', '.join(forms[:-1])} or {forms[-1]}, got {name}")
 
-    def grade_one(prompt: str, response: str) -> float:
-        if request := requests.get(prompt):
+
+def oracle_judge(fields: Fields) -> Judge:
+    """Make a judge from the quality function of the word lists, and from the grades of the instruction task."""
+
+    def grade_one(prompt: Prompt, response: str) -> float:
+        request = fields.get(prompt, {})
+        if request_problem(request) is None:
             return instruction_grade(response, request["subject"], request["instructions"])
-        return quality(prompt, response)
+        return quality(prompt[-1].content, response)
 
     def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
         try:
-            return [grade_one(prompt[-1].content, response) for prompt, response in responses]
+            return [grade_one(prompt, response) for prompt, response in responses]
         except ValueError as error:
             raise InputError(f"--judge oracle: {error}; the oracle can judge the two tasks of pit only") from None
 
     return judge_by_grades(ORACLE, grade, 1e6)
 
 
-def instruction_requests(inputs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The rows of the files of --input that are requests of the instruction task, by prompt."""
-    files = [file for named in named_files(inputs, "--input").values() for file in named]
-    rows = (row for file in files for _, row in read_rows(file, lambda problem: None))
-    return {row["prompt"]: row for row in rows if isinstance(row.get("prompt"), str) and request_problem(row) is None}
-
-
-def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
+def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
     A verdict is consistent if the raw scores of both orders name the same winner.
@@ -135,7 +117,7 @@ def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
     return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
 
 
-def sequence_classifier_judge(name: str, model_name: str, config: EvaluateConfig) -> Judge:
+def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings) -> Judge:
     """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
     folder, device = resolve_base(model_name), pick_device(config.device)
     dtype = compute_dtype(config.dtype, device, parameter_count(folder))

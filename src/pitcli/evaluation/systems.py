@@ -10,13 +10,14 @@ from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
 from pitcli.console import note, warn
-from pitcli.data.formats import parse_draft
+from pitcli.data.formats import load_pairs, parse_draft
 from pitcli.data.reading import listed, parsed_rows
 from pitcli.data.rows import Comparison, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
 ORIGINAL = "original"
+WRITTEN = frozenset({"response", "original_response", "iterations", "stop_reason", "generated_tokens"})
 MADE = ("padded", "constant")  # the names of made_controls
 
 
@@ -85,6 +86,10 @@ class System(NamedTuple):
         """The last metrics of RL, averaged over the training seeds; empty without RL."""
         runs = [origin["training"] for origin in self.origins() if origin.get("training")]
         return {name: fmean(run[name] for run in runs) for name in runs[0]} if runs else {}
+
+    def reward_commands(self) -> set[str]:
+        """The programs (cmd:COMMAND) that rewarded RL."""
+        return {origin["reward_command"] for origin in self.origins() if origin.get("reward_command")}
 
     def origins(self) -> list[dict[str, Any]]:
         """For each file, its gap models' data and RL metrics as in its manifest; an empty dict without one."""
@@ -166,6 +171,19 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
         generated_tokens=tokens if isinstance(tokens, int) else None,
         dataset=str(row[by]) if by is not None else "all",
     )
+
+
+def fields_by_prompt(inputs: Sequence[str], pairs: Sequence[str]) -> dict[Prompt, dict[str, Any]]:
+    """The other fields of the rows of --input, and of the pairs of --validate-on, by prompt; the first row counts."""
+    files = [file for named in named_files(inputs, "--input").values() for file in named]
+    found = {pair.prompt: pair.extra for file in pairs for pair in load_pairs(file)}
+    rows = (row for file in reversed(files) for _, row in parsed_rows(file, parse_draft, lambda problem: None))
+    return found | {draft.prompt: other_fields(draft.row) for draft in reversed(list(rows))}
+
+
+def other_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row that describe its prompt, not the responses that pit sample and pit improve wrote."""
+    return {name: value for name, value in row.items() if name not in WRITTEN}
 
 
 def _steps(original: str, iterations: Sequence[dict[str, Any]]) -> tuple[Step, ...]:

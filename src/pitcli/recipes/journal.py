@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pitcli.engine.models.bases import HUB_FILES, SMOLLM2_HUB_NAME, base_digest, packaged_smollm2, resolve_base
 from pitcli.errors import RunError
-from pitcli.recipes.planning import PlannedStage
+from pitcli.recipes.paths import PlannedStage
 from pitcli.runs.files import file_digest, folder_digests, write_file
 from pitcli.runs.manifest import MANIFEST, load_manifest
 

@@ -13,6 +13,7 @@ from pitcli import __version__
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest, write_file
 from pitcli.settings.default_runs import Kind
+from pitcli.settings.values import is_command, split_commas
 
 MANIFEST = "manifest.json"
 
@@ -35,12 +36,16 @@ class BaseIdentity(_Strict):
 
 
 class DataIdentity(_Strict):
-    """The training data: its path, the digest of the rows used, and a sample of the hashes of its prompts."""
+    """The training data: its path or paths, comma-separated; the digest of its rows; a sample of its prompts."""
 
     path: str
     digest: str
     rows: int
     prompts: list[str]
+
+    @property
+    def can_be_read_again(self) -> bool:
+        return "-" not in split_commas(self.path)
 
 
 class Manifest(_Strict):
@@ -59,6 +64,17 @@ class Manifest(_Strict):
     probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
+
+    @property
+    def rl_gap_model(self) -> bool:
+        """Whether it is an RL run that contains the gap model that rewarded it; one with --reward cmd:... does not."""
+        return self.kind == "rl" and "gap" in self.probes
+
+    @property
+    def reward_command(self) -> str | None:
+        """cmd:COMMAND if a program rewarded the run."""
+        reward = self.config.get("reward")
+        return reward if self.kind == "rl" and is_command(reward) else None
 
 
 def library_versions() -> dict[str, str]:

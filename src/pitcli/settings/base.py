@@ -4,8 +4,10 @@ from enum import Flag, StrEnum, auto
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+
+from pitcli.settings.values import CommaSeparated
 
 DEFAULT_MODEL = "smollm2"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
@@ -75,13 +77,8 @@ class Tracker(StrEnum):
     trackio = "trackio"
 
 
-def _split_commas(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_split_commas)]
-Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_split_commas)]
-Files = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Stages = Annotated[tuple[Stage, ...], CommaSeparated]
+Trackers = Annotated[tuple[Tracker, ...], CommaSeparated]
 
 
 class Fact(Flag):
@@ -100,16 +97,17 @@ class Fact(Flag):
     text = auto()  # names no file
     base = auto()  # a base model
     file = auto()  # a file that is read, or hub:OWNER/NAME
+    files = auto()  # several of them in one text, comma-separated
     named_file = auto()  # FILE or NAME=FILE
-    run = auto()  # a run folder that is read
-    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL
+    run = auto()  # a run folder that is read, or cmd:COMMAND
+    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL, labels:FILE, cmd:COMMAND
     output = auto()  # a file or folder that is written: not part of the identity
 
     argument = auto()  # a positional argument on the command line
     repeated = auto()  # a flag that may be given several times
 
 
-READ = Fact.base | Fact.file | Fact.named_file | Fact.run | Fact.judge
+READ = Fact.base | Fact.file | Fact.files | Fact.named_file | Fact.run | Fact.judge
 
 
 class Section(StrEnum):
@@ -254,10 +252,10 @@ class OptimSettings(Settings):
 class DataSettings(Settings):
     section = Section.data
 
-    data: Annotated[str | None, Fact.file | Fact.handed_on | Fact.off_card, Section.common] = Field(
+    data: Annotated[str | None, Fact.files | Fact.handed_on | Fact.off_card, Section.common] = Field(
         None,
-        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin "
-        "[default: the data of the earlier runs]",
+        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin; "
+        "several, comma-separated [default: the data of the earlier runs]",
     )
     max_rows: int | None = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"

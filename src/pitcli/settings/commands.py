@@ -11,6 +11,7 @@ from pitcli.settings.tools import (
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
+    LabelConfig,
     PipelineConfig,
     ReportConfig,
     VerifyConfig,
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Command] = {
         Purpose.train,
         (
             "pit train-reward --data data/reward.jsonl",
+            "pit train-reward --data data/reward.jsonl,pairs.jsonl",
             "pit train-reward --data data/reward.jsonl --eval-data data/test.jsonl",
         ),
         in_recipes=True,
@@ -71,7 +73,7 @@ COMMANDS: dict[str, Command] = {
     "rl": Command(
         RlConfig,
         Purpose.train,
-        ("pit rl --curriculum", "pit rl --role policy"),
+        ("pit rl --curriculum", "pit rl --role policy", 'pit rl --reward "cmd:python verifier.py"'),
         in_recipes=True,
         distributed=True,
     ),
@@ -99,6 +101,16 @@ COMMANDS: dict[str, Command] = {
         (
             "pit evaluate --input improved.jsonl --judge gap:runs/judge",
             "pit evaluate --input pit=a.jsonl,refine=b.jsonl --judge openai:MODEL",
+            'pit evaluate --input improved.jsonl --judge "cmd:python verifier.py"',
+        ),
+        in_recipes=True,
+    ),
+    "label": Command(
+        LabelConfig,
+        Purpose.judge,
+        (
+            "pit label --judge openai:MODEL --input improved.jsonl --output pairs.jsonl",
+            'pit label --judge "cmd:python verifier.py" < samples.jsonl > pairs.jsonl',
         ),
         in_recipes=True,
     ),

@@ -18,10 +18,10 @@ class PrepareConfig(Settings):
 
     section = Section.data
 
-    data: Annotated[str | None, Fact.file, Section.common] = Field(
+    data: Annotated[str | None, Fact.files, Section.common] = Field(
         None,
         description="Preference pairs in any known format: .jsonl, .csv, .parquet, hub:OWNER/NAME:SPLIT, or - for "
-        "stdin [required unless --synthetic]",
+        "stdin; several, comma-separated [required unless --synthetic]",
     )
     synthetic: Annotated[int | None, Section.common] = Field(
         None, ge=1, description="Generate this many rows of the synthetic task instead [default: none]"

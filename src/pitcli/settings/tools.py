@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, ModelSettings, Section, Settings
+from pitcli.settings.base import Device, Dtype, ExportRole, Fact, ModelSettings, Section, Settings
+from pitcli.settings.values import Files, Judges
 
 DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
 
@@ -135,7 +136,25 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
-class EvaluateConfig(ModelSettings):
+class JudgeSettings(ModelSettings):
+    """Settings of the commands that load a judge."""
+
+    section = Section.judges
+
+    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
+        None, description="gap: base model of the judge [default: the base of its run]"
+    )
+    base_url: Annotated[str | None, Fact.text] = Field(
+        None,
+        description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
+    )
+    concurrency: int = Field(8, ge=1, description="openai: maximum number of requests at the same time")
+    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
+        32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
+    )
+
+
+class EvaluateConfig(JudgeSettings):
     """pit evaluate: compare improved rows with the originals and other systems."""
 
     section = Section.comparison
@@ -145,10 +164,11 @@ class EvaluateConfig(ModelSettings):
         description="Rows of pit improve as FILE or NAME=FILE, comma-separated. The first system is compared with the "
         "others; a repeated name is another training seed of the same system [required unless --validate-on]",
     )
-    judge: Annotated[Files, Fact.judge, Section.common] = Field(
+    judge: Annotated[Judges, Fact.judge, Section.common] = Field(
         ...,
         min_length=1,
-        description="Judges, comma-separated: oracle (the tasks of pit itself), gap:RUN, hf:MODEL, openai:MODEL",
+        description="Judges, comma-separated: oracle (the tasks of pit itself), gap:RUN, hf:MODEL, openai:MODEL, and "
+        "last cmd:COMMAND, a program that scores rows; its command may contain commas",
     )
     out: Annotated[Path, Fact.output, Section.common] = Field(
         Path("runs/evaluation"), description="Output folder for evaluation.json, report.html and verdicts.jsonl"
@@ -163,9 +183,6 @@ class EvaluateConfig(ModelSettings):
         description="Pairs labelled by people, comma-separated; a judge is used only if it beats the rules longest "
         "and shortest on them [default: none]",
     )
-    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
-        None, description="gap: base model of the judge [default: the base of its run]"
-    )
     by: Annotated[str | None, Fact.text] = Field(
         None, description="Compare separately for each value of this field too, e.g. subset [default: none]"
     )
@@ -177,17 +194,9 @@ class EvaluateConfig(ModelSettings):
         0.05, ge=0, le=1, description="Maximum harm rate (share of rows made worse) of a system that is called better"
     )
     allow_reward_as_judge: Annotated[bool, Section.judges] = Field(
-        False, description="Accept a judge that was trained on prompts of the gap model used in RL or for stopping"
-    )
-    base_url: Annotated[str | None, Fact.text, Section.judges] = Field(
-        None,
-        description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
-    )
-    concurrency: Annotated[int, Section.judges] = Field(
-        8, ge=1, description="openai: maximum number of requests at the same time"
-    )
-    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
-        32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
+        False,
+        description="Accept a judge that was trained on prompts of the gap model used in RL or for stopping, or that "
+        "was itself the reward of RL",
     )
     draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
     shown: int = Field(12, ge=0, description="Number of rows shown in the report")
@@ -200,6 +209,32 @@ class EvaluateConfig(ModelSettings):
         if self.control and not self.input:
             raise ValueError("--control needs --input")
         return self
+
+
+class LabelConfig(JudgeSettings):
+    """pit label: turn rows into preference pairs, by any judge."""
+
+    section = Section.data
+
+    judge: Annotated[str, Fact.judge, Section.common] = Field(
+        ...,
+        description="One judge: oracle (the tasks of pit itself), gap:RUN, hf:MODEL, openai:MODEL, cmd:COMMAND (a "
+        "program that scores rows), or labels:FILE (label files of pit annotate, comma-separated)",
+    )
+    input: Annotated[str, Fact.file, Section.common] = Field(
+        "-",
+        description="Rows of pit improve, or of pit sample --draws, with the rows of a prompt next to one another; "
+        "- for stdin",
+    )
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        "-", description="Output file for the pairs; - for stdout"
+    )
+    min_confidence: Annotated[float, Section.common] = Field(
+        0, ge=0, le=1, description="Skip pairs with 2 * P(chosen is better) - 1 below this: 0 is a tie, 1 is certain"
+    )
+    max_rows: int | None = Field(
+        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
+    )
 
 
 class AnnotateConfig(Settings):

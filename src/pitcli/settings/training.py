@@ -27,6 +27,7 @@ from pitcli.settings.base import (
     StopRule,
 )
 from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
+from pitcli.settings.values import RunOrCommand
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
@@ -83,7 +84,7 @@ class RewardConfig(TrainingConfig, LoraSettings):
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"
     )
-    eval_data: Annotated[str | None, Fact.file] = Field(
+    eval_data: Annotated[str | None, Fact.files] = Field(
         None, description="More preference pairs to evaluate on, with other prompts than --data [default: none]"
     )
     allow_overlap: bool = Field(
@@ -138,8 +139,9 @@ class RlConfig(TrainingConfig):
         None,
         description="Run folder of the SFT improver to start from [default: runs/sft; trained first if it is missing]",
     )
-    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None, description="Run folder of the gap model [default: runs/reward]"
+    reward: Annotated[RunOrCommand, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the gap model, or cmd:COMMAND, a program that scores rows [default: runs/reward]",
     )
     policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,

@@ -60,12 +60,13 @@ class Models(NamedTuple):
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
 
     def origin(self) -> dict[str, Any]:
-        """Return what pit evaluate needs to know: the training data of every gap model used, and how RL ended."""
+        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended and by what reward."""
         gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
         writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
         return {
             "gap_data": list(gap_data.values()),
             "training": last_metrics(writer.folder) if writer else {},
+            **({"reward_command": command} if writer and (command := writer.manifest.reward_command) else {}),
         }
 
 
@@ -172,8 +173,7 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
 def find_models(config: ImproveConfig) -> Models:
     """Find the writer (the improver or the policy) and the gap model."""
     writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
-    if config.reward is None and writer and writer.manifest.kind == "rl":
-        # an RL run contains the gap model that it was trained on
+    if config.reward is None and writer and writer.manifest.rl_gap_model:
         return Models(writer, writer.folder / GAP, writer)
     reward = find_run(config.reward, GAP_RUN)
     if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from pitcli import console
-from pitcli.data.conversations import TRANSCRIPTS
+from pitcli.data.conversations import written_prompt
 from pitcli.data.formats import Reading, iter_drafts, read_pairs
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
 from pitcli.data.preview import LengthOf, preview
@@ -22,6 +22,7 @@ from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError, SettingsError
 from pitcli.settings.preparing import PrepareConfig
+from pitcli.settings.values import split_commas
 
 SHOWN_ROWS = 2
 
@@ -30,7 +31,8 @@ def run(config: PrepareConfig) -> None:
     """Read every row, split the pairs into folds, and write one file per fold; with --dry-run, only show them."""
     shares = _shares(config.folds)
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
-    _refuse_overwriting_data(config.data, paths)
+    data = split_commas(config.data or "")
+    _refuse_overwriting_data(data, paths)
     if config.out.exists() and not config.out.is_dir():
         raise SettingsError(f"--out: expected a folder, got the file {config.out}")
     notes: Counter[str] = Counter()
@@ -55,7 +57,7 @@ def run(config: PrepareConfig) -> None:
                 write_row(canonical_row(pair), stream)
 
     _report(folds, notes)
-    if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - {Path(config.data or "")}):
+    if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - set(map(Path, data))):
         names = ", ".join(path.name for path in others)
         console.warn(f"{config.out} also contains {names}, which may share prompts with the folds just written")
     shown = next(iter(folds.values()))[:SHOWN_ROWS]
@@ -76,12 +78,7 @@ def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[Preferen
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
     """Return the row that is read back as the same pair."""
-    prompt: str | list[dict[str, str]] = [message._asdict() for message in pair.prompt]
-    only = pair.prompt[0]
-    # One user message is written as plain text, unless that would be read back as a transcript.
-    looks_like_turns = only.content.lstrip().startswith(tuple(opening for opening, _ in TRANSCRIPTS))
-    if len(pair.prompt) == 1 and not looks_like_turns:
-        prompt = only.content
+    prompt = written_prompt(pair.prompt)
     return {"id": pair.id, "prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, **pair.extra}
 
 
@@ -92,10 +89,11 @@ def _shares(folds: str) -> dict[str, float]:
         raise SettingsError([f"--folds: {problem}" for problem in error.problems]) from None
 
 
-def _refuse_overwriting_data(data: str | None, paths: dict[str, Path]) -> None:
+def _refuse_overwriting_data(data: Sequence[str], paths: dict[str, Path]) -> None:
     for name, path in paths.items():
-        if data is not None and path.resolve() == Path(data).resolve():
-            raise SettingsError(f"--out: fold {name} would overwrite --data {data}; choose another folder")
+        for file in data:
+            if path.resolve() == Path(file).resolve():
+                raise SettingsError(f"--out: fold {name} would overwrite --data {file}; choose another folder")
 
 
 def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
@@ -118,9 +116,11 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
 
     errors: list[RowError] = []
     samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line, draft in islice(iter_drafts(config.data or "", errors.append, notes), config.max_rows):
+    files = split_commas(config.data or "")
+    drafts = ((file, *row) for file in files for row in iter_drafts(file, errors.append, notes))
+    for file, line, draft in islice(drafts, config.max_rows):
         if problem := request_problem(draft.row):
-            errors.append(RowError(file_label(config.data or ""), line, "instructions", problem))
+            errors.append(RowError(file_label(file), line, "instructions", problem))
         samples[json.dumps(draft.row["prompt"])].append(draft.row)
     if errors:
         return Reading([], [str(error) for error in errors], Counter())

@@ -6,8 +6,11 @@ so reward and beta are in logits of P(better); the policy stage samples its refe
 stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage, self, uses the improver's own outputs.
 
 --role policy is plain RLHF, for comparison: the policy sees x alone, and its reward is its gap over y_w.
+
+--reward cmd:COMMAND replaces the gap by the difference of two scores of a program, such as a verifier.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +20,7 @@ from torch import Tensor, tensor
 
 from pitcli.console import next_command, note, warn
 from pitcli.console import samples as show_samples
-from pitcli.data.rows import Comparison
+from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
@@ -52,6 +55,9 @@ from pitcli.equations import (
     rl_rewards,
 )
 from pitcli.errors import InputError, RunError
+from pitcli.evaluation.command_judge import SCALE, command_grade, score_differences
+from pitcli.evaluation.judge import Grade
+from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
@@ -59,46 +65,54 @@ from pitcli.settings.base import PenaltyUnit, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
+from pitcli.settings.values import is_command
 from pitcli.stages import start
 
 SHOWN_ROWS = 3
 
+Reward = Callable[[Sequence[Comparison]], Tensor]  # the gap of each response over its reference response
+
 
 class Runs(NamedTuple):
-    """The runs that RL uses: the one it starts from, the gap model, and the policy that writes references (or None)."""
+    """The runs that RL uses: the one it starts from, the gap model, and the policy that writes references.
+
+    gap: None if a program is the reward. policy: None if there is none.
+    """
 
     start: EarlierRun
-    gap: EarlierRun
+    gap: EarlierRun | None
     policy: EarlierRun | None
 
     def all(self) -> list[EarlierRun]:
-        return [self.gap, self.start, *([self.policy] if self.policy else [])]
+        return [run for run in (self.gap, self.start, self.policy) if run]
 
     def adapters(self, trained: Role) -> dict[str, Path]:
         """Return the adapter folders by role."""
-        adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter, GAP: self.gap.adapter}
-        return {**adapters, POLICY: self.policy.adapter} if self.policy else adapters
+        others = {role: run.adapter for role, run in ((GAP, self.gap), (POLICY, self.policy)) if run}
+        return {trained: self.start.adapter, REFERENCE: self.start.adapter, **others}
+
+    def gap_temperature(self) -> float | None:
+        return gap_temperature(self.gap.manifest) if self.gap else None
 
 
 def run(config: RlConfig) -> int:
-    """Run the curriculum; write the trained role, and the gap model that it was trained on, to the run folder."""
+    """Run the curriculum; write the trained role, and the gap model that rewarded it, to the run folder."""
     if code := train_missing_improver(config):
         return code
     if config.dry_run and is_improver_missing(config):
         note("that was the dry run of the SFT; the dry run of RL needs a finished runs/sft")
         return 0
     runs = find_runs(config)
-    if problem := gap_problem(runs.gap.manifest):
-        text = f"{runs.gap.folder}: {problem}, so RL would learn noise"
-        if not config.force:
-            raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
-        warn(text)
+    if runs.gap:
+        refuse_useless(runs.gap, config.force)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
+    if is_command(config.reward):
+        try_program(config.reward, pairs[0])
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
-    temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
+    temperature, policy_role = runs.gap_temperature(), POLICY if runs.policy else None
 
     def curriculum_of(model: RoleModel) -> Curriculum:
         return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
@@ -108,7 +122,7 @@ def run(config: RlConfig) -> int:
         (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
             task_on=lambda model: rl_task(config, curriculum_of(model), temperature),
-            roles=4 if runs.policy else 3,
+            roles=len(runs.adapters(config.role)),
             first_row=[
                 (base.chat.written(prompt), False),
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
@@ -121,11 +135,28 @@ def run(config: RlConfig) -> int:
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
         result = train(model, rl_task(config, curriculum, temperature), config, folder)
-        finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
+        calibration = {} if temperature is None else {"gap_temperature": temperature}
+        finish(model, folder, [config.role, *([GAP] if runs.gap else [])], {**result._asdict(), **calibration})
     stages = ", ".join(config.curriculum_stages)
     note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
     return 0
+
+
+def refuse_useless(gap: EarlierRun, force: bool) -> None:
+    """Raise RunError, or warn with --force, if a gap model ranks held-out pairs no better than a coin."""
+    if problem := gap_problem(gap.manifest):
+        text = f"{gap.folder}: {problem}, so RL would learn noise"
+        if not force:
+            raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
+        warn(text)
+
+
+def try_program(name: str, pair: PreferencePair) -> None:
+    """Score the first pair, so that a program that fails does so before a model loads."""
+    grade = command_grade(name, {pair.prompt: pair.extra})
+    chosen, rejected = on_rank_0(lambda: grade([(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]))
+    note(f"{name}: scores of the first pair: chosen {chosen:g}, rejected {rejected:g}")
 
 
 def gap_problem(manifest: Manifest) -> str | None:
@@ -153,21 +184,31 @@ def is_improver_missing(config: RlConfig) -> bool:
 
 def find_runs(config: RlConfig) -> Runs:
     improver = config.role is Role.improver
-    policy, gap = find_run(config.policy, SFT_POLICY_RUN), find_run(config.reward, GAP_RUN)
+    policy = find_run(config.policy, SFT_POLICY_RUN)
     first = find_run(config.sft, SFT_RUN) if improver else policy
-    if first is None or gap is None:
-        needed = [(SFT_RUN if improver else SFT_POLICY_RUN, first), (GAP_RUN, gap)]
-        raise InputError([run.missing for run, found in needed if found is None])
+    gap = None if isinstance(config.reward, str) else find_run(config.reward, GAP_RUN)
+    missing = [] if first else [SFT_RUN if improver else SFT_POLICY_RUN]
+    missing += [] if gap or isinstance(config.reward, str) else [GAP_RUN]
+    if first is None or missing:
+        raise InputError([run.missing for run in missing])
     return Runs(first, gap, policy if improver else None)
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
-    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
-    gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
+def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float | None) -> Task:
+    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps.
+
+    gap_temperature: None if a program is the reward.
+    """
+    if gap_temperature is None:
+        fields = {pair.prompt: pair.extra for pair in reversed(curriculum.pairs)}
+        reward: Reward = partial(program_gaps, command_grade(str(config.reward), fields))
+    else:
+        gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
+        reward = partial(group_gaps, gap_model, k=config.samples_per_prompt)
     return Task(
         config.role,
         phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],
-        batch=partial(roll_out, config, curriculum, gap_model),
+        batch=partial(roll_out, config, curriculum, reward),
         loss=partial(policy_loss, config, curriculum.model),
         planned_rows=lambda: longest_rollouts(
             config, curriculum.model, curriculum.longest_prompts(), sum(curriculum.rollouts())
@@ -179,7 +220,12 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) ->
     )
 
 
-def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, index: int) -> StepBatch:
+def program_gaps(grade: Grade, comparisons: Sequence[Comparison]) -> Tensor:
+    """Return score(response) - score(reference_response) of each comparison, shape (B,); rank 0 runs the program."""
+    return tensor(on_rank_0(lambda: score_differences(grade, comparisons)))
+
+
+def roll_out(config: RlConfig, curriculum: Curriculum, reward: Reward, index: int) -> StepBatch:
     """Sample k responses per (x, y_ref); compute rewards, advantages and the log-probs at sampling time.
 
     Axis B: all samples of the rollout; the k samples of a prompt are adjacent.
@@ -194,7 +240,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, inde
         Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
         for number, sample in enumerate(samples)
     ]
-    gaps_B = group_gaps(gap_model, comparisons, k)
+    gaps_B = reward(comparisons)
     layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
     old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
@@ -205,7 +251,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, inde
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
     metrics = {
         "padding_share": padding_share(layout.batches),
-        **reward_metrics(rewards_B, gaps_B, kl_B, finished_B),
+        **reward_metrics(rewards_B, gaps_B, kl_B, finished_B, SCALE if isinstance(config.reward, str) else 1.0),
         "zero_spread_share": identical_share(samples, k),
         **text_metrics(samples, comparisons),
         "stage": float(stage),
@@ -230,8 +276,9 @@ def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:
     texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, decoding=greedy, seed=0)
     shown = [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
     show_samples(shown, labels=("prompt", "reference", f"{config.role} (greedy)"))
+    stop = "--stop none --max-iters 1" if isinstance(config.reward, str) else "--max-iters 5"
     next_command(
-        f"pit improve --run {config.run_folder} --input drafts.jsonl --max-iters 5"
+        f"pit improve --run {config.run_folder} --input drafts.jsonl {stop}"
         if config.role is Role.improver
         else f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl"
     )

@@ -18,7 +18,8 @@ from pitcli import __version__, console
 from pitcli.errors import NothingToDo, PitError, RunError, SettingsError
 from pitcli.processes.launch import launch
 from pitcli.recipes.journal import Journal, Record, digest, existing_output, locked
-from pitcli.recipes.planning import PlannedStage, plan
+from pitcli.recipes.paths import PlannedStage
+from pitcli.recipes.planning import plan
 from pitcli.settings.base import Fact, Settings
 from pitcli.settings.commands import DISTRIBUTED
 from pitcli.settings.flags import command_line

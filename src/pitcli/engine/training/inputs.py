@@ -21,6 +21,7 @@ from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
 from pitcli.settings.base import DataSettings, Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.training import RewardConfig, RlConfig, TrainingConfig
+from pitcli.settings.values import split_commas
 
 RL_SHARE = 0.1  # of the learning rate of SFT
 
@@ -30,12 +31,14 @@ Config = TypeVar("Config", bound=TrainingConfig)
 def open_pairs(
     settings: DataSettings, base: Base, earlier: list[EarlierRun], room: int = 0
 ) -> tuple[list[PreferencePair], DataIdentity]:
-    """Read the pairs that --data names, otherwise those of the earlier runs.
+    """Read the pairs of the files that --data names, otherwise those of the earlier runs.
 
     room: tokens that a sampled response may need instead of a response of the data. Raises SettingsError if no data is
     named, InputError if pairs cannot be read or do not fit the context.
     """
-    path = settings.data or next((run.manifest.data.path for run in earlier if run.manifest.data.path != "-"), None)
+    path = settings.data or next(
+        (run.manifest.data.path for run in earlier if run.manifest.data.can_be_read_again), None
+    )
     if path is None:
         raise SettingsError("--data: expected a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
     pairs = _read_pairs(path, settings.max_rows, settings, base, room)
@@ -49,7 +52,8 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     pairs = _read_pairs(config.eval_data, None, settings=config, base=base, room=0)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
-        text = f"{config.eval_data}: {len(shared)} pairs have a prompt of --data, the first on line {shared[0].line}"
+        first = f"{shared[0].file}:{shared[0].line}"
+        text = f"{config.eval_data}: {len(shared)} pairs have a prompt of --data, the first is {first}"
         if not config.allow_overlap:
             raise InputError(f"{text}; remove them, or use --allow-overlap to keep them")
         warn(text)
@@ -59,10 +63,12 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), source=path, settings=settings, notes=notes)
+    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), settings, notes)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
-    note(f"{path}: {len(pairs)} pairs")
+    counts = Counter(pair.file for pair in pairs)
+    for file in map(file_label, split_commas(path)):
+        note(f"{file}: {counts[file]} pairs")
     return pairs
 
 

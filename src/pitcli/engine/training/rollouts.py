@@ -200,12 +200,17 @@ def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[
     return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, share=1 / parts, rollout_cost=cost)
 
 
-def reward_metrics(rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor) -> dict[str, float]:
-    """Return the means over a rollout. truncated_share: the share of samples without an EOS."""
+def reward_metrics(
+    rewards_B: Tensor, gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, scale: float
+) -> dict[str, float]:
+    """Return the means over a rollout. truncated_share: the share of samples without an EOS.
+
+    scale: P(better) is the sigmoid of gap * scale.
+    """
     return {
         "reward": float(rewards_B.mean()),
         "gap": float(gaps_B.mean()),
-        "p_better": float(torch.sigmoid(gaps_B).mean()),
+        "p_better": float(torch.sigmoid(gaps_B * scale).mean()),
         "kl": float(kl_B.mean()),
         "truncated_share": float((~finished_B).float().mean()),
     }

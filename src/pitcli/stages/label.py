@@ -1,0 +1,147 @@
+"""pit label: turns rows into preference pairs, labelled by any judge."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pitcli.console import error, next_command, note, progress, samples
+from pitcli.data.formats import iter_drafts
+from pitcli.data.reading import OnError, file_label, refuse_output_as_input, write_row
+from pitcli.data.rows import Comparison, Draft, Prompt, RowError
+from pitcli.data.streams import open_output, windows
+from pitcli.data.strict_json import RowProblem
+from pitcli.errors import InputError
+from pitcli.evaluation.judge import Verdict
+from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
+from pitcli.evaluation.systems import other_fields, parse_row
+from pitcli.settings.tools import LabelConfig
+
+SHOWN_ROWS = 2
+EXPECTED = "give rows of pit improve, or of pit sample --draws 2, with the rows of a prompt next to one another"
+
+
+class Candidate(NamedTuple):
+    """Two responses to be labelled. row: the row of the second one; pair_id: None if the row has no id."""
+
+    comparison: Comparison
+    row: dict[str, Any]
+    pair_id: str | None
+
+
+def run(config: LabelConfig) -> int:
+    """Write a pair for each two responses that the judge tells apart; return 1 if some rows failed, otherwise 0."""
+    check_name(config.judge, others=[LABELS])
+    refuse_output_as_input(config.input, config.output)
+    notes, errors, shown = Counter[str](), list[RowError](), list[dict[str, Any]]()
+
+    def on_error(problem: RowError) -> None:
+        errors.append(problem)
+        error(str(problem))
+
+    drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
+    usable = different(candidates(drafts, config, on_error), notes)
+    with open_output(config.output) as stream, progress("labelling", None, stream) as advance:
+        for pair in labelled(usable, config, notes, advance):
+            write_row(pair, stream)
+            stream.flush()
+            notes["pairs written"] += 1
+            if len(shown) < SHOWN_ROWS:
+                shown.append(pair)
+        if not (errors or any(text.startswith("pairs") for text in notes)):
+            raise InputError(f"{file_label(config.input)}: no two responses to compare; {EXPECTED}")
+    report(config, notes, shown)
+    return 1 if errors else 0
+
+
+def candidates(drafts: Iterable[tuple[int, Draft]], config: LabelConfig, on_error: OnError) -> Iterator[Candidate]:
+    """Yield the iterations of improved rows, each against the response before it, and neighbouring samples."""
+    for _, group in groupby(drafts, key=lambda numbered: numbered[1].prompt):
+        before: Draft | None = None
+        for line, draft in group:
+            if "original_response" in draft.row:
+                try:
+                    yield from of_improved_row(draft, config)
+                except RowProblem as problem:
+                    on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
+                continue
+            if before is not None:
+                yield Candidate(Comparison(draft.prompt, draft.response, before.response), draft.row, draft.id)
+            before = draft
+
+
+def of_improved_row(draft: Draft, config: LabelConfig) -> Iterator[Candidate]:
+    """Yield the steps of a row of pit improve; people have labelled its response against its original."""
+    row = parse_row(draft.row, config.input, draft.line, seed=0, by=None)
+    steps = [(step.before, step.written) for step in row.steps]
+    if not steps or config.judge.startswith(LABELS.partition("FILE")[0]):
+        steps = [(row.original, row.response)]
+    for number, (before, written) in enumerate(steps, start=1):
+        pair_id = None if draft.id is None else f"{draft.id}.{number}"
+        yield Candidate(Comparison(draft.prompt, written, before), draft.row, pair_id)
+
+
+def different(candidates: Iterable[Candidate], notes: Counter[str]) -> Iterator[Candidate]:
+    """Yield the candidates with two different texts, stripped, as training reads them."""
+    for candidate in candidates:
+        prompt, response, reference = candidate.comparison
+        comparison = Comparison(prompt, response.strip(), reference.strip())
+        if not (comparison.response and comparison.reference_response):
+            notes["pairs skipped: a response is empty"] += 1
+        elif comparison.response == comparison.reference_response:
+            notes["pairs skipped: the responses are equal"] += 1
+        else:
+            yield candidate._replace(comparison=comparison)
+
+
+def labelled(
+    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the pairs that the judge decides with --min-confidence."""
+    fields: dict[Prompt, dict[str, Any]] = {}  # of the prompts in the current window only: the input may be large
+    judge = load_judge(config.judge, config, fields, cache=Path(config.output).parent / "openai-cache.sqlite").judge
+    for window in windows(candidates, judge.per_call, config.input):
+        fields.clear()
+        fields.update((candidate.comparison.prompt, other_fields(candidate.row)) for candidate in window)
+        verdicts = judge.verdicts([candidate.comparison for candidate in window])
+        for candidate, verdict in zip(window, verdicts, strict=True):
+            advance(1)
+            if problem := undecided(verdict, config.min_confidence):
+                notes[f"pairs skipped: {problem}"] += 1
+            else:
+                yield pair_row(candidate, verdict, config.judge)
+
+
+def undecided(verdict: Verdict, min_confidence: float) -> str | None:
+    """Return why a verdict makes no pair, or None if it makes one."""
+    if verdict.p_better is None:
+        return "no verdict"
+    if verdict.p_better == 0.5:
+        return "a tie"
+    return "below --min-confidence" if abs(2 * verdict.p_better - 1) < min_confidence else None
+
+
+def pair_row(candidate: Candidate, verdict: Verdict, judge: str) -> dict[str, Any]:
+    assert verdict.p_better is not None
+    _, response, reference = candidate.comparison
+    chosen, rejected = (response, reference) if verdict.p_better > 0.5 else (reference, response)
+    return {
+        **other_fields(candidate.row),
+        **({"id": candidate.pair_id} if candidate.pair_id is not None else {}),
+        "chosen": chosen,
+        "rejected": rejected,
+        "judge": judge,
+        "p_chosen": max(verdict.p_better, 1 - verdict.p_better),
+    }
+
+
+def report(config: LabelConfig, notes: Counter[str], shown: list[dict[str, Any]]) -> None:
+    rows = [(str(pair["prompt"]), pair["rejected"], pair["chosen"]) for pair in shown]
+    samples(rows, labels=("prompt", "rejected", "chosen"))
+    for text, count in sorted(notes.items()):
+        note(f"{file_label(config.input)}: {count} {text}")
+    if notes["pairs written"] and config.output != "-":
+        note("to train the gap model on them as well, from the base:")
+        next_command(f"pit train-reward --data OLD.jsonl,{shlex.quote(config.output)}")

@@ -1,0 +1,28 @@
+"""The recipe rounds.yaml: each round trains on the pairs that `pit label` made of the improver's own text."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pitcli.data.formats import load_pairs
+from tests.stages.recipes.conftest import RECIPES, decisions, pit, ran
+
+TINY = (
+    *("max_steps=2", "batch_size=8", "max_new_tokens=8", "rollout_max_new_tokens=8", "prepare.synthetic=200"),
+    *("sample.max_rows=6", "force=true", "rl.max_steps=1", "rl-1.max_steps=1", "rl-2.max_steps=1"),
+    *(f"{stage}.batch_size=8" for stage in ("sft", "rl", "rl-1", "rl-2")),
+)
+
+
+def test_the_rounds_run_and_are_skipped_the_second_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(RECIPES / "rounds.yaml"), "--out", "made", *(word for change in TINY for word in ("--set", change))]
+    assert len(ran(pit(capsys, *command))) == 17
+    assert set(decisions(pit(capsys, *command)).values()) == {("skip", "nothing changed")}
+    pairs = load_pairs("made/pairs-1.jsonl")
+    assert pairs and {pair.extra["judge"] for pair in pairs} == {"oracle"}
+    manifest = json.loads(Path("made/runs/reward-2/manifest.json").read_text())
+    assert manifest["data"]["path"] == "data/reward.jsonl,pairs-1.jsonl,pairs-2.jsonl"
+    record = json.loads(Path("made/pipeline.json").read_text())["runs/reward-2"]
+    assert {"data/reward.jsonl", "pairs-1.jsonl", "pairs-2.jsonl"} <= record["inputs"].keys()
+    assert manifest["data"]["rows"] > len(pairs)
