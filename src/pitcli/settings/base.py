@@ -20,6 +20,7 @@ class GapLoss(StrEnum):
     five_term = "five-term"
     bradley_terry = "bradley-terry"
     symmetric = "symmetric"
+    pointwise = "pointwise"
 
 
 class Stage(StrEnum):

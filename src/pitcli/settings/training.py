@@ -78,7 +78,9 @@ class RewardConfig(TrainingConfig, LoraSettings):
         10.0, gt=0, description="Learning rate of the gap head, which starts at zero, as a multiple of --learning-rate"
     )
     gap_loss: Annotated[GapLoss, Section.training] = Field(
-        GapLoss.five_term, description="Loss over the four orderings of a preference pair"
+        GapLoss.five_term,
+        description="Loss over the orderings of a preference pair; pointwise: train an ordinary reward model r(x, y), "
+        "and use the difference of two rewards as the gap",
     )
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"

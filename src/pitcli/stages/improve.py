@@ -27,7 +27,7 @@ from pitcli.engine.models.roles import GAP, POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
@@ -164,8 +164,10 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
     model = base.load(models.adapters())
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
-    temperature = models.gap_temperature()
-    gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)
+    gap_model = None
+    if models.gap_run:
+        temperature, loss = gap_temperature(models.gap_run.manifest), gap_loss_of(models.gap_run.manifest)
+        gap_model = GapModel(model, base.chat, temperature, config.sample_batch_size, loss)
     return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 

@@ -52,10 +52,10 @@ from pitcli.equations import (
     rl_rewards,
 )
 from pitcli.errors import InputError, RunError
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
-from pitcli.settings.base import PenaltyUnit, Role
+from pitcli.settings.base import GapLoss, PenaltyUnit, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
@@ -99,6 +99,7 @@ def run(config: RlConfig) -> int:
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
     temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
+    loss = gap_loss_of(runs.gap.manifest)
 
     def curriculum_of(model: RoleModel) -> Curriculum:
         return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
@@ -107,7 +108,7 @@ def run(config: RlConfig) -> int:
         row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
         (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
-            task_on=lambda model: rl_task(config, curriculum_of(model), temperature),
+            task_on=lambda model: rl_task(config, curriculum_of(model), temperature, loss),
             roles=4 if runs.policy else 3,
             first_row=[
                 (base.chat.written(prompt), False),
@@ -120,8 +121,9 @@ def run(config: RlConfig) -> int:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
-        result = train(model, rl_task(config, curriculum, temperature), config, folder)
-        finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
+        result = train(model, rl_task(config, curriculum, temperature, loss), config, folder)
+        passed_on = {"gap_temperature": temperature, "gap_loss": loss.value}
+        finish(model, folder, [config.role, GAP], {**result._asdict(), **passed_on})
     stages = ", ".join(config.curriculum_stages)
     note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
@@ -161,9 +163,9 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
-    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
-    gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
+def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float, loss: GapLoss) -> Task:
+    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps. loss: of the gap model."""
+    gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size, loss)
     return Task(
         config.role,
         phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],

@@ -9,16 +9,17 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.console import next_command, note, samples, table, warn
-from pitcli.data.rows import PreferencePair
+from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.batches import Batch, padding_share
-from pitcli.engine.models.forward import score_trees, scores
+from pitcli.engine.models.forward import scores
+from pitcli.engine.models.gaps import score_comparisons, training_tree
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, HEAD, RoleModel
-from pitcli.engine.models.trees import Tree, ordered_tree, swapped_tree
+from pitcli.engine.models.trees import Tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
@@ -107,7 +108,7 @@ class PairMicroBatch(NamedTuple):
 
 
 def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
-    """Minimise the gap loss over the orderings of each pair, averaged over the pairs of a step."""
+    """Minimise the gap loss over what it reads of each pair (training_tree), averaged over the pairs of a step."""
     orderings = len(trees[0].leaves)
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
@@ -126,18 +127,14 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
     return task_over_rows(GAP, rows, loss, config, model.device)._replace(rates={HEAD: config.head_rate})
 
 
-def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
-    """Return the tree of the orderings that a loss reads: all four, or only (w,l) and (l,w)."""
-    if loss is GapLoss.five_term:
-        return ordered_tree(pair, chat)
-    return swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat)
-
-
 def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
     """Return r_gap of the orderings (w,l) and (l,w) of each pair, shape (N, 2)."""
-    trees = [swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat) for pair in pairs]
-    scores_N2 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
-    return torch.stack([*scores_N2])
+    comparisons = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+
+    def scored(part: Sequence[Comparison]) -> list[Tensor]:
+        return list(score_comparisons(model, chat, config.gap_loss, part, config.micro_batch_size))
+
+    return torch.stack([*map_over_ranks(comparisons, scored, model.sharded)])
 
 
 def pair_gaps(scores_N2: Tensor) -> list[float]:
