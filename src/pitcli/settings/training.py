@@ -87,6 +87,14 @@ class RewardConfig(TrainingConfig, LoraSettings):
     allow_overlap: bool = Field(
         False, description="Accept prompts of --data in --eval-data; the results on them are meaningless then"
     )
+    probe: Annotated[bool, Fact.execution, Section.training] = Field(
+        False,
+        description="Fit a linear probe on the base model's hidden states too and report its accuracy: a baseline that "
+        "the gap model should beat; one more pass over all pairs",
+    )
+    by: Annotated[str | None, Fact.text | Fact.execution] = Field(
+        None, description="Report the accuracy for each value of this field too, e.g. subset [default: none]"
+    )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
 
