@@ -59,3 +59,17 @@ def test_runs_that_exist_are_found_in_their_default_folders() -> None:
     assert found is not None
     assert improve.config.run == found.folder == Path("runs/rl")
     assert improve.config.reward is None  # the gap model inside the RL run
+
+
+def test_a_stage_that_starts_from_another_run_reads_it_and_takes_its_base() -> None:
+    """Both from a stage before it and from a run that exists."""
+    shutil.rmtree("runs/reward")
+    policy, gap, again = planned(
+        "shared: {data: pairs.jsonl}\nstages:\n  - sft: {role: policy, model: tiny}\n"
+        "  - train-reward: {init: runs/policy}\n  - name: again\n    sft: {init: runs/sft, out: runs/again}\n"
+    )
+    assert isinstance(again.config, SftConfig)
+    assert (gap.config.init, again.config.init) == (Path("runs/policy"), Path("runs/sft"))  # type: ignore[attr-defined]
+    assert "runs/policy" in gap.reads
+    assert gap.config.model is None, "the base of runs/policy"  # type: ignore[attr-defined]
+    assert policy.config.init is None  # type: ignore[attr-defined]

@@ -215,9 +215,9 @@ def _filled(finder: _PathFinder, config: Settings) -> dict[str, object]:
             found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN))
             if config.model is not None:
                 found.pop("load_in_4bit", None)
-            found["model"] = found.get("model") or DEFAULT_MODEL
+            found["model"] = found.get("model") or (None if config.init else DEFAULT_MODEL)
         case RewardConfig():
-            found["model"] = DEFAULT_MODEL
+            found["model"] = None if config.init else DEFAULT_MODEL
         case SampleConfig():
             found["policy"] = config.policy or finder.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL

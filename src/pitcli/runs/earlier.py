@@ -43,7 +43,7 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
 
 def gap_loss_of(manifest: Manifest) -> GapLoss:
     """The loss that the gap model of a run was trained with, which decides what it reads; an RL run passes it on."""
-    return GapLoss(manifest.config.get("gap_loss") or manifest.results.get("gap_loss") or GapLoss.five_term)
+    return GapLoss(str(manifest.config.get("gap_loss") or manifest.results.get("gap_loss") or GapLoss.five_term))
 
 
 def gap_temperature(manifest: Manifest) -> float:

@@ -47,7 +47,19 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
         return self.out or Path(self.default_folders[getattr(self, "role", "gap")])
 
 
-class SftConfig(TrainingConfig, LoraSettings):
+class AdapterSettings(LoraSettings):
+    """Settings of the commands that train a new adapter."""
+
+    section = Section.runs
+
+    init: Annotated[Path | None, Fact.run] = Field(
+        None,
+        description="Run folder whose adapter to start from: of any role, with the same base and LoRA rank "
+        "[default: a new adapter, which changes nothing until it is trained]",
+    )
+
+
+class SftConfig(TrainingConfig, AdapterSettings):
     """pit sft: fine-tune a policy or an improver on the chosen responses."""
 
     section = Section.training
@@ -65,7 +77,7 @@ class SftConfig(TrainingConfig, LoraSettings):
     default_folders = {"policy": POLICY_FOLDER, "improver": SFT_FOLDER}  # noqa: RUF012
 
 
-class RewardConfig(TrainingConfig, LoraSettings):
+class RewardConfig(TrainingConfig, AdapterSettings):
     """pit train-reward: train the gap model, r_gap(x, y1, y2), on preference pairs."""
 
     section = Section.data

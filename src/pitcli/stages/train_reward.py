@@ -12,6 +12,7 @@ from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
+from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import scores
 from pitcli.engine.models.gaps import score_comparisons, training_tree
@@ -21,7 +22,7 @@ from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, HEAD, RoleModel
 from pitcli.engine.models.trees import Tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs, with_learning_rate
+from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.linear_probe import feature_differences, fit_probe
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
@@ -55,13 +56,13 @@ MEANINGS = {
 
 def run(config: RewardConfig) -> None:
     """Train on all but the held-out prompts, report on these, and write the gap model to the run folder."""
-    base = open_base(config, [])
+    base = open_base(config, init := open_init(config))
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
     refuse_unknown_field(config.by, held_out)
     config = with_learning_rate(config, base)
-    manifest = new_manifest("reward", GAP, config, base, data)
+    manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
     trees = [training_tree(pair, base.chat, config.gap_loss) for pair in training]
     if config.dry_run:
         first = trees[0].conversations()[0]
@@ -73,6 +74,8 @@ def run(config: RewardConfig) -> None:
         set_seed(config.seed)
         model = base.load()
         model.add_role(GAP, lora_config(config))
+        for start in init:
+            start_from(model, GAP, start.adapter)
         result = train(model, gap_task(model, trees, config), config, folder)
         scores_N2 = score_pairs(model, base.chat, held_out, config)
         temperature = fit_temperature(pair_gaps(scores_N2))

@@ -9,18 +9,18 @@ from pitcli.data.examples import Limit, check_conversation, fitting_pairs, pairs
 from pitcli.data.formats import iter_drafts, load_pairs
 from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, RowError
-from pitcli.data.splits import prompt_key, prompt_sketch
+from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import PromptWithReference
-from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.loading import WEIGHTS, saved_lora
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
+from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.settings.base import DataSettings, Settings
 from pitcli.settings.default_runs import Kind
-from pitcli.settings.training import RewardConfig, RlConfig, TrainingConfig
+from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, TrainingConfig
 
 RL_SHARE = 0.1  # of the learning rate of SFT
 
@@ -74,10 +74,38 @@ def with_learning_rate(config: Config, base: Base) -> Config:
     return config.model_copy(update={"learning_rate": rate})
 
 
+def open_init(config: AdapterSettings) -> list[EarlierRun]:
+    """Return the run that --init names, an empty list without --init.
+
+    Raises RunError if it is not finished, SettingsError if its adapter has another LoRA rank or alpha.
+    """
+    if config.init is None:
+        return []
+    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, pit train-reward and pit rl make runs"))
+    found = saved_lora(run.adapter)
+    if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
+        raise SettingsError(
+            f"--init: {config.init}: expected LoRA rank {config.lora_rank} and alpha {config.lora_alpha}, "
+            f"got {found.r} and {found.lora_alpha}; use --lora-rank {found.r} --lora-alpha {found.lora_alpha}"
+        )
+    return [run]
+
+
+def seen_too(data: DataIdentity, earlier: Sequence[EarlierRun]) -> DataIdentity:
+    """Return the data of a gap model, with the prompts that the runs it starts from were trained on.
+
+    So pit evaluate does not call a judge independent that starts from the gap model of the reward.
+    """
+    seen = [known for run in earlier for known in (run.manifest.data, run.manifest.gap_data) if known]
+    prompts = sorted({*data.prompts, *(prompt for known in seen for prompt in known.prompts)})
+    return data.model_copy(update={"prompts": prompts[:SKETCHED]})
+
+
 def new_manifest(
     kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
 ) -> Manifest:
     """Return the manifest of a new run. earlier: the runs whose adapters it starts from."""
+    data = seen_too(data, earlier) if kind == "reward" else data
     return Manifest.model_validate(
         {
             "kind": kind,
