@@ -229,11 +229,11 @@ def test_exit_codes(
         (["train-reward"], "pit train-reward --config runs/reward/config.yaml --micro-batch-size 4 --resume"),
         (
             ["train-reward", "--micro-batch-size", "7", "--max-length", "300"],
-            "pit train-reward --config runs/reward/config.yaml --max-length 150 --skip-long --overwrite",
+            "pit train-reward --config runs/reward/config.yaml --max-length 150 --overwrite",
         ),
         (
-            ["sft", "--micro-batch-size", "1"],
-            "pit sft --config runs/sft/config.yaml --max-length 512 --skip-long --overwrite",
+            ["sft", "--micro-batch-size", "1", "--long-rows", "error"],
+            "pit sft --config runs/sft/config.yaml --max-length 512 --long-rows cut --overwrite",
         ),
     ],
 )

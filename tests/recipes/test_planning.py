@@ -73,3 +73,11 @@ def test_a_stage_that_starts_from_another_run_reads_it_and_takes_its_base() -> N
     assert "runs/policy" in gap.reads
     assert gap.config.model is None, "the base of runs/policy"  # type: ignore[attr-defined]
     assert policy.config.init is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("place", ["shared", "stage"])
+def test_a_recipe_with_the_earlier_setting_for_long_rows_skips_them(place: str) -> None:
+    shared, own = ("skip_long: true", "") if place == "shared" else ("", "skip_long: true")
+    (stage,) = planned(f"shared: {{{shared}}}\nstages:\n  - sft: {{{own}}}\n")
+    assert isinstance(stage.config, SftConfig)
+    assert (stage.config.long_rows, "long_rows" in stage.given) == ("skip", True)

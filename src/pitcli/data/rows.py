@@ -21,6 +21,7 @@ class PreferencePair:
     extra: dict[str, Any]
     line: int = field(default=0, compare=False)
     chosen_truncated: bool = False  # a truncated text must not teach the model where to stop
+    whole_prompt: Prompt | None = None  # if the prompt was cut: folds must be disjoint by what it was
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,13 @@ SKETCHED = 256  # prompt hashes in a sketch
 
 
 def prompt_key(pair: PreferencePair) -> str:
-    """A key that is the same for prompts that differ only in case and white space."""
-    lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in pair.prompt)
+    """A key that is the same for prompts that differ only in case and white space; of the whole prompt if it was cut.
+
+    How a prompt is cut depends on the responses and on --max-length, so the key of a cut one would not show that two
+    rows, or two runs, share it.
+    """
+    prompt = pair.whole_prompt or pair.prompt
+    lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in prompt)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 

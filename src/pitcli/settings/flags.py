@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
 from pitcli.settings.base import READ, Fact, GapLoss, Section, Settings, facts_of
+from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
@@ -97,8 +98,8 @@ def smaller_command(config: TrainingConfig) -> str:
         least = 4 if config.gap_loss is GapLoss.five_term else 2
     smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
     if config.micro_batch_size // 2 < least:
-        shorter = "" if config.truncate else " --skip-long"
-        smaller = f"--max-length {(config.max_length or 1024) // 2}{shorter} --overwrite"
+        cut = " --long-rows cut" if config.long_rows is LongRows.error else ""
+        smaller = f"--max-length {(config.max_length or 1024) // 2}{cut} --overwrite"
     return f"{command} --config {shlex.quote(str(config.run_folder / CONFIG))} {smaller}"
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
-    DataSettings,
     Fact,
     GapLoss,
     LoraSettings,
@@ -23,6 +22,7 @@ from pitcli.settings.base import (
     Stages,
 )
 from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
+from pitcli.settings.pairs import DataSettings
 
 
 class TrainingConfig(ModelSettings, OptimSettings, DataSettings):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.console import error, next_command, note, progress, samples
-from pitcli.data.examples import Limit, check_conversation
 from pitcli.data.formats import iter_drafts
+from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, row_key, windows

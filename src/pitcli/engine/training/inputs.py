@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pitcli.console import note, warn
-from pitcli.data.examples import Limit, check_conversation, fitting_pairs, pairs_digest
+from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import iter_drafts, load_pairs
+from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
@@ -18,9 +19,10 @@ from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
-from pitcli.settings.base import DataSettings, Settings
+from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
-from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, TrainingConfig
+from pitcli.settings.pairs import DataSettings
+from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
 
 RL_SHARE = 0.1  # of the learning rate of SFT
 
@@ -59,11 +61,20 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), source=path, settings=settings, notes=notes)
+    limit = Limit(base.chat, base.max_length, room, responses_read(settings))
+    pairs = fitting_pairs(pairs, limit, source=path, settings=settings, notes=notes)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     note(f"{path}: {len(pairs)} pairs")
     return pairs
+
+
+def responses_read(settings: DataSettings) -> int:
+    """Return how many responses the longest conversation of a command has: 1 if it reads no reference response."""
+    match settings:
+        case SftConfig(role=Role.policy) | RewardConfig(gap_loss=GapLoss.pointwise):
+            return 1
+    return 2
 
 
 def with_learning_rate(config: Config, base: Base) -> Config:
