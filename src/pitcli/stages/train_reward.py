@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.rows import Comparison, PreferencePair
-from pitcli.data.splits import hold_out
+from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.batches import Batch, padding_share
@@ -28,6 +28,7 @@ from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, ta
 from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
 from pitcli.errors import InputError
 from pitcli.processes.collectives import map_over_ranks
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
 from pitcli.settings.base import GapLoss
@@ -60,7 +61,7 @@ def run(config: RewardConfig) -> None:
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
-    refuse_unknown_field(config.by, held_out)
+    check_held_out(held_out, config.by, init)
     config = with_learning_rate(config, base)
     manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
     trees = [training_tree(pair, base.chat, config.gap_loss) for pair in training]
@@ -106,8 +107,14 @@ def run(config: RewardConfig) -> None:
     next_command("pit rl --curriculum")
 
 
-def refuse_unknown_field(by: str | None, pairs: Sequence[PreferencePair]) -> None:
-    """Raise InputError if no pair has the field of --by."""
+def check_held_out(pairs: Sequence[PreferencePair], by: str | None, init: Sequence[EarlierRun]) -> None:
+    """Raise InputError if no pair has the field of --by; warn if the run of --init was trained on prompts of theirs.
+
+    A gap model's run is not warned of: with the same data and seed, it holds out the same prompts.
+    """
+    for run in init:
+        if run.manifest.kind != "reward" and set(run.manifest.data.prompts) & set(prompt_sketch(pairs, len(pairs))):
+            warn(f"--init: {run.folder} was trained on held-out prompts, so the report is too good; use another fold")
     if by is not None and not any(by in pair.extra for pair in pairs):
         known = ", ".join(sorted({name for pair in pairs for name in pair.extra})) or "none"
         raise InputError(f"--by: expected a field of the rows, got {by}; the fields of the held-out rows are: {known}")

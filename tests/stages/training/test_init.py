@@ -50,7 +50,9 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_gap_model_starts_from_the_policy_and_with_a_head_of_zeros(first_weights: Tensors) -> None:
+def test_a_gap_model_starts_from_the_policy_and_with_a_head_of_zeros(
+    first_weights: Tensors, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_reward.run(RewardConfig(out=Path("runs/from-policy"), init=Path("runs/policy"), **ONE_STEP))
     head = first_weights.pop(SCORE_KEY)
     assert not head.any()
@@ -58,12 +60,16 @@ def test_a_gap_model_starts_from_the_policy_and_with_a_head_of_zeros(first_weigh
     weights = manifest("policy").files[f"policy/{WEIGHTS}"]
     assert manifest("from-policy").inputs == {"policy": weights}
     assert manifest("from-policy").config["init"] == "runs/policy"
+    assert "warning: --init: runs/policy was trained on held-out prompts" in capsys.readouterr().err
 
 
-def test_a_gap_model_that_starts_from_a_gap_model_has_its_head(first_weights: Tensors) -> None:
+def test_a_gap_model_that_starts_from_a_gap_model_has_its_head(
+    first_weights: Tensors, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_reward.run(RewardConfig(out=Path("runs/from-gap"), init=Path("runs/reward"), **ONE_STEP))
     assert first_weights[SCORE_KEY].any()
     assert_same(first_weights, saved("reward", GAP))
+    assert "warning: --init" not in capsys.readouterr().err
 
 
 def test_its_data_include_the_prompts_that_its_start_has_seen() -> None:
