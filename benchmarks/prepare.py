@@ -16,15 +16,17 @@ from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, t
 from random_models import model_of
 from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES, SEED, Sizes
 
-from pitcli.data.examples import Limit, fitting_pairs, sft_examples
+from pitcli.data.examples import fitting_pairs, sft_examples
 from pitcli.data.formats import load_pairs
+from pitcli.data.long_rows import Limit
 from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat, Example
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.training.schedule import rows_of_step
 from pitcli.runs.folder import is_finished
-from pitcli.settings.base import DataSettings, LoraSettings, ModelSettings, Role
+from pitcli.settings.base import LoraSettings, ModelSettings, Role
+from pitcli.settings.pairs import DataSettings, LongRows
 
 HELD_OUT = 0.1  # held-out share of pit train-reward
 CHECKED = 8  # comparisons that both sides score
@@ -74,7 +76,7 @@ def usable_pairs(data: str, base: Base, sizes: Sizes) -> list[PreferencePair]:
 
     Each draft also leaves room for the longest sampled response.
     """
-    settings, room = DataSettings(skip_long=True), max(NEW_TOKENS, LONGEST_IMPROVEMENT)
+    settings, room = DataSettings(long_rows=LongRows.skip), max(NEW_TOKENS, LONGEST_IMPROVEMENT)
     loaded = load_pairs(data, 4 * sizes.rows, Counter())
     fitting = fitting_pairs(loaded, Limit(base.chat, sizes.max_length, room), settings, Counter())
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-SMALL = ["--max-length", "256", "--skip-long", "--max-rows", "600"]
+SMALL = ["--max-length", "256", "--max-rows", "600"]
 SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "6"]
 DRAFTS = 1000
 SMALL_DRAFTS = 24
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     train, test = str(arguments.train.resolve()), str(arguments.test.resolve())
-    small, small_rl = (SMALL, SMALL_RL) if arguments.small else (["--skip-long"], [])
+    small, small_rl = (SMALL, SMALL_RL) if arguments.small else ([], [])
     drafts = str(SMALL_DRAFTS if arguments.small else DRAFTS)
     tokens = ["--max-new-tokens", TOKENS[arguments.small]]
     commands = [

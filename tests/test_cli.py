@@ -17,7 +17,7 @@ from pitcli import cli, console
 from pitcli.errors import InputError, NothingToDo, RunError
 from pitcli.settings.base import StopRule
 from pitcli.settings.commands import COMMANDS
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
 MODULES = {name: name.replace("-", "_") for name in COMMANDS}
@@ -229,11 +229,11 @@ def test_exit_codes(
         (["train-reward"], "pit train-reward --config runs/reward/config.yaml --micro-batch-size 4 --resume"),
         (
             ["train-reward", "--micro-batch-size", "7", "--max-length", "300"],
-            "pit train-reward --config runs/reward/config.yaml --max-length 150 --skip-long --overwrite",
+            "pit train-reward --config runs/reward/config.yaml --max-length 150 --overwrite",
         ),
         (
-            ["sft", "--micro-batch-size", "1"],
-            "pit sft --config runs/sft/config.yaml --max-length 512 --skip-long --overwrite",
+            ["sft", "--micro-batch-size", "1", "--long-rows", "error"],
+            "pit sft --config runs/sft/config.yaml --max-length 512 --long-rows cut --overwrite",
         ),
     ],
 )

@@ -19,6 +19,7 @@ from pitcli.equations import (
     learning_rate_factor,
     leave_one_out_advantages,
     p_better,
+    pointwise_gap_loss,
     rl_rewards,
     sequence_kl,
     symmetric_gap_loss,
@@ -86,8 +87,16 @@ def test_bradley_terry_uses_only_the_swapped_orderings() -> None:
 
 def test_symmetric_uses_each_ordering_by_itself() -> None:
     assert float(symmetric_gap_loss(tensor(2, -1)[None])) == pytest.approx(softplus(-2) + softplus(-1))
-    # an offset of 5 changes it, unlike the other two losses: g_wl = 7, g_lw = 4
+    # an offset of 5 changes it, unlike the other losses: g_wl = 7, g_lw = 4
     assert float(symmetric_gap_loss(tensor(7, 4)[None])) == pytest.approx(softplus(-7) + softplus(4))
+
+
+def test_pointwise_compares_the_rewards_of_a_pair() -> None:
+    # whatever is added to both rewards of a pair: 2 - (-1) = 3 and 5 - 5 = 0
+    assert float(pointwise_gap_loss(tensor(2, -1)[None])) == pytest.approx(softplus(-3))
+    assert float(pointwise_gap_loss(torch.stack([tensor(12, 9), tensor(5, 5)]))) == pytest.approx(
+        (softplus(-3) + log(2)) / 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,7 @@ def test_symmetric_uses_each_ordering_by_itself() -> None:
         (GapLoss.five_term, 4 * softplus(-1) + softplus(-2)),
         (GapLoss.bradley_terry, softplus(-2)),
         (GapLoss.symmetric, 2 * softplus(-1)),
+        (GapLoss.pointwise, softplus(-2)),
     ],
 )
 def test_gap_loss_by_name(kind: GapLoss, expected: float) -> None:

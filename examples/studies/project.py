@@ -47,7 +47,7 @@ TINY = StudyScale(
 
 def real(args: argparse.Namespace) -> StudyScale:
     """Default settings for real pairs; the judge is trained on a separate fold."""
-    judge = "--skip-long" + (f" --max-length {args.max_length}" if args.max_length else "")
+    judge = f"--max-length {args.max_length}" if args.max_length else ""
     limits = judge + (f" --max-steps {args.steps}" if args.steps else "")
     return StudyScale(
         model=args.model,

@@ -40,20 +40,34 @@ def symmetric_gap_loss(gaps_B2: Tensor) -> Tensor:
     """Ablation: -log sigmoid(g_wl) - log sigmoid(-g_lw); each ordering by itself must have the right sign.
 
     gaps_B2: r_gap of the orderings (w,l) and (l,w).
-    Unlike the other two losses, this one fixes the offset: g_wl = -g_lw at the optimum of a noiseless pair.
+    Unlike the other losses, this one fixes the offset: g_wl = -g_lw at the optimum of a noiseless pair.
     """
     g_wl, g_lw = gaps_B2.unbind(-1)
     return -(logsigmoid(g_wl) + logsigmoid(-g_lw)).mean()
 
 
-def gap_loss(kind: GapLoss, gaps_BO: Tensor) -> Tensor:
-    """The loss that --gap-loss names. gaps_BO: r_gap of the orderings that it reads, from (w,l) to (l,w)."""
+def pointwise_gap_loss(rewards_B2: Tensor) -> Tensor:
+    """Ablation: -log sigmoid(r(x, y_w) - r(x, y_l)), Bradley-Terry on a reward that reads one response; the mean.
+
+    rewards_B2: r of the chosen and the rejected response. The gap r(x, y1) - r(x, y2) is antisymmetric by construction,
+    and exactly 0 for a copy; what y1 has that y2 lacks must show in y1 alone. ln 2 if the rewards are equal.
+    """
+    r_w, r_l = rewards_B2.unbind(-1)
+    return -logsigmoid(r_w - r_l).mean()
+
+
+def gap_loss(kind: GapLoss, scores_BO: Tensor) -> Tensor:
+    """The loss that --gap-loss names.
+
+    scores_BO: r_gap of the orderings that it reads, from (w,l) to (l,w); for pointwise r of w and l.
+    """
     losses = {
         GapLoss.five_term: five_term_loss,
         GapLoss.bradley_terry: bradley_terry_gap_loss,
         GapLoss.symmetric: symmetric_gap_loss,
+        GapLoss.pointwise: pointwise_gap_loss,
     }
-    return losses[kind](gaps_BO)
+    return losses[kind](scores_BO)
 
 
 def symmetrised_gap(reward_ab: Tensor, reward_ba: Tensor) -> Tensor:

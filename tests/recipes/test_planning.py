@@ -10,8 +10,9 @@ from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
+from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.tools import PipelineConfig
-from pitcli.settings.training import ImproveConfig, RlConfig, SftConfig
+from pitcli.settings.training import RlConfig, SftConfig
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
 
@@ -100,3 +101,25 @@ def test_improve_takes_another_gap_model_if_a_program_rewarded_the_improver() ->
     )
     assert (rl.config.reward, rl.config.sft) == ("cmd:true", Path("runs/sft"))  # type: ignore[attr-defined]
     assert improve.config.reward == Path("runs/reward")  # type: ignore[attr-defined]
+
+
+def test_a_stage_that_starts_from_another_run_reads_it_and_takes_its_base() -> None:
+    """Both from a stage before it and from a run that exists."""
+    shutil.rmtree("runs/reward")
+    policy, gap, again = planned(
+        "shared: {data: pairs.jsonl}\nstages:\n  - sft: {role: policy, model: tiny}\n"
+        "  - train-reward: {init: runs/policy}\n  - name: again\n    sft: {init: runs/sft, out: runs/again}\n"
+    )
+    assert isinstance(again.config, SftConfig)
+    assert (gap.config.init, again.config.init) == (Path("runs/policy"), Path("runs/sft"))  # type: ignore[attr-defined]
+    assert "runs/policy" in gap.reads
+    assert gap.config.model is None, "the base of runs/policy"  # type: ignore[attr-defined]
+    assert policy.config.init is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("place", ["shared", "stage"])
+def test_a_recipe_with_the_earlier_setting_for_long_rows_skips_them(place: str) -> None:
+    shared, own = ("skip_long: true", "") if place == "shared" else ("", "skip_long: true")
+    (stage,) = planned(f"shared: {{{shared}}}\nstages:\n  - sft: {{{own}}}\n")
+    assert isinstance(stage.config, SftConfig)
+    assert (stage.config.long_rows, "long_rows" in stage.given) == ("skip", True)

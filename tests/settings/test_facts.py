@@ -7,7 +7,8 @@ import pytest
 
 from pitcli.settings.base import Fact, facts_of
 from pitcli.settings.commands import COMMANDS
-from pitcli.settings.training import ImproveConfig, RlConfig, SftConfig, TrainingConfig
+from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.training import RlConfig, SftConfig, TrainingConfig
 
 FIELDS = [
     pytest.param(field, id=f"{command}: {name}")
@@ -48,7 +49,7 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
         **{
             "data": "d.jsonl",
             "max_rows": 5,
-            "skip_long": True,
+            "long_rows": "skip",
             "max_length": 99,
             "model": "tiny",
             "load_in_4bit": True,
@@ -58,6 +59,6 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
         **{"warmup_share": 0.5, "max_grad_norm": 6.0, "dtype": "fp32"},
     }
     own = {"learning_rate": 1.0, "batch_size": 2, "epochs": 3, "out": Path("x"), "resume": True, "overwrite": False}
-    assert shared - given.keys() - own.keys() == {"role", "truncate"}  # truncate goes with skip_long
+    assert shared - given.keys() - own.keys() == {"role"}
     sft = RlConfig(**given, **own).sft_settings()  # type: ignore[arg-type]
     assert sft == SftConfig(**given)  # type: ignore[arg-type]

@@ -3,20 +3,24 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Sequence
 
+from pitcli.data.long_rows import Limit, SameWhenCut, TooLong, check_conversation, cut_to_fit, truncate_to_fit
 from pitcli.data.reading import listed
-from pitcli.data.rows import PreferencePair, Prompt, RowError
+from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.errors import InputError
-from pitcli.settings.base import DataSettings, Role
+from pitcli.settings.base import Role
+from pitcli.settings.pairs import DataSettings, LongRows
 
-
-class TooLong(RowProblem):
-    """A conversation that does not fit into the context."""
+REMEDIES = {
+    LongRows.error: "use --long-rows cut to shorten such rows, --long-rows skip to skip them, or a larger --max-length",
+    LongRows.skip: "no row fits; use a larger --max-length",
+    LongRows.truncate: "--long-rows truncate shortens responses, not prompts; use --long-rows cut or skip instead",
+    LongRows.cut: "too little is left of such rows; use a larger --max-length, or in RL a smaller "
+    "--rollout-max-new-tokens",
+}
 
 
 def pairs_digest(pairs: Sequence[PreferencePair]) -> str:
@@ -46,51 +50,13 @@ def sft_examples(
     return [Example(chat.improver_prompt(pair.prompt, reference), completion(pair)) for pair, reference in references]
 
 
-class Limit(NamedTuple):
-    """The limit on the length of a conversation. room: the most tokens that a sampled response may have."""
-
-    chat: ChatFormat
-    max_length: int
-    room: int = 0
-
-
-def _conversation_tokens(prompt: Prompt, response_tokens: int, chat: ChatFormat) -> int:
-    """The length of a whole conversation whose reference and response have `response_tokens` tokens each."""
-    return len(chat.improver_prompt(prompt, "")) + 2 * response_tokens + 1
-
-
-def check_conversation(
-    prompt: Prompt,
-    responses: Mapping[str, str],
-    limit: Limit,
-    notes: Counter[str],
-) -> None:
-    """Raises RowProblem if a prompt and its responses (by field) make no conversation, TooLong if it would not fit.
-
-    Any two of the responses, or two sampled ones, must fit.
-    """
-    chat, max_length, room = limit
-    lengths = {field: len(chat.encode_text(text)) for field, text in responses.items()}
-    for field, length in lengths.items():
-        if not length:
-            raise RowProblem(field, "empty for this model: its tokenizer encodes the text as no tokens")
-    tokens = _conversation_tokens(prompt, max(room, *lengths.values()), chat)
-    if tokens > max_length:
-        used = {"prompt": tokens - 2 * max(room, *lengths.values()), **{f: 2 * n for f, n in lengths.items()}}
-        sampled = f" with room for responses of {room} (max-new-tokens)" if room else ""
-        reason = f"expected a conversation of at most {max_length} tokens, got {tokens}{sampled}"
-        raise TooLong(max(used, key=lambda field: used[field]), reason)
-    if any(map(chat.names_special_token, [*(message.content for message in prompt), *responses.values()])):
-        notes["rows with the text of a control token, read as plain text"] += 1
-
-
 def fitting_pairs(
     pairs: Sequence[PreferencePair],
     limit: Limit,
     settings: DataSettings,
     notes: Counter[str],
 ) -> list[PreferencePair]:
-    """The pairs whose conversations fit; longer ones are truncated or skipped, and counted, if the settings say so.
+    """The pairs whose conversations fit; with longer ones it does what --long-rows says, and counts them.
 
     Raises one InputError that lists all other problems.
     """
@@ -98,54 +64,52 @@ def fitting_pairs(
     problems: list[tuple[PreferencePair, RowProblem]] = []
     for pair in pairs:
         try:
-            kept = truncate_to_fit(pair, limit) if settings.truncate else pair
-            responses = {"chosen": kept.chosen, "rejected": kept.rejected}
-            check_conversation(kept.prompt, responses, limit, notes)
+            kept = shortened(pair, limit, settings.long_rows)
+            check_conversation(kept.prompt, {"chosen": kept.chosen, "rejected": kept.rejected}, limit, notes)
         except RowProblem as problem:
             problems.append((pair, problem))
         else:
             fitting.append(kept)
-            if truncated := (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected):
-                notes[f"completions truncated to fit {limit.max_length} tokens"] += truncated
-    if settings.skip_long and fitting:
-        others = [(pair, problem) for pair, problem in problems if not isinstance(problem, TooLong)]
-        if skipped := len(problems) - len(others):
-            notes[f"rows longer than {limit.max_length} tokens skipped"] += skipped
-        problems = others
+            count_cuts(pair, kept, limit, notes)
+    problems = without_skipped(problems, settings.long_rows, limit, notes) if fitting else problems
     if problems:
-        raise InputError(_listing(problems, settings))
+        raise InputError(_listing(problems, settings.long_rows))
     return fitting
 
 
-def truncate_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:
-    """The pair with completions truncated until the conversation fits; raises TooLong if the prompt leaves no room."""
-    chat, max_length, room = limit
-    size = (max_length - _conversation_tokens(pair.prompt, 0, chat)) // 2
-    if size < max(1, room):
-        reason = f"the prompt leaves {max(0, size)} of {max_length} tokens for each response"
-        raise TooLong("prompt", f"{reason}; {room} are needed (max-new-tokens)" if room else reason)
-
-    def truncated(field: str, text: str) -> str:
-        if kept := chat.truncate(text, size):
-            return kept
-        raise TooLong(field, f"empty after --truncate shortens it to {size} tokens")
-
-    chosen, rejected = truncated("chosen", pair.chosen), truncated("rejected", pair.rejected)
-    if chosen == rejected:
-        raise RowProblem("rejected", f"the same text as chosen after --truncate shortens both to {size} tokens")
-    return replace(pair, chosen=chosen, rejected=rejected, chosen_truncated=chosen != pair.chosen)
+def shortened(pair: PreferencePair, limit: Limit, long_rows: LongRows) -> PreferencePair:
+    """The pair as --long-rows shortens it if it is too long."""
+    if long_rows is LongRows.cut:
+        return cut_to_fit(pair, limit)
+    return truncate_to_fit(pair, limit) if long_rows is LongRows.truncate else pair
 
 
-def _listing(problems: Sequence[tuple[PreferencePair, RowProblem]], settings: DataSettings) -> list[str]:
+def count_cuts(pair: PreferencePair, kept: PreferencePair, limit: Limit, notes: Counter[str]) -> None:
+    """Count what a row lost."""
+    of_prompt, of_responses = (
+        kept.prompt != pair.prompt,
+        (kept.chosen != pair.chosen) + (kept.rejected != pair.rejected),
+    )
+    if of_prompt or of_responses:
+        notes[f"rows cut to fit {limit.max_length} tokens"] += 1
+        cuts = {"prompts cut from the front": int(of_prompt), "responses cut at the end": int(of_responses)}
+        notes.update({what: count for what, count in cuts.items() if count})
+
+
+def without_skipped(
+    problems: Sequence[tuple[PreferencePair, RowProblem]], long_rows: LongRows, limit: Limit, notes: Counter[str]
+) -> list[tuple[PreferencePair, RowProblem]]:
+    """The problems without those of the rows that --long-rows skips, which are counted."""
+    skipped = {LongRows.skip: TooLong, LongRows.cut: SameWhenCut}.get(long_rows)
+    reason = f"longer than {limit.max_length} tokens" if long_rows is LongRows.skip else "with equal responses when cut"
+    others = [(pair, problem) for pair, problem in problems if not (skipped and isinstance(problem, skipped))]
+    if count := len(problems) - len(others):
+        notes[f"rows {reason} skipped"] += count
+    return others
+
+
+def _listing(problems: Sequence[tuple[PreferencePair, RowProblem]], long_rows: LongRows) -> list[str]:
     lines = listed([RowError(pair.file, pair.line, problem.field, problem.reason) for pair, problem in problems])
-    if any(isinstance(problem, TooLong) for _, problem in problems):
-        lines.append(_remedy(settings))
+    if any(isinstance(problem, TooLong | SameWhenCut) for _, problem in problems):
+        lines.append(REMEDIES[long_rows])
     return lines
-
-
-def _remedy(settings: DataSettings) -> str:
-    if settings.skip_long:
-        return "no row fits; use --max-length to change the limit"
-    if settings.truncate:
-        return "--truncate shortens completions, not prompts; use --skip-long instead to skip such rows"
-    return "use --skip-long to skip such rows, --truncate to shorten completions, or --max-length to change the limit"

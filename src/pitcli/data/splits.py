@@ -8,14 +8,21 @@ from collections.abc import Iterable
 from pitcli.data.rows import PreferencePair
 from pitcli.errors import InputError, SettingsError
 
+SKETCHED = 256  # prompt hashes in a sketch
+
 
 def prompt_key(pair: PreferencePair) -> str:
-    """A key that is the same for prompts that differ only in case and white space."""
-    lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in pair.prompt)
+    """A key that is the same for prompts that differ only in case and white space; of the whole prompt if it was cut.
+
+    How a prompt is cut depends on the responses and on --max-length, so the key of a cut one would not show that two
+    rows, or two runs, share it.
+    """
+    prompt = pair.whole_prompt or pair.prompt
+    lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in prompt)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def prompt_sketch(pairs: Iterable[PreferencePair], size: int = 256) -> list[str]:
+def prompt_sketch(pairs: Iterable[PreferencePair], size: int = SKETCHED) -> list[str]:
     """The smallest prompt hashes (bottom-k MinHash): if two sets share prompts, their sketches share hashes.
 
     Exact for up to `size` prompts; beyond that, sets with Jaccard similarity J share about size * J hashes.

@@ -8,6 +8,7 @@ can neither become control tokens nor change the tokens of a shared prefix.
 
 import hashlib
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
@@ -98,11 +99,22 @@ class ChatFormat:
 
     def truncate(self, text: str, limit: int) -> str:
         """The text, or its longest prefix of at most `limit` whole tokens; "" if there is none."""
+        return self._shortened(text, limit, lambda ids, count: self.decode(ids[:count]).rstrip("\ufffd").rstrip())
+
+    def keep_end(self, text: str, limit: int) -> str:
+        """The text, or its longest suffix of at most `limit` whole tokens; "" if there is none."""
+
+        def end(ids: list[int], count: int) -> str:
+            return str(self.tokenizer.decode(ids[len(ids) - count :])).lstrip("\ufffd").lstrip()
+
+        return self._shortened(text, limit, end)
+
+    def _shortened(self, text: str, limit: int, part: Callable[[list[int], int], str]) -> str:
         ids = self.encode_text(text)
         kept, count, over = text, limit, len(ids) - limit
         while over > 0 and count > 0:
-            # One character may be spread over several tokens, and a truncated text may be encoded as other tokens.
-            kept = self.decode(ids[:count]).rstrip("\ufffd").rstrip()
+            # One character may be spread over several tokens, and a shortened text may be encoded as other tokens.
+            kept = part(ids, count)
             over = len(self.encode_text(kept)) - limit
             count -= over
         return kept if over <= 0 else ""

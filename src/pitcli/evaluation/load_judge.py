@@ -13,19 +13,18 @@ from pitcli.data.rows import Comparison, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
-from pitcli.engine.models.forward import score_trees
+from pitcli.engine.models.gaps import score_comparisons
 from pitcli.engine.models.loading import pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
 from pitcli.engine.models.roles import GAP
-from pitcli.engine.models.trees import swapped_tree
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.command_judge import Fields, command_judge
 from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.runs.earlier import find_run, gap_temperature
+from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperature
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.tools import JudgeSettings
@@ -103,12 +102,11 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
     base = open_base(config, [run])
-    temperature = gap_temperature(run.manifest)
+    temperature, loss = gap_temperature(run.manifest), gap_loss_of(run.manifest)
     model = base.load({GAP: run.adapter})
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        trees = [swapped_tree(c.prompt, [c.response], c.reference_response, base.chat) for c in comparisons]
-        scores_B2 = torch.stack(score_trees(model, trees, config.micro_batch_size))
+        scores_B2 = score_comparisons(model, base.chat, loss, comparisons, config.micro_batch_size)
         p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]

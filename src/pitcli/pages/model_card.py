@@ -16,8 +16,9 @@ from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
 from pitcli.errors import InputError
 from pitcli.evaluation.results import Evaluation, controlled_delta_text, delta_text
+from pitcli.runs.earlier import gap_loss_of
 from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
-from pitcli.settings.base import Fact
+from pitcli.settings.base import Fact, GapLoss
 from pitcli.settings.training import TrainingConfig
 
 TITLES = {IMPROVER: "Improver", POLICY: "Policy", GAP: "Gap model"}
@@ -90,12 +91,13 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
         kind=manifest.kind,
         pit_version=manifest.pit_version,
         instruction=IMPROVE_INSTRUCTION,
+        pointwise=is_pointwise(exported),
         merged=exported.dtype is not None,
         four_bit=manifest.base.load_in_4bit,
         gap_temperature=manifest.results.get("gap_temperature"),
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= exported.rank), exported.rank),
         base_label=base,
-        rendered=conversation(chat, exported.role),
+        rendered=conversation(chat, exported.role, is_pointwise(exported)),
         stop_token=json.dumps(_stop_token(chat), ensure_ascii=False),
         limits=list(_limits(exported)),
         sources=list(_sources(exported, base)),
@@ -107,14 +109,21 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
     return visible(re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
 
 
-def conversation(chat: ChatFormat, role: AdapterRole) -> str:
-    """The chat template applied to the placeholders {x}, {y_ref}, {y1} and {y2}."""
+def conversation(chat: ChatFormat, role: AdapterRole, pointwise: bool) -> str:
+    """The chat template applied to the placeholders {x}, {y_ref}, {y1} and {y2}; {y} for a pointwise gap model."""
     messages = [{"role": "user", "content": "{x}"}]
-    if role != POLICY:
+    if role != POLICY and not pointwise:
         messages.append({"role": "assistant", "content": "{y2}" if role == GAP else "{y_ref}"})
         messages.append({"role": "user", "content": IMPROVE_INSTRUCTION})
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text + "{y1}" + _stop_token(chat) if role == GAP else text
+    if role == GAP:
+        text += ("{y}" if pointwise else "{y1}") + _stop_token(chat)
+    return text
+
+
+def is_pointwise(exported: Exported) -> bool:
+    """Whether this is a gap model that scores one response at a time: an ordinary reward model."""
+    return exported.role == GAP and gap_loss_of(exported.manifest) is GapLoss.pointwise
 
 
 def _stop_token(chat: ChatFormat) -> str:

@@ -9,9 +9,10 @@ from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_pat
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
+from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, LabelConfig, PipelineConfig
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
 
 
 class Plan(NamedTuple):
@@ -89,9 +90,9 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN))
             if config.model is not None:
                 found.pop("load_in_4bit", None)
-            found["model"] = found.get("model") or DEFAULT_MODEL
+            found["model"] = found.get("model") or (None if config.init else DEFAULT_MODEL)
         case RewardConfig():
-            found["model"] = DEFAULT_MODEL
+            found["model"] = None if config.init else DEFAULT_MODEL
         case SampleConfig():
             found["policy"] = config.policy or finder.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pitcli.errors import RunError
 from pitcli.runs.manifest import Manifest, load_manifest
-from pitcli.settings.base import LoraSettings
+from pitcli.settings.base import GapLoss, LoraSettings
 from pitcli.settings.default_runs import DefaultRun
 
 
@@ -39,6 +39,11 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
         expected = f"expected a {' or '.join(run.kinds)} run of the {run.role}"
         raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
     return EarlierRun(folder, manifest)
+
+
+def gap_loss_of(manifest: Manifest) -> GapLoss:
+    """The loss that the gap model of a run was trained with, which decides what it reads; an RL run passes it on."""
+    return GapLoss(str(manifest.config.get("gap_loss") or manifest.results.get("gap_loss") or GapLoss.five_term))
 
 
 def gap_temperature(manifest: Manifest) -> float:

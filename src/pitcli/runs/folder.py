@@ -17,6 +17,7 @@ from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.files import folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
 from pitcli.runs.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from pitcli.runs.metrics import METRICS
+from pitcli.settings.pairs import renamed
 from pitcli.settings.training import CONFIG
 
 LOCK = ".lock"
@@ -226,6 +227,9 @@ def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
         values.update(values.pop("config"))
         values["base"].pop("dtype", None)
         values["dtype"] = manifest.base.dtype  # a line of its own: --dtype remedies it
+    before, after = renamed(before), renamed(after)
+    if before["data"] == after["data"]:  # then what would happen to longer rows does not matter
+        before["long_rows"] = after["long_rows"] = None
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if changed:
         raise SettingsError(

@@ -58,7 +58,7 @@ class Manifest(_Strict):
     config: dict[str, Any]
     base: BaseIdentity
     data: DataIdentity
-    gap_data: DataIdentity | None = None  # of the gap model that the run trained, or that rewarded it
+    gap_data: DataIdentity | None = None  # of the gap model that it trained, or that rewarded it or its start
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
     probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved

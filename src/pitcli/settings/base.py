@@ -2,9 +2,9 @@
 
 from enum import Flag, StrEnum, auto
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from pitcli.settings.values import CommaSeparated
@@ -22,6 +22,7 @@ class GapLoss(StrEnum):
     five_term = "five-term"
     bradley_terry = "bradley-terry"
     symmetric = "symmetric"
+    pointwise = "pointwise"
 
 
 class Stage(StrEnum):
@@ -247,32 +248,6 @@ class OptimSettings(Settings):
         description="Trackers to log to as well as metrics.jsonl, comma-separated: tensorboard, wandb, trackio "
         "[default: none]",
     )
-
-
-class DataSettings(Settings):
-    section = Section.data
-
-    data: Annotated[str | None, Fact.files | Fact.handed_on | Fact.off_card, Section.common] = Field(
-        None,
-        description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin; "
-        "several, comma-separated [default: the data of the earlier runs]",
-    )
-    max_rows: int | None = Field(
-        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
-    )
-    skip_long: bool = Field(
-        False, description="Skip rows longer than --max-length and report how many, instead of ending with an error"
-    )
-    truncate: bool = Field(
-        False,
-        description="Truncate completions to fit --max-length and report how many, instead of ending with an error",
-    )
-
-    @model_validator(mode="after")
-    def _skip_or_truncate(self) -> Self:
-        if self.skip_long and self.truncate:
-            raise ValueError("give only one of --skip-long and --truncate")
-        return self
 
 
 class SamplingSettings(Settings):

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
-from pitcli.settings.base import READ, Fact, Section, Settings, facts_of
+from pitcli.settings.base import READ, Fact, GapLoss, Section, Settings, facts_of
+from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
@@ -92,11 +93,13 @@ def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
 def smaller_command(config: TrainingConfig) -> str:
     """The command that needs less memory: resume with half the micro-batch, or start again with half the length."""
     command, _, _ = (type(config).__doc__ or "").partition(":")
-    least = 4 if isinstance(config, RewardConfig) else 1  # a pair has four orderings
+    least = 1
+    if isinstance(config, RewardConfig):  # sequences of a pair, which are read together
+        least = 4 if config.gap_loss is GapLoss.five_term else 2
     smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
     if config.micro_batch_size // 2 < least:
-        shorter = "" if config.truncate else " --skip-long"
-        smaller = f"--max-length {(config.max_length or 1024) // 2}{shorter} --overwrite"
+        cut = " --long-rows cut" if config.long_rows is LongRows.error else ""
+        smaller = f"--max-length {(config.max_length or 1024) // 2}{cut} --overwrite"
     return f"{command} --config {shlex.quote(str(config.run_folder / CONFIG))} {smaller}"
 
 

@@ -12,6 +12,7 @@ from pitcli.console import note, table, warn
 from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
+from pitcli.engine.models.gaps import scoring_tree
 from pitcli.engine.models.hub import check_signed_in, upload
 from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
@@ -31,13 +32,13 @@ from pitcli.engine.models.merging import (
 )
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import GAP, POLICY
-from pitcli.engine.models.trees import Tree, swapped_tree
+from pitcli.engine.models.trees import Tree
 from pitcli.errors import RunError, SettingsError
 from pitcli.pages.model_card import Exported, model_card, read_evaluation
-from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.earlier import EarlierRun, gap_loss_of
 from pitcli.runs.files import DIGESTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.settings.base import Dtype, ModelSettings, Precision
+from pitcli.settings.base import Dtype, GapLoss, ModelSettings, Precision
 from pitcli.settings.tools import ExportConfig
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
@@ -171,7 +172,7 @@ def write_merged_export(
     role, base, gap = source.role, source.base, source.role == GAP
     model = base.load({role: source.adapter})
     keep_layout(model)
-    examples, trees = probe_examples(base.chat, role), probe_trees(base.chat)
+    examples, trees = probe_examples(base.chat, role), probe_trees(base.chat, gap_loss_of(source.run.manifest))
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)
     settings, head = model.base.config, model.gap_head.weight if model.gap_head is not None else None
     weights = merged_weights(model, role, dtype)
@@ -207,8 +208,8 @@ def probe_examples(chat: ChatFormat, role: str) -> list[Example]:
     return examples
 
 
-def probe_trees(chat: ChatFormat) -> list[Tree]:
-    return [swapped_tree((Message("user", prompt),), [better], draft, chat) for prompt, draft, better in PROBES]
+def probe_trees(chat: ChatFormat, loss: GapLoss) -> list[Tree]:
+    return [scoring_tree((Message("user", prompt),), [better], draft, chat, loss) for prompt, draft, better in PROBES]
 
 
 def shown_drift(drift: Drift, gap: bool) -> list[tuple[str, float]]:

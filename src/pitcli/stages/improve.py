@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.console import error, next_command, note, progress, samples
-from pitcli.data.examples import Limit, check_conversation
 from pitcli.data.formats import iter_drafts
+from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, row_key, windows
@@ -27,12 +27,12 @@ from pitcli.engine.models.roles import GAP, POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 SHOWN_ROWS = 3
 
@@ -165,8 +165,10 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
     model = base.load(models.adapters())
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
-    temperature = models.gap_temperature()
-    gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)
+    gap_model = None
+    if models.gap_run:
+        temperature, loss = gap_temperature(models.gap_run.manifest), gap_loss_of(models.gap_run.manifest)
+        gap_model = GapModel(model, base.chat, temperature, config.sample_batch_size, loss)
     return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 

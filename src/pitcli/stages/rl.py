@@ -58,10 +58,10 @@ from pitcli.errors import InputError, RunError
 from pitcli.evaluation.command_judge import SCALE, command_grade, score_differences
 from pitcli.evaluation.judge import Grade
 from pitcli.processes.collectives import on_rank_0
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
-from pitcli.settings.base import PenaltyUnit, Role
+from pitcli.settings.base import GapLoss, PenaltyUnit, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
@@ -91,8 +91,13 @@ class Runs(NamedTuple):
         others = {role: run.adapter for role, run in ((GAP, self.gap), (POLICY, self.policy)) if run}
         return {trained: self.start.adapter, REFERENCE: self.start.adapter, **others}
 
-    def gap_temperature(self) -> float | None:
-        return gap_temperature(self.gap.manifest) if self.gap else None
+    def gap_facts(self) -> "GapFacts | None":
+        return GapFacts(gap_temperature(self.gap.manifest), gap_loss_of(self.gap.manifest)) if self.gap else None
+
+
+class GapFacts(NamedTuple):
+    temperature: float
+    loss: GapLoss
 
 
 def run(config: RlConfig) -> int:
@@ -112,7 +117,7 @@ def run(config: RlConfig) -> int:
         try_program(config.reward, pairs[0])
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
-    temperature, policy_role = runs.gap_temperature(), POLICY if runs.policy else None
+    gap, policy_role = runs.gap_facts(), POLICY if runs.policy else None
 
     def curriculum_of(model: RoleModel) -> Curriculum:
         return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
@@ -121,7 +126,7 @@ def run(config: RlConfig) -> int:
         row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
         (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
-            task_on=lambda model: rl_task(config, curriculum_of(model), temperature),
+            task_on=lambda model: rl_task(config, curriculum_of(model), gap),
             roles=len(runs.adapters(config.role)),
             first_row=[
                 (base.chat.written(prompt), False),
@@ -134,9 +139,9 @@ def run(config: RlConfig) -> int:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
-        result = train(model, rl_task(config, curriculum, temperature), config, folder)
-        calibration = {} if temperature is None else {"gap_temperature": temperature}
-        finish(model, folder, [config.role, *([GAP] if runs.gap else [])], {**result._asdict(), **calibration})
+        result = train(model, rl_task(config, curriculum, gap), config, folder)
+        passed_on = {} if gap is None else {"gap_temperature": gap.temperature, "gap_loss": gap.loss.value}
+        finish(model, folder, [config.role, *([GAP] if runs.gap else [])], {**result._asdict(), **passed_on})
     stages = ", ".join(config.curriculum_stages)
     note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
@@ -194,16 +199,16 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float | None) -> Task:
+def rl_task(config: RlConfig, curriculum: Curriculum, gap: GapFacts | None) -> Task:
     """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps.
 
-    gap_temperature: None if a program is the reward.
+    gap: None if a program is the reward.
     """
-    if gap_temperature is None:
+    if gap is None:
         fields = {pair.prompt: pair.extra for pair in reversed(curriculum.pairs)}
         reward: Reward = partial(program_gaps, command_grade(str(config.reward), fields))
     else:
-        gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
+        gap_model = GapModel(curriculum.model, curriculum.chat, gap.temperature, config.micro_batch_size, gap.loss)
         reward = partial(group_gaps, gap_model, k=config.samples_per_prompt)
     return Task(
         config.role,

@@ -13,6 +13,7 @@ from pitcli.data.examples import sft_examples
 from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.loading import lora_config
@@ -20,7 +21,7 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.inputs import new_manifest, open_pairs, with_learning_rate
+from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
@@ -36,15 +37,16 @@ SHOWN_TOKENS = 96
 
 def run(config: SftConfig) -> None:
     """Train the adapter that `config.role` names and write it to the run folder."""
+    init = open_init(config)
     # --data and --model default to those of the reward run
     needs_data = config.data is None or config.model is None
     reward = find_run(None, GAP_RUN) if needs_data else None
     earlier: list[EarlierRun] = [reward] if reward else []
-    base = open_base(config, earlier if config.model is None else [])
+    base = open_base(config, [*init, *(earlier if config.model is None else [])])
     pairs, data = open_pairs(config, base, earlier)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     config = with_learning_rate(config, base)
-    manifest = new_manifest("sft", config.role, config, base, data)
+    manifest = new_manifest("sft", config.role, config, base, data, earlier=init)
     if config.dry_run:
         first_row = [(base.chat.written(examples[0].prompt), False), (base.chat.written(examples[0].completion), True)]
         plan = DryRunPlan(lambda model: sft_task(model, examples, config), roles=1, first_row=first_row)
@@ -54,6 +56,8 @@ def run(config: SftConfig) -> None:
         set_seed(config.seed)
         model = base.load()
         model.add_role(config.role, lora_config(config))
+        for start in init:
+            start_from(model, config.role, start.adapter)
         result = train(model, sft_task(model, examples, config), config, folder)
         finish(model, folder, [config.role], result._asdict())
     note(f"loss per token in nats: {change(config.run_folder, 'loss')}")

@@ -31,7 +31,7 @@ from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training import rollouts
 from pitcli.engine.training.rollouts import lay_out
 from pitcli.equations import clipped_policy_loss, sequence_kl
-from pitcli.settings.base import LoraSettings, Stage
+from pitcli.settings.base import GapLoss, LoraSettings, Stage
 from pitcli.settings.training import RlConfig
 from pitcli.stages.rl import Curriculum, rl_task
 from tests.conftest import WithRoles
@@ -260,7 +260,9 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},
         curriculum_stages=(Stage.policy,),
     )
-    task = rl_task(config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0)
+    task = rl_task(
+        config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0, loss=GapLoss.five_term
+    )
     rollout = task.batch(0)
     model.use(IMPROVER, train=True)
     for micro_batch in rollout.micro_batches:

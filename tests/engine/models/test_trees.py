@@ -23,9 +23,8 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pitcli.data.rows import Comparison, Message, PreferencePair
+from pitcli.data.rows import Message, PreferencePair
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models import attention, tree_support
 from pitcli.engine.models.attention import tree_mask
 from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
@@ -351,23 +350,3 @@ def test_a_separate_batch_is_padded_on_the_right() -> None:
     assert batch.rows_N.tolist() == [0, 1]
     assert batch.columns_N.tolist() == [3, 2]
     assert batch.tokens == 7
-
-
-@pytest.mark.parametrize("micro_batch_size", [1, 4, 8])
-def test_gaps_of_samples_that_share_their_reference(
-    micro_batch_size: int, with_roles: WithRoles, tiny_chat: ChatFormat, tiny_folder: object
-) -> None:
-    base = load_base(tiny_folder, False, torch.device("cpu"))
-    model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
-    tools = (Message("user", "Write 5 tools."),)
-    groups = [(PAIR.prompt, "cat", ["dog", "fox dog", "cat", "owl"]), (tools, "cat", ["saw"]), (tools, "axe", ["saw"])]
-    comparisons = [Comparison(prompt, text, reference) for prompt, reference, texts in groups for text in texts]
-    gap_model, by_two = (GapModel(model, tiny_chat, 0.5, size) for size in (micro_batch_size, 2))
-    together = gap_model.gaps(comparisons)
-    singly = torch.cat([by_two.gaps([comparison]) for comparison in comparisons])
-    assert (together - singly).abs().max() < 1e-5
-    assert float(together[2]) == 0.0  # a copy
-    assert together.abs().max() > 0.1
-    swapped = [Comparison(c.prompt, c.reference_response, c.response) for c in comparisons]
-    assert (gap_model.gaps(swapped) + together).abs().max() < 1e-5
-    assert len(gap_model.gaps([])) == 0

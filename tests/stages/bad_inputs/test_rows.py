@@ -92,7 +92,7 @@ def test_a_bad_row_is_reported_and_the_good_rows_around_it_are_not_lost(
         assert "2 drafts, 0 changed, 1 rows failed\n" in err
     else:
         request.getfixturevalue("no_model")
-        assert pit(command, file) == 2
+        assert pit(command, file, "--long-rows", "error") == 2
         out, err = capfd.readouterr()
         assert out == ""
     assert [line for line in err.splitlines() if line.startswith(expected)], err
@@ -204,18 +204,19 @@ def test_accepted_rows_are_kept_unchanged_and_unusual_ones_are_counted(
 LONG_PAIR = {"prompt": "Write 3 animals.", "chosen": "ant " * 900 + "fox", "rejected": "cat " * 900 + "dog"}
 
 
-def test_truncate_shortens_completions_and_counts_them(
-    no_model: None, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("long_rows", ["cut", "truncate"])
+def test_long_responses_are_cut_and_counted(long_rows: str, no_model: None, tmp_path: Path, capfd: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(
         json.dumps(LONG_PAIR) + "\n" + FIRST["train-reward"].decode() + "\n" + LAST["train-reward"].decode()
     )
     for command in ("train-reward", "sft"):
         with pytest.raises(Loaded):
-            pit(command, file, "--truncate")
+            pit(command, file, "--long-rows", long_rows)
         err = capfd.readouterr().err
-        assert f"{file}: 2 completions truncated to fit 1024 tokens\n" in err
+        assert f"{file}: 1 rows cut to fit 1024 tokens\n" in err
+        assert f"{file}: 2 responses cut at the end\n" in err
+        assert "prompts cut" not in err
         assert f"{file}: 3 pairs\n" in err
 
 
@@ -226,7 +227,7 @@ def test_truncate_shortens_completions_and_counts_them(
         (
             {**LONG_PAIR, "rejected": "ant " * 900 + "dog"},
             "rejected",
-            "the same text as chosen after --truncate",
+            "the same text as chosen after both are cut to",
         ),
     ],
     ids=["prompt", "equal"],
@@ -236,7 +237,7 @@ def test_truncate_shortens_no_prompt_and_makes_no_equal_pair(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    assert pit("train-reward", file, "--truncate") == 2
+    assert pit("train-reward", file, "--long-rows", "truncate") == 2
     assert capfd.readouterr().err.startswith(f"error: {file}:1:{field}: {reason}")
 
 

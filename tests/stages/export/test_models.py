@@ -22,6 +22,7 @@ from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import keep_unpacked, saved_lora
 from pitcli.engine.models.roles import GAP, IMPROVER
 from pitcli.errors import RunError
+from pitcli.settings.base import GapLoss
 from pitcli.stages import export
 from tests.stages.export.conftest import CPU, NF4, Out, RoleOf, card_code, error, pit, result
 
@@ -53,7 +54,7 @@ def test_the_merged_gap_model_scores_what_pit_scores(
 ) -> None:
     """One at a time by the code on the model card, and in a padded batch."""
     pit(f"export runs/{run} {role} --out {tmp_path}/model --dtype fp32")
-    trees = export.probe_trees(tiny_chat)
+    trees = export.probe_trees(tiny_chat, GapLoss.five_term)
     scores_N = torch.cat(score_trees(role_of(run, GAP), trees, 8))
     assert scores_N.std() > 0.01
     prompt, draft, better = export.PROBES[0]
@@ -67,6 +68,26 @@ def test_the_merged_gap_model_scores_what_pit_scores(
     assert logits_N1.shape == (16, 1)
     assert (logits_N1[:, 0] - scores_N).abs().max() < 1e-5 * scores_N.abs().max()
     assert card["model"].config.problem_type == "regression", "without it, vLLM applies a sigmoid"
+
+
+def test_a_pointwise_gap_model_is_an_ordinary_reward_model(
+    role_of: RoleOf, tiny_chat: ChatFormat, tmp_path: Path, capsys: Out
+) -> None:
+    """It scores a conversation of x and y, by the code on the model card in plain transformers."""
+    pit(f"export runs/pointwise --out {tmp_path}/model --dtype fp32")
+    assert result(capsys)["drift"]["largest"] < 1e-3
+    trees = export.probe_trees(tiny_chat, GapLoss.pointwise)
+    scores_B2 = torch.stack(score_trees(role_of("pointwise", GAP), trees, 8))
+    assert scores_B2.std() > 0.01
+    text = (tmp_path / "model/README.md").read_text()
+    assert "y_ref" not in text
+    assert "y2}" not in text
+    assert "Write a better response." not in text
+    for (prompt, draft, better), rewards in zip(export.PROBES, scores_B2.tolist(), strict=True):
+        for response, reward in zip((better, draft), rewards, strict=True):
+            card: dict[str, Any] = {"x": prompt, "y": response}
+            exec(card_code(tmp_path / "model"), card)
+            assert card["r"].item() == pytest.approx(reward, abs=1e-4)
 
 
 def test_plain_peft_loads_the_adapter(
@@ -111,7 +132,7 @@ def test_the_gap_adapter_includes_its_head(
     )
     keep_unpacked(base)
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    trees = export.probe_trees(tiny_chat)
+    trees = export.probe_trees(tiny_chat, GapLoss.five_term)
     assert (
         merging.plain_scores(plain, trees) - torch.stack(score_trees(role_of("rl", GAP), trees, 8))
     ).abs().max() < 1e-5
@@ -196,7 +217,7 @@ def test_a_gap_model_whose_pad_token_is_its_stop_token_scores_the_last_token(
     model = role_of("reward", GAP)
     tokenizer = AutoTokenizer.from_pretrained(tiny_chat.tokenizer.name_or_path)
     tokenizer.pad_token = tokenizer.eos_token
-    chat, trees = ChatFormat(tokenizer), export.probe_trees(tiny_chat)
+    chat, trees = ChatFormat(tokenizer), export.probe_trees(tiny_chat, GapLoss.five_term)
     scores_B2 = merging.role_scores(model, trees)
     assert model.gap_head is not None
     head, config = model.gap_head.weight, model.base.config

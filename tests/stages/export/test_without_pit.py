@@ -14,6 +14,7 @@ from pitcli.engine.generation.sampling import Decoding, generate
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import keep_unpacked
 from pitcli.engine.models.roles import GAP, IMPROVER
+from pitcli.settings.base import GapLoss
 from pitcli.stages import export
 from tests.stages.export.conftest import RoleOf
 
@@ -42,7 +43,7 @@ def test_it_writes_and_scores_what_pit_does(
         prompt = tiny_chat.improver_prompt((Message("user", x),), y_ref)
         (sample,) = generate(model, IMPROVER, [prompt], [0], Decoding(0, 1, 40, tiny_chat.stop_id))
         assert names["improve"](x, y_ref) == tiny_chat.decode(sample.token_ids)
-    scores = torch.stack(score_trees(role_of("reward", GAP), export.probe_trees(tiny_chat), 8))
+    scores = torch.stack(score_trees(role_of("reward", GAP), export.probe_trees(tiny_chat, GapLoss.five_term), 8))
     assert scores.std() > 0.01
     for (x, y_ref, better), (forth, back) in zip(export.PROBES, scores.tolist(), strict=True):
         assert abs(names["r_gap"](x, better, y_ref) - forth) < 1e-4

@@ -52,11 +52,17 @@ def test_saved_settings_repeat_the_run(project: Path, tmp_path: Path, warm: Warm
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_skip_long_skips_long_rows(tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("long_rows", "notes"),
+    [("skip", "1 rows longer than 1024 tokens skipped"), ("cut", "1 rows cut to fit 1024 tokens")],
+)
+def test_long_rows_are_skipped_or_cut(long_rows: str, notes: str, tmp_path: Path, capsys: Any) -> None:
     rows = [*preference_rows(6, seed=5), {"prompt": "word " * 1500, "chosen": "a", "rejected": "b"}]
     write_rows(Path("mixed.jsonl"), rows)
-    sft.run(SftConfig(data="mixed.jsonl", out=tmp_path / "run", max_steps=1, skip_long=True, **SMALL))
-    assert "1 rows longer than 1024 tokens skipped" in capsys.readouterr().err
+    sft.run(SftConfig(data="mixed.jsonl", out=tmp_path / "run", max_steps=1, long_rows=long_rows, **SMALL))
+    err = capsys.readouterr().err
+    assert notes in err
+    assert f"mixed.jsonl: {6 if long_rows == 'skip' else 7} pairs" in err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from pitcli.data.rows import Message, PreferencePair
 from pitcli.data.synthetic import preference_rows
 from pitcli.errors import InputError
 from pitcli.settings.training import RewardConfig
@@ -36,3 +38,39 @@ def test_eval_data_that_was_trained_on_is_refused() -> None:
     ):
         train_reward.run(RewardConfig(data="pairs.jsonl", eval_data="overlapping.jsonl", out=Path("never"), **SMALL))
     assert not Path("never").exists()
+
+
+def test_the_probe_and_the_kinds_are_reported_on_both_files(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "kind": "b" if number % 3 else "a"} for number, row in enumerate(preference_rows(60, seed=5))]
+    write_rows(Path("kinds.jsonl"), rows)
+    write_rows(Path("other.jsonl"), [{**row, "kind": "c"} for row in preference_rows(12, seed=77)])
+    settings = {"data": "kinds.jsonl", "eval_data": "other.jsonl", "held_out": 0.4, "max_steps": 1, **SMALL}
+    train_reward.run(RewardConfig(out=Path("kinds"), probe=True, by="kind", **settings))
+    results = json.loads(Path("kinds/manifest.json").read_text())["results"]
+    assert results["pairs[a]"] + results["pairs[b]"] == results["pairs"]
+    right = [results[f"pairs[{kind}]"] * results[f"accuracy[{kind}]"] for kind in "ab"]
+    assert sum(right) == pytest.approx(results["pairs"] * results["accuracy"])
+    assert (results["eval_pairs[c]"], results["eval_accuracy[c]"]) == (12, results["eval_accuracy"])
+    for prefix in ("", "eval_"):
+        low, probed, high = (results[f"{prefix}probe_accuracy{end}"] for end in ("_low", "", "_high"))
+        assert 0 <= low <= probed <= high <= 1
+        assert results[f"{prefix}gap_spread"] >= 0
+    shown = capsys.readouterr().err
+    assert "accuracy on the held-out pairs by kind" in shown
+    assert "accuracy on the pairs of other.jsonl by kind" in shown
+
+
+def test_a_field_that_no_row_has_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--by: expected a field of the rows, got sort; the fields .* are: "):
+        train_reward.run(RewardConfig(data="pairs.jsonl", by="sort", out=Path("never"), **SMALL))
+    assert not Path("never").exists()
+
+
+def test_the_spread_of_the_gaps_is_in_units_of_the_temperature() -> None:
+    # gaps 3 and -4, T = 2: sqrt((9 + 16) / 2) / 2
+    scores_N2 = torch.tensor([[5.0, -1.0], [-3.0, 5.0]])
+    pairs = [PreferencePair(str(n), (Message("user", "x"),), "a", "b c", {"kind": n}) for n in range(2)]
+    report = train_reward.gap_report(scores_N2, pairs, 0.7, 2.0, by="kind")
+    assert report["gap_spread"] == pytest.approx((25 / 2) ** 0.5 / 2)
+    assert (report["accuracy"], report["accuracy[0]"], report["accuracy[1]"], report["pairs[1]"]) == (0.5, 1, 0, 1)
+    assert "accuracy[0]" not in train_reward.gap_report(scores_N2, pairs, 0.7, 2.0)

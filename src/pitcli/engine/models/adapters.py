@@ -46,13 +46,28 @@ def load_role(model: RoleModel, role: str, folder: Path) -> None:
 
 def read_role(model: RoleModel, role: str, folder: Path) -> None:
     """Load the weights of an existing role from a folder; RunError if they do not fit the role or the base."""
-    assert model.peft is not None
     state = load_file(folder / WEIGHTS)
-    score = state.pop(SCORE_KEY, None)
-    if (score is not None) != (role == GAP):
+    if (SCORE_KEY in state) != (role == GAP):
         kinds = ["a gap model", "an adapter without a gap head"]
         expected_kind, found_kind = kinds if role == GAP else kinds[::-1]
         raise RunError(f"{folder}: expected {expected_kind} for the role {role}, got {found_kind}")
+    _set_weights(model, role, state, folder)
+
+
+def start_from(model: RoleModel, role: str, folder: Path) -> None:
+    """Give an existing role the weights of an adapter of any role, and the gap role also its head if it has one.
+
+    Raises RunError if they do not fit the base.
+    """
+    state = load_file(folder / WEIGHTS)
+    if role != GAP:
+        state.pop(SCORE_KEY, None)
+    _set_weights(model, role, state, folder)
+
+
+def _set_weights(model: RoleModel, role: str, state: dict[str, Tensor], folder: Path) -> None:
+    assert model.peft is not None
+    score = state.pop(SCORE_KEY, None)
     expected = get_peft_model_state_dict(model.peft, adapter_name=role, save_embedding_layers=False)
     shapes = {name: tensor.shape for name, tensor in state.items()}
     fits = shapes == {name: tensor.shape for name, tensor in expected.items()}

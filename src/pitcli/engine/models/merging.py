@@ -189,7 +189,7 @@ def logprob_drift(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Drift:
 
 
 def role_scores(model: RoleModel, trees: Sequence[Tree]) -> Tensor:
-    """Return r_gap of both orders of each pair, shape (B, 2), as pit computes it."""
+    """Return the scores of both leaves of each tree, shape (B, 2), as pit computes them."""
     return torch.stack(score_trees(model, trees, 2))
 
 
@@ -201,7 +201,7 @@ def plain_scores(plain: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
 
 
 def score_drift(ours_B2: Tensor, theirs_B2: Tensor) -> Drift:
-    """Return the drift over both orders of all pairs; the sign of the symmetrised gap is the better response."""
+    """Return the drift over all pairs; the better response is the one whose order, or reward, scores higher."""
     difference_B2 = (ours_B2 - theirs_B2).abs()
     same_B = (ours_B2[:, 0] > ours_B2[:, 1]) == (theirs_B2[:, 0] > theirs_B2[:, 1])
     return Drift(float(difference_B2.max()), float(difference_B2.mean()), float(same_B.float().mean()))

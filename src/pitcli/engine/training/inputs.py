@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pitcli.console import note, warn
-from pitcli.data.examples import Limit, check_conversation, fitting_pairs, pairs_digest
+from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import iter_drafts, load_pairs
+from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, RowError
-from pitcli.data.splits import prompt_key, prompt_sketch
+from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import PromptWithReference
-from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.loading import WEIGHTS, saved_lora
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
-from pitcli.settings.base import DataSettings, Settings
+from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
+from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
-from pitcli.settings.training import RewardConfig, RlConfig, TrainingConfig
+from pitcli.settings.pairs import DataSettings
+from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
 from pitcli.settings.values import split_commas
 
 RL_SHARE = 0.1  # of the learning rate of SFT
@@ -63,13 +65,22 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes)
-    pairs = fitting_pairs(pairs, Limit(base.chat, base.max_length, room), settings, notes)
+    limit = Limit(base.chat, base.max_length, room, responses_read(settings))
+    pairs = fitting_pairs(pairs, limit, settings, notes)
     for what, count in notes.items():
         note(f"{path}: {count} {what}")
     counts = Counter(pair.file for pair in pairs)
     for file in map(file_label, split_commas(path)):
         note(f"{file}: {counts[file]} pairs")
     return pairs
+
+
+def responses_read(settings: DataSettings) -> int:
+    """Return how many responses the longest conversation of a command has: 1 if it reads no reference response."""
+    match settings:
+        case SftConfig(role=Role.policy) | RewardConfig(gap_loss=GapLoss.pointwise):
+            return 1
+    return 2
 
 
 def with_learning_rate(config: Config, base: Base) -> Config:
@@ -80,10 +91,38 @@ def with_learning_rate(config: Config, base: Base) -> Config:
     return config.model_copy(update={"learning_rate": rate})
 
 
+def open_init(config: AdapterSettings) -> list[EarlierRun]:
+    """Return the run that --init names, an empty list without --init.
+
+    Raises RunError if it is not finished, SettingsError if its adapter has another LoRA rank or alpha.
+    """
+    if config.init is None:
+        return []
+    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, pit train-reward and pit rl make runs"))
+    found = saved_lora(run.adapter)
+    if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
+        raise SettingsError(
+            f"--init: {config.init}: expected LoRA rank {config.lora_rank} and alpha {config.lora_alpha}, "
+            f"got {found.r} and {found.lora_alpha}; use --lora-rank {found.r} --lora-alpha {found.lora_alpha}"
+        )
+    return [run]
+
+
+def seen_too(data: DataIdentity, earlier: Sequence[EarlierRun]) -> DataIdentity:
+    """Return the data of a gap model, with the prompts that the runs it starts from were trained on.
+
+    So pit evaluate does not call a judge independent that starts from the gap model of the reward.
+    """
+    seen = [known for run in earlier for known in (run.manifest.data, run.manifest.gap_data) if known]
+    prompts = sorted({*data.prompts, *(prompt for known in seen for prompt in known.prompts)})
+    return data.model_copy(update={"prompts": prompts[:SKETCHED]})
+
+
 def new_manifest(
     kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
 ) -> Manifest:
     """Return the manifest of a new run. earlier: the runs whose adapters it starts from."""
+    data = seen_too(data, earlier) if kind == "reward" else data
     return Manifest.model_validate(
         {
             "kind": kind,

@@ -1,0 +1,66 @@
+"""What a gap model reads for a comparison, and the gaps of its scores: the one place that knows its two forms.
+
+A gap model of pairs reads [x; y2; y1] and scores r_gap(x, y1, y2). A pointwise one (--gap-loss pointwise) reads [x; y]
+as the policy writes it and scores r(x, y); its r_gap(x, y1, y2) is r(x, y1) - r(x, y2).
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from pitcli.data.rows import Comparison, PreferencePair, Prompt
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.models.forward import score_trees
+from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.trees import Tree, group_tree, ordered_tree, swapped_tree
+from pitcli.settings.base import GapLoss
+
+
+def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
+    """Return the tree of what a loss reads: all four orderings, only (w,l) and (l,w), or for pointwise w and l."""
+    if loss is GapLoss.five_term:
+        return ordered_tree(pair, chat)
+    return scoring_tree(pair.prompt, [pair.chosen], pair.rejected, chat, loss)
+
+
+def scoring_tree(
+    prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat, loss: GapLoss
+) -> Tree:
+    """Return the tree from which a gap model compares each response with the reference response.
+
+    Its leaves are both orders of each response and the reference, or for pointwise the responses and the reference.
+    """
+    if loss is GapLoss.pointwise:
+        return group_tree(chat.policy_prompt(prompt), [chat.completion(y) for y in (*responses, reference_response)])
+    return swapped_tree(prompt, responses, reference_response, chat)
+
+
+def both_orders(scores_N: Tensor, loss: GapLoss) -> Tensor:
+    """Return r_gap(response, reference) and r_gap(reference, response) of each response, shape (responses, 2).
+
+    scores_N: of the leaves of a scoring tree.
+    """
+    if loss is GapLoss.pointwise:
+        gaps_B = scores_N[:-1] - scores_N[-1]
+        return torch.stack([gaps_B, -gaps_B], dim=1)
+    return scores_N.view(-1, 2)
+
+
+def score_comparisons(
+    model: RoleModel, chat: ChatFormat, loss: GapLoss, comparisons: Sequence[Comparison], micro_batch_size: int
+) -> Tensor:
+    """Return r_gap(response, reference) and r_gap(reference, response) of each comparison, shape (B, 2), on the CPU.
+
+    loss: what the gap model was trained with. Neighbouring comparisons with the same prompt and reference, such as the
+    samples of a rollout, share one tree.
+    """
+    trees = []
+    together = max(1, micro_batch_size // 2)
+    for (prompt, reference), group in groupby(comparisons, key=lambda c: (c.prompt, c.reference_response)):
+        responses = [comparison.response for comparison in group]
+        parts = [responses[start : start + together] for start in range(0, len(responses), together)]
+        trees += [scoring_tree(prompt, part, reference, chat, loss) for part in parts]
+    scores = score_trees(model, trees, micro_batch_size)
+    return torch.cat([torch.empty(0, 2), *(both_orders(scores_N, loss) for scores_N in scores)])
