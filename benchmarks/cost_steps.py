@@ -163,13 +163,23 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         folder = Path(resolve_base(model_of(request["shape"], Path(scratch), device)))
         config = json.loads((folder / "config.json").read_text())
         base = load_base(folder, request["load_in_4bit"], torch.device(device), DTYPES[request["dtype"]])
+    return measure_on(with_roles(base, request["recompute"]), request, config)
+
+
+def with_roles(base: Any, recompute: bool) -> RoleModel:
+    """Return a base with fresh adapters of the three roles of RL."""
     model = RoleModel(base, 0)
-    lora = LoraSettings()
     for role in (IMPROVER, REFERENCE, GAP):
-        model.add_role(role, lora_config(lora))
-    if request["recompute"]:
+        model.add_role(role, lora_config(LoraSettings()))
+    if recompute:
         model.recompute_layers()
-    step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, lora.lora_rank))
+    return model
+
+
+def measure_on(model: RoleModel, request: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Time one step of a loaded model after a warm-up. config: that of the model, as in config.json."""
+    device = request["device"]
+    step, flops, tokens = STEPS[request["stage"]](model, request, llama_shape(config, LoraSettings().lora_rank))
     before = reset_peak(device)
     step({})  # warm-up
     phases: dict[str, float] = {}
