@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     out = " ".join(capsys.readouterr().out.split())
     assert "--load-in-4bit / --no-load-in-4bit" in out
     assert "Prompts per rollout [default: 8]" in out
-    assert "Run folder of the gap model [default: runs/reward] --policy" in out
+    assert "a program that scores rows [default: runs/reward] --policy" in out
     assert "--device <auto|cpu|cuda>" in out
     assert "dataset, policy, self [default: dataset]" in out
     assert "None" not in out
@@ -126,7 +127,7 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
 def test_examples_in_the_help_are_accepted(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in COMMANDS.items():
         for example in command.examples:
-            assert cli.main(example.split()[1:]) == 0
+            assert cli.main(shlex.split(example)[1:]) == 0
             assert runs[-1][0] == MODULES[name]
 
 

@@ -111,7 +111,7 @@ COMMANDS: dict[str, Command] = {
         Purpose.judge,
         (
             "pit label --judge openai:MODEL --input improved.jsonl --output pairs.jsonl",
-            'pit label --judge "cmd:python verifier.py" < samples.jsonl > pairs.jsonl',
+            'pit label --judge "cmd:python verifier.py" --input a.jsonl --output b.jsonl',
         ),
         in_recipes=True,
     ),
