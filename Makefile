@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
+.PHONY: gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -76,6 +76,20 @@ bench: .venv-bench/.installed
 # slow (45 minutes on 2 cores): measure the cost of a step as it grows
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
+
+# everything that a machine with a GPU needs to run examples/gpu/run_kit.sh without a network, in build/gpu-kit
+#   make gpu-kit DATA=hh.jsonl.gz
+gpu-kit: install $(VENV)/.smollm2
+	rm -rf build/gpu-kit && mkdir -p build/gpu-kit/wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/gpu-kit/wheels \
+	  --constraint constraints.txt $(KIT_WHEELS)
+	$(BIN)/python -c "from pitcli.engine.models.bases import resolve_base; print(resolve_base('smollm2'))" > build/gpu-kit/where
+	tar c -C "$$(cat build/gpu-kit/where)" . | split -b 60M - build/gpu-kit/base.part-
+	if [ -n "$(DATA)" ]; then cp "$(DATA)" build/gpu-kit/pairs.jsonl.gz; fi
+	rm build/gpu-kit/where
+
+# what such a machine may lack, of the versions in constraints.txt
+KIT_WHEELS = bitsandbytes peft accelerate typer rich pydantic pydantic-core annotated-types filelock pytest pyyaml
 
 # IFEval's published checker in a separate environment, with punkt's sentence data
 .venv-ifeval/.installed: examples/ifeval/requirements.txt
