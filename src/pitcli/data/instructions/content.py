@@ -4,7 +4,7 @@ import random
 import re
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, asset_lines, asset_words, groups, listed
-from pitcli.data.instructions.text import append, closeness, count_word, keep_sentences, upper_first, words
+from pitcli.data.instructions.text import append_also, closeness, count_word, keep_sentences, upper_first, words
 
 KEYWORDS = asset_words("keywords")
 COMMON = asset_words("common")
@@ -48,7 +48,7 @@ class Include(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             if not count_word(text, word):
-                text = append(text, joining(word, author.rng))
+                text = append_also(text, joining(word, author.rng))
         return text
 
 
@@ -105,7 +105,7 @@ class KeywordTimes(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - count_word(text, params["word"])
         for sentence in author.rng.sample(JOINS, max(0, missing)):
-            text = append(text, filled(sentence, params["word"]))
+            text = append_also(text, filled(sentence, params["word"]))
         return text
 
 
@@ -129,7 +129,7 @@ class LetterTimes(Kind):
         for sentence in author.rng.sample(JOINS, min(8, len(JOINS))):
             if self.score(text, params) == 1:
                 break
-            text = append(text, filled(sentence, author.rng.choice(RARE_LETTERS[params["letter"]])))
+            text = append_also(text, filled(sentence, author.rng.choice(RARE_LETTERS[params["letter"]])))
         return text
 
 
@@ -152,7 +152,7 @@ class Placeholders(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - len(re.findall(r"\[[^\]\n]+\]", text))
         for sentence in author.rng.sample(PLACEHOLDER_JOINS, max(0, missing)):
-            text = append(text, sentence)
+            text = append_also(text, sentence)
         return text
 
 

@@ -18,9 +18,8 @@ FIRST_PHRASES = (
     "I have thought about this for a while.", "Good morning to you.",
 )  # fmt: skip
 QUESTIONS = (
-    "What would you do first?", "Does that sound right to you?", "Have you tried it yourself?", "Who would not agree?",
-    "Is it not worth a try?", "What do you think about it?", "Would you like to know more?", "Why not start today?",
-    "Have you ever seen it that way?", "How does that sound?",
+    "What would you do first?", "What do you think about it?", "What would you add?", "What is your own experience?",
+    "What else would you like to know?", "What comes to mind when you read this?",
 )  # fmt: skip
 NAMES = ("Ada", "Tom Baker", "Maria", "Your friend Sam", "Grandpa Joe", "J. Miller", "The Green Team")
 

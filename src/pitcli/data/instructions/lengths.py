@@ -7,10 +7,9 @@ from typing import ClassVar
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, groups
 from pitcli.data.instructions.text import (
-    append,
+    append_also,
     closeness,
     count_word,
-    in_groups,
     is_complete,
     keep_sentences,
     lower_first,
@@ -153,9 +152,8 @@ class Bullets(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         n = params["n"]
         parts = sentences(lengthen(text, author, lambda longer: len(sentences(longer)) >= n))
-        intro = [parts.pop(0), ""] if len(parts) > n and author.rng.random() < 0.5 else []
         marked = [self.marker.replace("1", str(number)) + part for number, part in enumerate(parts[:n], 1)]
-        return "\n".join([*intro, *marked])
+        return "\n".join(marked)
 
 
 class Numbered(Bullets):
@@ -197,13 +195,11 @@ def bounds(params: Params) -> tuple[int, int | None]:
 
 def lengthen(text: str, author: Author, enough: Callable[[str], bool]) -> str:
     """Add spare sentences that the text does not have until it is long enough or none is left."""
-    present = set(sentences(text))
     for sentence in author.spare:
         if enough(text):
             break
-        if sentence not in present:
-            text = append(text, sentence)
-            present.add(sentence)
+        if sentence[1:] not in text:  # "Also, ..." lowers the first letter
+            text = append_also(text, sentence)
     return text
 
 
@@ -220,9 +216,10 @@ def shorten(text: str, author: Author, enough: Callable[[str], bool]) -> str:
 
 
 def in_paragraphs(text: str, n: int, author: Author) -> list[str]:
+    """n paragraphs: a sentence each, and the last one with the rest."""
     text = lengthen(text, author, lambda longer: len(sentences(longer)) >= n)
     parts = [part if is_complete(part) else f"{part}." for part in sentences(text)]
-    return [" ".join(group) for group in in_groups(parts, n)]
+    return [*parts[: n - 1], " ".join(parts[n - 1 :])] if len(parts) >= n else parts
 
 
 def starts_with(text: str, word: str) -> bool:

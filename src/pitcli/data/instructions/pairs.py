@@ -13,7 +13,7 @@ from pitcli.data.noisy_labels import first_is_chosen
 
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.4  # share of texts that are samples as the model wrote them, as drafts are in use
-SKILLS = (0.5, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
+SKILLS = (0.6, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:

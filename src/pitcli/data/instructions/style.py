@@ -138,8 +138,8 @@ def highlights(text: str) -> int:
 
 
 def emphasised(text: str, count: int, change: Callable[[str], str]) -> str:
-    """The text with the first `count` of its longer words changed."""
-    found = [match for match in re.finditer(r"(?<![\w*<\[])[A-Za-z]{5,}(?![\w*>\]])", text)]
+    """The text with the first `count` of its words of two letters or more changed."""
+    found = [match for match in re.finditer(r"(?<![\w*<\[])[A-Za-z]{2,}(?![\w*>\]])", text)]
     for match in reversed(found[: max(count, 0)]):
         text = f"{text[: match.start()]}{change(match[0])}{text[match.end() :]}"
     return text

@@ -1,8 +1,7 @@
 """Words, sentences and paragraphs of an English answer: what the checks count and the authors edit."""
 
-import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
 _MARKER = re.compile(r"^\s*(?:[*-] |\d+\. |#+ )")
@@ -51,6 +50,11 @@ def append(text: str, sentence: str) -> str:
     return f"{text.rstrip()}{chr(10) * 2 if _MARKER.match(last_line) else ' '}{sentence}"
 
 
+def append_also(text: str, sentence: str) -> str:
+    """The sentence after the text, begun with "Also": one and the same first word, whatever is added."""
+    return append(text, f"Also, {lower_first(sentence)}")
+
+
 def keep_sentences(text: str, keep: Callable[[str], bool]) -> str:
     """The text without the sentences that `keep` refuses; line breaks stay."""
     lines = []
@@ -61,13 +65,6 @@ def keep_sentences(text: str, keep: Callable[[str], bool]) -> str:
         if joined.strip() or not line.strip():
             lines.append(f"{marker[0]}{joined}" if marker and not _MARKER.match(joined) else joined)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
-
-
-def in_groups(parts: Sequence[str], groups: int) -> list[list[str]]:
-    """The parts in order, in groups whose sizes differ by one at most."""
-    size, rest = divmod(len(parts), groups)
-    bounds = [index * size + min(index, rest) for index in range(groups + 1)]
-    return [list(parts[low:high]) for low, high in itertools.pairwise(bounds)]
 
 
 def closeness(value: int, low: int, high: int | None = None) -> float:
