@@ -25,7 +25,8 @@ from pitcli.engine.models.batches import Batch, length_sorted_chunks
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, separate_batch
 from pitcli.engine.training.loop import StepBatch, Task, train
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SftConfig
+from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
 
 NO_TOKEN = -1  # as the stop token: no token ends a response, and all can be drawn

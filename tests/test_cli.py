@@ -17,7 +17,7 @@ from pitcli import cli, console
 from pitcli.errors import InputError, NothingToDo, RunError
 from pitcli.settings.base import StopRule
 from pitcli.settings.commands import COMMANDS
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 PIT = [sys.executable, "-c", "import sys; from pitcli.cli import main; sys.exit(main())"]
 MODULES = {name: name.replace("-", "_") for name in COMMANDS}

@@ -9,8 +9,9 @@ from pitcli.engine.models.opening import open_base
 from pitcli.recipes.planning import PlannedStage, plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
+from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.tools import PipelineConfig
-from pitcli.settings.training import ImproveConfig, RlConfig, SftConfig
+from pitcli.settings.training import RlConfig, SftConfig
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
 

@@ -7,7 +7,8 @@ import pytest
 
 from pitcli.settings.base import Fact, facts_of
 from pitcli.settings.commands import COMMANDS
-from pitcli.settings.training import ImproveConfig, RlConfig, SftConfig, TrainingConfig
+from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.training import RlConfig, SftConfig, TrainingConfig
 
 FIELDS = [
     pytest.param(field, id=f"{command}: {name}")

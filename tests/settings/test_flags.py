@@ -8,8 +8,9 @@ import pytest
 from pitcli.errors import SettingsError
 from pitcli.settings.base import GapLoss, Settings, Stage
 from pitcli.settings.flags import command_of, settings_of, settings_yaml
+from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 
 UNUSUAL: dict[type[Settings], dict[str, object]] = {
     SftConfig: {"role": "policy", "data": "été: #1.jsonl", "out": "a b/c", "learning_rate": 1e-7, "seed": 7},

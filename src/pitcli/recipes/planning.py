@@ -12,9 +12,10 @@ from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Method, Role, Settings, StopRule, facts_of
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN, DefaultRun
+from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, PipelineConfig
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig, TrainingConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
 
 BASES = ("tiny", DEFAULT_MODEL)
 

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
+from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import (
     AgreeConfig,
@@ -15,7 +16,7 @@ from pitcli.settings.tools import (
     ReportConfig,
     VerifyConfig,
 )
-from pitcli.settings.training import ImproveConfig, RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 
 
 class Purpose(StrEnum):

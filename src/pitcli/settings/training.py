@@ -1,30 +1,26 @@
-"""Settings of the commands that train and generate, declared once: flags, help, YAML keys and manifests follow.
+"""Settings of the commands that train, declared once: flags, help, YAML keys and manifests follow.
 
 The settings of a command are one flat pydantic model that inherits groups of settings, so names are unique:
 `--learning-rate` on the command line is `learning_rate:` in a YAML file.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
-    INSTRUCTIONS,
     DataSettings,
     Fact,
     GapLoss,
     LoraSettings,
-    Method,
     ModelSettings,
     OptimSettings,
     PenaltyUnit,
     Role,
-    SamplingSettings,
     Section,
     Stage,
     Stages,
-    StopRule,
 )
 from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
 
@@ -91,38 +87,6 @@ class RewardConfig(TrainingConfig, LoraSettings):
     )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
-
-
-class SampleConfig(ModelSettings, SamplingSettings):
-    """pit sample: sample drafts from the policy."""
-
-    section = Section.generation
-
-    data: Annotated[str, Fact.file, Section.common] = Field(
-        "-",
-        description="Rows with a prompt: .jsonl or .jsonl.gz; - for stdin; instructions:train or instructions:test for "
-        "requests of the instruction task, with --max-rows",
-    )
-    policy: Annotated[Path | None, Fact.run, Section.common] = Field(
-        None, description="Run folder of the policy [default: runs/policy if it exists, otherwise the base model]"
-    )
-    output: Annotated[str, Fact.output, Section.common] = Field(
-        "-", description="Output file for the drafts; - for stdout"
-    )
-    max_rows: Annotated[int | None, Section.data] = Field(
-        None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
-    )
-    draws: int = Field(1, ge=1, description="Responses per prompt; each becomes a row")
-    sample_batch_size: Annotated[int, Section.hardware] = Field(
-        32, ge=1, description="Number of rows generated together"
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
-
-    @model_validator(mode="after")
-    def _endless_source_needs_max_rows(self) -> Self:
-        if self.data.startswith(INSTRUCTIONS) and self.max_rows is None:
-            raise ValueError(f"--data {self.data} has no end: give --max-rows")
-        return self
 
 
 class RlConfig(TrainingConfig):
@@ -227,70 +191,6 @@ class RlConfig(TrainingConfig):
             raise ValueError(
                 "--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts"
             )
-        return self
-
-
-class ImproveConfig(ModelSettings, SamplingSettings):
-    """pit improve: rewrite drafts until the gap model finds no improvement."""
-
-    section = Section.method
-
-    method: Method = Field(
-        Method.pit,
-        description="pit: the improver rewrites; self-refine: the policy writes feedback and rewrites; best-of-n: the "
-        "best, by the gap, of --max-iters samples of the policy; resample: samples of the policy, one after another",
-    )
-    input: Annotated[str, Fact.file | Fact.execution, Section.common] = Field(
-        "-", description="Drafts, rows with prompt and response: .jsonl or .jsonl.gz; - for stdin"
-    )
-    output: Annotated[str, Fact.output, Section.common] = Field(
-        "-", description="Output file for the improved rows; - for stdout"
-    )
-    resume: Annotated[bool, Fact.start, Section.common] = Field(
-        False, description="Resume a stopped command: skip the drafts whose rows are already in --output"
-    )
-    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
-    run: Annotated[Path | None, Fact.run, Section.common] = Field(
-        None, description="Run folder of the improver [default: runs/rl if it exists, otherwise runs/sft]"
-    )
-    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None,
-        description="Run folder of the gap model [default: the gap model inside --run, otherwise runs/reward]",
-    )
-    policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None,
-        description="Run folder of the policy, for the methods other than pit "
-        "[default: runs/policy if it exists, otherwise the base model]",
-    )
-    max_iters: Annotated[int, Section.common] = Field(3, ge=0, description="Maximum number of improvements per draft")
-    equal_tokens: Annotated[str | None, Fact.file] = Field(
-        None,
-        description="best-of-n: output of another pit improve; sample for each draft until as many tokens are "
-        "generated as there, instead of --max-iters times [default: --max-iters decides]",
-    )
-    stop: Annotated[StopRule, Section.stop] = Field(
-        StopRule.gap,
-        description="gap: keep an improvement only if the gap model finds it better; none: make "
-        "--max-iters improvements and keep each of them",
-    )
-    threshold: Annotated[float, Section.stop] = Field(
-        0.5, ge=0, le=1, description="P(better) that an improvement must exceed to be kept"
-    )
-    patience: Annotated[int, Section.stop] = Field(
-        1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
-    )
-    temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy decoding")
-    sample_batch_size: Annotated[int, Section.hardware] = Field(
-        16, ge=1, description="Number of drafts improved together"
-    )
-    seed: Annotated[int, Section.generation] = Field(
-        0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
-    )
-
-    @model_validator(mode="after")
-    def _equal_tokens_needs_best_of_n(self) -> Self:
-        if self.equal_tokens and self.method is not Method.best_of_n:
-            raise ValueError("--equal-tokens is for --method best-of-n")
         return self
 
 

@@ -19,7 +19,7 @@ from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import POLICY_RUN
-from pitcli.settings.training import SampleConfig
+from pitcli.settings.generating import SampleConfig
 
 SHOWN_ROWS = 2
 

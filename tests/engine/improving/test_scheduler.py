@@ -11,7 +11,7 @@ from pitcli.engine.improving import scheduler as scheduler_module
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import Attempt, StopReason
 from pitcli.settings.base import Method
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 
 def make_draft(name: str) -> Draft:

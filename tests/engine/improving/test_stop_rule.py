@@ -8,7 +8,7 @@ import pytest
 from pitcli.data.rows import Draft, Message
 from pitcli.engine.generation.methods import Proposal
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt, StopReason, after_proposal, best_of_n, finished_row
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 LN3 = math.log(3)
 DRAFT = Draft(

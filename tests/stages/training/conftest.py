@@ -10,7 +10,8 @@ import pytest
 
 from pitcli.data.synthetic import preference_rows
 from pitcli.settings.base import Role
-from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.settings.generating import SampleConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import rl, sample, sft, train_reward
 from tests.conftest import Share
 

@@ -8,7 +8,7 @@ import pytest
 
 from pitcli.errors import InputError
 from pitcli.settings.base import Method, StopRule
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 from pitcli.stages import improve
 from tests.faults.warm import Warm
 from tests.stages.training.conftest import read_rows, write_rows

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from pitcli.errors import PitError, RunError, SettingsError
 from pitcli.runs.manifest import read_manifest, write_manifest
 from pitcli.settings.base import Precision, Role
-from pitcli.settings.training import RewardConfig, RlConfig, SampleConfig, SftConfig
+from pitcli.settings.generating import SampleConfig
+from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import rl, sample, sft, train_reward
 from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
 

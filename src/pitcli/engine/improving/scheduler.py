@@ -20,7 +20,7 @@ from pitcli.engine.improving.stop_rule import Attempt, StopReason, after_proposa
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
 from pitcli.settings.base import Method
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 
 class Scheduler(NamedTuple):

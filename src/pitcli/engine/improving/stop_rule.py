@@ -12,7 +12,7 @@ from pitcli.data.rows import Draft
 from pitcli.engine.generation.methods import Proposal
 from pitcli.equations import p_better
 from pitcli.settings.base import StopRule
-from pitcli.settings.training import ImproveConfig
+from pitcli.settings.generating import ImproveConfig
 
 
 class StopReason(StrEnum):
