@@ -119,7 +119,7 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     assert "Prompts per rollout [default: 8]" in out
     assert "Run folder of the gap model [default: runs/reward] --policy" in out
     assert "--device <auto|cpu|cuda>" in out
-    assert "dataset, policy, self [default: dataset]" in out
+    assert "the policy [default: dataset]" in out
     assert "None" not in out
 
 

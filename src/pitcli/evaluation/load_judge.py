@@ -19,14 +19,13 @@ from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
-from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import swapped_tree
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.judge import ORACLE, Judge, Verdict
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.systems import named_files
-from pitcli.runs.earlier import find_run, gap_temperature
+from pitcli.runs.earlier import find_run, gap_temperatures
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.tools import EvaluateConfig
@@ -115,19 +114,24 @@ def instruction_requests(inputs: Sequence[str]) -> dict[str, dict[str, Any]]:
 def gap_judge(name: str, folder: Path, config: EvaluateConfig) -> LoadedJudge:
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
-    A verdict is consistent if the raw scores of both orders name the same winner.
+    Of an ensemble the mean of the members' scores / T. A verdict is consistent if the raw scores of both orders name
+    the same winner.
     """
     run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
     base = open_base(config, [run])
-    temperature = gap_temperature(run.manifest)
-    model = base.load({GAP: run.adapter})
+    temperatures = gap_temperatures(run.manifest)
+    model = base.load(run.gap_models())
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
         trees = [swapped_tree(c.prompt, [c.response], c.reference_response, base.chat) for c in comparisons]
-        scores_B2 = torch.stack(score_trees(model, trees, config.micro_batch_size))
-        p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
+        scores = [
+            torch.stack(score_trees(model, trees, config.micro_batch_size, role)) / temperature
+            for role, temperature in temperatures.items()
+        ]
+        scores_B2 = torch.stack(scores).mean(0)
+        p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1])).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]
 

@@ -10,7 +10,7 @@ from pitcli.data.splits import parse_shares
 from pitcli.errors import PitError, SettingsError
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.runs.manifest import Manifest, load_manifest
-from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Method, Role, Settings, StopRule, facts_of
+from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Method, Role, Settings, facts_of
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN, DefaultRun
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
@@ -260,8 +260,7 @@ def _filled_improve(finder: _PathFinder, config: ImproveConfig) -> dict[str, obj
     writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)
     if config.reward or (writer and finder.is_rl(run.setting, writer)):
         return {run.setting: writer}
-    needed = config.stop is StopRule.gap or config.method is Method.best_of_n
-    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed)}
+    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed=config.needs_gap_model())}
 
 
 def _with_paths(finder: _PathFinder, config: Settings) -> Settings:

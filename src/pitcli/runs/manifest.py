@@ -3,11 +3,12 @@
 import hashlib
 import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pitcli import __version__
 from pitcli.errors import RunError
@@ -16,7 +17,12 @@ from pitcli.settings.default_runs import Kind
 
 MANIFEST = "manifest.json"
 
+_WEIGHTS = "adapter_model.safetensors"
+
 AdapterRole = Literal["policy", "improver", "gap"]
+# an ensemble has the gap models gap, gap-2, gap-3 ...
+GAP_ROLE = r"gap(-[1-9][0-9]*)?"
+SavedRole = Annotated[str, StringConstraints(pattern=f"^(policy|improver|{GAP_ROLE})$")]
 
 
 class _Strict(BaseModel):
@@ -56,9 +62,18 @@ class Manifest(_Strict):
     gap_data: DataIdentity | None = None  # of the gap model that the run trained, or that rewarded it
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
-    probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
+    probes: dict[SavedRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
+
+    def gap_roles(self) -> list[str]:
+        """The roles of the gap models in the run's folder."""
+        names = [name.partition("/") for name in self.files]
+        return [role for role, _, file in names if file == _WEIGHTS and re.fullmatch(GAP_ROLE, role)]
+
+    def trained_roles(self) -> list[str]:
+        """The roles that the run trained: one, or all gap models of an ensemble."""
+        return self.gap_roles() if self.role == "gap" else [self.role]
 
 
 def library_versions() -> dict[str, str]:
@@ -73,7 +88,7 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
         raise RunError(f"{folder}: no finished run in this folder; {remedy}")
     if not manifest.complete:
         raise RunError(f"{folder}: the run is not finished; continue it with the same command and --resume")
-    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", _WEIGHTS)}
     if not adapter <= manifest.files.keys() or any(
         ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
     ):

@@ -25,12 +25,19 @@ class GapLoss(StrEnum):
 class Stage(StrEnum):
     dataset = "dataset"
     policy = "policy"
+    best = "best"
     self_ = "self"
 
 
 class PenaltyUnit(StrEnum):
     spread = "spread"
     one = "one"
+
+
+class GapBound(StrEnum):
+    mean = "mean"
+    least = "min"
+    lcb = "lcb"
 
 
 class StopRule(StrEnum):
@@ -95,6 +102,7 @@ class Fact(Flag):
     execution = auto()  # how a run is executed, not what it is: may change when the run is resumed
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
     handed_on = auto()  # if not given, later stages use the value of the gap model's run
+    later = auto()  # added later: not in the identity at its default, so that runs from before it can be resumed
     off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
 
     text = auto()  # names no file
@@ -165,7 +173,9 @@ class Settings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, as JSON."""
-        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output))
+        fields = type(self).model_fields
+        as_before = {name for name in self.named(Fact.later) if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output) | as_before)
 
 
 class ModelSettings(Settings):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pitcli.settings.base import (
     INSTRUCTIONS,
     Fact,
+    GapBound,
     Method,
     ModelSettings,
     SamplingSettings,
@@ -81,6 +82,12 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         "[default: runs/policy if it exists, otherwise the base model]",
     )
     max_iters: Annotated[int, Section.common] = Field(3, ge=0, description="Maximum number of improvements per draft")
+    width: Annotated[int, Fact.later] = Field(
+        1,
+        ge=1,
+        description="Improvements per iteration; the best of them by the gap is the one that the stop rule sees. Costs "
+        "this many times the tokens",
+    )
     equal_tokens: Annotated[str | None, Fact.file] = Field(
         None,
         description="best-of-n: output of another pit improve; sample for each draft until as many tokens are "
@@ -97,6 +104,11 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     patience: Annotated[int, Section.stop] = Field(
         1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
     )
+    gap_bound: Annotated[GapBound, Fact.later, Section.stop] = Field(
+        GapBound.mean,
+        description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
+        "standard deviation",
+    )
     temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy decoding")
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
@@ -105,8 +117,17 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
     )
 
+    def needs_gap_model(self) -> bool:
+        return self.stop is StopRule.gap or self.method is Method.best_of_n or self.width > 1
+
     @model_validator(mode="after")
     def _equal_tokens_needs_best_of_n(self) -> Self:
         if self.equal_tokens and self.method is not Method.best_of_n:
             raise ValueError("--equal-tokens is for --method best-of-n")
+        return self
+
+    @model_validator(mode="after")
+    def _width_is_not_for_best_of_n(self) -> Self:
+        if self.width > 1 and self.method is Method.best_of_n:
+            raise ValueError("--width is not for --method best-of-n; use a larger --max-iters")
         return self

@@ -173,7 +173,7 @@ def write_merged_export(
     keep_layout(model)
     examples, trees = probe_examples(base.chat, role), probe_trees(base.chat)
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)
-    settings, head = model.base.config, model.gap_head.weight if model.gap_head is not None else None
+    settings, head = model.base.config, model.head_weight(role) if gap else None
     weights = merged_weights(model, role, dtype)
     del model
     plain = plain_model(settings, weights, gap_head=head, chat=base.chat, dtype=dtype)

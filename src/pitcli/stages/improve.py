@@ -23,14 +23,14 @@ from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
-from pitcli.engine.models.roles import GAP, POLICY
+from pitcli.engine.models.roles import POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_temperatures
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
-from pitcli.settings.base import Method, StopRule
+from pitcli.settings.base import Method
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
@@ -38,23 +38,22 @@ SHOWN_ROWS = 3
 
 
 class Models(NamedTuple):
-    """The adapters to use: the writer's (None: the base model writes) and the gap model's, in the folders of runs."""
+    """The runs to use: the writer's (None: the base model writes) and the one with the gap model or models."""
 
     writer: EarlierRun | None
-    gap: Path | None
     gap_run: EarlierRun | None
 
     def runs(self) -> list[EarlierRun]:
         gap_run = None if self.gap_run is self.writer else self.gap_run
         return [run for run in (self.writer, gap_run) if run]
 
-    def gap_temperature(self) -> float | None:
-        return gap_temperature(self.gap_run.manifest) if self.gap_run else None
+    def gap_temperatures(self) -> dict[str, float]:
+        return gap_temperatures(self.gap_run.manifest) if self.gap_run else {}
 
     def adapters(self) -> dict[str, Path]:
         """Return the adapter folders by role."""
         adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
-        return {**adapters, GAP: self.gap} if self.gap else adapters
+        return adapters | (self.gap_run.gap_models() if self.gap_run else {})
 
     def digests(self) -> dict[str, str]:
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
@@ -148,11 +147,12 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: DoneDr
 
 def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[str, Any]:
     """Return everything that the rows depend on; none of it may change when the command is resumed."""
+    temperatures = [*models.gap_temperatures().values()]
     return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
-        "gap_temperature": models.gap_temperature(),
+        "gap_temperature": temperatures if temperatures[1:] else next(iter(temperatures), None),
         "origin": {
             **models.origin(),
             "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
@@ -164,8 +164,8 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
     model = base.load(models.adapters())
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
-    temperature = models.gap_temperature()
-    gap_model = None if temperature is None else GapModel(model, base.chat, temperature, config.sample_batch_size)
+    temperatures, together = models.gap_temperatures(), config.sample_batch_size
+    gap_model = GapModel(model, base.chat, temperatures, together, config.gap_bound) if temperatures else None
     return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 
@@ -174,12 +174,12 @@ def find_models(config: ImproveConfig) -> Models:
     writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
     if config.reward is None and writer and writer.manifest.kind == "rl":
         # an RL run contains the gap model that it was trained on
-        return Models(writer, writer.folder / GAP, writer)
+        return Models(writer, writer)
     reward = find_run(config.reward, GAP_RUN)
-    if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):
-        remedy = "" if config.method is Method.best_of_n else ", or use --stop none"
+    if reward is None and config.needs_gap_model():
+        remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
-    return Models(writer, reward.adapter if reward else None, reward)
+    return Models(writer, reward)
 
 
 def find_improver(config: ImproveConfig) -> EarlierRun:

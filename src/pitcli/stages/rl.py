@@ -23,11 +23,12 @@ from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
-from pitcli.engine.models.roles import GAP, POLICY, REFERENCE, RoleModel
+from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.finish import finish
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
-from pitcli.engine.training.loop import StepBatch, Task, finish, step_seed, train
+from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.rollouts import (
     RolloutMicroBatch,
     group_gaps,
@@ -52,7 +53,7 @@ from pitcli.equations import (
     rl_rewards,
 )
 from pitcli.errors import InputError, RunError
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_temperatures, temperature_results
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
 from pitcli.settings.base import PenaltyUnit, Role
@@ -76,7 +77,8 @@ class Runs(NamedTuple):
 
     def adapters(self, trained: Role) -> dict[str, Path]:
         """Return the adapter folders by role."""
-        adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter, GAP: self.gap.adapter}
+        adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter}
+        adapters |= self.gap.gap_models()
         return {**adapters, POLICY: self.policy.adapter} if self.policy else adapters
 
 
@@ -98,17 +100,18 @@ def run(config: RlConfig) -> int:
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
-    temperature, policy_role = gap_temperature(runs.gap.manifest), POLICY if runs.policy else None
+    temperatures, policy_role = gap_temperatures(runs.gap.manifest), POLICY if runs.policy else None
 
     def curriculum_of(model: RoleModel) -> Curriculum:
-        return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
+        gap_model = GapModel(model, base.chat, temperatures, config.micro_batch_size, config.gap_bound)
+        return Curriculum(config, gap_model, pairs, drafts, policy_role)
 
     if config.dry_run:
         row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
         (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
-            task_on=lambda model: rl_task(config, curriculum_of(model), temperature),
-            roles=4 if runs.policy else 3,
+            task_on=lambda model: rl_task(config, curriculum_of(model)),
+            roles=len(runs.adapters(config.role)),
             first_row=[
                 (base.chat.written(prompt), False),
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
@@ -120,8 +123,9 @@ def run(config: RlConfig) -> int:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
-        result = train(model, rl_task(config, curriculum, temperature), config, folder)
-        finish(model, folder, [config.role, GAP], {**result._asdict(), "gap_temperature": temperature})
+        result = train(model, rl_task(config, curriculum), config, folder)
+        results = result._asdict() | temperature_results(runs.gap.manifest)
+        finish(model, folder, [config.role, *temperatures], results)
     stages = ", ".join(config.curriculum_stages)
     note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
@@ -131,7 +135,7 @@ def run(config: RlConfig) -> int:
 def gap_problem(manifest: Manifest) -> str | None:
     """Return what shows that a gap model ranks held-out pairs no better than a coin; None if nothing does."""
     accuracy = manifest.results.get("accuracy")
-    if gap_temperature(manifest) >= MAX_TEMPERATURE:
+    if max(gap_temperatures(manifest).values()) >= MAX_TEMPERATURE:
         return "P(better) of the gap model is 0.5 for every pair: its temperature is at its bound"
     if isinstance(accuracy, float) and accuracy <= 0.5:
         return f"the gap model ranks {accuracy:.0%} of its held-out pairs as labelled"
@@ -161,13 +165,12 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) -> Task:
+def rl_task(config: RlConfig, curriculum: Curriculum) -> Task:
     """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
-    gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size)
     return Task(
         config.role,
         phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],
-        batch=partial(roll_out, config, curriculum, gap_model),
+        batch=partial(roll_out, config, curriculum),
         loss=partial(policy_loss, config, curriculum.model),
         planned_rows=lambda: longest_rollouts(
             config, curriculum.model, curriculum.longest_prompts(), sum(curriculum.rollouts())
@@ -179,7 +182,7 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap_temperature: float) ->
     )
 
 
-def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, index: int) -> StepBatch:
+def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
     """Sample k responses per (x, y_ref); compute rewards, advantages and the log-probs at sampling time.
 
     Axis B: all samples of the rollout; the k samples of a prompt are adjacent.
@@ -194,7 +197,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, gap_model: GapModel, inde
         Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
         for number, sample in enumerate(samples)
     ]
-    gaps_B = group_gaps(gap_model, comparisons, k)
+    gaps_B = group_gaps(curriculum.gap_model, comparisons, k)
     layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
     old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)

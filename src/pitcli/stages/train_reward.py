@@ -1,6 +1,9 @@
-"""pit train-reward: trains the gap model r_gap(x, y1, y2), reports on held-out pairs, and calibrates P(better)."""
+"""pit train-reward: trains the gap model r_gap(x, y1, y2), reports on held-out pairs, and calibrates P(better).
 
-from collections.abc import Sequence
+With --members it trains an ensemble of gap models on the one base, one after another.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +15,22 @@ from pitcli.console import next_command, note, samples, table, warn
 from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import ChatFormat
+from pitcli.engine.models.averaging import average_roles
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import score_trees, scores
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
-from pitcli.engine.models.roles import GAP, HEAD, RoleModel
+from pitcli.engine.models.roles import GAP, RoleModel, gap_roles, head_name
 from pitcli.engine.models.trees import Tree, ordered_tree, swapped_tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.finish import finish
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_pairs, with_learning_rate
-from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
+from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
+from pitcli.engine.training.schedule import member_seed
 from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
 from pitcli.processes.collectives import map_over_ranks
+from pitcli.runs.earlier import TEMPERATURE
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
 from pitcli.settings.base import GapLoss
@@ -58,40 +65,101 @@ def run(config: RewardConfig) -> None:
     if config.dry_run:
         first = trees[0].conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
-        plan = DryRunPlan(lambda model: gap_task(model, trees, config), roles=1, first_row=first_row)
+        several = config.members
+        plan = DryRunPlan(lambda model: gap_task(model, trees, config), several, first_row, trained=several)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
-        model.add_role(GAP, lora_config(config))
+        add_members(model, config)
         result = train(model, gap_task(model, trees, config), config, folder)
-        scores_N2 = score_pairs(model, base.chat, held_out, config)
+        scorer = PairScorer(model, base.chat, config)
+        trained = trained_models(scorer, held_out)
+        scores_N2 = trained.scores_N2
         temperature = fit_temperature(pair_gaps(scores_N2))
         report = gap_report(scores_N2, held_out, cross_validated_log_loss(pair_gaps(scores_N2)))
-        fresh_report = (
-            report_on_fresh(score_pairs(model, base.chat, fresh, config), fresh, temperature) if fresh else {}
-        )
+        fresh_report = report_on_fresh(scorer.mean_scores(trained.units, fresh), fresh, temperature) if fresh else {}
         fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
-        results = {**result._asdict(), **report, "gap_temperature": temperature, **fresh_results}
-        finish(model, folder, [GAP], results)
+        results = {**result._asdict(), **report, TEMPERATURE: temperature, **fresh_results, **member_results(trained)}
+        finish(model, folder, [*trained.units], results)
     columns = ["metric", "held out", *([config.eval_data] if config.eval_data else []), "meaning"]
     lines = [(name, value, *([fresh_report[name]] if fresh else []), MEANINGS[name]) for name, value in report.items()]
     table("gap model on pairs that it was not trained on", columns, lines)
+    show_result(config, trained, report, temperature)
+    show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
+    note("to train the improver by SFT, if there is none yet, and by RL:")
+    next_command("pit rl --curriculum")
+
+
+class TrainedModels(NamedTuple):
+    """The gap model, or the members of an ensemble, after training.
+
+    units: by role, what its scores are divided by before the mean: T of a member, 1 if there is one role. scores_N2:
+    that mean for the held-out pairs. members: the report on each trained member, if there are several.
+    """
+
+    units: dict[str, float]
+    scores_N2: Tensor
+    members: list[dict[str, float]]
+
+
+def show_result(config: RewardConfig, trained: TrainedModels, report: dict[str, float], temperature: float) -> None:
+    if trained.members:
+        lines = [(number, *member.values()) for number, member in enumerate(trained.members, 1)]
+        table("each member by itself, on the held-out pairs", ["member", *trained.members[0]], lines)
     note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
     loss = change(config.run_folder, "loss")
     note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config):.3f} if all gaps are equal")
     note(f"gap model saved in {config.run_folder}")
-    if len(held_out) < FEW_PAIRS:
-        warn(f"T was fitted on {len(held_out)} held-out pairs only, so P(better) says little; use more pairs")
+    if report["pairs"] < FEW_PAIRS:
+        warn(f"T was fitted on {report['pairs']} held-out pairs only, so P(better) says little; use more pairs")
     if report["accuracy_low"] <= 0.5:
         warn(
             "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
             "signal; train on more pairs, or longer (--epochs)"
         )
-    show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
-    note("to train the improver by SFT, if there is none yet, and by RL:")
-    next_command("pit rl --curriculum")
+
+
+def add_members(model: RoleModel, config: RewardConfig) -> None:
+    """Add the gap roles, each with its own random initialisation; the first as if it were the only one."""
+    for number, role in enumerate(gap_roles(config.members)):
+        if number:
+            set_seed(member_seed(config.seed, number))
+        model.add_role(role, lora_config(config))
+
+
+def trained_models(scorer: "PairScorer", held_out: Sequence[PreferencePair]) -> TrainedModels:
+    """Score the held-out pairs with each member; with --average, replace the members by their average first."""
+    roles = gap_roles(scorer.config.members)
+    scores = {role: scorer.scores(role, held_out) for role in roles}
+    if not roles[1:]:
+        return TrainedModels({GAP: 1.0}, scores[GAP], [])
+    members = [member_report(scores_N2) for scores_N2 in scores.values()]
+    if scorer.config.average:
+        average_roles(scorer.model, roles)
+        return TrainedModels({GAP: 1.0}, scorer.scores(GAP, held_out), members)
+    units = {role: member[TEMPERATURE] for role, member in zip(roles, members, strict=True)}
+    return TrainedModels(units, mean_scores(scores, units), members)
+
+
+def member_report(scores_N2: Tensor) -> dict[str, float]:
+    """Return the accuracy, the log loss and the temperature of one member on the held-out pairs."""
+    gaps = pair_gaps(scores_N2)
+    accuracy = sum(gap > 0 for gap in gaps) / len(gaps)
+    log_loss = cross_validated_log_loss(gaps)
+    return {"accuracy": accuracy, "log_loss": log_loss, TEMPERATURE: fit_temperature(gaps)}
+
+
+def member_results(trained: TrainedModels) -> dict[str, float]:
+    """Return the results of each member, e.g. accuracy_2; of an average without T, which is not that of the run."""
+    is_average = len(trained.units) == 1
+    return {
+        f"{name}_{number}": value
+        for number, member in enumerate(trained.members, 1)
+        for name, value in member.items()
+        if not (is_average and name == TEMPERATURE)
+    }
 
 
 def loss_of_equal_gaps(config: RewardConfig) -> float:
@@ -123,7 +191,9 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
 
     lengths = [tokens_read(model, tree) for tree in trees]
     rows = PlannedRows(lengths, max(1, config.micro_batch_size // orderings), build)
-    return task_over_rows(GAP, rows, loss, config, model.device)._replace(rates={HEAD: config.head_rate})
+    roles = gap_roles(config.members)
+    rates = {head_name(role): config.head_rate for role in roles}
+    return task_over_rows(roles, rows, loss, config, model.device)._replace(rates=rates)
 
 
 def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
@@ -133,11 +203,30 @@ def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree
     return swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat)
 
 
-def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
-    """Return r_gap of the orderings (w,l) and (l,w) of each pair, shape (N, 2)."""
-    trees = [swapped_tree(pair.prompt, [pair.chosen], pair.rejected, chat) for pair in pairs]
-    scores_N2 = map_over_ranks(trees, lambda part: score_trees(model, part, config.micro_batch_size), model.sharded)
-    return torch.stack([*scores_N2])
+class PairScorer(NamedTuple):
+    """Scores the orderings (w,l) and (l,w) of pairs."""
+
+    model: RoleModel
+    chat: ChatFormat
+    config: RewardConfig
+
+    def scores(self, role: str, pairs: Sequence[PreferencePair]) -> Tensor:
+        """Return r_gap of both orderings of each pair, shape (N, 2)."""
+        trees = [swapped_tree(pair.prompt, [pair.chosen], pair.rejected, self.chat) for pair in pairs]
+
+        def score(part: Sequence[Tree]) -> list[Tensor]:
+            return score_trees(self.model, part, self.config.micro_batch_size, role)
+
+        return torch.stack([*map_over_ranks(trees, score, self.model.sharded)])
+
+    def mean_scores(self, units: Mapping[str, float], pairs: Sequence[PreferencePair]) -> Tensor:
+        """Return the mean of the roles' scores, each divided by its unit, shape (N, 2)."""
+        return mean_scores({role: self.scores(role, pairs) for role in units}, units)
+
+
+def mean_scores(scores: Mapping[str, Tensor], units: Mapping[str, float]) -> Tensor:
+    """Return the mean over the roles of scores / unit, shape (N, 2)."""
+    return torch.stack([scores_N2 / units[role] for role, scores_N2 in scores.items()]).mean(0)
 
 
 def pair_gaps(scores_N2: Tensor) -> list[float]:

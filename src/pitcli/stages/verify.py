@@ -12,7 +12,7 @@ from pitcli.errors import RunError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
-from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import ModelSettings, Precision
 from pitcli.settings.tools import VerifyConfig
 
@@ -57,7 +57,7 @@ def verified_checkpoints(folder: Path) -> int:
     return len(checkpoints)
 
 
-def relative_difference(manifest: Manifest, role: AdapterRole, probe: list[float]) -> float:
+def relative_difference(manifest: Manifest, role: str, probe: list[float]) -> float:
     """Return the largest difference from the scores at saving time, relative to the largest saved score."""
     saved = manifest.probes[role]
     if len(saved) != len(probe):

@@ -22,6 +22,7 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.forward import completion_logprobs
@@ -260,7 +261,8 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},
         curriculum_stages=(Stage.policy,),
     )
-    task = rl_task(config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0)
+    gap_model = GapModel(model, tiny_chat, {GAP: 1.0}, 2)
+    task = rl_task(config, Curriculum(config, gap_model, [], drafts, None))
     rollout = task.batch(0)
     model.use(IMPROVER, train=True)
     for micro_batch in rollout.micro_batches:

@@ -83,11 +83,10 @@ def random_tree(seed: int) -> Tree:
 
 def separate_scores(model: RoleModel, trees: list[Tree]) -> Tensor:
     """The gap head on the last token of each conversation, with one forward pass per conversation."""
-    assert model.gap_head is not None
     ends = []
     for ids in (ids for tree in trees for ids in tree.conversations()):
         ends.append(model.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
-    return model.gap_head(torch.stack(ends)).squeeze(-1)
+    return torch.stack(ends) @ model.head_weight(GAP)[0]
 
 
 def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:
@@ -362,7 +361,7 @@ def test_gaps_of_samples_that_share_their_reference(
     tools = (Message("user", "Write 5 tools."),)
     groups = [(PAIR.prompt, "cat", ["dog", "fox dog", "cat", "owl"]), (tools, "cat", ["saw"]), (tools, "axe", ["saw"])]
     comparisons = [Comparison(prompt, text, reference) for prompt, reference, texts in groups for text in texts]
-    gap_model, by_two = (GapModel(model, tiny_chat, 0.5, size) for size in (micro_batch_size, 2))
+    gap_model, by_two = (GapModel(model, tiny_chat, {GAP: 0.5}, size) for size in (micro_batch_size, 2))
     together = gap_model.gaps(comparisons)
     singly = torch.cat([by_two.gaps([comparison]) for comparison in comparisons])
     assert (together - singly).abs().max() < 1e-5
