@@ -83,6 +83,9 @@ class ExportConfig(Settings):
         description="Model of the run to export; an RL run also contains its gap model "
         "[default: the model that the run trained]",
     )
+    member: Annotated[int | None, Section.model] = Field(
+        None, ge=1, description="Of an ensemble of gap models, which to export, counted from 1 [default: the first]"
+    )
     merge: Annotated[bool, Section.model] = Field(
         True,
         description="Merge the adapter into the base and write one whole model. A 4-bit base is merged as dequantised, "

@@ -136,8 +136,8 @@ class RlConfig(TrainingConfig):
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
         min_length=1,
-        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, best, self; "
-        "best is the best, by the gap, of --samples-per-prompt outputs of the policy",
+        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, best, "
+        "self; best is the best, by the gap, of --samples-per-prompt outputs of the policy",
     )
     learning_rate: Annotated[float | None, Fact.own] = Field(
         None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"

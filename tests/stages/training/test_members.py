@@ -147,3 +147,17 @@ def test_average_needs_several_members() -> None:
 def test_members_do_not_change_the_manifest_of_a_single_gap_model() -> None:
     assert "members" not in RewardConfig().identity()
     assert RewardConfig(members=3).identity()["members"] == 3
+
+
+def test_export_of_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["export", "runs/three", "--adapter", "--base-name", "a/b", "--device", "cpu", "--out"]
+    assert cli.main([*line, str(tmp_path / "first")]) == 0
+    assert "runs/three has 3 gap models: exporting the first; --member chooses another" in capsys.readouterr().err
+    assert cli.main([*line, str(tmp_path / "second"), "--member", "2"]) == 0
+    name = "adapter_model.safetensors"
+    for role, out in (("gap", "first"), ("gap-2", "second")):
+        assert (tmp_path / out / name).read_bytes() == Path("runs/three", role, name).read_bytes()
+    temperature = open_run("three").manifest.results["gap_temperature_2"]
+    assert f"divided by {temperature:.4g}"[:12] in (tmp_path / "second" / "README.md").read_text()
+    assert cli.main([*line, str(tmp_path / "fourth"), "--member", "4"]) == 2
+    assert "--member: expected at most 3" in capsys.readouterr().err
