@@ -15,6 +15,7 @@ from pitcli.console import warn
 from pitcli.errors import NothingToDo, RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
 from pitcli.processes.ranks import is_rank_0
+from pitcli.runs.calibration import CALIBRATION
 from pitcli.runs.files import folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
 from pitcli.runs.manifest import GAP_ROLE, MANIFEST, Manifest, read_manifest, write_manifest
 from pitcli.runs.metrics import METRICS
@@ -213,7 +214,7 @@ def _entries_to_delete(path: Path, overwrite: bool) -> list[Path]:
         raise SettingsError(
             f"--out: {path} is not empty; use --resume to continue it, --overwrite to replace it, or another folder"
         )
-    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, "policy", "improver"}
+    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, CALIBRATION, "policy", "improver"}
     names = [entry.name for entry in present if not re.fullmatch(GAP_ROLE, entry.name)]
     if foreign := [name for name in names if name not in ours and not name.startswith(".")]:
         listed = ", ".join(sorted(foreign))

@@ -25,11 +25,13 @@ GAP_ROLE = r"gap(-[1-9][0-9]*)?"
 SavedRole = Annotated[str, StringConstraints(pattern=f"^(policy|improver|{GAP_ROLE})$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of what a run folder stores as JSON: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class BaseIdentity(_Strict):
+class BaseIdentity(Strict):
     """The base model: the name that the user gave, and the digests of its files and of its template."""
 
     name: str
@@ -40,7 +42,7 @@ class BaseIdentity(_Strict):
     dtype: Literal["fp32", "bf16"] = Field("fp32", exclude_if=lambda dtype: dtype == "fp32")
 
 
-class DataIdentity(_Strict):
+class DataIdentity(Strict):
     """The training data: its path, the digest of the rows used, and a sample of the hashes of its prompts."""
 
     path: str
@@ -49,7 +51,7 @@ class DataIdentity(_Strict):
     prompts: list[str]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The description of a run; `files` and `results` are set once it is complete."""
 
     kind: Kind
@@ -106,19 +108,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         sealed = json.loads(path.read_bytes())
-        seal = sealed.pop("seal")
+        found = sealed.pop("seal")
         manifest = Manifest.model_validate(sealed)
     # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
-    if seal != _seal(manifest):
+    if found != seal(manifest):
         raise RunError(f"{path}: changed since it was written")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": _seal(manifest)}, indent=1))
+    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": seal(manifest)}, indent=1))
 
 
-def _seal(manifest: Manifest) -> str:
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+def seal(model: BaseModel) -> str:
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()

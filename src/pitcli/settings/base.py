@@ -103,6 +103,7 @@ class Fact(Flag):
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
     handed_on = auto()  # if not given, later stages use the value of the gap model's run
     later = auto()  # added later: not in the identity at its default, so that runs from before it can be resumed
+    process = auto()  # part of what a calibration certifies: its threshold holds only for the same value
     off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
 
     text = auto()  # names no file
@@ -290,8 +291,12 @@ class DataSettings(Settings):
 class SamplingSettings(Settings):
     section = Section.generation
 
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy decoding")
-    top_p: float = Field(
+    temperature: Annotated[float, Fact.process] = Field(
+        1.0, ge=0, description="Sampling temperature; 0 is greedy decoding"
+    )
+    top_p: Annotated[float, Fact.process] = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: sample from the fewest tokens with this total probability"
     )
-    max_new_tokens: int = Field(256, ge=1, description="Maximum length of a response in tokens")
+    max_new_tokens: Annotated[int, Fact.process] = Field(
+        256, ge=1, description="Maximum length of a response in tokens"
+    )

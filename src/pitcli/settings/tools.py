@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, ModelSettings, Section, Settings
+from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Files, Section, Settings
+from pitcli.settings.judging import JudgeSettings
 
 DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
 
@@ -138,7 +139,7 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
-class EvaluateConfig(ModelSettings):
+class EvaluateConfig(JudgeSettings):
     """pit evaluate: compare improved rows with the originals and other systems."""
 
     section = Section.comparison
@@ -166,9 +167,6 @@ class EvaluateConfig(ModelSettings):
         description="Pairs labelled by people, comma-separated; a judge is used only if it beats the rules longest "
         "and shortest on them [default: none]",
     )
-    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
-        None, description="gap: base model of the judge [default: the base of its run]"
-    )
     by: Annotated[str | None, Fact.text] = Field(
         None, description="Compare separately for each value of this field too, e.g. subset [default: none]"
     )
@@ -178,19 +176,6 @@ class EvaluateConfig(ModelSettings):
     rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank the iterations")
     harm_cap: float = Field(
         0.05, ge=0, le=1, description="Maximum harm rate (share of rows made worse) of a system that is called better"
-    )
-    allow_reward_as_judge: Annotated[bool, Section.judges] = Field(
-        False, description="Accept a judge that was trained on prompts of the gap model used in RL or for stopping"
-    )
-    base_url: Annotated[str | None, Fact.text, Section.judges] = Field(
-        None,
-        description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
-    )
-    concurrency: Annotated[int, Section.judges] = Field(
-        8, ge=1, description="openai: maximum number of requests at the same time"
-    )
-    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
-        32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
     )
     draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
     shown: int = Field(12, ge=0, description="Number of rows shown in the report")

@@ -27,10 +27,11 @@ from pitcli.engine.models.roles import POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
+from pitcli.runs.calibration import CALIBRATION, read_calibration
 from pitcli.runs.earlier import EarlierRun, find_run, gap_temperatures
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
-from pitcli.settings.base import Method
+from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
@@ -102,6 +103,7 @@ def run(config: ImproveConfig) -> int:
     """Improve every draft and write the rows in the order of the input; return 1 if some rows failed."""
     refuse_output_as_input(config.input, config.output)
     models = find_models(config)
+    config = with_threshold(config, models)
     tally, notes = Tally(file_label(config.input)), Counter[str]()
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.runs())
@@ -180,6 +182,22 @@ def find_models(config: ImproveConfig) -> Models:
         remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
     return Models(writer, reward)
+
+
+def with_threshold(config: ImproveConfig, models: Models) -> ImproveConfig:
+    """Return the settings with the threshold of pit calibrate if none is given and its certificate applies."""
+    is_needed = config.stop is StopRule.gap and config.method is Method.pit and models.writer
+    if "threshold" in config.model_fields_set or not is_needed or models.writer is None:
+        return config
+    calibration = read_calibration(models.writer.folder)
+    if calibration is None:
+        return config
+    if changed := calibration.differences(config.process(), models.digests()):
+        certified = f"{models.writer.folder / CALIBRATION} is for {', '.join(changed)}"
+        note(f"{certified}: threshold {config.threshold:g}, without a certificate")
+        return config
+    note(f"{calibration.certificate()} (pit calibrate); --threshold overrides it")
+    return config.model_copy(update={"threshold": calibration.threshold})
 
 
 def find_improver(config: ImproveConfig) -> EarlierRun:

@@ -9,6 +9,7 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import DTYPES
 from pitcli.engine.models.tree_support import TREE_TOLERANCE
 from pitcli.errors import RunError
+from pitcli.runs.calibration import read_calibration
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
@@ -18,12 +19,13 @@ from pitcli.settings.tools import VerifyConfig
 
 
 def run(config: VerifyConfig) -> None:
-    """Check digests, manifest, base and checkpoints, then load each adapter and compare its probe scores.
+    """Check digests, manifest, calibration, base and checkpoints, then load each adapter and compare its probe scores.
 
     Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
     manifest = load_manifest(config.run, "pit sft, pit train-reward and pit rl make runs")
     checkpoints = verified_checkpoints(config.run)
+    read_calibration(config.run)
     base = open_base(ModelSettings(device=config.device), [EarlierRun(config.run, manifest)])
     model = base.load()
     differences = []
