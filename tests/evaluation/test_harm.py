@@ -39,7 +39,8 @@ def test_the_certified_threshold_keeps_the_cap_in_95_of_100_draws(rows: int, cap
     """P(better) is uniform in [0, 1], and a change with P is worse with probability s (1 - P)^2 / 2.
 
     So the true harm rate of threshold t is s (1 - t)^3 / 6; s makes it exceed the cap below t = 0.7. What is
-    certified is the cap: the bound at the threshold that the rows themselves chose covers the truth in 94 of 100 draws only.
+    certified is the cap: the bound at the threshold that the rows themselves chose covers the truth in only 94 of 100
+    draws.
     """
     rng = np.random.default_rng(1)
     scale = cap / (0.3**3 / 6)

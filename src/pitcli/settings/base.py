@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.fields import FieldInfo
 
 DEFAULT_MODEL = "smollm2"
+TEMPERATURE = "Sampling temperature; 0 is greedy decoding"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
 
 
@@ -174,9 +175,8 @@ class Settings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, as JSON."""
-        fields = type(self).model_fields
-        as_before = {name for name in self.named(Fact.later) if getattr(self, name) == fields[name].default}
-        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output) | as_before)
+        later = {n for n in self.named(Fact.later) if getattr(self, n) == type(self).model_fields[n].default}
+        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output) | later)
 
 
 class ModelSettings(Settings):
@@ -291,9 +291,7 @@ class DataSettings(Settings):
 class SamplingSettings(Settings):
     section = Section.generation
 
-    temperature: Annotated[float, Fact.process] = Field(
-        1.0, ge=0, description="Sampling temperature; 0 is greedy decoding"
-    )
+    temperature: Annotated[float, Fact.process] = Field(1.0, ge=0, description=TEMPERATURE)
     top_p: Annotated[float, Fact.process] = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: sample from the fewest tokens with this total probability"
     )

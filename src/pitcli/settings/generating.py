@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
     INSTRUCTIONS,
+    TEMPERATURE,
     Fact,
     GapBound,
     Method,
@@ -115,9 +116,7 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
         "standard deviation",
     )
-    temperature: Annotated[float, Fact.process] = Field(
-        0.5, ge=0, description="Sampling temperature; 0 is greedy decoding"
-    )
+    temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
     )

@@ -30,7 +30,7 @@ class JudgeSettings(ModelSettings):
 
 
 class CalibrateConfig(JudgeSettings):
-    """pit calibrate: choose the threshold of the stop rule so that the harm rate is certified."""
+    """pit calibrate: choose a stop threshold with a certified harm rate."""
 
     section = Section.data
 
