@@ -52,12 +52,17 @@ def gap_temperatures(manifest: Manifest) -> dict[str, float]:
 
     In an ensemble each member has its own T, and the mean of their gaps / T has another one.
     """
-    temperature, roles = _temperature(manifest, TEMPERATURE), manifest.gap_roles()
+    temperature, roles = gap_temperature(manifest), manifest.gap_roles()
     if len(roles) == 1:
         return {roles[0]: temperature}
     return {
         role: temperature * _temperature(manifest, f"{TEMPERATURE}_{number}") for number, role in enumerate(roles, 1)
     }
+
+
+def gap_temperature(manifest: Manifest) -> float:
+    """T of the gap model, or of the ensemble in units of its members' T."""
+    return _temperature(manifest, TEMPERATURE)
 
 
 def temperature_results(manifest: Manifest) -> dict[str, float | int | str | None]:

@@ -53,7 +53,7 @@ from pitcli.equations import (
     rl_rewards,
 )
 from pitcli.errors import InputError, RunError
-from pitcli.runs.earlier import EarlierRun, find_run, gap_temperatures, temperature_results
+from pitcli.runs.earlier import EarlierRun, find_run, gap_temperature, gap_temperatures, temperature_results
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
 from pitcli.settings.base import PenaltyUnit, Role
@@ -135,7 +135,7 @@ def run(config: RlConfig) -> int:
 def gap_problem(manifest: Manifest) -> str | None:
     """Return what shows that a gap model ranks held-out pairs no better than a coin; None if nothing does."""
     accuracy = manifest.results.get("accuracy")
-    if max(gap_temperatures(manifest).values()) >= MAX_TEMPERATURE:
+    if gap_temperature(manifest) >= MAX_TEMPERATURE:
         return "P(better) of the gap model is 0.5 for every pair: its temperature is at its bound"
     if isinstance(accuracy, float) and accuracy <= 0.5:
         return f"the gap model ranks {accuracy:.0%} of its held-out pairs as labelled"

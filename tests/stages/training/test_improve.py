@@ -153,3 +153,13 @@ def test_width_needs_a_gap_model_and_another_method_than_best_of_n(tmp_path: Pat
         chdir(tmp_path),
     ):
         improve.find_models(ImproveConfig(width=2, stop=StopRule.none, method=Method.resample))
+
+
+def test_rows_of_a_width_are_completed_after_a_stop(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"width": 2, "max_iters": 2}
+    whole = improved(tmp_path, "whole", **common)
+    output = tmp_path / "whole.jsonl"
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+    settings = {"input": "drafts.jsonl", "output": str(output), "max_new_tokens": 10, "resume": True}
+    improve.run(ImproveConfig(**settings, **common))
+    assert read_rows(output) == whole

@@ -161,3 +161,12 @@ def test_export_of_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"divided by {temperature:.4g}"[:12] in (tmp_path / "second" / "README.md").read_text()
     assert cli.main([*line, str(tmp_path / "fourth"), "--member", "4"]) == 2
     assert "--member: expected at most 3" in capsys.readouterr().err
+
+
+def test_the_report_and_the_dry_run_of_an_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "runs/three", "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "accuracy_3" in page
+    train_reward.run(RewardConfig(data="pairs.jsonl", dry_run=True, members=3, out=tmp_path / "never", **SMALL))
+    assert not (tmp_path / "never").exists()
+    rl.run(RlConfig(reward=Path("runs/three"), out=tmp_path / "never", dry_run=True, **RL_SMALL))
