@@ -181,7 +181,7 @@ def test_judges_can_be_validated_without_systems(folder: Path, monkeypatch: pyte
         (["--judge=oracle"], "give --input (rows to evaluate), --validate-on"),
         (
             ["--input=better-0.jsonl", "--judge=nobody"],
-            "--judge: expected oracle, gap:RUN, hf:MODEL or openai:MODEL, got nobody",
+            "--judge: expected oracle, gap:RUN, hf:MODEL, openai:MODEL or cmd:COMMAND, got nobody",
         ),
         (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no finished run in this folder"),
         (["--input=better-0.jsonl,copy-1.jsonl", "--judge=oracle"], "no rows in common"),
