@@ -19,13 +19,11 @@ from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS,
 
 from pitcli.data.formats import parse_draft
 from pitcli.data.rows import Comparison
-from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.adapters import save_role
 from pitcli.engine.models.batches import Batch, length_sorted_chunks
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, separate_batch
 from pitcli.engine.training.loop import StepBatch, Task, train
-from pitcli.settings.base import GapLoss
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
@@ -82,16 +80,18 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     def fixed_length_decoding(*arguments: Any) -> Any:
         return decoding_of(*arguments)._replace(stop_id=NO_TOKEN)
 
-    def with_check(config: RlConfig, curriculum: Any, gap_temperature: float, loss: GapLoss) -> Task:
+    def with_check(config: RlConfig, curriculum: Any) -> Task:
         compared = []
         for row in spec["checked"]:
             draft = parse_draft({"prompt": row["messages"][:-2], "response": row["response"]}, "", 0)
             compared.append(Comparison(draft.prompt, row["response"], row["messages"][-2]["content"]))
-        gap_model = GapModel(curriculum.model, curriculum.chat, gap_temperature, config.micro_batch_size, loss)
         improver = curriculum.model.role_parameters(IMPROVER).values()
         before = [parameter.detach().clone() for parameter in improver]
-        gate.check = lambda: {"rewards": gap_model.gaps(compared).tolist(), "moved": distance(before, improver)}
-        return task_of(config, curriculum, gap_temperature, loss)
+        gate.check = lambda: {
+            "rewards": curriculum.reward(compared, len(compared)).tolist(),
+            "moved": distance(before, improver),
+        }
+        return task_of(config, curriculum)
 
     replace(torch.optim, AdamW=partial(torch.optim.AdamW, eps=ADAM_EPSILON))
     replace(rl, rollout_decoding=fixed_length_decoding, rl_task=with_check, train=gated(spec, side, gate))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pitcli.equations import (
     ORDERINGS,
+    bounded_gap,
     bradley_terry_gap_loss,
     clipped_policy_loss,
     cross_validated_log_loss,
@@ -25,7 +26,7 @@ from pitcli.equations import (
     symmetric_gap_loss,
     symmetrised_gap,
 )
-from pitcli.settings.base import GapLoss
+from pitcli.settings.base import GapBound, GapLoss
 
 
 def softplus(z: float) -> float:
@@ -251,3 +252,13 @@ def test_the_learning_rate_of_very_short_runs(total: int, share: float) -> None:
     factors = [learning_rate_factor(step, total, share) for step in range(total)]
     assert all(0.1 <= factor <= 1 for factor in factors)
     assert max(factors) == 1
+
+
+def test_bounded_gap() -> None:
+    """Gaps 1, 2, 6 of three models: mean 3, standard deviation sqrt((4 + 1 + 9) / 3) = sqrt(14 / 3)."""
+    gaps_MB = torch.tensor([[1.0, 4.0], [2.0, 4.0], [6.0, 4.0]])
+    assert bounded_gap(gaps_MB, GapBound.mean).tolist() == [3.0, 4.0]
+    assert bounded_gap(gaps_MB, GapBound.least).tolist() == [1.0, 4.0]
+    assert bounded_gap(gaps_MB, GapBound.lcb).tolist() == pytest.approx([3 - (14 / 3) ** 0.5, 4.0])
+    for bound in GapBound:
+        assert torch.equal(bounded_gap(gaps_MB[:1], bound), gaps_MB[0])

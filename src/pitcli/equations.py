@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pitcli.settings.base import GapLoss
+from pitcli.settings.base import GapBound, GapLoss
 
 MAX_TEMPERATURE = 1e3  # of P(better); gaps that need more say nothing
 # (y1, y2) of r_gap(x, y1, y2): w is the chosen response, l the rejected one
@@ -76,6 +76,19 @@ def symmetrised_gap(reward_ab: Tensor, reward_ba: Tensor) -> Tensor:
     The loss leaves an offset c(x) free and does not enforce antisymmetry, so a raw r_gap is never used as a gap.
     """
     return (reward_ab - reward_ba) / 2
+
+
+def bounded_gap(gaps_MB: Tensor, bound: GapBound) -> Tensor:
+    """One gap from those of M gap models (Coste et al., arXiv 2310.02743), shape (B,); all bounds agree if M = 1.
+
+    gaps_MB: calibrated symmetrised gaps, in units of T. mean: their mean. min: the least, the paper's worst-case
+    optimisation. lcb: mean - standard deviation; the paper's uncertainty-weighted optimisation subtracts a multiple of
+    the variance, which has other units.
+    """
+    if bound is GapBound.least:
+        return gaps_MB.amin(0)
+    mean_B = gaps_MB.mean(0)
+    return mean_B if bound is GapBound.mean else mean_B - gaps_MB.std(0, correction=0)
 
 
 def p_better(gap: float, gap_temperature: float) -> float:

@@ -30,7 +30,7 @@ def chat(request: pytest.FixtureRequest) -> ChatFormat:
 
 
 def pair(prompt: Prompt, chosen: str, rejected: str, line: int = 1) -> PreferencePair:
-    return PreferencePair(str(line), prompt, chosen, rejected, {}, line)
+    return PreferencePair(str(line), prompt, chosen, rejected, {}, line, "<stdin>")
 
 
 def tokens(prompt: Prompt, chat: ChatFormat) -> int:
@@ -140,7 +140,7 @@ def test_rows_that_become_equal_are_skipped_and_all_cuts_are_counted(tiny_chat: 
         pair((Message("user", "fox " * 90),), "ant", "cat", line=4),
     ]
     notes: Counter[str] = Counter()
-    kept = fitting_pairs(pairs, Limit(tiny_chat, 80), "-", DataSettings(), notes)
+    kept = fitting_pairs(pairs, Limit(tiny_chat, 80), DataSettings(), notes)
     assert [row.line for row in kept] == [1, 3, 4]
     assert notes == {
         "rows cut to fit 80 tokens": 2,
@@ -151,13 +151,13 @@ def test_rows_that_become_equal_are_skipped_and_all_cuts_are_counted(tiny_chat: 
     with pytest.raises(SameWhenCut):
         cut_to_fit(pairs[1], Limit(tiny_chat, 80))
     with pytest.raises(InputError, match="the same text as chosen after both are cut to") as caught:
-        fitting_pairs(pairs[1:2], Limit(tiny_chat, 80), "-", DataSettings(), Counter())
+        fitting_pairs(pairs[1:2], Limit(tiny_chat, 80), DataSettings(), Counter())
     assert "use a larger --max-length" in caught.value.problems[-1]
 
 
 def test_room_that_no_prompt_leaves_is_an_error(tiny_chat: ChatFormat) -> None:
     with pytest.raises(InputError, match=r"<stdin>:1:prompt: only 0 tokens are left for its last turn") as caught:
-        fitting_pairs([pair(TURNS, "a", "b")], Limit(tiny_chat, 80, room=40), "-", DataSettings(), Counter())
+        fitting_pairs([pair(TURNS, "a", "b")], Limit(tiny_chat, 80, room=40), DataSettings(), Counter())
     assert caught.value.problems[-1].endswith("or in RL a smaller --rollout-max-new-tokens")
 
 

@@ -40,8 +40,8 @@ def generate(model: Any, role: str, prompts: Sequence[list[int]], seeds: Sequenc
     return [Sample(prompt[4:12], [0.0] * 8, True) for prompt in prompts]
 
 
-def gaps(self: GapModel, comparisons: Sequence[Any]) -> torch.Tensor:
-    return torch.tensor([float(len(c.response)) - 20 for c in comparisons])
+def member_gaps(self: GapModel, comparisons: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor([[float(len(c.response)) - 20 for c in comparisons]])
 
 
 def peak_mib() -> float:
@@ -51,7 +51,7 @@ def peak_mib() -> float:
 def install() -> None:
     Base.load = load  # type: ignore[method-assign, assignment]
     static_batching.generate = generate  # type: ignore[assignment]
-    GapModel.gaps = gaps  # type: ignore[method-assign]
+    GapModel.member_gaps = member_gaps  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -118,3 +118,18 @@ def test_resumed_equals_uninterrupted_in_bf16(kind: str, project: Path, tmp_path
         assert ended.code == 0, ended.err
         digests.append(run_digests(folder / "run"))
     assert digests[0] == digests[1]
+
+
+def test_an_ensemble_killed_in_its_second_member_resumes_there(project: Path, tmp_path: Path, warm: Warm) -> None:
+    line = [*line_of("reward", 2), "--members", "2", "--max-steps", "3"]
+    digests = []
+    for name in ("whole", "killed"):
+        folder = Path(shutil.copytree(project, tmp_path / name))
+        if name == "killed":
+            assert warm.run(folder, *line, fault={"kill_after_step": 5}).code == -9
+        ended = warm.run(folder, *line, *(["--resume"] if name == "killed" else []))
+        assert ended.code == 0, ended.err
+        assert ("resuming from step 4" in ended.err) == (name == "killed"), ended.err
+        digests.append(run_digests(folder / "run"))
+    assert digests[0] == digests[1]
+    assert {"gap/adapter_model.safetensors", "gap-2/adapter_model.safetensors"} < digests[0].keys()

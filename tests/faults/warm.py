@@ -271,7 +271,7 @@ def poison(what: str) -> None:
     from pitcli.engine.improving.scoring import GapModel
     from pitcli.engine.training import loop
 
-    one_step, gaps = loop._one_step, GapModel.gaps
+    one_step, gaps = loop._one_step, GapModel.member_gaps
     steps_done = [0]
 
     def poisoned_step(training: Any, batch: Any, step: int) -> dict[str, float]:
@@ -289,7 +289,7 @@ def poison(what: str) -> None:
         return gaps(self, comparisons) * (torch.nan if steps_done == [2] and what == "reward" else 1)
 
     loop._one_step = poisoned_step
-    GapModel.gaps = poisoned_gaps  # type: ignore[method-assign]
+    GapModel.member_gaps = poisoned_gaps  # type: ignore[method-assign]
 
 
 def slow(seconds: float) -> None:

@@ -110,7 +110,7 @@ def test_all_problems_are_reported_at_once_with_their_place(tmp_path: Path) -> N
         (
             RlConfig,
             {"curriculum_stages": "dataset,polcy"},
-            "--curriculum-stages: must be 'dataset', 'policy' or 'self', got polcy",
+            "--curriculum-stages: must be 'dataset', 'policy', 'best' or 'self', got polcy",
         ),
         (RlConfig, {"curriculum_stages": ","}, "--curriculum-stages: must have at least 1 item, got a list"),
         (PrepareConfig, {}, "give either --data or --synthetic"),

@@ -17,20 +17,20 @@ from pitcli.engine.models.gaps import score_comparisons
 from pitcli.engine.models.loading import pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
-from pitcli.engine.models.roles import GAP
 from pitcli.equations import symmetrised_gap
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.command_judge import Fields, command_judge
 from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import openai_judge
-from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperature
+from pitcli.evaluation.systems import fields_by_prompt
+from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperatures
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
-from pitcli.settings.tools import JudgeSettings
-from pitcli.settings.values import COMMAND
+from pitcli.settings.judging import JudgeSettings
+from pitcli.settings.values import COMMAND, is_command
 
-LABELS = "labels:FILE"  # a judge of pit label only
+LABELS = "labels:FILE"  # a judge of pit label and pit calibrate only
 
 
 class LoadedJudge(NamedTuple):
@@ -62,6 +62,11 @@ def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) ->
             return LoadedJudge(judge, {"kind": "sequence classifier", "model": rest})
     judge = openai_judge(rest, base_url=config.base_url, cache=cache, concurrency=config.concurrency)
     return LoadedJudge(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
+
+
+def fields_for(name: str, inputs: Sequence[str], pairs: Sequence[str] = ()) -> Fields:
+    """Return the fields that a judge by this name reads of the rows in these files, by prompt; none for most judges."""
+    return fields_by_prompt(inputs, pairs) if name == ORACLE or is_command(name) else {}
 
 
 def check_name(name: str, others: Sequence[str] = ()) -> None:
@@ -96,18 +101,23 @@ def oracle_judge(fields: Fields) -> Judge:
 def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
-    A verdict is consistent if the raw scores of both orders name the same winner.
+    Of an ensemble the mean of the members' scores / T. A verdict is consistent if the raw scores of both orders name
+    the same winner.
     """
     run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
     base = open_base(config, [run])
-    temperature, loss = gap_temperature(run.manifest), gap_loss_of(run.manifest)
-    model = base.load({GAP: run.adapter})
+    temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
+    model = base.load(run.gap_models())
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        scores_B2 = score_comparisons(model, base.chat, loss, comparisons, config.micro_batch_size)
-        p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1]) / temperature).tolist()
+        scores = [
+            score_comparisons(model, base.chat, loss, comparisons, config.micro_batch_size, role) / temperature
+            for role, temperature in temperatures.items()
+        ]
+        scores_B2 = torch.stack(scores).mean(0)
+        p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1])).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]
 

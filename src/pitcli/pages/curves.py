@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SMOOTHED_FROM = 20  # steps; shorter curves are drawn as points
 RAW_POINTS = 600
 SMOOTH_POINTS = 200
-NO_METRICS = {"step", "stage"}
+NO_METRICS = {"step", "stage", "member"}
 NO_NOISE = {"learning_rate"}
 FLAT = 0.02  # an axis spans at least this share of its values, so that rounding errors look flat
 # line styles of the runs: matplotlib's name, and characters for the legend

@@ -7,7 +7,7 @@ from pitcli.data.splits import parse_shares
 from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_paths
 from pitcli.recipes.recipe import Entry, read_recipe, validated
-from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings, StopRule
+from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.preparing import PrepareConfig
@@ -135,5 +135,4 @@ def _filled_improve(finder: PathFinder, config: ImproveConfig) -> dict[str, obje
     writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)
     if config.reward or (writer and finder.has_gap_model(run.setting, writer)):
         return {run.setting: writer}
-    needed = config.stop is StopRule.gap or config.method is Method.best_of_n
-    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed)}
+    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed=config.needs_gap_model())}

@@ -9,6 +9,8 @@ from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import GapLoss, LoraSettings
 from pitcli.settings.default_runs import DefaultRun
 
+TEMPERATURE = "gap_temperature"
+
 
 class EarlierRun(NamedTuple):
     """A finished run that this stage builds on."""
@@ -19,6 +21,10 @@ class EarlierRun(NamedTuple):
     @property
     def adapter(self) -> Path:
         return self.folder / self.manifest.role
+
+    def gap_models(self) -> dict[str, Path]:
+        """The adapter folders of the run's gap models, by role."""
+        return {role: self.folder / role for role in self.manifest.gap_roles()}
 
     def lora(self) -> LoraSettings:
         """The LoRA settings that the run was trained with."""
@@ -46,9 +52,32 @@ def gap_loss_of(manifest: Manifest) -> GapLoss:
     return GapLoss(str(manifest.config.get("gap_loss") or manifest.results.get("gap_loss") or GapLoss.five_term))
 
 
+def gap_temperatures(manifest: Manifest) -> dict[str, float]:
+    """T of each gap model by role: the calibration that a reward run fitted, and that an RL run passes on.
+
+    In an ensemble each member has its own T, and the mean of their gaps / T has another one.
+    """
+    temperature, roles = gap_temperature(manifest), manifest.gap_roles()
+    if len(roles) == 1:
+        return {roles[0]: temperature}
+    return {
+        role: temperature * _temperature(manifest, f"{TEMPERATURE}_{number}") for number, role in enumerate(roles, 1)
+    }
+
+
 def gap_temperature(manifest: Manifest) -> float:
-    """The calibration that a reward run fitted, and that an RL run passes on."""
-    fitted = manifest.results.get("gap_temperature")
+    """T of the gap model, or of the ensemble in units of its members' T."""
+    return _temperature(manifest, TEMPERATURE)
+
+
+def gap_results(manifest: Manifest) -> dict[str, float | int | str | None]:
+    """What gap_loss_of and gap_temperatures read of a reward run, for the results of the RL run that it rewards."""
+    temperatures = {name: value for name, value in manifest.results.items() if name.startswith(TEMPERATURE)}
+    return {**temperatures, "gap_loss": gap_loss_of(manifest).value}
+
+
+def _temperature(manifest: Manifest, name: str) -> float:
+    fitted = manifest.results.get(name)
     if not isinstance(fitted, float) or not 0 < fitted < math.inf:
-        raise RunError("the gap model's run has no gap_temperature; train the gap model again")
+        raise RunError(f"the gap model's run has no {name}; train the gap model again")
     return fitted

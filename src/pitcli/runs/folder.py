@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,9 @@ from pitcli.console import warn
 from pitcli.errors import NothingToDo, RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
 from pitcli.processes.ranks import is_rank_0
+from pitcli.runs.calibration import CALIBRATION
 from pitcli.runs.files import folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
-from pitcli.runs.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from pitcli.runs.manifest import GAP_ROLE, MANIFEST, Manifest, read_manifest, write_manifest
 from pitcli.runs.metrics import METRICS
 from pitcli.settings.pairs import renamed
 from pitcli.settings.training import CONFIG
@@ -213,10 +215,11 @@ def _entries_to_delete(path: Path, overwrite: bool) -> list[Path]:
         raise SettingsError(
             f"--out: {path} is not empty; use --resume to continue it, --overwrite to replace it, or another folder"
         )
-    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, "policy", "improver", "gap"}
-    if foreign := [entry.name for entry in present if entry.name not in ours and not entry.name.startswith(".")]:
-        names = ", ".join(sorted(foreign))
-        raise SettingsError(f"--overwrite: {path} contains files that do not belong to a run: {names}; move them away")
+    ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, CALIBRATION, "policy", "improver"}
+    names = [entry.name for entry in present if not re.fullmatch(GAP_ROLE, entry.name)]
+    if foreign := [name for name in names if name not in ours and not name.startswith(".")]:
+        listed = ", ".join(sorted(foreign))
+        raise SettingsError(f"--overwrite: {path} contains files that do not belong to a run: {listed}; move them away")
     return present
 
 

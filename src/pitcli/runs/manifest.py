@@ -3,11 +3,12 @@
 import hashlib
 import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pitcli import __version__
 from pitcli.errors import RunError
@@ -17,14 +18,21 @@ from pitcli.settings.values import is_command, split_commas
 
 MANIFEST = "manifest.json"
 
+_WEIGHTS = "adapter_model.safetensors"
+
 AdapterRole = Literal["policy", "improver", "gap"]
+# an ensemble has the gap models gap, gap-2, gap-3 ...
+GAP_ROLE = r"gap(-[1-9][0-9]*)?"
+SavedRole = Annotated[str, StringConstraints(pattern=f"^(policy|improver|{GAP_ROLE})$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of what a run folder stores as JSON: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class BaseIdentity(_Strict):
+class BaseIdentity(Strict):
     """The base model: the name that the user gave, and the digests of its files and of its template."""
 
     name: str
@@ -35,7 +43,7 @@ class BaseIdentity(_Strict):
     dtype: Literal["fp32", "bf16"] = Field("fp32", exclude_if=lambda dtype: dtype == "fp32")
 
 
-class DataIdentity(_Strict):
+class DataIdentity(Strict):
     """The training data: its path or paths, comma-separated; the digest of its rows; a sample of its prompts."""
 
     path: str
@@ -48,7 +56,7 @@ class DataIdentity(_Strict):
         return "-" not in split_commas(self.path)
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The description of a run; `files` and `results` are set once it is complete."""
 
     kind: Kind
@@ -61,20 +69,29 @@ class Manifest(_Strict):
     gap_data: DataIdentity | None = None  # of the gap model that it trained, or that rewarded it or its start
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
     complete: bool = False
-    probes: dict[AdapterRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
+    probes: dict[SavedRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
     files: dict[str, str] = {}
 
     @property
     def rl_gap_model(self) -> bool:
-        """Whether it is an RL run that contains the gap model that rewarded it; one with --reward cmd:... does not."""
-        return self.kind == "rl" and "gap" in self.probes
+        """Whether it is an RL run that contains the gap models that rewarded it; one with --reward cmd:... does not."""
+        return self.kind == "rl" and bool(self.gap_roles())
 
     @property
     def reward_command(self) -> str | None:
         """cmd:COMMAND if a program rewarded the run."""
         reward = self.config.get("reward")
         return reward if self.kind == "rl" and is_command(reward) else None
+
+    def gap_roles(self) -> list[str]:
+        """The roles of the gap models in the run's folder."""
+        names = [name.partition("/") for name in self.files]
+        return [role for role, _, file in names if file == _WEIGHTS and re.fullmatch(GAP_ROLE, role)]
+
+    def trained_roles(self) -> list[str]:
+        """The roles that the run trained: one, or all gap models of an ensemble."""
+        return self.gap_roles() if self.role == "gap" else [self.role]
 
 
 def library_versions() -> dict[str, str]:
@@ -89,7 +106,7 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
         raise RunError(f"{folder}: no finished run in this folder; {remedy}")
     if not manifest.complete:
         raise RunError(f"{folder}: the run is not finished; continue it with the same command and --resume")
-    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", _WEIGHTS)}
     if not adapter <= manifest.files.keys() or any(
         ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
     ):
@@ -107,19 +124,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         sealed = json.loads(path.read_bytes())
-        seal = sealed.pop("seal")
+        found = sealed.pop("seal")
         manifest = Manifest.model_validate(sealed)
     # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
-    if seal != _seal(manifest):
+    if found != seal(manifest):
         raise RunError(f"{path}: changed since it was written")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": _seal(manifest)}, indent=1))
+    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": seal(manifest)}, indent=1))
 
 
-def _seal(manifest: Manifest) -> str:
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+def seal(model: BaseModel) -> str:
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()

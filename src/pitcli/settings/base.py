@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pitcli.settings.values import CommaSeparated
 
 DEFAULT_MODEL = "smollm2"
+TEMPERATURE = "Sampling temperature; 0 is greedy decoding"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
 
 
@@ -28,12 +29,19 @@ class GapLoss(StrEnum):
 class Stage(StrEnum):
     dataset = "dataset"
     policy = "policy"
+    best = "best"
     self_ = "self"
 
 
 class PenaltyUnit(StrEnum):
     spread = "spread"
     one = "one"
+
+
+class GapBound(StrEnum):
+    mean = "mean"
+    least = "min"
+    lcb = "lcb"
 
 
 class StopRule(StrEnum):
@@ -93,6 +101,8 @@ class Fact(Flag):
     execution = auto()  # how a run is executed, not what it is: may change when the run is resumed
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
     handed_on = auto()  # if not given, later stages use the value of the gap model's run
+    later = auto()  # added later: not in the identity at its default, so that runs from before it can be resumed
+    process = auto()  # part of what a calibration certifies: its threshold holds only for the same value
     off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
 
     text = auto()  # names no file
@@ -164,7 +174,8 @@ class Settings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, as JSON."""
-        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output))
+        later = {n for n in self.named(Fact.later) if getattr(self, n) == type(self).model_fields[n].default}
+        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output) | later)
 
 
 class ModelSettings(Settings):
@@ -253,8 +264,10 @@ class OptimSettings(Settings):
 class SamplingSettings(Settings):
     section = Section.generation
 
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy decoding")
-    top_p: float = Field(
+    temperature: Annotated[float, Fact.process] = Field(1.0, ge=0, description=TEMPERATURE)
+    top_p: Annotated[float, Fact.process] = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: sample from the fewest tokens with this total probability"
     )
-    max_new_tokens: int = Field(256, ge=1, description="Maximum length of a response in tokens")
+    max_new_tokens: Annotated[int, Fact.process] = Field(
+        256, ge=1, description="Maximum length of a response in tokens"
+    )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pitcli.settings.base import Settings
 from pitcli.settings.generating import ImproveConfig, SampleConfig
+from pitcli.settings.judging import CalibrateConfig
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import (
     AgreeConfig,
@@ -114,6 +115,14 @@ COMMANDS: dict[str, Command] = {
             'pit label --judge "cmd:python verifier.py" --input a.jsonl --output b.jsonl',
         ),
         in_recipes=True,
+    ),
+    "calibrate": Command(
+        CalibrateConfig,
+        Purpose.judge,
+        (
+            "pit calibrate --input rows.jsonl --judge oracle --max-harm 0.05",
+            "pit calibrate --run runs/sft --input rows.jsonl --judge openai:MODEL",
+        ),
     ),
     "annotate": Command(
         AnnotateConfig,

@@ -1,13 +1,15 @@
 """Settings of the commands that generate: pit sample and pit improve."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
     INSTRUCTIONS,
+    TEMPERATURE,
     Fact,
+    GapBound,
     Method,
     ModelSettings,
     SamplingSettings,
@@ -53,7 +55,7 @@ class ImproveConfig(ModelSettings, SamplingSettings):
 
     section = Section.method
 
-    method: Method = Field(
+    method: Annotated[Method, Fact.process] = Field(
         Method.pit,
         description="pit: the improver rewrites; self-refine: the policy writes feedback and rewrites; best-of-n: the "
         "best, by the gap, of --max-iters samples of the policy; resample: samples of the policy, one after another",
@@ -80,7 +82,15 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         description="Run folder of the policy, for the methods other than pit "
         "[default: runs/policy if it exists, otherwise the base model]",
     )
-    max_iters: Annotated[int, Section.common] = Field(3, ge=0, description="Maximum number of improvements per draft")
+    max_iters: Annotated[int, Fact.process, Section.common] = Field(
+        3, ge=0, description="Maximum number of improvements per draft"
+    )
+    width: Annotated[int, Fact.later | Fact.process] = Field(
+        1,
+        ge=1,
+        description="Improvements per iteration; the best of them by the gap is the one that the stop rule sees. Costs "
+        "this many times the tokens",
+    )
     equal_tokens: Annotated[str | None, Fact.file] = Field(
         None,
         description="best-of-n: output of another pit improve; sample for each draft until as many tokens are "
@@ -92,12 +102,21 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         "--max-iters improvements and keep each of them",
     )
     threshold: Annotated[float, Section.stop] = Field(
-        0.5, ge=0, le=1, description="P(better) that an improvement must exceed to be kept"
+        0.5,
+        ge=0,
+        le=1,
+        description="P(better) that an improvement must exceed to be kept [default: that of pit calibrate, if --run "
+        "has one for these settings, otherwise 0.5]",
     )
-    patience: Annotated[int, Section.stop] = Field(
+    patience: Annotated[int, Fact.process, Section.stop] = Field(
         1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
     )
-    temperature: float = Field(0.5, ge=0, description="Sampling temperature; 0 is greedy decoding")
+    gap_bound: Annotated[GapBound, Fact.later | Fact.process, Section.stop] = Field(
+        GapBound.mean,
+        description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
+        "standard deviation",
+    )
+    temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
     )
@@ -105,8 +124,21 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
     )
 
+    def process(self) -> dict[str, Any]:
+        """The settings on which the responses depend besides the models, the draft and the threshold."""
+        return self.model_dump(mode="json", include=self.named(Fact.process))
+
+    def needs_gap_model(self) -> bool:
+        return self.stop is StopRule.gap or self.method is Method.best_of_n or self.width > 1
+
     @model_validator(mode="after")
     def _equal_tokens_needs_best_of_n(self) -> Self:
         if self.equal_tokens and self.method is not Method.best_of_n:
             raise ValueError("--equal-tokens is for --method best-of-n")
+        return self
+
+    @model_validator(mode="after")
+    def _width_is_not_for_best_of_n(self) -> Self:
+        if self.width > 1 and self.method is Method.best_of_n:
+            raise ValueError("--width is not for --method best-of-n; use a larger --max-iters")
         return self

@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Fact, ModelSettings, Section, Settings
+from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Section, Settings
+from pitcli.settings.judging import IndependentJudgeSettings, JudgeSettings
 from pitcli.settings.values import Files, Judges
 
 DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
@@ -84,6 +85,9 @@ class ExportConfig(Settings):
         description="Model of the run to export; an RL run also contains its gap model "
         "[default: the model that the run trained]",
     )
+    member: Annotated[int | None, Section.model] = Field(
+        None, ge=1, description="Of an ensemble of gap models, which to export, counted from 1 [default: the first]"
+    )
     merge: Annotated[bool, Section.model] = Field(
         True,
         description="Merge the adapter into the base and write one whole model. A 4-bit base is merged as dequantised, "
@@ -136,25 +140,7 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
-class JudgeSettings(ModelSettings):
-    """Settings of the commands that load a judge."""
-
-    section = Section.judges
-
-    model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
-        None, description="gap: base model of the judge [default: the base of its run]"
-    )
-    base_url: Annotated[str | None, Fact.text] = Field(
-        None,
-        description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
-    )
-    concurrency: int = Field(8, ge=1, description="openai: maximum number of requests at the same time")
-    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
-        32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
-    )
-
-
-class EvaluateConfig(JudgeSettings):
+class EvaluateConfig(IndependentJudgeSettings):
     """pit evaluate: compare improved rows with the originals and other systems."""
 
     section = Section.comparison
@@ -192,11 +178,6 @@ class EvaluateConfig(JudgeSettings):
     rank_iterations: bool = Field(True, description="Judge every pair of iterations, to rank the iterations")
     harm_cap: float = Field(
         0.05, ge=0, le=1, description="Maximum harm rate (share of rows made worse) of a system that is called better"
-    )
-    allow_reward_as_judge: Annotated[bool, Section.judges] = Field(
-        False,
-        description="Accept a judge that was trained on prompts of the gap model used in RL or for stopping, or that "
-        "was itself the reward of RL",
     )
     draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
     shown: int = Field(12, ge=0, description="Number of rows shown in the report")

@@ -5,12 +5,13 @@ The settings of a command are one flat pydantic model that inherits groups of se
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
     Fact,
+    GapBound,
     GapLoss,
     LoraSettings,
     ModelSettings,
@@ -91,6 +92,15 @@ class RewardConfig(TrainingConfig, AdapterSettings):
         description="Loss over the orderings of a preference pair; pointwise: train an ordinary reward model r(x, y), "
         "and use the difference of two rewards as the gap",
     )
+    members: Annotated[int, Fact.later] = Field(
+        1,
+        ge=1,
+        description="Gap models to train, one after another, as an ensemble; they differ in their initialisation "
+        "(with --init, not) and in the order of the rows",
+    )
+    average: Annotated[bool, Fact.later] = Field(
+        False, description="With --members: write one gap model, the average of the members' weight updates (WARM)"
+    )
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"
     )
@@ -110,6 +120,12 @@ class RewardConfig(TrainingConfig, AdapterSettings):
     )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
+
+    @model_validator(mode="after")
+    def _average_of_several(self) -> Self:
+        if self.average and self.members == 1:
+            raise ValueError("--average needs --members of at least 2")
+        return self
 
 
 class RlConfig(TrainingConfig):
@@ -135,7 +151,8 @@ class RlConfig(TrainingConfig):
         "[default: runs/policy; if it does not exist, stage policy samples from the base model]",
     )
     drafts: Annotated[str | None, Fact.file] = Field(
-        None, description="File of drafts to use in curriculum stages policy and self [default: sample from the policy]"
+        None,
+        description="File of drafts to use in curriculum stages other than dataset [default: sample from the policy]",
     )
     curriculum: Annotated[bool, Section.common] = Field(
         False, description="Train in two curriculum stages; the same as --curriculum-stages dataset,policy"
@@ -143,7 +160,8 @@ class RlConfig(TrainingConfig):
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
         min_length=1,
-        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, self",
+        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, best, "
+        "self; best is the best, by the reward, of --samples-per-prompt outputs of the policy",
     )
     learning_rate: Annotated[float | None, Fact.own] = Field(
         None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"
@@ -154,6 +172,11 @@ class RlConfig(TrainingConfig):
     batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts per rollout")
     samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled per (x, y_ref)")
     kl_coef: float = Field(0.05, ge=0, description="beta: weight in the reward of the KL to the starting model")
+    gap_bound: Annotated[GapBound, Fact.later] = Field(
+        GapBound.mean,
+        description="Reward of several gap models (pit train-reward --members): the mean of their gaps, the least, or "
+        "lcb: mean minus standard deviation",
+    )
     clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip range of the probability ratio")
     updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps per rollout")
     missing_eos_penalty: float = Field(
@@ -172,8 +195,8 @@ class RlConfig(TrainingConfig):
     reference_temperature: Annotated[float, Section.generation] = Field(
         1.0,
         ge=0,
-        description="Sampling temperature of the references of curriculum stages policy and self; use the temperature "
-        "of your drafts",
+        description="Sampling temperature of the references of curriculum stages other than dataset; use the "
+        "temperature of your drafts",
     )
     rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
         128, ge=1, description="Maximum length of a rollout in tokens"
@@ -204,13 +227,13 @@ class RlConfig(TrainingConfig):
         return values
 
     @model_validator(mode="after")
-    def _curriculum_or_other_stages(self) -> "RlConfig":
+    def _curriculum_or_other_stages(self) -> Self:
         if self.curriculum and self.curriculum_stages != (Stage.dataset, Stage.policy):
             raise ValueError("--curriculum means --curriculum-stages dataset,policy: give only one of the two")
         return self
 
     @model_validator(mode="after")
-    def _policy_without_references(self) -> "RlConfig":
+    def _policy_without_references(self) -> Self:
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
             raise ValueError(
                 "--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts"

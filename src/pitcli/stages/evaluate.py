@@ -20,9 +20,9 @@ from pitcli.evaluation.compare_systems import (
     compare_rows,
     parts,
 )
-from pitcli.evaluation.judge import ORACLE, Judge
+from pitcli.evaluation.judge import Judge
 from pitcli.evaluation.judge_checks import independence, validate
-from pitcli.evaluation.load_judge import LoadedJudge, check_name, load_judge
+from pitcli.evaluation.load_judge import LoadedJudge, check_name, fields_for, load_judge
 from pitcli.evaluation.results import (
     Control,
     EvaluatedSystem,
@@ -41,7 +41,6 @@ from pitcli.evaluation.systems import (
     Row,
     System,
     align,
-    fields_by_prompt,
     load_systems,
     made_controls,
 )
@@ -49,7 +48,6 @@ from pitcli.evaluation.tables import print_evaluation
 from pitcli.pages.evaluation_report import render
 from pitcli.runs.files import write_file
 from pitcli.settings.tools import EvaluateConfig
-from pitcli.settings.values import is_command
 
 
 class AlignedSystems(NamedTuple):
@@ -159,8 +157,7 @@ def load(config: EvaluateConfig) -> AlignedSystems:
 
 def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig) -> JudgeFindings:
     """Check the judge, then ask it about all systems and controls."""
-    needs_fields = name == ORACLE or is_command(name)
-    fields = fields_by_prompt(config.input, config.validate_on) if needs_fields else {}
+    fields = fields_for(name, config.input, config.validate_on)
     loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite")
     checked = independence(
         name,

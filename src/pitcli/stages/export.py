@@ -59,15 +59,12 @@ PROBES = (
 
 
 class Source(NamedTuple):
-    """The model to export: its run, its role in that run, and its base model."""
+    """The model to export: its run, its folder in it, its role, and its base model."""
 
     run: EarlierRun
+    adapter: Path
     role: AdapterRole
     base: Base
-
-    @property
-    def adapter(self) -> Path:
-        return self.run.folder / self.role
 
 
 def run(config: ExportConfig) -> None:
@@ -79,12 +76,13 @@ def run(config: ExportConfig) -> None:
     role = chosen_role(config, manifest)
     out = Path(os.path.abspath(config.out))
     refuse_occupied(out, config.overwrite)
-    digest = manifest.files[f"{role}/{WEIGHTS}"]
+    adapter, manifest = chosen_member(config, role, manifest)
+    digest = manifest.files[f"{adapter}/{WEIGHTS}"]
     evaluation = read_evaluation(config.evaluation, role, digest) if config.evaluation else None
     if config.push_to_hub:
         check_signed_in()
     earlier = EarlierRun(config.run, manifest)
-    source = Source(earlier, role, open_base(_settings(config), [earlier]))
+    source = Source(earlier, config.run / adapter, role, open_base(_settings(config), [earlier]))
     base_name = config.base_name or hub_name(source.base)
     exported = Exported(
         role=role,
@@ -123,6 +121,27 @@ def chosen_role(config: ExportConfig, manifest: Manifest) -> AdapterRole:
         known = " or ".join(manifest.probes)
         raise SettingsError(f"--role: expected {known}, got {role}, which {config.run} does not contain")
     return role
+
+
+def chosen_member(config: ExportConfig, role: AdapterRole, manifest: Manifest) -> tuple[str, Manifest]:
+    """Return the folder of the model, and the manifest with the results of this model if it is of an ensemble."""
+    members = manifest.gap_roles() if role == GAP else [role]
+    number = config.member or 1
+    if number > len(members):
+        raise SettingsError(f"--member: expected at most {len(members)}, the models in {config.run}; got {number}")
+    if len(members) == 1:
+        return members[0], manifest
+    if config.evaluation:
+        raise SettingsError("--evaluation: its rows were made with the whole ensemble, not with one member; remove it")
+    if config.member is None:
+        note(f"{config.run} has {len(members)} gap models: exporting the first; --member chooses another")
+    suffix = f"_{number}"
+    results = {
+        name.removesuffix(suffix): value
+        for name, value in manifest.results.items()
+        if name.endswith(suffix) or name == "gap_loss"  # in an RL run what the members read is known from there
+    }
+    return members[number - 1], manifest.model_copy(update={"results": results})
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -174,7 +193,7 @@ def write_merged_export(
     keep_layout(model)
     examples, trees = probe_examples(base.chat, role), probe_trees(base.chat, gap_loss_of(source.run.manifest))
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)
-    settings, head = model.base.config, model.gap_head.weight if model.gap_head is not None else None
+    settings, head = model.base.config, model.head_weight(role) if gap else None
     weights = merged_weights(model, role, dtype)
     del model
     plain = plain_model(settings, weights, gap_head=head, chat=base.chat, dtype=dtype)

@@ -23,11 +23,12 @@ from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
-from pitcli.engine.models.roles import GAP, POLICY
+from pitcli.engine.models.roles import POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
-from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
+from pitcli.runs.calibration import CALIBRATION, read_calibration
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperatures
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
@@ -38,23 +39,22 @@ SHOWN_ROWS = 3
 
 
 class Models(NamedTuple):
-    """The adapters to use: the writer's (None: the base model writes) and the gap model's, in the folders of runs."""
+    """The runs to use: the writer's (None: the base model writes) and the one with the gap model or models."""
 
     writer: EarlierRun | None
-    gap: Path | None
     gap_run: EarlierRun | None
 
     def runs(self) -> list[EarlierRun]:
         gap_run = None if self.gap_run is self.writer else self.gap_run
         return [run for run in (self.writer, gap_run) if run]
 
-    def gap_temperature(self) -> float | None:
-        return gap_temperature(self.gap_run.manifest) if self.gap_run else None
+    def gap_temperatures(self) -> dict[str, float]:
+        return gap_temperatures(self.gap_run.manifest) if self.gap_run else {}
 
     def adapters(self) -> dict[str, Path]:
         """Return the adapter folders by role."""
         adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
-        return {**adapters, GAP: self.gap} if self.gap else adapters
+        return adapters | (self.gap_run.gap_models() if self.gap_run else {})
 
     def digests(self) -> dict[str, str]:
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
@@ -104,6 +104,7 @@ def run(config: ImproveConfig) -> int:
     """Improve every draft and write the rows in the order of the input; return 1 if some rows failed."""
     refuse_output_as_input(config.input, config.output)
     models = find_models(config)
+    config = with_threshold(config, models)
     tally, notes = Tally(file_label(config.input)), Counter[str]()
     drafts = iter_drafts(config.input, tally.on_error, notes)
     base = open_base(config, models.runs())
@@ -149,11 +150,12 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: DoneDr
 
 def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[str, Any]:
     """Return everything that the rows depend on; none of it may change when the command is resumed."""
+    temperatures = [*models.gap_temperatures().values()]
     return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
         "adapters": models.digests(),
-        "gap_temperature": models.gap_temperature(),
+        "gap_temperature": temperatures if temperatures[1:] else next(iter(temperatures), None),
         "origin": {
             **models.origin(),
             "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
@@ -167,8 +169,8 @@ def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: M
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
     gap_model = None
     if models.gap_run:
-        temperature, loss = gap_temperature(models.gap_run.manifest), gap_loss_of(models.gap_run.manifest)
-        gap_model = GapModel(model, base.chat, temperature, config.sample_batch_size, loss)
+        temperatures, loss = models.gap_temperatures(), gap_loss_of(models.gap_run.manifest)
+        gap_model = GapModel(model, base.chat, temperatures, config.sample_batch_size, loss, config.gap_bound)
     return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 
@@ -176,12 +178,29 @@ def find_models(config: ImproveConfig) -> Models:
     """Find the writer (the improver or the policy) and the gap model."""
     writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
     if config.reward is None and writer and writer.manifest.rl_gap_model:
-        return Models(writer, writer.folder / GAP, writer)
+        # an RL run contains the gap model that rewarded it, unless that was a program
+        return Models(writer, writer)
     reward = find_run(config.reward, GAP_RUN)
-    if reward is None and (config.stop is StopRule.gap or config.method is Method.best_of_n):
-        remedy = "" if config.method is Method.best_of_n else ", or use --stop none"
+    if reward is None and config.needs_gap_model():
+        remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
-    return Models(writer, reward.adapter if reward else None, reward)
+    return Models(writer, reward)
+
+
+def with_threshold(config: ImproveConfig, models: Models) -> ImproveConfig:
+    """Return the settings with the threshold of pit calibrate if none is given and its certificate applies."""
+    is_needed = config.stop is StopRule.gap and config.method is Method.pit and models.writer
+    if "threshold" in config.model_fields_set or not is_needed or models.writer is None:
+        return config
+    calibration = read_calibration(models.writer.folder)
+    if calibration is None:
+        return config
+    if changed := calibration.differences(config.process(), models.digests()):
+        certified = f"{models.writer.folder / CALIBRATION} is for {', '.join(changed)}"
+        note(f"{certified}: threshold {config.threshold:g}, without a certificate")
+        return config
+    note(f"{calibration.certificate()} (pit calibrate); --threshold overrides it")
+    return config.model_copy(update={"threshold": calibration.threshold})
 
 
 def find_improver(config: ImproveConfig) -> EarlierRun:

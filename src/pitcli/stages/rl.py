@@ -10,7 +10,7 @@ stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage,
 --reward cmd:COMMAND replaces the gap by the difference of two scores of a program, such as a verifier.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,17 +21,20 @@ from torch import Tensor, tensor
 from pitcli.console import next_command, note, warn
 from pitcli.console import samples as show_samples
 from pitcli.data.rows import Comparison, PreferencePair
+from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
-from pitcli.engine.models.roles import GAP, POLICY, REFERENCE, RoleModel
+from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.finish import finish
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
-from pitcli.engine.training.loop import StepBatch, Task, finish, step_seed, train
+from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.rollouts import (
+    Reward,
     RolloutMicroBatch,
     group_gaps,
     identical_share,
@@ -56,12 +59,11 @@ from pitcli.equations import (
 )
 from pitcli.errors import InputError, RunError
 from pitcli.evaluation.command_judge import SCALE, command_grade, score_differences
-from pitcli.evaluation.judge import Grade
 from pitcli.processes.collectives import on_rank_0
-from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperature
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_results, gap_temperature, gap_temperatures
 from pitcli.runs.folder import is_finished, open_run
 from pitcli.runs.manifest import Manifest
-from pitcli.settings.base import GapLoss, PenaltyUnit, Role
+from pitcli.settings.base import PenaltyUnit, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
@@ -69,8 +71,6 @@ from pitcli.settings.values import is_command
 from pitcli.stages import start
 
 SHOWN_ROWS = 3
-
-Reward = Callable[[Sequence[Comparison]], Tensor]  # the gap of each response over its reference response
 
 
 class Runs(NamedTuple):
@@ -88,16 +88,9 @@ class Runs(NamedTuple):
 
     def adapters(self, trained: Role) -> dict[str, Path]:
         """Return the adapter folders by role."""
-        others = {role: run.adapter for role, run in ((GAP, self.gap), (POLICY, self.policy)) if run}
-        return {trained: self.start.adapter, REFERENCE: self.start.adapter, **others}
-
-    def gap_facts(self) -> "GapFacts | None":
-        return GapFacts(gap_temperature(self.gap.manifest), gap_loss_of(self.gap.manifest)) if self.gap else None
-
-
-class GapFacts(NamedTuple):
-    temperature: float
-    loss: GapLoss
+        adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter}
+        adapters |= self.gap.gap_models() if self.gap else {}
+        return {**adapters, POLICY: self.policy.adapter} if self.policy else adapters
 
 
 def run(config: RlConfig) -> int:
@@ -117,16 +110,16 @@ def run(config: RlConfig) -> int:
         try_program(config.reward, pairs[0])
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
-    gap, policy_role = runs.gap_facts(), POLICY if runs.policy else None
 
     def curriculum_of(model: RoleModel) -> Curriculum:
-        return Curriculum(config, model, base.chat, pairs, drafts, policy_role)
+        reward = reward_of(config, runs.gap, pairs, model, base.chat)
+        return Curriculum(config, model, base.chat, reward, pairs, drafts, POLICY if runs.policy else None)
 
     if config.dry_run:
         row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
         (prompt,) = role_prompts(config.role, base.chat, [row])
         plan = DryRunPlan(
-            task_on=lambda model: rl_task(config, curriculum_of(model), gap),
+            task_on=lambda model: rl_task(config, curriculum_of(model)),
             roles=len(runs.adapters(config.role)),
             first_row=[
                 (base.chat.written(prompt), False),
@@ -139,9 +132,10 @@ def run(config: RlConfig) -> int:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
-        result = train(model, rl_task(config, curriculum, gap), config, folder)
-        passed_on = {} if gap is None else {"gap_temperature": gap.temperature, "gap_loss": gap.loss.value}
-        finish(model, folder, [config.role, *([GAP] if runs.gap else [])], {**result._asdict(), **passed_on})
+        result = train(model, rl_task(config, curriculum), config, folder)
+        gap_models = runs.gap.gap_models() if runs.gap else {}
+        passed_on = gap_results(runs.gap.manifest) if runs.gap else {}
+        finish(model, folder, [config.role, *gap_models], result._asdict() | passed_on)
     stages = ", ".join(config.curriculum_stages)
     note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
     show_last_stage(config, curriculum)
@@ -199,21 +193,24 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum, gap: GapFacts | None) -> Task:
-    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps.
+def reward_of(
+    config: RlConfig, gap: EarlierRun | None, pairs: Sequence[PreferencePair], model: RoleModel, chat: ChatFormat
+) -> Reward:
+    """Return the reward: the gap by a gap model or an ensemble; without one, the difference of a program's scores."""
+    if gap is not None:
+        temperatures, loss = gap_temperatures(gap.manifest), gap_loss_of(gap.manifest)
+        return partial(group_gaps, GapModel(model, chat, temperatures, config.micro_batch_size, loss, config.gap_bound))
+    grade = command_grade(str(config.reward), {pair.prompt: pair.extra for pair in reversed(pairs)})
+    # rank 0 runs the program
+    return lambda comparisons, k: tensor(on_rank_0(lambda: score_differences(grade, comparisons)))
 
-    gap: None if a program is the reward.
-    """
-    if gap is None:
-        fields = {pair.prompt: pair.extra for pair in reversed(curriculum.pairs)}
-        reward: Reward = partial(program_gaps, command_grade(str(config.reward), fields))
-    else:
-        gap_model = GapModel(curriculum.model, curriculum.chat, gap.temperature, config.micro_batch_size, gap.loss)
-        reward = partial(group_gaps, gap_model, k=config.samples_per_prompt)
+
+def rl_task(config: RlConfig, curriculum: Curriculum) -> Task:
+    """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
     return Task(
         config.role,
         phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],
-        batch=partial(roll_out, config, curriculum, reward),
+        batch=partial(roll_out, config, curriculum),
         loss=partial(policy_loss, config, curriculum.model),
         planned_rows=lambda: longest_rollouts(
             config, curriculum.model, curriculum.longest_prompts(), sum(curriculum.rollouts())
@@ -225,12 +222,7 @@ def rl_task(config: RlConfig, curriculum: Curriculum, gap: GapFacts | None) -> T
     )
 
 
-def program_gaps(grade: Grade, comparisons: Sequence[Comparison]) -> Tensor:
-    """Return score(response) - score(reference_response) of each comparison, shape (B,); rank 0 runs the program."""
-    return tensor(on_rank_0(lambda: score_differences(grade, comparisons)))
-
-
-def roll_out(config: RlConfig, curriculum: Curriculum, reward: Reward, index: int) -> StepBatch:
+def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
     """Sample k responses per (x, y_ref); compute rewards, advantages and the log-probs at sampling time.
 
     Axis B: all samples of the rollout; the k samples of a prompt are adjacent.
@@ -245,7 +237,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, reward: Reward, index: in
         Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
         for number, sample in enumerate(samples)
     ]
-    gaps_B = reward(comparisons)
+    gaps_B = curriculum.reward(comparisons, k)
     layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
     old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)

@@ -21,8 +21,9 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.finish import finish
 from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
-from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
+from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
@@ -87,7 +88,7 @@ def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -
 
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
     rows = PlannedRows(lengths, config.micro_batch_size, build)
-    return task_over_rows(config.role, rows, loss, config, model.device)
+    return task_over_rows([config.role], rows, loss, config, model.device)
 
 
 def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:

@@ -1,34 +1,49 @@
-"""pit train-reward: trains the gap model r_gap(x, y1, y2), reports on held-out pairs, and calibrates P(better)."""
+"""pit train-reward: trains the gap model r_gap(x, y1, y2), reports on held-out pairs, and calibrates P(better).
 
-from collections.abc import Sequence
+With --members it trains an ensemble of gap models on the one base, one after another.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.console import next_command, note, samples, table, warn
+from pitcli.console import next_command, note, table, warn
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
+from pitcli.engine.models.averaging import average_roles
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import scores
 from pitcli.engine.models.gaps import score_comparisons, training_tree
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
-from pitcli.engine.models.roles import GAP, HEAD, RoleModel
+from pitcli.engine.models.roles import GAP, RoleModel, gap_roles, head_name
 from pitcli.engine.models.trees import Tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
+from pitcli.engine.training.finish import finish
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_init, open_pairs, with_learning_rate
-from pitcli.engine.training.linear_probe import feature_differences, fit_probe
-from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, finish, task_over_rows, train
-from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss, log_losses, p_better, symmetrised_gap
+from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
+from pitcli.engine.training.reward_report import (
+    MEANINGS,
+    add_probe,
+    gap_report,
+    member_report,
+    pair_gaps,
+    report_on_fresh,
+    show_kinds,
+    show_scored,
+    warn_if_weak,
+)
+from pitcli.engine.training.schedule import member_seed
+from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss
 from pitcli.errors import InputError
 from pitcli.processes.collectives import map_over_ranks
-from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.earlier import TEMPERATURE, EarlierRun
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
 from pitcli.settings.base import GapLoss
@@ -36,23 +51,8 @@ from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
 SHOWN_ROWS = 2
-FEW_PAIRS = 30  # held-out pairs, below which a temperature is a guess
-MEANINGS = {
-    "pairs": "number of pairs",
-    "accuracy": "share of pairs that the gap ranks as labelled",
-    "accuracy_low": "lower end of the 95% interval of the accuracy",
-    "accuracy_high": "upper end of the 95% interval of the accuracy",
-    "longer_wins_accuracy": "accuracy of always choosing the longer response",
-    "shorter_wins_accuracy": "accuracy of always choosing the shorter response",
-    "length_correlation": "uncentred correlation of the gap with the length difference in words",
-    "swap_residual": "mean |r_gap(a, b) + r_gap(b, a)|, 0 if swapping flips the sign exactly",
-    "swap_flip_rate": "share of pairs whose winner by the raw r_gap changes with the order of the responses",
-    "log_loss": "mean -log P(better) of the labels, T fitted on other pairs, in nats; 0.693 is a coin flip",
-    "gap_spread": "root mean square of gap / T, in logits of P(better): what RL sees of two responses; 0 is no signal",
-    "probe_accuracy": "accuracy of a linear probe on the hidden states of the frozen base model",
-    "probe_accuracy_low": "lower end of the 95% interval of the probe's accuracy",
-    "probe_accuracy_high": "upper end of the 95% interval of the probe's accuracy",
-}
+
+Reported = tuple[Sequence[PreferencePair], dict[str, float]]  # pairs, and the report on them
 
 
 def run(config: RewardConfig) -> None:
@@ -68,40 +68,30 @@ def run(config: RewardConfig) -> None:
     if config.dry_run:
         first = trees[0].conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
-        plan = DryRunPlan(lambda model: gap_task(model, trees, config), roles=1, first_row=first_row)
+        several = config.members
+        plan = DryRunPlan(lambda model: gap_task(model, trees, config), several, first_row, trained=several)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
-        model.add_role(GAP, lora_config(config))
-        for start in init:
-            start_from(model, GAP, start.adapter)
+        add_members(model, config, init)
         result = train(model, gap_task(model, trees, config), config, folder)
-        scores_N2 = score_pairs(model, base.chat, held_out, config)
-        temperature = fit_temperature(pair_gaps(scores_N2))
-        log_loss = cross_validated_log_loss(pair_gaps(scores_N2))
-        report = gap_report(scores_N2, held_out, log_loss, temperature, config.by)
-        fresh_report = report_on_fresh(model, base.chat, fresh, config, temperature) if fresh else {}
+        scorer = PairScorer(model, base.chat, config)
+        trained = trained_models(scorer, held_out)
+        scores_N2 = trained.scores_N2
+        gaps = pair_gaps(scores_N2)
+        temperature = fit_temperature(gaps)
+        report = gap_report(scores_N2, held_out, cross_validated_log_loss(gaps), temperature, config.by)
+        fresh_scores_N2 = scorer.mean_scores(trained.units, fresh) if fresh else torch.empty(0, 2)
+        fresh_report = report_on_fresh(fresh_scores_N2, fresh, temperature, config.by) if fresh else {}
         if config.probe:
             add_probe([(held_out, report), (fresh, fresh_report)], model, base.chat, training, config)
         fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
-        results = {**result._asdict(), **report, "gap_temperature": temperature, **fresh_results}
-        finish(model, folder, [GAP], results)
-    columns = ["metric", "held out", *([config.eval_data] if config.eval_data else []), "meaning"]
-    lines = [
-        (name, report[name], *([fresh_report[name]] if fresh else []), meaning)
-        for name, meaning in MEANINGS.items()
-        if name in report
-    ]
-    table("gap model on pairs that it was not trained on", columns, lines)
-    show_kinds(report, held_out, config.by, "held-out pairs")
-    show_kinds(fresh_report, fresh, config.by, f"pairs of {config.eval_data}")
-    note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
-    loss = change(config.run_folder, "loss")
-    note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config):.3f} if all gaps are equal")
-    note(f"gap model saved in {config.run_folder}")
-    warn_if_weak(report)
+        results = {**result._asdict(), **report, TEMPERATURE: temperature, **fresh_results, **member_results(trained)}
+        finish(model, folder, [*trained.units], results)
+    show_reports(config, (held_out, report), (fresh, fresh_report))
+    show_result(config, trained, report, temperature)
     show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
     note("to train the improver by SFT, if there is none yet, and by RL:")
     next_command("pit rl --curriculum")
@@ -120,16 +110,79 @@ def check_held_out(pairs: Sequence[PreferencePair], by: str | None, init: Sequen
         raise InputError(f"--by: expected a field of the rows, got {by}; the fields of the held-out rows are: {known}")
 
 
-def warn_if_weak(report: dict[str, float]) -> None:
-    if report["pairs"] < FEW_PAIRS:
-        warn(f"T was fitted on {report['pairs']} held-out pairs only, so P(better) says little; use more pairs")
-    if report["accuracy_low"] <= 0.5:
-        warn(
-            "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
-            "signal; train on more pairs, or longer (--epochs)"
-        )
-    if report["accuracy"] < report.get("probe_accuracy", 0.0):
-        warn("a linear probe on the base model ranks more held-out pairs as labelled than the gap model does")
+class TrainedModels(NamedTuple):
+    """The gap model, or the members of an ensemble, after training.
+
+    units: by role, what its scores are divided by before the mean: T of a member, 1 if there is one role. scores_N2:
+    that mean for the held-out pairs. members: the report on each trained member, if there are several.
+    """
+
+    units: dict[str, float]
+    scores_N2: Tensor
+    members: list[dict[str, float]]
+
+
+def show_reports(config: RewardConfig, held_out: Reported, fresh: Reported) -> None:
+    """Show the reports on the held-out pairs and on those of --eval-data, if there are any."""
+    (pairs, report), (fresh_pairs, fresh_report) = held_out, fresh
+    columns = ["metric", "held out", *([config.eval_data] if config.eval_data else []), "meaning"]
+    lines = [
+        (name, report[name], *([fresh_report[name]] if fresh_report else []), meaning)
+        for name, meaning in MEANINGS.items()
+        if name in report
+    ]
+    table("gap model on pairs that it was not trained on", columns, lines)
+    show_kinds(report, pairs, config.by, "held-out pairs")
+    show_kinds(fresh_report, fresh_pairs, config.by, f"pairs of {config.eval_data}")
+
+
+def show_result(config: RewardConfig, trained: TrainedModels, report: dict[str, float], temperature: float) -> None:
+    if trained.members:
+        lines = [(number, *member.values()) for number, member in enumerate(trained.members, 1)]
+        table("each member by itself, on the held-out pairs", ["member", *trained.members[0]], lines)
+    note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
+    loss = change(config.run_folder, "loss")
+    note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config):.3f} if all gaps are equal")
+    note(f"gap model saved in {config.run_folder}")
+    warn_if_weak(report)
+
+
+def add_members(model: RoleModel, config: RewardConfig, init: Sequence[EarlierRun]) -> None:
+    """Add the gap roles, each with its own random initialisation; the first as if it were the only one.
+
+    With --init, all of them start from the same adapter instead.
+    """
+    for number, role in enumerate(gap_roles(config.members)):
+        if number:
+            set_seed(member_seed(config.seed, number))
+        model.add_role(role, lora_config(config))
+        for start in init:
+            start_from(model, role, start.adapter)
+
+
+def trained_models(scorer: "PairScorer", held_out: Sequence[PreferencePair]) -> TrainedModels:
+    """Score the held-out pairs with each member; with --average, replace the members by their average first."""
+    roles = gap_roles(scorer.config.members)
+    scores = {role: scorer.scores(role, held_out) for role in roles}
+    if not roles[1:]:
+        return TrainedModels({GAP: 1.0}, scores[GAP], [])
+    members = [member_report(scores_N2) for scores_N2 in scores.values()]
+    if scorer.config.average:
+        average_roles(scorer.model, roles)
+        return TrainedModels({GAP: 1.0}, scorer.scores(GAP, held_out), members)
+    units = {role: member[TEMPERATURE] for role, member in zip(roles, members, strict=True)}
+    return TrainedModels(units, mean_scores(scores, units), members)
+
+
+def member_results(trained: TrainedModels) -> dict[str, float]:
+    """Return the results of each member, e.g. accuracy_2; of an average without T, which is not that of the run."""
+    is_average = len(trained.units) == 1
+    return {
+        f"{name}_{number}": value
+        for number, member in enumerate(trained.members, 1)
+        for name, value in member.items()
+        if not (is_average and name == TEMPERATURE)
+    }
 
 
 def loss_of_equal_gaps(config: RewardConfig) -> float:
@@ -161,121 +214,33 @@ def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> T
 
     lengths = [tokens_read(model, tree) for tree in trees]
     rows = PlannedRows(lengths, max(1, config.micro_batch_size // orderings), build)
-    return task_over_rows(GAP, rows, loss, config, model.device)._replace(rates={HEAD: config.head_rate})
+    roles = gap_roles(config.members)
+    rates = {head_name(role): config.head_rate for role in roles}
+    return task_over_rows(roles, rows, loss, config, model.device)._replace(rates=rates)
 
 
-def score_pairs(model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig) -> Tensor:
-    """Return r_gap of the orderings (w,l) and (l,w) of each pair, shape (N, 2)."""
-    comparisons = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+class PairScorer(NamedTuple):
+    """Scores the orderings (w,l) and (l,w) of pairs."""
 
-    def scored(part: Sequence[Comparison]) -> list[Tensor]:
-        return list(score_comparisons(model, chat, config.gap_loss, part, config.micro_batch_size))
+    model: RoleModel
+    chat: ChatFormat
+    config: RewardConfig
 
-    return torch.stack([*map_over_ranks(comparisons, scored, model.sharded)])
+    def scores(self, role: str, pairs: Sequence[PreferencePair]) -> Tensor:
+        """Return r_gap of both orderings of each pair, shape (N, 2)."""
+        comparisons = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
 
+        def scored(part: Sequence[Comparison]) -> list[Tensor]:
+            size = self.config.micro_batch_size
+            return list(score_comparisons(self.model, self.chat, self.config.gap_loss, part, size, role))
 
-def pair_gaps(scores_N2: Tensor) -> list[float]:
-    """Return the symmetrised gap of chosen over rejected of each pair."""
-    gaps: list[float] = symmetrised_gap(scores_N2[:, 0].double(), scores_N2[:, 1].double()).tolist()
-    return gaps
+        return torch.stack([*map_over_ranks(comparisons, scored, self.model.sharded)])
 
-
-def report_on_fresh(
-    model: RoleModel, chat: ChatFormat, pairs: Sequence[PreferencePair], config: RewardConfig, temperature: float
-) -> dict[str, float]:
-    """Return the report on pairs from which the temperature was not fitted."""
-    scores_N2 = score_pairs(model, chat, pairs, config)
-    log_loss = float(log_losses(pair_gaps(scores_N2), temperature).mean())
-    return gap_report(scores_N2, pairs, log_loss, temperature, config.by)
+    def mean_scores(self, units: Mapping[str, float], pairs: Sequence[PreferencePair]) -> Tensor:
+        """Return the mean of the roles' scores, each divided by its unit, shape (N, 2)."""
+        return mean_scores({role: self.scores(role, pairs) for role in units}, units)
 
 
-def gap_report(
-    scores_N2: Tensor, pairs: Sequence[PreferencePair], log_loss: float, temperature: float, by: str | None = None
-) -> dict[str, float]:
-    """Return the metrics in MEANINGS of a gap model on pairs that it was not trained on, and those of kind_report.
-
-    scores_N2: r_gap of the orderings (w,l) and (l,w). The gap is the symmetrised one, except in swap_residual and
-    swap_flip_rate; the interval of the accuracy is Wilson's.
-    """
-    r_wl, r_lw = scores_N2[:, 0].double(), scores_N2[:, 1].double()
-    gaps_N = np.array(pair_gaps(scores_N2))
-    lengths_N = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in pairs], dtype=float)
-    norm = float(np.sqrt((gaps_N**2).sum() * (lengths_N**2).sum()))
-    return {
-        "pairs": len(pairs),
-        **accuracy_metrics(gaps_N),
-        "longer_wins_accuracy": float(((lengths_N > 0) + 0.5 * (lengths_N == 0)).mean()),
-        "shorter_wins_accuracy": float(((lengths_N < 0) + 0.5 * (lengths_N == 0)).mean()),
-        "length_correlation": float((gaps_N * lengths_N).sum() / norm) if norm else 0.0,
-        "swap_residual": float((r_wl + r_lw).abs().mean()),
-        "swap_flip_rate": float(torch.eq(r_wl > 0, r_lw > 0).double().mean()),
-        "log_loss": log_loss,
-        "gap_spread": float(np.sqrt((gaps_N**2).mean())) / temperature,
-        **kind_report(gaps_N, pairs, by),
-    }
-
-
-def accuracy_metrics(gaps_N: np.ndarray) -> dict[str, float]:
-    """Return the share of pairs that the gaps rank as labelled, with its interval."""
-    correct = float((gaps_N > 0).mean())
-    low, high = wilson_interval(correct, len(gaps_N))
-    return {"accuracy": correct, "accuracy_low": low, "accuracy_high": high}
-
-
-def kinds_of(pairs: Sequence[PreferencePair], by: str | None) -> dict[str, list[int]]:
-    """Return the indices of the pairs of each value of the field --by; rows without it have the kind ""."""
-    kinds: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs if by else ()):
-        kinds.setdefault(str(pair.extra.get(by or "", "")), []).append(index)
-    return dict(sorted(kinds.items()))
-
-
-def kind_report(gaps_N: np.ndarray, pairs: Sequence[PreferencePair], by: str | None) -> dict[str, float]:
-    """Return pairs[KIND], accuracy[KIND], accuracy_low[KIND] and accuracy_high[KIND] of each kind of --by."""
-    return {
-        f"{name}[{kind}]": value
-        for kind, rows in kinds_of(pairs, by).items()
-        for name, value in {"pairs": len(rows), **accuracy_metrics(gaps_N[rows])}.items()
-    }
-
-
-def show_kinds(report: dict[str, float], pairs: Sequence[PreferencePair], by: str | None, source: str) -> None:
-    """Show the accuracy of each kind of --by, if there are any."""
-    names = ("pairs", "accuracy", "accuracy_low", "accuracy_high")
-    if rows := [(kind, *(report[f"{name}[{kind}]"] for name in names)) for kind in kinds_of(pairs, by)]:
-        table(f"accuracy on the {source} by {by}", [str(by), *names], rows)
-
-
-def add_probe(
-    reports: Sequence[tuple[Sequence[PreferencePair], dict[str, float]]],
-    model: RoleModel,
-    chat: ChatFormat,
-    training: Sequence[PreferencePair],
-    config: RewardConfig,
-) -> None:
-    """Fit a linear probe on the training pairs, and add its accuracy on other pairs to their reports."""
-
-    def differences(pairs: Sequence[PreferencePair]) -> np.ndarray:
-        return feature_differences(model, chat, pairs, config.micro_batch_size)
-
-    probe = fit_probe(differences(training), training)
-    for pairs, report in reports:
-        if pairs:
-            found = accuracy_metrics(probe.gaps(differences(pairs)))
-            report.update({f"probe_{name}": value for name, value in found.items()})
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval (95% for the default z) of a share observed in `count` trials."""
-    centre = share + z * z / (2 * count)
-    reach = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
-    return (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count)
-
-
-def show_scored(pairs: Sequence[PreferencePair], scores_N2: Tensor, temperature: float) -> None:
-    """Show held-out pairs with the probability that the gap model gives to their labels."""
-    rows = []
-    for pair, gap in zip(pairs, pair_gaps(scores_N2), strict=True):
-        probability = f"{p_better(gap, temperature):.2f} that chosen is the better response"
-        rows.append((pair.prompt[-1].content, pair.rejected, pair.chosen, probability))
-    samples(rows, labels=("prompt", "rejected", "chosen", "P(better)"))
+def mean_scores(scores: Mapping[str, Tensor], units: Mapping[str, float]) -> Tensor:
+    """Return the mean over the roles of scores / unit, shape (N, 2)."""
+    return torch.stack([scores_N2 / units[role] for role, scores_N2 in scores.items()]).mean(0)

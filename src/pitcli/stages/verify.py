@@ -9,21 +9,23 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import DTYPES
 from pitcli.engine.models.tree_support import TREE_TOLERANCE
 from pitcli.errors import RunError
+from pitcli.runs.calibration import read_calibration
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
-from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import ModelSettings, Precision
 from pitcli.settings.tools import VerifyConfig
 
 
 def run(config: VerifyConfig) -> None:
-    """Check digests, manifest, base and checkpoints, then load each adapter and compare its probe scores.
+    """Check digests, manifest, calibration, base and checkpoints, then load each adapter and compare its probe scores.
 
     Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
     manifest = load_manifest(config.run, "pit sft, pit train-reward and pit rl make runs")
     checkpoints = verified_checkpoints(config.run)
+    read_calibration(config.run)
     base = open_base(ModelSettings(device=config.device), [EarlierRun(config.run, manifest)])
     model = base.load()
     differences = []
@@ -57,7 +59,7 @@ def verified_checkpoints(folder: Path) -> int:
     return len(checkpoints)
 
 
-def relative_difference(manifest: Manifest, role: AdapterRole, probe: list[float]) -> float:
+def relative_difference(manifest: Manifest, role: str, probe: list[float]) -> float:
     """Return the largest difference from the scores at saving time, relative to the largest saved score."""
     saved = manifest.probes[role]
     if len(saved) != len(probe):

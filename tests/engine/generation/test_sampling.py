@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.forward import completion_logprobs
@@ -260,9 +262,8 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         **{"samples_per_prompt": 2, "micro_batch_size": 2, "rollout_max_new_tokens": 6},
         curriculum_stages=(Stage.policy,),
     )
-    task = rl_task(
-        config, Curriculum(config, model, tiny_chat, [], drafts, None), gap_temperature=1.0, loss=GapLoss.five_term
-    )
+    reward = partial(rollouts.group_gaps, GapModel(model, tiny_chat, {GAP: 1.0}, 2, GapLoss.five_term))
+    task = rl_task(config, Curriculum(config, model, tiny_chat, reward, [], drafts, None))
     rollout = task.batch(0)
     model.use(IMPROVER, train=True)
     for micro_batch in rollout.micro_batches:

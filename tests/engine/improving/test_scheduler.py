@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pitcli.data.rows import Draft, Message
+from pitcli.data.rows import Comparison, Draft, Message
 from pitcli.engine.generation.methods import PromptWithReference, Proposal, Proposing, Writer
 from pitcli.engine.generation.sampling import Decoding, Sample
 from pitcli.engine.generation.static_batching import Request
@@ -53,6 +53,25 @@ def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.Monke
         list(scheduler.improve_within_memory([make_draft("a"), make_draft("b")]))
 
 
+class Batching:
+    """One slot; every request ends at once in the token of its seed."""
+
+    refill = 1
+
+    def __init__(self) -> None:
+        self.admitted: list[tuple[int, Request]] = []
+
+    def free(self) -> int:
+        return 1 - len(self.admitted)
+
+    def admit(self, requests: list[tuple[int, Request]]) -> None:
+        self.admitted += requests
+
+    def run(self, until: int) -> list[tuple[int, Sample]]:
+        ended, self.admitted = self.admitted, []
+        return [(key, Sample([request.seed], [0.0], True)) for key, request in ended]
+
+
 @pytest.mark.parametrize(("max_iters", "written"), [(0, 0), (1, 1), (3, 3)])
 def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that improves every time stops with the reason max_iters after that many responses."""
@@ -63,23 +82,34 @@ def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch
         yield Request([1], seed)
         return Proposal(f"better {next(count)}", 4, True, {})
 
-    class Batching:
-        refill = 1
-
-        def __init__(self) -> None:
-            self.admitted: list[int] = []
-
-        def free(self) -> int:
-            return 1 - len(self.admitted)
-
-        def admit(self, requests: list[tuple[int, Request]]) -> None:
-            self.admitted += [key for key, _ in requests]
-
-        def run(self, until: int) -> list[tuple[int, Sample]]:
-            ended, self.admitted = self.admitted, []
-            return [(key, Sample([5], [0.0], True)) for key in ended]
-
     monkeypatch.setitem(scheduler_module.PROPOSE, Method.pit, propose)
     monkeypatch.setattr(Scheduler, "_open_batching", lambda self, requests: Batching())
     attempts = list(scheduler.improve([make_draft("a"), make_draft("b")]))
     assert [(attempt.stop_reason, len(attempt.iterations)) for attempt in attempts] == [("max_iters", written)] * 2
+
+
+class Longer:
+    """The gap is the difference in length; two members disagree by 0.5 on each side."""
+
+    def gaps_with_std(self, comparisons: list[Comparison]) -> tuple[list[float], list[float]]:
+        return [float(len(c.response) - len(c.reference_response)) for c in comparisons], [0.5] * len(comparisons)
+
+
+def test_width_keeps_the_proposal_with_the_largest_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three proposals per iteration of 1, 2 or 3 letters, in requests of two generations each; all tokens count."""
+    config = ImproveConfig(max_iters=2, width=3)
+    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, 2), None), Longer(), config)  # type: ignore[arg-type]
+
+    def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
+        yield Request([1], seed)
+        sample = yield Request([1, 1], seed)
+        letters = 1 + sample.token_ids[0] // scheduler_module.SEED_STEP
+        return Proposal(row.reference_response + "x" * letters, 10 * letters, True, {})
+
+    monkeypatch.setitem(scheduler_module.PROPOSE, Method.pit, propose)
+    monkeypatch.setattr(scheduler_module, "row_seed", lambda seed, draft, iteration: 0)
+    monkeypatch.setattr(Scheduler, "_open_batching", lambda self, requests: Batching())
+    attempts = list(scheduler.improve([make_draft("a"), make_draft("b")]))
+    for attempt, name in zip(attempts, "ab", strict=True):
+        assert attempt.best == f"draft {name}xxxxxx"
+        assert [(i["gap"], i["gap_std"], i["generated_tokens"]) for i in attempt.iterations] == [(3.0, 0.5, 60)] * 2

@@ -7,7 +7,16 @@ import pytest
 
 from pitcli.data.rows import Draft, Message
 from pitcli.engine.generation.methods import Proposal
-from pitcli.engine.improving.stop_rule import FAILURES, Attempt, StopReason, after_proposal, best_of_n, finished_row
+from pitcli.engine.improving.stop_rule import (
+    FAILURES,
+    Attempt,
+    ScoredProposal,
+    StopReason,
+    after_proposal,
+    best_of_n,
+    best_of_width,
+    finished_row,
+)
 from pitcli.settings.generating import ImproveConfig
 
 LN3 = math.log(3)
@@ -111,6 +120,20 @@ def test_best_of_n_keeps_the_response_with_the_largest_gap_over_the_draft() -> N
     assert (attempt.best, attempt.best_gap, attempt.stop_reason) == ("hen", 0.75, None)
     assert [iteration["accepted"] for iteration in attempt.iterations] == [False, True, False, False, True]
     assert best_of_n(attempt, Proposal("owl", 5, True, {}), math.nan).stop_reason == "non_finite_gap"
+
+
+def test_the_best_of_a_width_is_the_best_that_is_not_rejected() -> None:
+    """A cycle with a larger gap, an empty response and a NaN are chosen only if there is nothing else."""
+    attempt = attempt_at(("dog", LN3))
+    config = ImproveConfig(width=4)
+
+    def best(*scored: tuple[str, float]) -> ScoredProposal:
+        return best_of_width(attempt, [ScoredProposal(Proposal(r, 5, True, {}), gap) for r, gap in scored], config)
+
+    chosen = best(("cat", 9.0), ("", 0.0), ("owl", 1.0), ("hen", math.nan))
+    assert (chosen.proposal.response, chosen.gap, chosen.proposal.generated_tokens) == ("owl", 1.0, 20)
+    assert best(("owl", -2.0), ("hen", -1.0)).proposal.response == "hen"
+    assert best(("owl", -2.0), ("", math.nan)).proposal.response == "owl"
 
 
 def test_the_output_row_records_its_iterations() -> None:

@@ -28,7 +28,7 @@ def test_gaps_of_samples_that_share_their_reference(
 ) -> None:
     base = load_base(tiny_folder, False, torch.device("cpu"))
     model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
-    gap_model, by_two = (GapModel(model, tiny_chat, 0.5, size, loss) for size in (micro_batch_size, 2))
+    gap_model, by_two = (GapModel(model, tiny_chat, {GAP: 0.5}, size, loss) for size in (micro_batch_size, 2))
     together = gap_model.gaps(COMPARISONS)
     singly = torch.cat([by_two.gaps([comparison]) for comparison in COMPARISONS])
     assert (together - singly).abs().max() < 1e-5

@@ -82,11 +82,10 @@ def random_tree(seed: int) -> Tree:
 
 def separate_scores(model: RoleModel, trees: list[Tree]) -> Tensor:
     """The gap head on the last token of each conversation, with one forward pass per conversation."""
-    assert model.gap_head is not None
     ends = []
     for ids in (ids for tree in trees for ids in tree.conversations()):
         ends.append(model.transformer(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
-    return model.gap_head(torch.stack(ends)).squeeze(-1)
+    return torch.stack(ends) @ model.head_weight(GAP)[0]
 
 
 def gradients(model: RoleModel, scores_N: Tensor) -> dict[str, Tensor]:

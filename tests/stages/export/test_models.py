@@ -219,8 +219,7 @@ def test_a_gap_model_whose_pad_token_is_its_stop_token_scores_the_last_token(
     tokenizer.pad_token = tokenizer.eos_token
     chat, trees = ChatFormat(tokenizer), export.probe_trees(tiny_chat, GapLoss.five_term)
     scores_B2 = merging.role_scores(model, trees)
-    assert model.gap_head is not None
-    head, config = model.gap_head.weight, model.base.config
+    head, config = model.head_weight(GAP), model.base.config
     weights = merging.merged_weights(model, GAP, torch.float32)
     plain = merging.plain_model(config, weights, head, chat, torch.float32)
     merging.write_plain(plain, chat, tmp_path)

@@ -113,7 +113,7 @@ def test_bad_rows_end_in_one_line_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(Base, "load", lambda self: pytest.fail("the model was loaded"))
     Path("bad.jsonl").write_text(line + "\n" if line else "")
-    settings = {"data": "bad.jsonl", "out": tmp_path / "run", **SMALL}
+    settings = {"data": "bad.jsonl", "out": tmp_path / "run", "long_rows": "error", **SMALL}
     with pytest.raises(InputError) as problem:
         sft.run(SftConfig(**settings)) if stage == "sft" else train_reward.run(RewardConfig(**settings))
     assert problem.value.problems[0].startswith(message)

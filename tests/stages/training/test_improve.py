@@ -1,12 +1,13 @@
 """pit improve on the embedded model, with each method."""
 
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pitcli.errors import InputError
+from pitcli.errors import InputError, RunError
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.generating import ImproveConfig
 from pitcli.stages import improve
@@ -127,3 +128,38 @@ def test_the_manifest_records_the_data_of_the_gap_model_and_the_end_of_rl(tmp_pa
     assert data["path"] == "pairs.jsonl"
     assert len(data["prompts"]) == len({row["prompt"] for row in read_rows(Path("pairs.jsonl"))})
     assert {"kl", "gap", "reward"} <= origin["training"].keys()
+
+
+def test_width_costs_more_tokens_and_finds_larger_gaps(tmp_path: Path) -> None:
+    """The first proposal of an iteration is that of width 1, so the best of three is at least as good."""
+    common: dict[str, Any] = {"stop": StopRule.none, "max_iters": 1}
+    narrow, wide = improved(tmp_path, "narrow", **common), improved(tmp_path, "wide", width=3, **common)
+    for one, three in zip(narrow, wide, strict=True):
+        assert three["iterations"][0]["gap"] >= one["iterations"][0]["gap"] - 1e-4
+        assert three["generated_tokens"] > one["generated_tokens"]
+        assert three["iterations"][0].keys() == one["iterations"][0].keys()
+    single = improved(tmp_path, "single", width=3, sample_batch_size=1, **common)
+    assert [row["response"] for row in single] == [row["response"] for row in wide]
+    equal = improved(tmp_path, "n", method=Method.best_of_n, equal_tokens=str(tmp_path / "wide.jsonl"))
+    for theirs, ours in zip(wide, equal, strict=True):
+        assert ours["generated_tokens"] >= theirs["generated_tokens"]
+
+
+def test_width_needs_a_gap_model_and_another_method_than_best_of_n(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--width is not for --method best-of-n"):
+        ImproveConfig(width=2, method=Method.best_of_n)
+    with (
+        pytest.raises(RunError, match=r"--reward: no gap model in runs/reward; pit train-reward makes one$"),
+        chdir(tmp_path),
+    ):
+        improve.find_models(ImproveConfig(width=2, stop=StopRule.none, method=Method.resample))
+
+
+def test_rows_of_a_width_are_completed_after_a_stop(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"width": 2, "max_iters": 2}
+    whole = improved(tmp_path, "whole", **common)
+    output = tmp_path / "whole.jsonl"
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+    settings = {"input": "drafts.jsonl", "output": str(output), "max_new_tokens": 10, "resume": True}
+    improve.run(ImproveConfig(**settings, **common))
+    assert read_rows(output) == whole

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pitcli.engine.models.adapters import SCORE_KEY
 from pitcli.engine.models.loading import WEIGHTS
-from pitcli.engine.models.roles import GAP, HEAD, RoleModel
+from pitcli.engine.models.roles import GAP, RoleModel, head_name
 from pitcli.errors import RunError, SettingsError
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import Role
@@ -37,7 +37,7 @@ def first_weights(monkeypatch: pytest.MonkeyPatch) -> Tensors:
 
         def watched(model: RoleModel, task: Any, config: Any, folder: Any, train: Any = stage.train) -> Any:
             for name, parameter in model.role_parameters(task.role).items():
-                key = SCORE_KEY if name == HEAD else name.replace(f".{task.role}.", ".")
+                key = SCORE_KEY if name == head_name(GAP) else name.replace(f".{task.role}.", ".")
                 seen[key] = parameter.detach().clone()
             return train(model, task, config, folder)
 

@@ -21,7 +21,7 @@ from pitcli.evaluation.load_judge import load_judge
 from pitcli.runs.earlier import gap_loss_of, gap_temperature
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import GapLoss
-from pitcli.settings.tools import EvaluateConfig
+from pitcli.settings.judging import JudgeSettings
 from pitcli.settings.training import RewardConfig, RlConfig
 from pitcli.stages import rl, train_reward
 from tests.conftest import Share
@@ -66,7 +66,7 @@ def test_the_judge_scores_each_response_alone(tiny_folder: Path, tiny_chat: Chat
     ids = [tiny_chat.policy_prompt(PROMPT) + tiny_chat.completion(text) for text in ("cat dog fox", "cat axe")]
     better, worse = torch.cat(score_trees(model, [Tree([row], [-1], [0]) for row in ids], 1)).tolist()
     assert abs(better - worse) > 1e-3
-    judge = load_judge("gap:runs/pointwise", EvaluateConfig(input=["unused.jsonl"], judge=["oracle"])).judge
+    judge = load_judge("gap:runs/pointwise", JudgeSettings(), {}, Path("unused.sqlite")).judge
     (verdict,) = judge.verdicts([Comparison(PROMPT, "cat dog fox", "cat axe")])
     expected = p_better(better - worse, gap_temperature(manifest("runs/pointwise")))
     assert verdict.p_better == pytest.approx(expected, abs=1e-5)

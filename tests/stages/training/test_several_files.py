@@ -44,7 +44,7 @@ def test_two_files_train_as_one(files: None, capsys: pytest.CaptureFixture[str])
 def test_errors_name_the_right_file(files: None) -> None:
     write_rows(Path("b.jsonl"), [{"prompt": "word " * 1500, "chosen": "a", "rejected": "b"}])
     with pytest.raises(InputError) as problem:
-        sft.run(SftConfig(data="a.jsonl,b.jsonl", **SMALL))
+        sft.run(SftConfig(data="a.jsonl,b.jsonl", long_rows="error", **SMALL))
     assert problem.value.problems[0].startswith("b.jsonl:1:prompt: expected a conversation of at most")
     with pytest.raises(InputError, match=r"^c.jsonl: no such file$"):
         sft.run(SftConfig(data="a.jsonl,c.jsonl", **SMALL))

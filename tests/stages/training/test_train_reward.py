@@ -8,6 +8,7 @@ import torch
 
 from pitcli.data.rows import Message, PreferencePair
 from pitcli.data.synthetic import preference_rows
+from pitcli.engine.training.reward_report import gap_report
 from pitcli.errors import InputError
 from pitcli.settings.training import RewardConfig
 from pitcli.stages import train_reward
@@ -70,7 +71,7 @@ def test_the_spread_of_the_gaps_is_in_units_of_the_temperature() -> None:
     # gaps 3 and -4, T = 2: sqrt((9 + 16) / 2) / 2
     scores_N2 = torch.tensor([[5.0, -1.0], [-3.0, 5.0]])
     pairs = [PreferencePair(str(n), (Message("user", "x"),), "a", "b c", {"kind": n}) for n in range(2)]
-    report = train_reward.gap_report(scores_N2, pairs, 0.7, 2.0, by="kind")
+    report = gap_report(scores_N2, pairs, 0.7, 2.0, by="kind")
     assert report["gap_spread"] == pytest.approx((25 / 2) ** 0.5 / 2)
     assert (report["accuracy"], report["accuracy[0]"], report["accuracy[1]"], report["pairs[1]"]) == (0.5, 1, 0, 1)
-    assert "accuracy[0]" not in train_reward.gap_report(scores_N2, pairs, 0.7, 2.0)
+    assert "accuracy[0]" not in gap_report(scores_N2, pairs, 0.7, 2.0)

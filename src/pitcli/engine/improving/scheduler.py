@@ -5,8 +5,10 @@ the model busy: it scores the responses that have just ended together, and fills
 continue and with new ones.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from pitcli.console import warn
@@ -16,11 +18,20 @@ from pitcli.engine.generation.continuous_batching import ContinuousBatching, ope
 from pitcli.engine.generation.methods import PROPOSE, PromptWithReference, Proposal, Proposing, Writer, extra_room
 from pitcli.engine.generation.static_batching import Request, StaticBatching
 from pitcli.engine.improving.scoring import GapModel
-from pitcli.engine.improving.stop_rule import Attempt, StopReason, after_proposal, best_of_n
+from pitcli.engine.improving.stop_rule import (
+    Attempt,
+    ScoredProposal,
+    StopReason,
+    after_proposal,
+    best_of_n,
+    best_of_width,
+)
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
 from pitcli.settings.base import Method
 from pitcli.settings.generating import ImproveConfig
+
+SEED_STEP = 7919  # between the seeds of the proposals of an iteration
 
 
 class Scheduler(NamedTuple):
@@ -63,38 +74,42 @@ class Scheduler(NamedTuple):
     def improve(self, drafts: Sequence[Draft]) -> Iterator[Attempt]:
         """Improve each draft until the stop rule or --max-iters ends it; yield the attempts in the drafts' order."""
         attempts = [Attempt(draft, draft.response, []) for draft in drafts]
-        started = {index: self._begin(attempt) for index, attempt in enumerate(attempts) if self._continues(attempt)}
-        proposing = {index: proposing for index, (proposing, _) in started.items()}
-        waiting = deque((index, request) for index, (_, request) in started.items())
+        iterations = {i: self._begin(i, attempt) for i, attempt in enumerate(attempts) if self._continues(attempt)}
+        waiting = deque(request for iteration in iterations.values() for request in iteration.first_requests)
         batching = self._open_batching([request for _, request in waiting])
         yielded = 0
-        while proposing:
+        while iterations:
             batching.admit([waiting.popleft() for _ in range(min(batching.free(), len(waiting)))])
-            proposals: dict[int, Proposal] = {}
             next_requests: list[tuple[int, Request]] = []
-            for index, sample in batching.run(batching.refill):
+            complete: dict[int, list[Proposal]] = {}
+            for key, sample in batching.run(batching.refill):
+                index, number = divmod(key, self.config.width)
+                iteration = iterations[index]
                 try:
-                    next_requests.append((index, proposing[index].send(sample)))
+                    next_requests.append((key, iteration.proposing[number].send(sample)))
                 except StopIteration as ended:
-                    proposals[index] = ended.value
-            for index, attempt in self._judged(attempts, proposals):
+                    iteration.proposals[number] = ended.value
+                if len(iteration.proposals) == self.config.width:
+                    complete[index] = [proposal for _, proposal in sorted(iteration.proposals.items())]
+            for index, attempt in self._judged(attempts, complete):
                 attempts[index] = attempt
-                del proposing[index]
+                del iterations[index]
                 if self._continues(attempt):
-                    proposing[index], request = self._begin(attempt)
-                    next_requests.append((index, request))
+                    iterations[index] = self._begin(index, attempt)
+                    next_requests += iterations[index].first_requests
             waiting.extendleft(reversed(next_requests))
-            while yielded < len(attempts) and yielded not in proposing:
+            while yielded < len(attempts) and yielded not in iterations:
                 yield _ended(attempts[yielded])
                 yielded += 1
         yield from map(_ended, attempts[yielded:])
 
-    def _begin(self, attempt: Attempt) -> tuple[Proposing, Request]:
-        """Start an iteration from the best response so far; return the method's generator and its first request."""
+    def _begin(self, index: int, attempt: Attempt) -> "_Iteration":
+        """Start an iteration from the best response so far: --width proposals, each with its own seed."""
+        width = self.config.width
         row = PromptWithReference(attempt.draft.prompt, attempt.best)
         seed = row_seed(self.config.seed, attempt.draft, len(attempt.iterations) + 1)
-        proposing = PROPOSE[self.config.method](self.writer, row, seed)
-        return proposing, next(proposing)
+        proposing = [PROPOSE[self.config.method](self.writer, row, seed + SEED_STEP * k) for k in range(width)]
+        return _Iteration(proposing, [(index * width + k, next(started)) for k, started in enumerate(proposing)], {})
 
     def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching:
         """Open slots for conversations as long as these can become."""
@@ -114,24 +129,49 @@ class Scheduler(NamedTuple):
             return len(attempt.iterations) < self.config.max_iters
         return attempt.tokens() < self.budgets[row_key(attempt.draft)]
 
-    def _judged(self, attempts: Sequence[Attempt], proposals: Mapping[int, Proposal]) -> Iterator[tuple[int, Attempt]]:
-        """Score the proposals, by index of their attempt; yield (index, attempt after its proposal)."""
+    def _judged(
+        self, attempts: Sequence[Attempt], complete: Mapping[int, Sequence[Proposal]]
+    ) -> Iterator[tuple[int, Attempt]]:
+        """Score the proposals of complete iterations, by index of their attempt; yield (index, attempt after it)."""
         # best-of-N compares each sample with the draft, the other methods compare with the best so far
         ranked = self.config.method is Method.best_of_n
-        gaps: list[float | None] = [None] * len(proposals)
-        if self.gap_model is not None and proposals:
-            comparisons = []
-            for index, proposal in proposals.items():
-                draft, best = attempts[index].draft, attempts[index].best
-                reference = draft.response if ranked else best
-                comparisons.append(Comparison(draft.prompt, proposal.response or reference, reference))
-            gaps = self.gap_model.gaps(comparisons).tolist()
-        for (index, proposal), gap in zip(proposals.items(), gaps, strict=True):
+        scored = iter(self._scored(attempts, complete, ranked))
+        for index, proposals in complete.items():
             attempt = attempts[index]
+            proposal, gap = best_of_width(attempt, list(islice(scored, len(proposals))), self.config)
             if ranked:
                 yield index, best_of_n(attempt, proposal, gap)
             else:
                 yield index, after_proposal(attempt, proposal, gap, self.config)
+
+    def _scored(
+        self, attempts: Sequence[Attempt], complete: Mapping[int, Sequence[Proposal]], ranked: bool
+    ) -> list[ScoredProposal]:
+        """Return each proposal with its gap; with several gap models, also with the field gap_std of its record."""
+        rows = [(attempts[index], proposal) for index, proposals in complete.items() for proposal in proposals]
+        if self.gap_model is None or not rows:
+            return [ScoredProposal(proposal, None) for _, proposal in rows]
+        comparisons = []
+        for attempt, proposal in rows:
+            reference = attempt.draft.response if ranked else attempt.best
+            comparisons.append(Comparison(attempt.draft.prompt, proposal.response or reference, reference))
+        gaps, stds = self.gap_model.gaps_with_std(comparisons)
+        proposals = [proposal for _, proposal in rows]
+        if stds is not None:
+            fields = [{"gap_std": std if math.isfinite(std) else None} for std in stds]
+            proposals = [p._replace(extra=p.extra | field) for p, field in zip(proposals, fields, strict=True)]
+        return list(map(ScoredProposal, proposals, gaps))
+
+
+class _Iteration(NamedTuple):
+    """The proposals of a draft's next iteration. The key of a request is index of the draft * --width + number.
+
+    proposing: their generators. first_requests: (key, request) of each. proposals: those that have ended, by number.
+    """
+
+    proposing: list[Proposing]
+    first_requests: list[tuple[int, Request]]
+    proposals: dict[int, Proposal]
 
 
 def _ended(attempt: Attempt) -> Attempt:

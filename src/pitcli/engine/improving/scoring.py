@@ -1,6 +1,6 @@
 """Gaps as pit uses them: symmetrised and calibrated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,33 +10,45 @@ from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.gaps import score_comparisons
 from pitcli.engine.models.roles import RoleModel
-from pitcli.equations import symmetrised_gap
-from pitcli.settings.base import GapLoss
+from pitcli.equations import bounded_gap, symmetrised_gap
+from pitcli.settings.base import GapBound, GapLoss
 
 
 class GapModel(NamedTuple):
-    """The gap model with its calibration.
+    """The gap model, or an ensemble of several, with its calibration.
 
-    temperature: T of P(better) = sigmoid(gap / T). micro_batch_size: sequences per pass. loss: what the model was
-    trained with, which decides what it reads.
+    temperatures: T of P(better) = sigmoid(gap / T), by role; one role per member. micro_batch_size: sequences per pass.
+    loss: what the models were trained with, which decides what they read. bound: how the gaps of the members become one
+    (equations.bounded_gap).
     """
 
     model: RoleModel
     chat: ChatFormat
-    temperature: float
+    temperatures: Mapping[str, float]
     micro_batch_size: int
     loss: GapLoss
+    bound: GapBound = GapBound.mean
 
     def gaps(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """Return gap(response, reference_response) / T of each comparison, shape (B,), fp32, on the CPU.
+        """Return gap(response, reference_response) / T of each comparison, shape (B,): the bound on the members'."""
+        return bounded_gap(self.member_gaps(comparisons), self.bound)
+
+    def gaps_with_std(self, comparisons: Sequence[Comparison]) -> tuple[list[float], list[float] | None]:
+        """Return the gaps, and the standard deviation over the members (None: there is one member)."""
+        gaps_MB = self.member_gaps(comparisons)
+        stds = gaps_MB.std(0, correction=0).tolist() if len(gaps_MB) > 1 else None
+        return bounded_gap(gaps_MB, self.bound).tolist(), stds
+
+    def member_gaps(self, comparisons: Sequence[Comparison]) -> Tensor:
+        """Return gap / T of each comparison by each of the M members, shape (M, B), fp32, on the CPU.
 
         gap(y, y_ref) = 1/2 [r_gap(x, y, y_ref) - r_gap(x, y_ref, y)] (equations.symmetrised_gap), and the sigmoid of
         gap / T is P(better). Two equal responses have the gap 0; the model does not score them.
         """
         indices = [index for index, c in enumerate(comparisons) if c.response != c.reference_response]
-        gaps_B = torch.zeros(len(comparisons))
-        scores_N2 = score_comparisons(
-            self.model, self.chat, self.loss, [comparisons[index] for index in indices], self.micro_batch_size
-        )
-        gaps_B[indices] = symmetrised_gap(scores_N2[:, 0], scores_N2[:, 1]) / self.temperature
-        return gaps_B
+        different = [comparisons[index] for index in indices]
+        gaps_MB = torch.zeros(len(self.temperatures), len(comparisons))
+        for gaps_B, (role, temperature) in zip(gaps_MB, self.temperatures.items(), strict=True):
+            scores_N2 = score_comparisons(self.model, self.chat, self.loss, different, self.micro_batch_size, role)
+            gaps_B[indices] = symmetrised_gap(scores_N2[:, 0], scores_N2[:, 1]) / temperature
+        return gaps_MB

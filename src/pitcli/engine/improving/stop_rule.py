@@ -5,6 +5,7 @@ rejected proposal ends the draft; with --patience N, the Nth in a row.
 """
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -69,6 +70,28 @@ def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, conf
     patient = config.stop is StopRule.gap and rejected is not StopReason.non_finite_gap
     continues = patient and (any(recent) or len(recent) < config.patience)
     return Attempt(attempt.draft, attempt.best, iterations, None if continues else rejected)
+
+
+class ScoredProposal(NamedTuple):
+    """A proposal and its gap / T over the best so far; None if there is no gap model."""
+
+    proposal: Proposal
+    gap: float | None
+
+
+def best_of_width(attempt: Attempt, scored: Sequence[ScoredProposal], config: ImproveConfig) -> ScoredProposal:
+    """Return the proposal of an iteration, the best by the gap of --width; its tokens are those of all of them.
+
+    Proposals that the stop rule would reject are chosen only if there are no others.
+    """
+
+    def value(candidate: ScoredProposal) -> tuple[bool, float]:
+        gap = -math.inf if candidate.gap is None or math.isnan(candidate.gap) else candidate.gap
+        return refusal(attempt, candidate.proposal.response, candidate.gap, config) is None, gap
+
+    best = max(scored, key=value)
+    tokens = sum(candidate.proposal.generated_tokens for candidate in scored)
+    return best._replace(proposal=best.proposal._replace(generated_tokens=tokens))
 
 
 def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveConfig) -> StopReason | None:

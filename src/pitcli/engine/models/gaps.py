@@ -13,7 +13,7 @@ from torch import Tensor
 from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.forward import score_trees
-from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.roles import GAP, RoleModel
 from pitcli.engine.models.trees import Tree, group_tree, ordered_tree, swapped_tree
 from pitcli.settings.base import GapLoss
 
@@ -49,12 +49,17 @@ def both_orders(scores_N: Tensor, loss: GapLoss) -> Tensor:
 
 
 def score_comparisons(
-    model: RoleModel, chat: ChatFormat, loss: GapLoss, comparisons: Sequence[Comparison], micro_batch_size: int
+    model: RoleModel,
+    chat: ChatFormat,
+    loss: GapLoss,
+    comparisons: Sequence[Comparison],
+    micro_batch_size: int,
+    role: str = GAP,
 ) -> Tensor:
     """Return r_gap(response, reference) and r_gap(reference, response) of each comparison, shape (B, 2), on the CPU.
 
-    loss: what the gap model was trained with. Neighbouring comparisons with the same prompt and reference, such as the
-    samples of a rollout, share one tree.
+    loss: what the gap model was trained with. role: which gap model. Neighbouring comparisons with the same prompt and
+    reference, such as the samples of a rollout, share one tree.
     """
     trees = []
     together = max(1, micro_batch_size // 2)
@@ -62,5 +67,5 @@ def score_comparisons(
         responses = [comparison.response for comparison in group]
         parts = [responses[start : start + together] for start in range(0, len(responses), together)]
         trees += [scoring_tree(prompt, part, reference, chat, loss) for part in parts]
-    scores = score_trees(model, trees, micro_batch_size)
+    scores = score_trees(model, trees, micro_batch_size, role)
     return torch.cat([torch.empty(0, 2), *(both_orders(scores_N, loss) for scores_N in scores)])

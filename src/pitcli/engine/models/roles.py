@@ -16,10 +16,23 @@ from pitcli.errors import RunError
 from pitcli.processes.ranks import world_size
 
 GAP = "gap"
-HEAD = "gap_head.weight"  # the name of the gap head among the parameters of its role
 IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
+
+
+def gap_roles(members: int) -> list[str]:
+    """Return the roles of this many gap models: gap, gap-2, gap-3 ..."""
+    return [GAP, *(f"{GAP}-{number}" for number in range(2, members + 1))]
+
+
+def is_gap(role: str | None) -> bool:
+    return role is not None and (role == GAP or role.startswith(f"{GAP}-"))
+
+
+def head_name(role: str) -> str:
+    """Return the name of the head among the parameters of a gap role."""
+    return f"{role}_head.weight"
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
@@ -36,7 +49,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 
 
 class RoleModel(nn.Module):
-    """A base that plays several roles: each is a LoRA adapter, and the gap role also has a linear head, D to 1.
+    """A base that plays several roles: each is a LoRA adapter, and a gap role also has a linear head, D to 1.
 
     The role None is the base itself. Forward passes are in forward.py, the layout of trees in packing.py, adapters on
     disk in adapters.py.
@@ -47,7 +60,7 @@ class RoleModel(nn.Module):
         self.base = base
         self.pad_id = pad_id
         self.peft: PeftModel | None = None
-        self.gap_head: nn.Linear | None = None
+        self.gap_heads = nn.ModuleDict()  # by role
         self._active: tuple[str | None, bool] | None = None  # (role, whether it trains)
         self.sharded = False
         self._recomputed: list[nn.Module] = []
@@ -58,15 +71,23 @@ class RoleModel(nn.Module):
         return self.base.device
 
     def add_role(self, role: str, config: LoraConfig) -> None:
-        """Add a fresh adapter, which changes nothing until it is trained, and for the gap role a head of zeros."""
+        """Add a fresh adapter, which changes nothing until it is trained, and for a gap role a head of zeros."""
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=role)
         else:
             self.peft.add_adapter(role, config)
-        if role == GAP:
+        if is_gap(role):
             hidden = self.base.config.get_text_config().hidden_size
-            self.gap_head = nn.Linear(hidden, 1, bias=False, device=self.device, dtype=torch.float32)
-            nn.init.zeros_(self.gap_head.weight)
+            head = nn.Linear(hidden, 1, bias=False, device=self.device, dtype=torch.float32)
+            nn.init.zeros_(head.weight)
+            self.gap_heads[role] = head
+        self._active = None
+
+    def remove_role(self, role: str) -> None:
+        assert self.peft is not None
+        self.peft.delete_adapter(role)
+        if role in self.gap_heads:
+            del self.gap_heads[role]
         self._active = None
 
     @property
@@ -94,8 +115,8 @@ class RoleModel(nn.Module):
         else:
             self._tuner.enable_adapter_layers()
             self.peft.set_adapter(role, inference_mode=not train)
-        if self.gap_head is not None:
-            self.gap_head.requires_grad_(role == GAP and train)
+        for gap_role, head in self.gap_heads.items():
+            head.requires_grad_(gap_role == role and train)
         for layer in self._recomputed:
             layer.training = train  # of the layer itself only: its submodules can have dropout
         self._active = (role, train)
@@ -104,9 +125,20 @@ class RoleModel(nn.Module):
         """Return the trainable tensors of a role by name."""
         assert self.peft is not None
         named: dict[str, Tensor] = {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
-        if role == GAP and self.gap_head is not None:
-            named[HEAD] = self.gap_head.weight
+        if role in self.gap_heads:
+            named[head_name(role)] = self.head_weight(role)
         return named
+
+    def head_weight(self, role: str) -> Tensor:
+        """Return the weight of the head of a gap role, shape (1, D)."""
+        weight: Tensor = self.gap_heads[role].weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def gap_head(self) -> nn.Module:
+        """The head of the gap role in use."""
+        assert self._active is not None
+        return self.gap_heads[str(self._active[0])]
 
     def base_tensors(self) -> list[Tensor]:
         """Return the frozen tensors of the base; of a sharded base, this process's part."""

@@ -4,12 +4,13 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pitcli.data.rows import PreferencePair
+from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
+from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.training.loop import step_seed
-from pitcli.engine.training.rollouts import role_prompts, rollout_decoding, sample_texts
+from pitcli.engine.training.rollouts import Reward, role_prompts, rollout_decoding, sample_groups, sample_texts
 from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step, stage_of
 from pitcli.settings.base import Role, Stage
 from pitcli.settings.training import RlConfig
@@ -20,12 +21,14 @@ References = list[PromptWithReference]
 class Curriculum(NamedTuple):
     """Supplies (x, y_ref) for each stage.
 
-    drafts: the policy's drafts from a file, instead of sampling; policy_role: the policy's adapter (None: the base).
+    reward: also ranks the outputs of stage best. drafts: the policy's drafts from a file, instead of sampling.
+    policy_role: the policy's adapter (None: the base).
     """
 
     config: RlConfig
     model: RoleModel
     chat: ChatFormat
+    reward: Reward
     pairs: Sequence[PreferencePair]
     drafts: Sequence[PromptWithReference] | None
     policy_role: str | None
@@ -49,7 +52,8 @@ class Curriculum(NamedTuple):
         """Return the (x, y_ref) of these rows. step: seeds the sampling; progress: the finished share of the stage."""
         if stage is Stage.dataset:
             return self.from_dataset(rows, step, progress)
-        return self.from_policy(rows, step) if stage is Stage.policy else self.from_self(rows, step)
+        source = {Stage.policy: self.from_policy, Stage.best: self.from_best, Stage.self_: self.from_self}[stage]
+        return source(rows, step)
 
     def from_dataset(self, rows: Sequence[int], step: int, progress: float) -> References:
         """Easy first: y_l; from the middle of the stage, y_w for about half of the prompts. Plain RLHF: always y_w."""
@@ -74,6 +78,30 @@ class Curriculum(NamedTuple):
             for row, text in zip(rows, texts, strict=True)
         ]
 
+    def from_best(self, rows: Sequence[int], step: int) -> References:
+        """The best of --samples-per-prompt outputs of the policy, by the reward over the first.
+
+        Harder to beat than a single draft (iGRPO, arXiv 2602.09000).
+        """
+        drafts, others = self.from_policy(rows, step), self.config.samples_per_prompt - 1
+        prompts = [self.chat.policy_prompt(draft.prompt) for draft in drafts]
+        seed = step_seed(self.config.seed, step, 3)
+        samples = sample_groups(self.model, self.policy_role, prompts, self.reference_decoding(), seed, others)
+        comparisons = [
+            Comparison(
+                draft.prompt, self.chat.decode(sample.token_ids) or draft.reference_response, draft.reference_response
+            )
+            for draft, sample in zip((draft for draft in drafts for _ in range(others)), samples, strict=True)
+        ]
+        gaps_PK = self.reward(comparisons, others).view(-1, others)
+        best = [
+            comparisons[index * others + int(gaps_K.argmax())].response
+            if gaps_K.max() > 0
+            else draft.reference_response
+            for index, (draft, gaps_K) in enumerate(zip(drafts, gaps_PK, strict=True))
+        ]
+        return [PromptWithReference(draft.prompt, text) for draft, text in zip(drafts, best, strict=True)]
+
     def from_self(self, rows: Sequence[int], step: int) -> References:
         """The improver's outputs on the policy's drafts: what its second iteration will be given."""
         drafts = self.from_policy(rows, step)
@@ -90,8 +118,10 @@ class Curriculum(NamedTuple):
         return role_prompts(self.config.role, self.chat, rows)
 
     def sampled(self, role: str | None, prompts: Sequence[list[int]], seed: int) -> list[str]:
-        decoding = rollout_decoding(self.config, self.chat)._replace(temperature=self.config.reference_temperature)
-        return sample_texts(self.model, role, self.chat, prompts, decoding, seed)
+        return sample_texts(self.model, role, self.chat, prompts, self.reference_decoding(), seed)
+
+    def reference_decoding(self) -> Decoding:
+        return rollout_decoding(self.config, self.chat)._replace(temperature=self.config.reference_temperature)
 
 
 def longer_response(pair: PreferencePair) -> str:

@@ -23,12 +23,13 @@ class DryRunPlan(NamedTuple):
     """What a dry run needs to know of a training command.
 
     task_on: builds its task for a model. roles: how many adapters the model has. first_row: (text, whether it is in the
-    loss) of each part of the first row.
+    loss) of each part of the first row. trained: how many of the adapters are trained, one after another.
     """
 
     task_on: Callable[[RoleModel], Task]
     roles: int
     first_row: Sequence[tuple[str, bool]]
+    trained: int = 1
 
 
 def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, plan: DryRunPlan) -> None:
@@ -45,6 +46,7 @@ def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base
         device=base.device,
         lora=lora,
         roles=plan.roles,
+        trained=plan.trained,
         shards=world_size() if config.shard_base else 1,
         recompute=config.gradient_checkpointing,
     )

@@ -71,7 +71,8 @@ class Footprint(NamedTuple):
 class Setup(NamedTuple):
     """How a process loads a base.
 
-    roles: adapters on it. shards: processes that share its layers (1: not sharded). recompute: gradient checkpointing.
+    roles: adapters on it. trained: how many of them are trained. shards: processes that share its layers (1: not
+    sharded). recompute: gradient checkpointing.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class Setup(NamedTuple):
     device: torch.device
     lora: LoraSettings
     roles: int
+    trained: int
     shards: int
     recompute: bool
 
@@ -148,7 +150,7 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
     found = Footprint(
         process=process,
         base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
-        adapters=shape.adapter * 4 * (setup.roles - 1 + STATE_COPIES),
+        adapters=shape.adapter * 4 * (setup.roles + setup.trained * (STATE_COPIES - 1)),
         passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
         logits=min(few.sizes.logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,

@@ -132,7 +132,11 @@ def new_manifest(
             "base": base.identity,
             "data": data,
             "gap_data": data if kind == "reward" else next(filter(None, (e.manifest.gap_data for e in earlier)), None),
-            "inputs": {run.manifest.role: run.manifest.files[f"{run.manifest.role}/{WEIGHTS}"] for run in earlier},
+            "inputs": {
+                role: run.manifest.files[f"{role}/{WEIGHTS}"]
+                for run in earlier
+                for role in run.manifest.trained_roles()
+            },
         }
     )
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,6 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from pitcli.console import training_panel
-from pitcli.engine.models.adapters import clear_role, read_role, save_role
-from pitcli.engine.models.forward import probe
 from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import RoleModel, fingerprint
 from pitcli.engine.training.checkpoints import (
@@ -25,10 +22,10 @@ from pitcli.engine.training.checkpoints import (
     save_interrupted,
     snapshot_of,
 )
-from pitcli.engine.training.schedule import micro_batch_rows, planned_steps, stage_of
+from pitcli.engine.training.schedule import member_seed, micro_batch_rows, planned_steps, stage_of
 from pitcli.equations import learning_rate_factor
 from pitcli.errors import RunError
-from pitcli.processes.collectives import RankLost, all_reduce_gradients, all_reduce_metrics, barrier
+from pitcli.processes.collectives import RankLost, all_reduce_gradients, all_reduce_metrics
 from pitcli.processes.ranks import rank, world_size
 from pitcli.runs.folder import TRACKERS, RunFolder
 from pitcli.runs.metrics import last_step, read_metrics
@@ -91,7 +88,8 @@ class PlannedRows(NamedTuple):
 class Task(NamedTuple):
     """What to optimise.
 
-    phases: the number of steps of each phase; in each the learning rate warms up and decays by itself.
+    phases: the number of steps of each phase; in each the learning rate warms up and decays by itself. phase_roles: the
+    role that each phase trains, if not `role` in all.
 
     batch(index): the data of the steps from index * steps_per_batch on. It depends only on the index, the seed and the
     weights, so that a resumed run sees the same batches as an uninterrupted one. It is the same on every rank; rank r
@@ -114,19 +112,36 @@ class Task(NamedTuple):
     patience: int = 1
     score: str = "loss"
     rates: Mapping[str, float] = {}  # multiples of the learning rate, by the names of parameters
+    phase_roles: Sequence[str] = ()
 
     @property
     def total_steps(self) -> int:
         return sum(self.phases)
 
+    @property
+    def roles(self) -> Sequence[str]:
+        return self.phase_roles or (self.role,)
 
-def task_over_rows(role: str, rows: PlannedRows, loss: Loss, config: OptimSettings, device: torch.device) -> Task:
-    """Return a task over shuffled epochs of the rows, one batch per step."""
+    def role_at(self, step: int) -> str:
+        return self.phase_roles[stage_of(step, self.phases)[0]] if self.phase_roles else self.role
+
+
+def task_over_rows(
+    roles: Sequence[str], rows: PlannedRows, loss: Loss, config: OptimSettings, device: torch.device
+) -> Task:
+    """Return a task over shuffled epochs of the rows, one batch per step; the roles are trained one after another.
+
+    Each role sees the rows in its own order.
+    """
+    phases = [planned_steps(len(rows.lengths), config)] * len(roles)
 
     def batch(index: int) -> StepBatch:
-        return rows.build(micro_batch_rows(index, rows.lengths, config, rows.at_once, device))
+        member, step = stage_of(index, phases)
+        seeded = config.model_copy(update={"seed": member_seed(config.seed, member)})
+        built = rows.build(micro_batch_rows(step, rows.lengths, seeded, rows.at_once, device))
+        return built._replace(metrics={**built.metrics, "member": member + 1.0}) if roles[1:] else built
 
-    return Task(role, [planned_steps(len(rows.lengths), config)], batch, loss, planned_rows=lambda: rows)
+    return Task(roles[0], phases, batch, loss, planned_rows=lambda: rows, phase_roles=roles)
 
 
 class TrainResult(NamedTuple):
@@ -155,7 +170,7 @@ def step_seed(seed: int, step: int, purpose: int = 0) -> int:
 
 
 def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -> TrainResult:
-    """Optimise the task's role with AdamW to the last step; with --resume, from the newest valid checkpoint.
+    """Optimise the task's roles with AdamW to the last step; with --resume, from the newest valid checkpoint.
 
     Raises RunError if a metric is not finite, or if the first step changes the base or leaves the role unchanged.
     """
@@ -165,7 +180,7 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
     if config.shard_base:
         model.shard_base()
     assert config.learning_rate is not None  # see with_learning_rate
-    parameters = model.role_parameters(task.role)
+    parameters = {name: p for role in task.roles for name, p in model.role_parameters(role).items()}
     rates = {name: task.rates.get(name, 1.0) for name in parameters}
     groups = [
         {"params": [parameters[name] for name in parameters if rates[name] == rate], "rate": rate}
@@ -200,6 +215,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
         ):
             while position.step < task.total_steps and stopped is None:
                 set_seed(step_seed(config.seed, position.step))
+                model.use(task.role_at(position.step), train=True)
                 if position.step % task.steps_per_batch == 0:
                     with autocast(model.base):
                         batch = task.batch(position.step // task.steps_per_batch)
@@ -240,9 +256,10 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
         with autocast(model.base):
             idle, _ = task.loss(batch.micro_batches[-1])
         accelerator.backward(0 * idle)
-    all_reduce_gradients(parameters.values())
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]  # those of the role in use
+    all_reduce_gradients(trained)
     sums = all_reduce_metrics(sums)
-    norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
+    norm = float(nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
     metrics = {"loss": sums.pop("loss"), **batch.metrics, **sums, "grad_norm": norm}
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise RunError(
@@ -277,22 +294,3 @@ def _check_what_changed(
         raise RunError("the first step changed the base model, which must stay frozen; nothing was saved")
     if metrics["grad_norm"] > 0 and fingerprint(parameters.values()) == role_before:
         raise RunError("the first step had a gradient but changed no parameter; use a larger --learning-rate")
-
-
-def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict[str, Any]) -> None:
-    """Publish the adapters of a run and complete its manifest.
-
-    Each adapter is read back from its files; RunError if it is not bit-identical to the trained one.
-    """
-    probes = {}
-    for role in roles:
-        probes[role] = probe(model, role)
-        before = fingerprint(model.role_parameters(role).values())
-        run.publish(role, partial(save_role, model, role))
-        barrier()
-        clear_role(model, role)
-        read_role(model, role, run.path / role)
-        if fingerprint(model.role_parameters(role).values()) != before:
-            raise RunError(f"{run.path / role}: the saved adapter differs from the trained one; check the disk")
-    run.complete(results, roles, probes)
-    barrier()

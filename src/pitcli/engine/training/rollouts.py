@@ -1,6 +1,6 @@
 """The parts of a rollout: samples of a role, their gaps, their log-probs, and their micro-batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,10 @@ from pitcli.engine.training.schedule import training_chunks
 from pitcli.equations import sequence_kl
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.settings.training import RlConfig
+
+Reward = Callable[
+    [Sequence[Comparison], int], Tensor
+]  # the gaps of comparisons, of which k neighbours share x and y_ref
 
 SCORED_TOKENS = 1.5  # read by the gap model per token of a sampled conversation, both orders included
 

@@ -36,6 +36,11 @@ def _order(epoch: int, rows: int, seed: int) -> tuple[int, ...]:
     return tuple(order)
 
 
+def member_seed(seed: int, member: int) -> int:
+    """Return the seed of a member of an ensemble; the first has that of the run."""
+    return (seed + 104_729 * member) % 2**32
+
+
 def micro_batch_rows(
     step: int, lengths: Sequence[int], config: OptimSettings, at_once: int, device: torch.device
 ) -> list[list[int]]:

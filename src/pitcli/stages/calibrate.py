@@ -1,0 +1,162 @@
+"""pit calibrate: chooses the threshold of the stop rule whose harm rate is certified, and writes it to the run."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pitcli.console import error, next_command, note, table, warn
+from pitcli.data.reading import load_rows
+from pitcli.data.strict_json import RowProblem
+from pitcli.engine.generation.methods import Proposal
+from pitcli.engine.improving.output import improved_draft
+from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.roles import IMPROVER
+from pitcli.errors import RunError, SettingsError
+from pitcli.evaluation.ask_judge import ask
+from pitcli.evaluation.harm import THRESHOLDS, Chain, Tested, certify, clopper_pearson_upper, rows_for_certificate
+from pitcli.evaluation.judge_checks import independence
+from pitcli.evaluation.load_judge import LABELS, check_name, fields_for, load_judge
+from pitcli.evaluation.systems import System, load_systems
+from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
+from pitcli.runs.earlier import EarlierRun, find_run
+from pitcli.runs.files import file_digest
+from pitcli.settings.base import Method, StopRule
+from pitcli.settings.default_runs import IMPROVER_RUN
+from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.judging import CalibrateConfig
+
+
+def run(config: CalibrateConfig) -> int:
+    """Write the calibration; return 1, and write nothing, if no threshold can be certified."""
+    check_name(config.judge, others=[LABELS])
+    improver = find_run(config.run, IMPROVER_RUN)
+    if improver is None:
+        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
+    if read_calibration(improver.folder) and not config.overwrite:
+        raise SettingsError(f"--run: {improver.folder} has a calibration already; use --overwrite to replace it")
+    (system,) = load_systems([config.input], "--input", by=None, max_rows=None)
+    made = settings_of_rows(config.input, system.record())
+    refuse_unusable(config.input, made, system.record(), improver)
+    chains = load_rows(config.input, parse_chain)
+    warn_of_repeated_prompts(chains)
+    tested = harm_by_threshold(chains, made, system, config)
+    index = certify([round(t.harm * len(chains)) for t in tested], len(chains), config.max_harm, config.confidence)
+    shown = sorted({0, len(tested) - 1} | ({index, min(index + 1, len(tested) - 1)} if index is not None else set()))
+    columns = ["threshold", "changed", "worse", "upper bound"]
+    table(f"drafts changed and made worse, by {config.judge}", columns, [tested[number] for number in shown])
+    if index is None:
+        error(not_certified(config, tested[0], len(chains)))
+        return 1
+    chosen = tested[index]
+    calibration = Calibration(
+        threshold=chosen.threshold,
+        harm=chosen.harm,
+        bound=chosen.bound,
+        rows=len(chains),
+        max_harm=config.max_harm,
+        confidence=config.confidence,
+        judge=config.judge,
+        process=made.process(),
+        adapters=system.record()["adapters"],
+        input=config.input,
+        input_digest=file_digest(Path(config.input)),
+    )
+    write_calibration(improver.folder, calibration)
+    print(calibration.model_dump_json())
+    note(f"{calibration.certificate()}; saved in {improver.folder / CALIBRATION}")
+    next_command(f"pit improve --run {improver.folder} --input drafts.jsonl --max-iters {made.max_iters}")
+    return 0
+
+
+def not_certified(config: CalibrateConfig, strictest: Tested, rows: int) -> str:
+    """Return what is missing: rows, or another gap model."""
+    needed = rows_for_certificate(strictest.harm, config.max_harm, config.confidence)
+    remedy = (
+        f"about {needed} rows would be needed"
+        if needed
+        else "more rows would not help; train a better gap model (pit train-reward --members), or raise --max-harm"
+    )
+    return (
+        f"a harm rate of at most {config.max_harm:.1%} cannot be certified with {rows} rows: the strictest threshold, "
+        f"{strictest.threshold:g}, makes {strictest.harm:.1%} of them worse, so at most {strictest.bound:.1%} of all "
+        f"drafts with {config.confidence:.0%} confidence; {remedy}"
+    )
+
+
+def settings_of_rows(file: str, record: dict[str, Any]) -> ImproveConfig:
+    """Return the settings of pit improve in the manifest next to the rows."""
+    if not record:
+        raise SettingsError(f"--input: {file}.manifest.json is missing; write the rows with pit improve --output")
+    try:
+        return ImproveConfig.model_validate(record.get("settings"))
+    except ValidationError as problem:
+        raise RunError(f"{file}.manifest.json: damaged, or written by another version of pit") from problem
+
+
+def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], improver: EarlierRun) -> None:
+    """Raise SettingsError if not every threshold can be replayed from the rows, or if they are of another improver."""
+    problems = []
+    if made.method is not Method.pit:
+        problems.append(f"expected rows of --method pit, got {made.method}")
+    if made.stop is StopRule.gap and made.threshold > min(THRESHOLDS):
+        problems.append(
+            f"expected rows of --stop none, got --threshold {made.threshold:g}, which hides lower thresholds"
+        )
+    if made.patience > 1:
+        problems.append(f"expected rows of --patience 1, got {made.patience}: proposals after a rejection differ")
+    if record.get("gap_temperature") is None:
+        problems.append("the rows have no gaps; give pit improve a gap model with --reward")
+    digest = improver.manifest.files[f"{IMPROVER}/{WEIGHTS}"]
+    if not isinstance(adapters := record.get("adapters"), dict) or adapters.get(IMPROVER) != digest:
+        problems.append(f"the rows were made with another improver than that of {improver.folder}")
+    if problems:
+        raise SettingsError([f"--input: {file}: {problem}" for problem in problems])
+
+
+def parse_chain(row: dict[str, Any], file: str, line: int) -> Chain:
+    draft = improved_draft(row, file, line)
+    try:
+        proposals = tuple(
+            (Proposal(step["response"], step["generated_tokens"], step["finished"], {}), gap_of(step))
+            for step in row["iterations"]
+        )
+    except (KeyError, TypeError):
+        raise RowProblem("iterations", "not in the format that pit improve writes") from None
+    return Chain(draft, proposals)
+
+
+def gap_of(step: dict[str, Any]) -> float:
+    return math.nan if step["gap"] is None else float(step["gap"])
+
+
+def warn_of_repeated_prompts(chains: Sequence[Chain]) -> None:
+    prompts = Counter(chain.draft.prompt for chain in chains)
+    if repeated := len(chains) - len(prompts):
+        warn(f"{repeated} rows repeat a prompt; the certificate assumes that rows are drawn independently")
+
+
+def harm_by_threshold(
+    chains: Sequence[Chain], made: ImproveConfig, system: System, config: CalibrateConfig
+) -> list[Tested]:
+    """Replay every threshold on every row and judge what it keeps; a missing verdict counts as worse."""
+    fields = fields_for(config.judge, [config.input])
+    loaded = load_judge(config.judge, config, fields, cache=Path(config.input).parent / "openai-cache.sqlite")
+    allowed = config.allow_reward_as_judge
+    independence(config.judge, loaded.trained_on, systems=[system], controls=[], allow_reward_as_judge=allowed)
+    kept = [[chain.kept(made, threshold) for chain in chains] for threshold in THRESHOLDS]
+    comparisons = [c.against_draft(text) for texts in kept for c, text in zip(chains, texts, strict=True)]
+    judged = ask(loaded.judge, comparisons)
+    if failed := judged.failed():
+        warn(f"judge {config.judge}: no verdict on {failed} comparisons, which count as worse")
+    tested = []
+    for threshold, texts in zip(THRESHOLDS, kept, strict=True):
+        compared = [chain.against_draft(text) for chain, text in zip(chains, texts, strict=True)]
+        changed = sum(c.response != c.reference_response for c in compared)
+        worse = sum(not judged.sign(c) >= 0 for c in compared)
+        bound = clopper_pearson_upper(worse, len(chains), config.confidence)
+        tested.append(Tested(threshold, changed / len(chains), worse / len(chains), bound))
+    return tested
