@@ -92,7 +92,9 @@ class ContinuousBatching:
         self._cached: list[list[int]] = [[] for _ in range(slots)]  # by slot: the tokens whose keys and values it has
         self._running: dict[int, _RunningRequest] = {}  # by slot
         self._states: dict[int, Tensor] = {}  # by slot, shape (1 + guesses, D): states that predict the next tokens
-        self._index = SlotIndex(slots, model.device)
+        # by branch, attention is in fp32, so that keys and values are converted once
+        dtype = torch.float32 if model.reads_branches else model.base.dtype
+        self._index = SlotIndex(slots, model.device, dtype)
         layers = model.base.config.get_text_config().num_hidden_layers
         self._cache = Cache(layers=[SlotCacheLayer(self._index) for _ in range(layers)])
 

@@ -8,10 +8,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class SlotIndex:
-    """Where the next pass writes its keys and values, and which slots it reads; shared by all layers."""
+    """Where the next pass writes its keys and values, and which slots it reads; shared by all layers.
 
-    def __init__(self, slots: int, device: torch.device) -> None:
-        self.slots, self.device = slots, device
+    dtype: of the cached keys and values.
+    """
+
+    def __init__(self, slots: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.slots, self.device, self.dtype = slots, device, dtype
         self.width = 0
 
     def go_to(self, slots_BT: Tensor, positions_BT: Tensor, rows_B: Tensor | None) -> None:
@@ -29,11 +32,12 @@ class SlotIndex:
         """Write keys or values into the cached ones, shape (slots, W, H, D); grow them if the pass is beyond them."""
         states_BTHD = states_BHTD.transpose(1, 2)
         if cached is None or cached.shape[1] < self.width:
-            wider = states_BTHD.new_zeros(self.slots, self.width * 5 // 4 + 16, *states_BTHD.shape[2:])
+            size = (self.slots, self.width * 5 // 4 + 16, *states_BTHD.shape[2:])
+            wider = states_BTHD.new_zeros(size, dtype=self.dtype)
             if cached is not None:
                 wider[:, : cached.shape[1]] = cached
             cached = wider
-        cached[self.slots_BT, self.positions_BT] = states_BTHD
+        cached[self.slots_BT, self.positions_BT] = states_BTHD.to(self.dtype)
         return cached
 
     def read(self, cached: Tensor) -> Tensor:
