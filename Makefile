@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
+.PHONY: english gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -90,6 +90,10 @@ gpu-kit: install $(VENV)/.smollm2
 
 # what such a machine may lack, of the versions in constraints.txt
 KIT_WHEELS = bitsandbytes peft accelerate typer rich pydantic pydantic-core annotated-types filelock pytest pyyaml
+
+# slow (hours on 2 cores; the same command resumes): an English improver by SFT, gap model and RL, and its baselines
+english: install $(VENV)/.smollm2
+	$(BIN)/pit run examples/recipes/english.yaml --out runs/english
 
 # IFEval's published checker in a separate environment, with punkt's sentence data
 .venv-ifeval/.installed: examples/ifeval/requirements.txt

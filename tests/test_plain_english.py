@@ -36,7 +36,8 @@ def texts() -> list[Path]:
 
 
 def phrases(text: str, pattern: str) -> list[tuple[int, str]]:
-    """The line and the words of each match; a match may run over the end of a line."""
+    """The line and the words of each match; a match may run over the end of a line. What a model wrote is skipped."""
+    text = re.sub(r"^~~~~text\n.*?^~~~~$", lambda quoted: "\n" * quoted[0].count("\n"), text, flags=re.M | re.S)
     flexible = pattern.replace(" ", r"[\s#>]+")
     return [(text.count("\n", 0, m.start()) + 1, m[0]) for m in re.finditer(flexible, text, re.IGNORECASE)]
 
@@ -58,6 +59,7 @@ def test_phrases_are_found_across_lines_and_in_comments() -> None:
     assert phrases("a row is\nwanted", r"\bis wanted\b") == [(1, "is\nwanted")]
     assert phrases("x  # only so\n# many rows", r"\bso many\b") == [(1, "so\n# many")]
     assert not phrases("unwanted", r"\bwanted\b")
+    assert phrases("~~~~text\nwanted\n~~~~\nwanted", r"\bwanted\b") == [(4, "wanted")]
 
 
 def test_every_exception_is_still_needed() -> None:

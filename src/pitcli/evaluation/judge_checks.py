@@ -96,7 +96,7 @@ def independence(
         text = f"{name} was the reward of RL of {', '.join(rewarded)}"
     elif trained_on is None:
         return Independence(
-            "the synthetic task's true quality; shows nothing about language"
+            "grades by code of pit's own tasks: the truth there, and no more than that"
             if name == ORACLE
             else "not trained by pit",
             True,
