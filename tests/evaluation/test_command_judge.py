@@ -78,7 +78,9 @@ def test_an_interruption_ends_the_program_and_what_it_started(tmp_path: Path) ->
     os.mkfifo(pipe := tmp_path / "pipe")
     program = f"cmd:(exec 3>{pipe}; sleep 30; echo late >&3) | cat"
     code = (
-        "from pitcli.evaluation.command_judge import command_grade as grade; from pitcli.data.rows import Message\n"
+        "import signal; from pitcli.evaluation.command_judge import command_grade as grade\n"
+        "from pitcli.data.rows import Message\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a shell started the tests with &\n"
         f"grade({program!r}, {{}})([((Message('user', 'p'),), 'r')])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
