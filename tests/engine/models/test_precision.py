@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from pitcli.data.templates import Example
-from pitcli.engine.models import precision
+from pitcli.engine.models import opening, precision
 from pitcli.engine.models.forward import completion_logprobs, scores
 from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.packing import tree_batch
 from pitcli.engine.models.precision import Bf16, autocast, best_dtype, compute_dtype, measure_bf16
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch, separate_batch
-from pitcli.settings.base import Precision
+from pitcli.runs.manifest import BaseIdentity
+from pitcli.settings.base import ModelSettings, Precision
 from tests.conftest import WithRoles
 from tests.engine.models.test_trees import random_tree
 
@@ -117,3 +118,18 @@ def test_packed_trees_score_as_separate_passes_in_bf16(both: tuple[RoleModel, Ro
         packed, separate = scores(bf16, tree_batch(bf16, trees)), scores(bf16, separate_batch(trees, 0))
     assert relative(packed, exact) < 0.03
     assert relative(packed, exact) < 2 * relative(separate, exact)
+
+
+@pytest.mark.parametrize(
+    ("trained", "best", "expected"),
+    [("fp32", torch.bfloat16, "fp32"), ("bf16", torch.bfloat16, "bf16"), ("bf16", torch.float32, "fp32")],
+)
+def test_a_run_is_used_in_its_own_type_unless_the_device_is_slow_in_it(
+    trained: str, best: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a small base, for which auto would choose fp32."""
+    monkeypatch.setattr(opening, "best_dtype", lambda device: best)
+    first = BaseIdentity(name="tiny", digest="", template="", load_in_4bit=False, dtype=trained)  # type: ignore[arg-type]
+    assert opening._choose_dtype(ModelSettings(), first, CPU, 1_000_000) == expected
+    explicit = ModelSettings(dtype=Precision.fp32)
+    assert opening._choose_dtype(explicit, first, CPU, 1_000_000) == "fp32"

@@ -35,7 +35,8 @@ def is_complete(sentence: str) -> bool:
 def lower_first(text: str) -> str:
     """The sentence as it goes on after a word put before it; "I" and names in capitals stay."""
     first = text.split(" ", 1)[0]
-    return text if first in ("I", "I'm", "I've", "I'd", "I'll") or first.isupper() else text[:1].lower() + text[1:]
+    stays = first in ("I", "I'm", "I've", "I'd", "I'll") or (first.isupper() and first != "A")
+    return text if stays else text[:1].lower() + text[1:]
 
 
 def upper_first(text: str) -> str:

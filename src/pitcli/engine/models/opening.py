@@ -15,7 +15,7 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import load_role
 from pitcli.engine.models.bases import base_digest, parameter_count, resolve_base
 from pitcli.engine.models.loading import load_base, load_tokenizer, pick_device
-from pitcli.engine.models.precision import DTYPES, compute_dtype
+from pitcli.engine.models.precision import DTYPES, best_dtype, compute_dtype
 from pitcli.engine.models.roles import RoleModel
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import join_group, on_rank_0
@@ -104,13 +104,12 @@ def _choose_dtype(
 
     A run in bf16 is used in fp32 on a device that is slow in bf16.
     """
-    if settings.dtype is None and first and first.dtype == "fp32":
-        return "fp32"
-    if compute_dtype(settings.dtype, device, parameters) is torch.bfloat16:
-        return "bf16"
-    if settings.dtype is None and first:
+    if settings.dtype is not None or first is None:
+        return "bf16" if compute_dtype(settings.dtype, device, parameters) is torch.bfloat16 else "fp32"
+    if first.dtype == "bf16" and best_dtype(device) is torch.float32:
         note(f"the run was trained in bf16, which is slow on this {device.type}: computing in fp32")
-    return "fp32"
+        return "fp32"
+    return first.dtype
 
 
 def quiet_libraries() -> None:
