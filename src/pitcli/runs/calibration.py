@@ -1,13 +1,11 @@
 """The calibration of a run: the threshold of the stop rule that pit calibrate certified, sealed against changes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pitcli import __version__
-from pitcli.errors import RunError
-from pitcli.runs.files import write_file
-from pitcli.runs.manifest import Strict, seal
+from pitcli.runs.manifest import Strict
+from pitcli.runs.sealed import read_sealed, write_sealed
 
 CALIBRATION = "calibration.json"
 
@@ -46,22 +44,10 @@ class Calibration(Strict):
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    sealed = {**calibration.model_dump(mode="json"), "seal": seal(calibration)}
-    write_file(folder / CALIBRATION, json.dumps(sealed, indent=1))
+    write_sealed(folder / CALIBRATION, calibration)
 
 
 def read_calibration(folder: Path) -> Calibration | None:
     """The calibration of a run, None if it has none; RunError if the file was changed."""
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return None
-    try:
-        sealed = json.loads(path.read_bytes())
-        found = sealed.pop("seal")
-        calibration = Calibration.model_validate(sealed)
-    # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path}: damaged; run pit calibrate again") from error
-    if found != seal(calibration):
-        raise RunError(f"{path}: changed since it was written; run pit calibrate again")
-    return calibration
+    remedy = "; run pit calibrate again"
+    return read_sealed(folder / CALIBRATION, Calibration, damaged=remedy, remedy=remedy)

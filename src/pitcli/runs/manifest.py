@@ -1,7 +1,5 @@
 """The manifest of a run: its settings, inputs, results and the digests of its files, sealed against changes."""
 
-import hashlib
-import json
 import platform
 import re
 from importlib.metadata import version
@@ -12,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pitcli import __version__
 from pitcli.errors import RunError
-from pitcli.runs.files import file_digest, write_file
+from pitcli.runs.files import file_digest
+from pitcli.runs.sealed import read_sealed, write_sealed
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.values import is_command, split_commas
 
@@ -119,24 +118,8 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a run, finished or not, its files not verified; None if there is none."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        sealed = json.loads(path.read_bytes())
-        found = sealed.pop("seal")
-        manifest = Manifest.model_validate(sealed)
-    # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path}: damaged, or not a manifest of this version of pit") from error
-    if found != seal(manifest):
-        raise RunError(f"{path}: changed since it was written")
-    return manifest
+    return read_sealed(folder / MANIFEST, Manifest, ", or not a manifest of this version of pit")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_file(folder / MANIFEST, json.dumps({**manifest.model_dump(mode="json"), "seal": seal(manifest)}, indent=1))
-
-
-def seal(model: BaseModel) -> str:
-    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()
+    write_sealed(folder / MANIFEST, manifest)
