@@ -1,0 +1,54 @@
+"""pit in bf16 against pit in fp32 on a CPU: python benchmarks/dtypes.py [--stages sft,gap,rl,improve] [--pairs 5]
+
+One process loads SmolLM2 in both types and alternates their steps, so that whatever else the machine does meets both.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from cost_steps import STEPS, with_roles
+from flops import llama_shape
+from matmul import DTYPES
+
+from pitcli.engine.models.bases import resolve_base
+from pitcli.engine.models.loading import load_base
+from pitcli.settings.base import LoraSettings
+
+SIZES = {
+    "sft": {"length": 512, "rows": 8},
+    "gap": {"length": 512, "rows": 2},
+    "rl": {"length": 256, "k": 4},
+    "improve": {"length": 256, "rows": 8},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", default=",".join(SIZES))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--model", default="smollm2")
+    options = parser.parse_args()
+    folder = resolve_base(options.model)
+    shape = llama_shape(json.loads((folder / "config.json").read_text()), LoraSettings().lora_rank)
+    models = {
+        name: with_roles(load_base(folder, False, torch.device("cpu"), dtype), False) for name, dtype in DTYPES.items()
+    }
+    for stage in options.stages.split(","):
+        request = {"device": "cpu", **SIZES[stage]}
+        steps = {name: STEPS[stage](model, request, shape)[0] for name, model in models.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for pair in range(options.pairs + 1):  # the first pair warms up
+            for name in list(steps)[:: -1 if pair % 2 else 1]:
+                start = time.perf_counter()
+                steps[name]({})
+                seconds[name].append(time.perf_counter() - start)
+        ratios = sorted(fp32 / bf16 for fp32, bf16 in zip(seconds["fp32"][1:], seconds["bf16"][1:], strict=True))
+        medians = ", ".join(f"{name} {statistics.median(times[1:]):.2f} s" for name, times in seconds.items())
+        print(f"{stage}: {medians}; {ratios[0]:.2f}, {statistics.median(ratios):.2f}, {ratios[-1]:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
