@@ -147,3 +147,10 @@ def test_meeting_all_is_more_than_a_good_grade() -> None:
     instructions = [{"kind": "no_comma"}, {"kind": "end_question"}]
     assert meets_all("Do you like it?", instructions)
     assert not meets_all("Yes, I like it.", instructions)
+
+
+@pytest.mark.parametrize("text", ["", "Hi", "!!!", "# A heading", "One sentence. And another one", "\n\n* a\n* b\n"])
+def test_authors_can_edit_texts_that_are_too_short(text: str) -> None:
+    """Some samples of a small model hold a sentence or none, and nothing that could be added."""
+    for request in drawn(600, "test", 2):
+        edited(request.row(), [text], 0, 1.0, random.Random(0))

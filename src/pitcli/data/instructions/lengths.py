@@ -126,7 +126,8 @@ class ParagraphFirstWord(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         parts = in_paragraphs(text, params["n"], author)
         which = params["which"] - 1
-        parts[which] = begin(parts[which], params["word"])
+        if which < len(parts):  # there may have been too few sentences for n paragraphs
+            parts[which] = begin(parts[which], params["word"])
         return "\n\n".join(parts)
 
 
