@@ -13,8 +13,9 @@ from pitcli.settings.commands import COMMANDS
 STUDIES = Path(__file__).parents[1] / "examples" / "studies"
 sys.path.insert(0, str(STUDIES))
 import project  # noqa: E402
+import steps  # noqa: E402
 
-NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "project")
+NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in ("project", "steps", "changes"))
 
 
 def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
@@ -43,11 +44,11 @@ def settings(command: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_of_a_study_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     systems, evaluations = study(name, monkeypatch)
-    scale = project.TINY
+    scale = steps.TINY
     made = set()
     for step in [
-        *project.base_steps(scale, 3),
-        *(s for system in systems for s in project.system_steps(scale, 3, system)),
+        *steps.base_steps(scale, 3),
+        *(s for system in systems for s in steps.system_steps(scale, 3, system)),
     ]:
         config = settings(step.removeprefix("pit "))
         made.add(str(getattr(config, "output", "")))
@@ -63,11 +64,11 @@ def test_every_command_of_a_study_is_valid(name: str, monkeypatch: pytest.Monkey
 
 def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
-    steps = project.base_steps(project.real(args), 3)
-    assert all("--max-length 99 --max-steps 9" in step for step in steps if "sft" in step.split()[1:2])
-    assert not any("--max-steps" in step for step in steps if "runs/judge" in step)  # the judge uses its whole fold
-    assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in steps) == 1
-    for step in steps:
+    commands = steps.base_steps(steps.real(args), 3)
+    assert all("--max-length 99 --max-steps 9" in step for step in commands if "sft" in step.split()[1:2])
+    assert not any("--max-steps" in step for step in commands if "runs/judge" in step)  # the judge uses its whole fold
+    assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in commands) == 1
+    for step in commands:
         settings(step.removeprefix("pit "))
 
 

@@ -144,17 +144,17 @@ def test_the_text_of_a_control_token_is_detected(chat: ChatFormat) -> None:
 
 def test_the_largest_id_of_a_conversation(tiny_chat: ChatFormat, tiny_folder: Any) -> None:
     """A special token that the template does not use cannot occur: Gemma's image token has no embedding."""
-    assert tiny_chat.largest_id() == 410
+    assert tiny_chat.largest_id() == 437
     tokenizer = load_tokenizer(tiny_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    assert ChatFormat(tokenizer).largest_id() == 410
+    assert ChatFormat(tokenizer).largest_id() == 437
     tokenizer.add_tokens(["<word>"])
-    assert ChatFormat(tokenizer).largest_id() == 412
+    assert ChatFormat(tokenizer).largest_id() == 439
     tokenizer.add_special_tokens({"pad_token": "<padding>"})
-    assert ChatFormat(tokenizer).largest_id() == 413
+    assert ChatFormat(tokenizer).largest_id() == 440
     tokenizer.add_special_tokens({"additional_special_tokens": ["<system>"]})
     tokenizer.chat_template = tokenizer.chat_template.replace("<|", "<").replace("|>", ">")
-    assert ChatFormat(tokenizer).largest_id() == 414
+    assert ChatFormat(tokenizer).largest_id() == 441
 
 
 def test_padding_is_not_the_stop_token(tiny_chat: ChatFormat, smollm2_chat: ChatFormat) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pitcli.engine.models import bases
 from pitcli.engine.models.opening import open_base
 from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
@@ -21,6 +22,8 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    locate = bases._locate
+    monkeypatch.setattr(bases, "_locate", lambda base: FIXTURE / "base" if base == "tiny" else locate(base))
     return tmp_path
 
 

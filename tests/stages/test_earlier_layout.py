@@ -1,8 +1,9 @@
 """Runs and rows written before the present layout (commit c6b6764) still load, verify and give the same rows.
 
-They were made from 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1; `runs/interrupted` is `runs/rl`, killed in
-its sixth step. Their adapters name the base `tiny`; the old code wrote the path of its folder instead. On the machine
-that made them, the rows are equal byte for byte; other processors round gaps differently.
+They were made from 40 synthetic pairs and 11 drafts with OMP_NUM_THREADS=1, on `base`, the tiny base of that time;
+`runs/interrupted` is `runs/rl`, killed in its sixth step. Their adapters name the base `tiny`; the old code wrote the
+path of its folder instead. On the machine that made them, the rows are equal byte for byte; other processors round gaps
+differently.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pitcli import cli
+from pitcli.engine.models import bases
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
 IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 3 --temperature 0 --max-new-tokens 24"
@@ -26,6 +28,8 @@ RL = (
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    locate = bases._locate
+    monkeypatch.setattr(bases, "_locate", lambda base: FIXTURE / "base" if base == "tiny" else locate(base))
     return tmp_path
 
 

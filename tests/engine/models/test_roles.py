@@ -423,6 +423,7 @@ def test_a_run_on_the_same_base_is_accepted(tiny_folder: Path, tiny_chat: ChatFo
     ("changes", "settings", "problem"),
     [
         ({"digest": "0" * 64}, {}, "trained on the base other (000000000000), not on tiny"),
+        ({"digest": "0" * 64, "name": "tiny"}, {}, "it has changed since; train the run again"),
         ({"template": "0" * 64}, {}, "trained with another chat template"),
         ({"load_in_4bit": False}, {"load_in_4bit": True}, "trained with --no-load-in-4bit"),
         ({"load_in_4bit": True}, {"load_in_4bit": False}, "trained with --load-in-4bit"),

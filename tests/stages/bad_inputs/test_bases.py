@@ -37,14 +37,14 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(
 ) -> None:
     def add(tokenizer: dict[str, Any]) -> None:
         tokenizer["added_tokens"].append(
-            {**tokenizer["added_tokens"][0], "id": 411, "content": "<x>", "special": False}
+            {**tokenizer["added_tokens"][0], "id": 438, "content": "<x>", "special": False}
         )
 
     base = tiny_with(tmp_path, tiny_folder, {"tokenizer.json": add})
     assert pit("train-reward", "pairs.jsonl", "--model", str(base)) == 2
     err = capfd.readouterr().err
     assert err.startswith(f"error: --model: {base}: ")
-    assert "model.resize_token_embeddings(412)" in err
+    assert "model.resize_token_embeddings(439)" in err
 
 
 def test_a_base_without_a_context_length_needs_max_length(

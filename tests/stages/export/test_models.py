@@ -178,7 +178,7 @@ def test_a_wrong_merge_is_not_written(
     merged_weights = merging.merged_weights
 
     def scaled(*arguments: Any) -> dict[str, torch.Tensor]:
-        return {name: weight * -wrong for name, weight in merged_weights(*arguments).items()}
+        return {name: weight.flip(0) * -wrong for name, weight in merged_weights(*arguments).items()}
 
     monkeypatch.setattr(export, "merged_weights", scaled)
     pit(f"export runs/{run} --out {tmp_path}/model --dtype fp32", code=3)

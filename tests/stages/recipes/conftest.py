@@ -21,7 +21,7 @@ stages:
     sft: {data: data/sft.jsonl, role: policy, max_steps: 1}
   - train-reward: {data: data/reward.jsonl}
   - sft: {data: data/sft.jsonl, micro_batch_size: 2}
-  - rl: {data: data/rl.jsonl, curriculum: true, rollout_max_new_tokens: 4}
+  - rl: {data: data/rl.jsonl, curriculum: true, force: true, rollout_max_new_tokens: 4}
   - sample: {data: data/test.jsonl, output: rows/drafts.jsonl, max_rows: 4}
   - improve: {input: rows/drafts.jsonl, output: improved.jsonl, max_iters: 1}
   - evaluate: {input: pit=improved.jsonl, judge: oracle, out: evaluation, draws: 100}

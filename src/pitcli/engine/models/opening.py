@@ -135,9 +135,13 @@ def refuse_other_bases(identity: BaseIdentity, earlier: Sequence[EarlierRun]) ->
     for run in earlier:
         other = run.manifest.base
         if other.digest != identity.digest:
+            same_name = other.name == identity.name
+            remedy = (
+                "it has changed since; train the run again" if same_name else f"use --model {other.name} or another run"
+            )
             problems.append(
                 f"{run.folder}: trained on the base {other.name} ({other.digest[:12]}), not on {identity.name} "
-                f"({identity.digest[:12]}); use --model {other.name} or another run"
+                f"({identity.digest[:12]}); {remedy}"
             )
         elif other.template != identity.template:
             problems.append(f"{run.folder}: trained with another chat template; train it again")

@@ -1,0 +1,41 @@
+"""The ablation of the mends of training: each system is the shipped one with one setting changed."""
+
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """Settings added to the shipped ones of each command. A command whose settings do not change is not run again.
+
+    rl: of `pit rl`. use: of `pit improve`. labels: train the gap model also on pairs of the improver's own texts, which
+    the oracle labels.
+    """
+
+    sft: str = ""
+    reward: str = ""
+    rl: str = ""
+    use: str = ""
+    labels: bool = False
+
+    def reward_run(self) -> str:
+        """The name of the run of the gap model; changes that train the same one share it."""
+        return "reward" + "-labels" * self.labels + self.reward.replace(" ", "-")
+
+
+MEMBERS = "--members 3"
+CHANGES = {
+    "shipped": Change(),
+    "head-rate-1": Change(reward="--head-rate 1"),
+    "rates-2e-4": Change(
+        sft="--learning-rate 2e-4", reward="--learning-rate 2e-4 --head-rate 1", rl="--learning-rate 2e-4"
+    ),
+    "reference-temperature-1": Change(rl="--reference-temperature 1"),
+    "penalty-in-logits": Change(rl="--eos-penalty-unit one"),
+    "pointwise": Change(reward="--gap-loss pointwise"),
+    "members": Change(reward=MEMBERS),
+    "members-least": Change(reward=MEMBERS, rl="--gap-bound min", use="--gap-bound min"),
+    "members-lcb": Change(reward=MEMBERS, rl="--gap-bound lcb", use="--gap-bound lcb"),
+    "average": Change(reward=f"{MEMBERS} --average"),
+    "width-4": Change(use="--width 4"),
+    "stage-best": Change(rl="--curriculum-stages dataset,policy,best"),
+    "labels": Change(labels=True),
+}

@@ -1,0 +1,216 @@
+"""The `pit` commands of the studies: those of the shared runs of a seed, and those of the rows of each system."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from changes import CHANGES, Change
+
+
+class StudyScale(NamedTuple):
+    """Size and settings of a study: the tiny model on the synthetic task, or a real model on real pairs."""
+
+    model: str
+    prepare: str
+    drafts: str
+    sft: str
+    reward: str
+    rl: str
+    far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
+    decoding: str
+    temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
+    judge: str = ""  # real pairs only: settings of the judge, which is trained on its whole fold
+
+
+TINY = StudyScale(
+    model="tiny",
+    prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
+    drafts="--max-rows 500",
+    sft="--batch-size 32 --micro-batch-size 64",
+    reward="--batch-size 64 --micro-batch-size 64",
+    rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
+    " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
+    far="--max-steps 240 --learning-rate 4e-3",
+    decoding="--max-new-tokens 16",
+)
+
+
+def real(args: argparse.Namespace) -> StudyScale:
+    """Default settings for real pairs; the judge is trained on a separate fold."""
+    judge = f"--max-length {args.max_length}" if args.max_length else ""
+    limits = judge + (f" --max-steps {args.steps}" if args.steps else "")
+    return StudyScale(
+        model=args.model,
+        prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
+        drafts=f"--max-rows {args.rows}",
+        sft=limits,
+        reward=limits,
+        rl=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
+        far="",  # --steps sets the number of steps
+        decoding=f"--max-new-tokens {args.max_new_tokens}",
+        judge=judge,
+    )
+
+
+def base_steps(scale: StudyScale, seed: int) -> list[str]:
+    """The commands that make the data, the policy, the SFT improver, the gap model, and drafts of held-out prompts."""
+    model = f"--model {scale.model} --seed {seed}"
+    # real pairs are split with the same seed for all: no gap model of any seed may have seen the judge's fold
+    steps = [
+        f"pit prepare {scale.prepare} --seed {seed if scale.model == 'tiny' else 0} --out data",
+        f"pit sft --role policy --data data/sft.jsonl {model} {scale.sft}",
+        f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
+        f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
+        sample(scale, seed, "drafts", scale.temperature),
+    ]
+    if scale.model != "tiny":
+        # the judge's seed and rows differ from those of the gap model that RL and the stop rule use
+        steps.append(
+            f"pit train-reward --data data/judge.jsonl --model {scale.model} --seed {seed + 1000} --out runs/judge"
+            f" {scale.judge}"
+        )
+    return steps
+
+
+def sample(scale: StudyScale, seed: int, name: str, temperature: float | str) -> str:
+    shared = f"--seed {seed} {scale.decoding} --temperature {temperature}"
+    return f"pit sample --data data/test.jsonl {scale.drafts} --output {name}.jsonl {shared}"
+
+
+def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
+    references = f"--reference-temperature {scale.temperature}"
+    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
+
+
+def improve(scale: StudyScale, seed: int, name: str, settings: str, drafts: str = "drafts") -> str:
+    temperature = "" if "--temperature" in settings else f"--temperature {scale.temperature} "
+    shared = f"--seed {seed} {scale.decoding} {temperature}{settings}"
+    return f"pit improve --input {drafts}.jsonl --output {name}.jsonl {shared}"
+
+
+ONCE = "--stop none --max-iters 1"
+BEST_OF_4 = "--method best-of-n --max-iters 4"
+
+
+def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
+    """The commands that make NAME.jsonl, the rows of one system."""
+    kind, _, value = name.partition("@")
+    if kind == "change":
+        return changed_steps(scale, seed, name, CHANGES[value])
+    if kind in ("stage", "loss", "beta"):
+        return variant_steps(scale, seed, kind, value)
+    if value:
+        return steps_at(scale, seed, kind, value)
+    trained = rl(scale, seed, "rl", "--curriculum")
+    pit = [trained, improve(scale, seed, "pit", f"--run runs/rl {ONCE}")]
+    pit_stop = [trained, improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")]
+    steps = {
+        "pit": pit,
+        "sft-only": [improve(scale, seed, name, f"--run runs/sft {ONCE}")],
+        "resample": [improve(scale, seed, name, f"--method resample {ONCE}")],
+        "best-of-n": [*pit, improve(scale, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
+        "self-refine": [improve(scale, seed, name, f"--method self-refine {ONCE}")],
+        "rlhf": [
+            rl(scale, seed, "rlhf", "--role policy"),
+            improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}"),
+        ],
+        "pit-stop": pit_stop,
+        "pit-5": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 5")],
+        "best-of-n-stop": [*pit_stop, improve(scale, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl")],
+        "shuffled": [
+            *shuffled_reward(scale, seed),
+            rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
+            improve(scale, seed, name, f"--run runs/rl-shuffled {ONCE}"),
+        ],
+        "shuffled-best-of-n": [
+            *shuffled_reward(scale, seed),
+            improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
+        ],
+        "best-of-4": [improve(scale, seed, name, BEST_OF_4)],
+    }
+    return steps[kind]
+
+
+def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
+    """The commands that train a gap model on shuffled labels."""
+    return [
+        f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
+        f"pit train-reward --data data-shuffled/reward.jsonl --model {scale.model} --seed {seed}"
+        f" --out runs/reward-shuffled {scale.reward}",
+    ]
+
+
+def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:
+    """The commands that make the rows of a system named KIND@VALUE, which differs from `pit` in one setting."""
+    name = f"{kind}@{value}"
+    if kind == "stage":
+        run = f"rl-{value}"
+        steps = [rl(scale, seed, run, f"--curriculum-stages {value.replace('+', ',')}")]
+    elif kind == "loss":
+        run = f"rl-{value}"
+        steps = [
+            f"pit train-reward --data data/reward.jsonl --model {scale.model} --seed {seed} --gap-loss {value}"
+            f" --out runs/reward-{value} {scale.reward}",
+            rl(scale, seed, run, f"--curriculum --reward runs/reward-{value}"),
+        ]
+    else:
+        run = f"rl-beta-{value}"
+        steps = [rl(scale, seed, run, f"--curriculum --kl-coef {value} {scale.far}")]
+    return [*steps, improve(scale, seed, name, f"--run runs/{run} {ONCE}")]
+
+
+def changed_steps(scale: StudyScale, seed: int, name: str, change: Change) -> list[str]:
+    """The commands that make NAME.jsonl, three iterations of each draft, and NAME-stop.jsonl, with the learned stop."""
+    kind = name.partition("@")[2]
+    sft = f"runs/sft-{kind}" if change.sft else "runs/sft"
+    reward = f"runs/{change.reward_run()}"
+    run = f"rl-{kind}" if change.sft or change.reward or change.rl or change.labels else "rl"
+    model = f"--model {scale.model} --seed {seed}"
+    steps, data = [], "data/reward.jsonl"
+    if change.labels:
+        steps += own_pairs(scale, seed)
+        data += ",pairs-own.jsonl"
+    if change.sft:
+        steps.append(f"pit sft --role improver --data data/sft.jsonl {model} --out {sft} {scale.sft} {change.sft}")
+    if reward != "runs/reward":
+        steps.append(f"pit train-reward --data {data} {model} --out {reward} {scale.reward} {change.reward}")
+    stages = "" if "--curriculum-stages" in change.rl else "--curriculum"
+    earlier = "" if run == "rl" else f" --sft {sft} --reward {reward} {change.rl}"
+    use = f"--run runs/{run} {change.use}"
+    return [
+        *steps,
+        rl(scale, seed, run, f"{stages}{earlier}"),
+        improve(scale, seed, name, f"{use} --stop none --max-iters 3"),
+        improve(scale, seed, f"{name}-stop", f"{use} --max-iters 5"),
+    ]
+
+
+def own_pairs(scale: StudyScale, seed: int) -> list[str]:
+    """The commands that make pairs-own.jsonl: improvements of drafts for prompts of RL, labelled by the oracle."""
+    drafts = f"--max-rows 300 --output rl-drafts.jsonl --seed {seed} {scale.decoding} --temperature {scale.temperature}"
+    return [
+        rl(scale, seed, "rl", "--curriculum"),
+        f"pit sample --data data/rl.jsonl {drafts}",
+        improve(scale, seed, "rl-improved", "--run runs/rl --stop none --max-iters 3", "rl-drafts"),
+        "pit label --judge oracle --input rl-improved.jsonl --output pairs-own.jsonl",
+    ]
+
+
+def steps_at(scale: StudyScale, seed: int, kind: str, temperature: str) -> list[str]:
+    """The commands that make the rows of KIND@TEMPERATURE: drafts and method at this temperature."""
+    drafts = f"drafts@{temperature}"
+    settings = {
+        "pit": f"--run runs/rl {ONCE}",
+        "resample": f"--method resample {ONCE}",
+        "best-of-n": f"--method best-of-n --equal-tokens pit@{temperature}.jsonl",
+    }
+    kinds = ["pit"] if kind == "pit" else ["pit", kind]  # best-of-n reads the rows of pit
+    return [
+        rl(scale, seed, "rl", "--curriculum"),
+        sample(scale, seed, drafts, temperature),
+        *(
+            improve(scale, seed, f"{k}@{temperature}", f"{settings[k]} --temperature {temperature}", drafts)
+            for k in kinds
+        ),
+    ]
