@@ -13,13 +13,16 @@ if __name__ == "__main__":
             "best-of-n-stop",
             "resample",
             "rlhf",
+            "rlhf-best-of-n",
+            "pit-on-rlhf",
             "shuffled",
             "shuffled-best-of-n",
             "best-of-4",
         ],
         [
             f"--input=pit,best-of-n,sft-only,resample,rlhf {CONTROLS} --out=main-one-iteration",
-            f"--input=pit-stop,best-of-n-stop,sft-only,resample {CONTROLS} --out=main-learned-stop",
+            f"--input=pit-stop,best-of-n-stop,sft-only,resample,rlhf,rlhf-best-of-n {CONTROLS} --out=main-learned-stop",
+            "--input=pit-on-rlhf --out=main-on-rlhf",
         ],
         real_only=("self-refine",),
     )

@@ -105,22 +105,28 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     trained = rl(scale, seed, "rl", "--curriculum")
     pit = [trained, improve(scale, seed, "pit", f"--run runs/rl {ONCE}")]
     pit_stop = [trained, improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")]
+    rlhf = rl(scale, seed, "rlhf", "--role policy")
     steps = {
         "pit": pit,
         "sft-only": [improve(scale, seed, name, f"--run runs/sft {ONCE}")],
         "resample": [improve(scale, seed, name, f"--method resample {ONCE}")],
         "best-of-n": [*pit, improve(scale, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
         "self-refine": [improve(scale, seed, name, f"--method self-refine {ONCE}")],
-        "rlhf": [
-            rl(scale, seed, "rlhf", "--role policy"),
-            improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}"),
+        "rlhf": [rlhf, improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}")],
+        "rlhf-best-of-n": [
+            *(rlhf, *pit_stop),
+            improve(scale, seed, name, "--policy runs/rlhf --method best-of-n --equal-tokens pit-stop.jsonl"),
+        ],
+        "pit-on-rlhf": [
+            *(rlhf, trained, f"{sample(scale, seed, 'drafts-rlhf', scale.temperature)} --policy runs/rlhf"),
+            improve(scale, seed, name, "--run runs/rl --max-iters 5", "drafts-rlhf"),
         ],
         "pit-stop": pit_stop,
         "pit-5": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 5")],
         "best-of-n-stop": [*pit_stop, improve(scale, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl")],
         "shuffled": [
             *shuffled_reward(scale, seed),
-            rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled"),
+            rl(scale, seed, "rl-shuffled", "--curriculum --reward runs/reward-shuffled --force"),
             improve(scale, seed, name, f"--run runs/rl-shuffled {ONCE}"),
         ],
         "shuffled-best-of-n": [
