@@ -20,8 +20,8 @@ RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 SIZES = ("prepare.synthetic=8000", "sample.max_rows=500", "rl.max_steps=120")
 COLUMNS = 80
 HEADS = ("prompt", "draft", "improved")
+WIDTH = 10  # of the heads
 SHOWN = 3  # rows
-SEPARATOR = "  "
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def ending(out: Path, figures: dict[str, Any]) -> Iterator[str]:
         f"{figures['wins']} better, {figures['ties']} equal, {figures['losses']} worse: "
         f"delta (better% - worse%) {figures['delta']:+.1f} [{low:+.1f}, {high:+.1f}]"
     )
-    yield from table_of_rows(changed_rows(out / "improved.jsonl"))
+    yield from shown_rows(changed_rows(out / "improved.jsonl"))
     yield f"report (open it in a browser): {here(out / 'evaluation' / 'report.html')}"
     yield f"next, with your own data (pit is {here(Path(sys.executable).with_name('pit'))}):"
     yield "  pit train-reward --data pairs.jsonl                # prompt, chosen, rejected"
@@ -71,21 +71,17 @@ def ending(out: Path, figures: dict[str, Any]) -> Iterator[str]:
 
 
 def changed_rows(file: Path) -> list[tuple[str, ...]]:
-    """Prompt, draft and improved response of the first rows that changed; rows that fit a line come first."""
+    """Prompt, draft and improved response of the first rows that changed; rows that fit come first."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     texts = [(row["prompt"], row["original_response"], row["response"]) for row in rows]
     changed = [tuple(visible(" ".join(text.split())) for text in row) for row in texts if row[1] != row[2]]
-    return sorted(changed, key=lambda row: len(SEPARATOR.join(row)) > COLUMNS)[:SHOWN]
+    return sorted(changed, key=lambda row: max(map(len, row)) > COLUMNS - WIDTH)[:SHOWN]
 
 
-def table_of_rows(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Aligned columns; the widest are truncated until all fit."""
-    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
-    while sum(widths) + len(SEPARATOR) * (len(widths) - 1) > COLUMNS:
-        widths[widths.index(max(widths))] -= 1
-    for row in (HEADS, *rows):
-        cells = (truncated(text, width).ljust(width) for text, width in zip(row, widths, strict=True))
-        yield SEPARATOR.join(cells).rstrip()
+def shown_rows(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Three lines per row, truncated to fit."""
+    for row in rows:
+        yield from (f"{head:{WIDTH}}{truncated(text, COLUMNS - WIDTH)}" for head, text in zip(HEADS, row, strict=True))
 
 
 def truncated(text: str, width: int) -> str:

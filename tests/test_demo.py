@@ -41,10 +41,15 @@ def test_the_ending_is_what_a_newcomer_must_know(tmp_path: Path, monkeypatch: py
     assert lines == [
         "originals -> improved: mean quality 0.772 -> 0.928",
         "360 better, 78 equal, 62 worse: delta (better% - worse%) +59.6 [+54.2, +64.8]",
-        "prompt                      draft         improved",
-        "Write 3 foods. First cow.   cow jam       cow jam pie",
-        "Write 3 colors. Avoid red.  red blue tan  gold blue tan",
-        "Write 3 animals. Last pie.  ant pie       ant bat pie",
+        "prompt    Write 3 foods. First cow.",
+        "draft     cow jam",
+        "improved  cow jam pie",
+        "prompt    Write 5 animals. Include gold. Avoid cat. Last pump.",
+        "draft     cat dog red gold pump",
+        "improved  ant dog fox gold pump",
+        "prompt    Write 3 colors. Avoid red.",
+        "draft     red blue tan",
+        "improved  gold blue tan",
         "report (open it in a browser): runs/demo/evaluation/report.html",
         "next, with your own data (pit is .venv/bin/pit):",
         "  pit train-reward --data pairs.jsonl                # prompt, chosen, rejected",
@@ -59,12 +64,12 @@ def test_the_ending_is_what_a_newcomer_must_know(tmp_path: Path, monkeypatch: py
 def test_rows_that_are_few_long_or_hostile_stay_aligned_in_80_columns(
     rows: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
-    head, *shown = demo.table_of_rows(demo.changed_rows(improved(tmp_path, rows) / "improved.jsonl"))
-    assert len(shown) == (rows[0][1] != rows[0][2])
-    starts = [head.index(name) for name in demo.HEADS]
+    shown = list(demo.shown_rows(demo.changed_rows(improved(tmp_path, rows) / "improved.jsonl")))
+    assert len(shown) == 3 * (rows[0][1] != rows[0][2])
     for line in shown:
         assert len(line) <= 80
-        assert all(line[start - 1] == " " and line[start] != " " for start in starts[1:])
+        assert line[: demo.WIDTH].rstrip() in demo.HEADS
+        assert line[demo.WIDTH] != " "
         assert "\x1b" not in line
 
 
