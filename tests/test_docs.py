@@ -109,6 +109,7 @@ def test_commands_of_readme_and_guide_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets |= {f"study-{path.stem}" for path in (ROOT / "examples" / "studies").glob("*.py")}
     text = page.read_text()
     code = [*re.findall(r"`([^`\n]+)`", text), *(line for block in fenced(text, "sh") for line in block.splitlines())]
     named = {name for line in code for name in re.findall(r"^make ([a-z][\w-]*)", line)}
