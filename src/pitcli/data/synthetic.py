@@ -55,7 +55,9 @@ def parse_task(prompt: str) -> WordListTask:
     head = re.match(r"Write (\d+) (\w+)\.", prompt)
     if not head or head[2] not in TOPICS:
         raise ValueError(f"expected a prompt of the synthetic task, got {prompt[:60]!r}")
-    words = {name.lower(): (one, two) if two else (one,) for name, one, two in _DEMAND.findall(prompt)}
+    words: dict[str, tuple[str, ...]] = {
+        name.lower(): (one, two) if two else (one,) for name, one, two in _DEMAND.findall(prompt)
+    }
     return WordListTask(int(head[1]), head[2], words)
 
 
@@ -73,7 +75,7 @@ def met(task: WordListTask, response: str) -> dict[str, bool]:
         "last": words[-1:] == list(task.words.get("last", ())),
         "include": task.words.get("include", ("",))[0] in words,
         "avoid": task.words.get("avoid", ("",))[0] not in words,
-        "after": task.words.get("after") in pairwise(words),
+        "after": task.words.get("after", ()) in list(pairwise(words)),
     }
     return {name: bool(words) and found[name] for name in task.demands()}
 
