@@ -3,8 +3,9 @@
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from subprocess import PIPE, Popen
 from typing import Any
 
@@ -55,19 +56,38 @@ def output_of(name: str, rows: Sequence[dict[str, Any]]) -> str:
     It has a session of its own, so that Ctrl-C stops pit first, which saves its work and then ends the command.
     """
     lines = "".join(encode(row) + "\n" for row in rows)
-    command = name.removeprefix(COMMAND)
-    with Popen(command, shell=True, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
-        try:
-            out, err = process.communicate(lines.encode())
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
+    with started(name.removeprefix(COMMAND)) as process:
+        out, err = process.communicate(lines.encode())
     if process.returncode:
         last = (err.decode(errors="replace").strip().splitlines() or ["nothing on stderr"])[-1]
         ended = f"exit code {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
         raise RunError(f"{name}: the program ended with {ended}: {last[:SHOWN_CHARACTERS]}")
     return out.decode(errors="replace")
+
+
+@contextmanager
+def started(command: str) -> Iterator[Popen[bytes]]:
+    """Start a shell command in a session of its own; an exception, Ctrl-C too, ends it and all that it started.
+
+    Another thread starts it: Ctrl-C interrupts only the main thread, so no process is lost between its start and its
+    assignment.
+    """
+    running: list[Popen[bytes]] = []
+
+    def start() -> None:
+        running.append(Popen(command, shell=True, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True))
+
+    with ThreadPoolExecutor(1) as starter:
+        starter.submit(int).result()  # its thread runs before anything is started, so shutdown waits for it
+        try:
+            starter.submit(start).result()
+            yield running[0]
+        except BaseException:
+            starter.shutdown()
+            for process in running:
+                with process, suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def parsed_scores(name: str, output: str, expected: int) -> list[float]:
