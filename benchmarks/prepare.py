@@ -17,8 +17,8 @@ from random_models import model_of
 from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES, SEED, Sizes
 
 from pitcli.data.examples import fitting_pairs, sft_examples
-from pitcli.data.formats import load_pairs
 from pitcli.data.long_rows import Limit
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat, Example

@@ -20,12 +20,12 @@ with training_panel("training [b]", 6, ("loss", "kl", "accuracy"), rows, 8) as s
 """
 
 
-def on_terminal(end: str = "pass", columns: int = 80, **environment: str) -> tuple[int, str]:
-    """The exit code of the training above, and its output to the terminal on stderr."""
+def on_terminal(end: str = "pass", columns: int = 80, program: str = TRAINING, **environment: str) -> tuple[int, str]:
+    """The exit code of the training above or of another program, and its output to the terminal on stderr."""
     ours, theirs = pty.openpty()
     variables = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING.replace("END", end)],
+        [sys.executable, "-c", program.replace("END", end)],
         check=False,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -120,3 +120,32 @@ def test_a_pipe_gets_no_panel(force: str) -> None:
 )
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_mean(values: list[float], width: int, shown: str) -> None:
     assert sparkline(values, width) == shown
+
+
+CHANGES = """
+from pitcli.console import word_changes
+word_changes("a.jsonl:1\\x1b", [(" ", "one "), ("-", "two"), ("+", "2\\x1b[0m"), (" ", " three"), ("-", "")])
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "one \x1b[9;31mtwo\x1b[0m\x1b[1;32m2\\x1b[0m\x1b[0m three"),
+        ({"NO_COLOR": "1"}, "one [-two-]{+2\\x1b[0m+} three"),
+        ({"TERM": "dumb"}, "one [-two-]{+2\\x1b[0m+} three"),
+    ],
+    ids=["terminal", "NO_COLOR", "dumb"],
+)
+def test_word_changes_are_in_colour_or_in_brackets(environment: dict[str, str], expected: str) -> None:
+    """Escapes of the texts themselves are shown, not executed."""
+    _, sent = on_terminal(program=CHANGES, **environment)
+    lines = sent.replace("\r", "").splitlines()
+    assert "a.jsonl:1\\x1b" in lines[0]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", lines[1]) if environment else lines[1]
+    assert plain == expected
+
+
+def test_word_changes_without_a_terminal_are_in_brackets() -> None:
+    done = subprocess.run([sys.executable, "-c", CHANGES], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "a.jsonl:1\\x1b\none [-two-]{+2\\x1b[0m+} three\n\n")

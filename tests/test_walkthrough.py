@@ -32,10 +32,11 @@ WALKS = {"README": Walk([ROOT / "README.md"], 24), "start": Walk([DOCS / "start.
 
 
 class Line(NamedTuple):
-    """A line of shell: the arguments of `pit`, the file on its stdin, and the file that its stdout goes to."""
+    """A line of shell: the arguments of `pit`, the file or the text on its stdin, and the file that its stdout goes to."""
 
     command: list[str]
     stdin: str | None
+    text: str | None
     stdout: str | None
 
 
@@ -43,8 +44,11 @@ def lines(block: str) -> list[Line]:
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         source = re.match(r"cat (\S+) \| ", line)
+        text = re.match(r'echo "([^"]+)" \| ', line)
         target = re.search(r" > (\S+)", line)
-        found += [Line(command, source and source[1], target and target[1]) for command in commands(line)]
+        found += [
+            Line(command, source and source[1], text and text[1], target and target[1]) for command in commands(line)
+        ]
     return found
 
 
@@ -63,7 +67,7 @@ def walk(page: Path) -> list[Line]:
 
 @pytest.fixture
 def newcomer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with preference pairs as HH has them, rated responses, drafts for the README, and the recipes."""
+    """A folder with pairs as HH has them, rated rows, rows of no known format, drafts for the README, and recipes."""
     locate = bases._locate
     monkeypatch.setattr(bases, "_locate", lambda base: locate("tiny" if base == "smollm2" else base))
     monkeypatch.chdir(tmp_path)
@@ -77,6 +81,10 @@ def newcomer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         for row in rows:
             for field, rating in (("chosen", 4), ("rejected", 2)):
                 rated.write(json.dumps({"prompt": row["prompt"], "response": row[field], "helpfulness": rating}) + "\n")
+    with Path("rows.jsonl").open("w") as others:
+        for row in rows:
+            answers = [{"text": row["chosen"]}, {"text": row["rejected"]}]
+            others.write(json.dumps({"data": {"question": row["prompt"]}, "answers": answers}) + "\n")
     drafts = [{"prompt": row["prompt"], "response": row["rejected"]} for row in preference_rows(12, seed=2)]
     if name == "README":  # the guide makes its own
         Path("drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drafts))
@@ -91,7 +99,7 @@ def test_every_command_runs_as_written(
     walked = [line for page in WALKS[name].pages for line in walk(page)]
     assert len(walked) >= 3
     for line in walked:
-        typed = Path(line.stdin).read_text() if line.stdin else "1\n" * 1000  # to pit annotate: the first is better
+        typed = Path(line.stdin).read_text() if line.stdin else line.text or "1\n" * 1000  # to pit annotate: the first
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
         code = cli.main(line.command)
         out, err = capsys.readouterr()

@@ -15,7 +15,7 @@ from changes import CHANGES
 from project import run_study
 
 from pitcli.console import table
-from pitcli.data.formats import load_pairs
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import Comparison
 from pitcli.data.synthetic import quality
 from pitcli.evaluation.judge import Judge

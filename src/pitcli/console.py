@@ -3,7 +3,7 @@
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from statistics import fmean
@@ -236,12 +236,32 @@ def marked(parts: Sequence[tuple[str, bool]]) -> None:
     """Print one text in parts; marked parts are bold green, or between ⟦ and ⟧ if there are no colours."""
     from rich.text import Text
 
-    plain = _console().color_system is None
+    plain = not _has_colours()
     text = Text()
     for part, is_marked in parts:
         shown = visible(part)
         text.append(f"⟦{shown}⟧" if plain and is_marked else shown, "bold green" if is_marked else "")
     _console().print(text, soft_wrap=True)
+
+
+def word_changes(title: str, parts: Iterable[tuple[str, str]]) -> None:
+    """Print a text with its changes: removed parts (kind "-") in red, added ones ("+") in green.
+
+    Without colours (NO_COLOR, or stderr is not a terminal), they are between [- and -], and {+ and +}, as in git.
+    """
+    from rich.text import Text
+
+    text = Text.assemble((f"{visible(title)}\n", "bold"))
+    for kind, part in parts:
+        shown = visible(part)
+        if shown and kind != " " and not _has_colours():
+            shown = f"[-{shown}-]" if kind == "-" else f"{{+{shown}+}}"
+        text.append(shown, {"-": "red strike", "+": "bold green"}.get(kind, ""))
+    _console().print(text, "", sep="\n", soft_wrap=True)
+
+
+def _has_colours() -> bool:
+    return _console().color_system is not None and not _console().no_color
 
 
 def _shortened(text: str) -> str:

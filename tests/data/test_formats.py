@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.data.formats import iter_drafts, iter_questions, load_pairs, parse_draft, parse_pair
+from pitcli.data.bad_rows import REMEDY
+from pitcli.data.formats import iter_drafts, iter_questions, parse_draft
+from pitcli.data.pair_formats import parse_pair
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.reading import read_rows
 from pitcli.data.rows import Message, RowError
 from pitcli.data.strict_json import RowProblem
@@ -105,7 +108,11 @@ def test_ids_are_text_and_a_missing_one_comes_from_the_content():
     assert parse_pair({"id": 12345678901234567890123, **row}, "f", 1).id == "12345678901234567890123"
     # printf '[[["user","Hi"]],"A","B"]' | sha256sum | cut -c1-16
     assert parse_pair(row, "f", 1).id == "b070fdbb9d5ee05b"
-    assert parse_pair({"id": None, **row, "extra": 1}, "g", 2).id == "b070fdbb9d5ee05b"
+    for missing in (None, "", " "):
+        assert parse_pair({"id": missing, **row, "extra": 1}, "g", 2).id == "b070fdbb9d5ee05b"
+    for value, text in ((1.5, "1.5"), (True, "true"), (["a", 1], '["a", 1]'), (" x", " x")):
+        assert parse_pair({"id": value, **row}, "f", 1).id == text
+        assert parse_draft({"id": value, "prompt": "Hi", "response": "x"}, "f", 1).id == text
 
 
 P, C, R = {"prompt": "Hi"}, {"chosen": "A"}, {"rejected": "B"}
@@ -128,9 +135,6 @@ BAD_PAIRS = {
         "the prompt must end with a user",
     ),
     "same": ({**P, **C, "rejected": "A "}, "rejected", "the same text as chosen"),
-    "float id": ({"id": 1.5, **P, **C, **R}, "id", "expected text or a whole number, got 1.5"),
-    "boolean id": ({"id": True, **P, **C, **R}, "id", "expected text or a whole number, got true or false"),
-    "empty id": ({"id": " ", **P, **C, **R}, "id", "empty"),
     "unknown role": (
         {"prompt": [user("a"), {"role": "tool", "content": "b"}], **C, **R},
         "prompt[1].role",
@@ -215,14 +219,6 @@ BAD_PAIRS = {
         "missing, and rejected is not a transcript",
     ),
     "HH, no prompt": ({"chosen": "\n\nAssistant: A", "rejected": "\n\nAssistant: B"}, "prompt", "missing"),
-    "HH, split inside an answer": (
-        {
-            "chosen": "\n\nHuman: Hi\n\nAssistant: One\n\nAssistant: A",
-            "rejected": "\n\nHuman: Hi\n\nAssistant: One\n\nAssistant: B",
-        },
-        "chosen[1].role",
-        "the prompt must end",
-    ),
     "TRL, user as completion": (
         {**P, "chosen": [user("A")], **R},
         "chosen",
@@ -279,9 +275,9 @@ BAD_DRAFTS = {
     "number response": ({"prompt": "Hi", "response": 7}, "response", "expected text, got a number"),
     "empty response": ({"prompt": "Hi", "response": " "}, "response", "empty"),
     "messages as response": (
-        {"prompt": "Hi", "response": [assistant("x")]},
+        {"prompt": "Hi", "response": [user("x")]},
         "response",
-        "expected text, got an array",
+        "must end with an assistant turn",
     ),
     "empty prompt": ({"prompt": "", "response": "x"}, "prompt", "empty"),
     "misordered prompt": (
@@ -319,7 +315,7 @@ def test_all_errors_of_a_file_are_reported_at_once_in_order(tmp_path):
     with pytest.raises(InputError) as caught:
         load_pairs(path)
     locations = [problem.split(": ")[0] for problem in caught.value.problems]
-    assert locations == [f"{path}:2", f"{path}:3:prompt", f"{path}:5:rejected"]
+    assert locations == [f"{path}:2", f"{path}:3:prompt", f"{path}:5:rejected", REMEDY]
 
 
 @pytest.mark.parametrize(("bad", "last"), [(20, "rows.jsonl:20:prompt: empty"), (23, "and 3 more")])
@@ -338,12 +334,17 @@ def test_a_file_without_rows_is_refused(tmp_path, rows):
     assert caught.value.problems == [f"{path}: no rows"]
 
 
-def test_duplicate_ids_name_both_lines(tmp_path):
-    rows = [pair("a", id=7), pair("b"), pair("c", id="7"), pair("d", id=None), pair("e", id=None)]
-    path = write(tmp_path, *rows)
-    with pytest.raises(InputError) as caught:
-        load_pairs(path)
-    assert caught.value.problems == [f"{path}:3:id: duplicate of the id on line 1"]
+def test_pairs_with_one_id_are_all_read_and_keep_it(tmp_path):
+    rows = [pair("a", id=7), pair("b"), pair("c", id="7"), pair("d", id=7.0), pair("e", id=None), pair("a", "C", id=7)]
+    notes: Counter[str] = Counter()
+    loaded = load_pairs(write(tmp_path, *rows), notes=notes)
+    assert [(p.prompt[0].content, p.chosen, p.id) for p in loaded if p.id in ("7", "7.0")] == [
+        ("a", "A", "7"),
+        ("c", "A", "7"),
+        ("d", "A", "7.0"),
+        ("a", "C", "7"),
+    ]
+    assert (len(loaded), notes) == (6, {})
 
 
 def test_duplicate_rows_are_kept_once_and_pairs_in_both_orders_are_kept(tmp_path):
@@ -367,37 +368,26 @@ def test_drafts_after_bad_rows_are_still_read(tmp_path):
     assert [(error.line, error.field) for error in errors] == [(2, ""), (3, "response")]
 
 
-def test_a_draft_with_the_id_of_an_earlier_one_is_an_error_and_the_others_are_read(tmp_path):
-    errors: list[RowError] = []
-    rows = [
-        {"id": id, "prompt": "p", "response": f"r{index}"} for index, id in enumerate([7, "a", "7", None, None, "b"])
-    ]
-    drafts = [line for line, _ in iter_drafts(write(tmp_path, *rows), errors.append)]
-    assert drafts == [1, 2, 4, 5, 6]
-    assert [error[1:] for error in errors] == [
-        (3, "id", "duplicate of an earlier id; give each row its own id, or none")
-    ]
-
-
-def test_the_id_of_a_bad_row_can_be_used_again(tmp_path):
-    errors: list[RowError] = []
-    path = write(tmp_path, {"id": 1, "prompt": "", "response": "r"}, {"id": 1, "prompt": "p", "response": "r"})
-    assert [line for line, _ in iter_drafts(path, errors.append)] == [2]
-    assert [error.field for error in errors] == ["prompt"]
-
-
-def test_equal_drafts_without_ids_are_counted_and_all_are_read(tmp_path):
+def test_drafts_with_one_id_are_all_read(tmp_path):
     notes: Counter[str] = Counter()
-    rows = [{"prompt": "p", "response": "r"}] * 3 + [{"prompt": "p", "response": "r", "n": 1}]
-    assert len(list(iter_drafts(write(tmp_path, *rows), fail, notes))) == 4
-    assert notes == {"duplicate rows": 2}
+    rows = [
+        {"id": id, "prompt": "p", "response": f"r{index}"} for index, id in enumerate([7, "a", "7", None, None, 7.0])
+    ]
+    drafts = [(line, draft.row["id"]) for line, draft in iter_drafts(write(tmp_path, *rows), fail, notes)]
+    assert drafts == [(1, 7), (2, "a"), (3, "7"), (4, None), (5, None), (6, 7.0)]
+    assert not notes
 
 
-def test_questions_need_different_ids_too(tmp_path):
-    errors: list[RowError] = []
-    rows = [pair("a", id=1), pair("a", "C", id=1), pair("b")]
-    assert [line for line, _ in iter_questions(write(tmp_path, *rows), errors.append)] == [1, 3]
-    assert [(error.line, error.field) for error in errors] == [(2, "id")]
+def test_equal_drafts_are_counted_and_all_are_read(tmp_path):
+    notes: Counter[str] = Counter()
+    rows = [{"prompt": "p", "response": "r"}] * 3 + [{"id": i, "prompt": "p", "response": "r"} for i in (1, 2, 2)]
+    assert len(list(iter_drafts(write(tmp_path, *rows), fail, notes))) == 6
+    assert notes == {"duplicate rows": 3}
+
+
+def test_questions_may_share_an_id(tmp_path):
+    rows = [pair("a", id=1), pair("c", "C", id=1), pair("b")]
+    assert [line for line, _ in iter_questions(write(tmp_path, *rows), fail)] == [1, 2, 3]
 
 
 def test_a_draft_is_yielded_before_the_next_line_is_parsed(tmp_path):
@@ -432,14 +422,14 @@ def test_every_openassistant_prompt_becomes_turns():
 
 
 def test_several_files_are_read_one_after_another(tmp_path: Path) -> None:
-    """Ids need to be unique within a file only; errors name the file."""
+    """Errors name the file."""
     first, second = (str(tmp_path / name) for name in ("a.jsonl", "b.csv"))
     Path(first).write_text('{"id": "1", "prompt": "p", "chosen": "c", "rejected": "r"}\n')
     Path(second).write_text("id,prompt,chosen,rejected\n2,p,c,r\n1,q,c,r\n1,p,c,\n")
     notes: Counter[str] = Counter()
     with pytest.raises(InputError) as problem:
         load_pairs(f"{first}, {second}")
-    assert problem.value.problems == [f"{second}:4:rejected: empty"]
+    assert problem.value.problems == [f"{second}:4:rejected: empty", REMEDY]
     Path(second).write_text("id,prompt,chosen,rejected\n2,p,c,r\n1,q,c,r\n")
     pairs = load_pairs(f"{first},{second}", notes=notes)
     assert [(pair.id, pair.prompt[0].content, pair.file, pair.line) for pair in pairs] == [

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from pitcli.data.formats import iter_questions, load_pairs
+from pitcli.data.formats import iter_questions
 from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, recognise
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import Message
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.stages import prepare
+from tests.data.test_published_formats import LABELLED
 
 SYSTEM, USER, ASSISTANT = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))
 QUESTION = "How long should I boil an egg?"
@@ -115,6 +117,51 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]]
         (SYSTEM("Be kind."), USER(QUESTION)),
         {},
     ),
+    "Argilla": (
+        {"system": "", "input": QUESTION, "chosen": GOOD, "rejected": BAD},
+        "Argilla",
+        (USER(QUESTION),),
+        {},
+    ),
+    "ShareGPT with other names of roles": (
+        {
+            "conversation": [turn("Human", "Hi"), turn("ChatGPT", "Yes?"), turn("user", QUESTION)],
+            "chosen": {"role": "Assistant", "content": GOOD},
+            "rejected": turn("bard", BAD),
+        },
+        "ShareGPT, one conversation",
+        (USER("Hi"), ASSISTANT("Yes?"), USER(QUESTION)),
+        {},
+    ),
+    "Axolotl": (
+        {
+            "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": QUESTION}],
+            "chosen": {"role": "assistant", "content": GOOD},
+            "rejected": {"role": "assistant", "content": BAD},
+        },
+        "Axolotl, chat template",
+        (SYSTEM("Be kind."), USER(QUESTION)),
+        {},
+    ),
+    "ms-swift": (
+        {
+            "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": GOOD}],
+            "rejected_response": BAD,
+        },
+        "ms-swift, rejected_response",
+        (USER(QUESTION),),
+        {},
+    ),
+    "ms-swift with messages": (
+        {
+            "system": "Be kind.",
+            "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": GOOD}],
+            "rejected_messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": BAD}],
+        },
+        "ms-swift, rejected_messages",
+        (SYSTEM("Be kind."), USER(QUESTION)),
+        {},
+    ),
     "summarize-from-feedback": (
         comparison(POST),
         "summarize-from-feedback",
@@ -149,7 +196,8 @@ def test_a_published_row_is_recognised_and_round_trips(row, name, prompt, extra,
 
 def test_every_format_is_tested():
     elsewhere = {"HH transcripts / TRL, implicit prompt", "canonical / TRL preference", "HelpSteer-like ratings"}
-    assert {name for _, name, _, _ in ROWS.values()} | elsewhere == {known.name for known in FORMATS}
+    tested = {name for _, name, *_ in (*ROWS.values(), *LABELLED.values())}
+    assert tested | elsewhere == {known.name for known in FORMATS}
 
 
 def test_choice_is_the_index_of_the_better_summary():
@@ -189,17 +237,17 @@ BAD_ROWS = {
     "unknown sender": (
         {"conversations": [turn("tool", "x")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
         "conversations[0].from",
-        'expected human, gpt or system, got "tool"',
+        'expected system, user or assistant, got "tool"',
     ),
     "ShareGPT, no message": (
         {"conversations": "x", "chosen": "a", "rejected": "b"},
         "conversations",
         "expected messages",
     ),
-    "ShareGPT, text as completion": (
-        {"conversations": [turn("human", "x")], "chosen": "a", "rejected": turn("gpt", "b")},
+    "ShareGPT, number as completion": (
+        {"conversations": [turn("human", "x")], "chosen": 3, "rejected": turn("gpt", "b")},
         "chosen",
-        "expected a message with from and value, got text",
+        "expected text, got a number",
     ),
     "ShareGPT, gpt last": (
         {"conversations": [turn("gpt", "x")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pitcli.data import reading, strict_json
-from pitcli.data.formats import parse_draft, parse_pair
+from pitcli.data.formats import parse_draft
+from pitcli.data.pair_formats import parse_pair
 from pitcli.data.reading import read_rows, write_row
 from pitcli.data.rows import RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem
@@ -85,6 +86,8 @@ def test_a_bad_line_is_one_error_and_the_others_are_read(tmp_path, line, field, 
 GOOD_FILES = {
     "no final newline": (b'{"a": 1}\n{"a": 2}', [(1, {"a": 1}), (2, {"a": 2})], {}),
     "CRLF": (b'{"a": 1}\r\n{"a": 2}\r\n', [(1, {"a": 1}), (2, {"a": 2})], {}),
+    "returns": (b'\r{"a": 1}\r{"a": 2}', [(2, {"a": 1}), (3, {"a": 2})], {"blank lines": 1}),
+    "line ends of three kinds": (b'{"a": 1}\r{"a": 2}\r\n{"a": 3}\n', [(n, {"a": n}) for n in (1, 2, 3)], {}),
     "BOM": (b'\xef\xbb\xbf{"a": 1}\n', [(1, {"a": 1})], {"byte order mark": 1}),
     "blank lines": (b'\n{"a": 1}\n \t\r\n{"a": 2}\n\n', [(2, {"a": 1}), (4, {"a": 2})], {"blank lines": 3}),
     "U+2028": ('{"a": "x\u2028y\x85z"}\n'.encode(), [(1, {"a": "x\u2028y\x85z"})], {}),
@@ -330,3 +333,18 @@ def test_2000_mutated_rows_end_in_rows_or_in_errors_that_name_them(tmp_path):
     # Both outcomes occur: a changed letter in a text still parses, a changed quote does not.
     assert outcome["parsed"] > 150
     assert outcome["errors"] > 1000
+
+
+@pytest.mark.parametrize("limit", [8, 9, 10, 11, 12, 40])
+def test_lines_that_end_with_returns_may_lie_across_reads(limit: int) -> None:
+    text = b"one\rtwo\r\nthree\nfour\r\rfive\r\n"
+    assert list(reading.split_lines(io.BytesIO(text), limit)) == text.splitlines(keepends=True)
+    assert list(reading.split_lines(io.BytesIO(b"0123456789\r1" * 9), 20)) == (b"0123456789\r1" * 9).splitlines(True)
+    assert list(reading.split_lines(io.BytesIO(b"x" * 99 + b"\ny\n"), 20)) == [b"x" * 21, b"y\n"]
+
+
+def test_a_pointer_on_stdin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pointer = io.BytesIO(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(pointer))
+    with pytest.raises(InputError, match="<stdin>: a git-lfs pointer: run git lfs pull"):
+        list(read_rows("-", fail))

@@ -14,8 +14,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pitcli.data import sources
-from pitcli.data.formats import load_pairs, read_pairs
+from pitcli.data import csv_rows, sources
+from pitcli.data.pair_reading import load_pairs, read_pairs
 from pitcli.data.rows import RowError
 from pitcli.data.sources import open_rows
 from pitcli.errors import InputError
@@ -48,6 +48,10 @@ CSV = 'prompt,chosen,rejected,source\n"Naïve, or\nnot?","He said ""yes""",no,s\
         ("ROWS.CSV", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").replace("or\r\n", "or\n").encode()),
         ("rows.csv.gz", gzip.compress(CSV.encode())),
         ("rows.tsv", CSV.replace(",", "\t").replace("Naïve\t", "Naïve,").encode()),
+        ("semicolons.csv", b"\xef\xbb\xbf" + CSV.replace(",", ";").replace("Naïve;", "Naïve,").encode()),
+        ("tabs.csv", CSV.replace(",", "\t").replace("Naïve\t", "Naïve,").encode()),
+        ("spaces.csv", CSV.replace("prompt,chosen", " prompt, chosen ").encode()),
+        ("returns.csv", b"\r".join(CSV.encode().rsplit(b"\n", 2)).replace(b"source\n", b"source\r")),
     ],
 )
 def test_csv_gives_the_same_rows(name: str, content: bytes, tmp_path: Path) -> None:
@@ -69,7 +73,6 @@ UNUSABLE_CSV = {
     "quote left open": ('a,b\n1,2\n"3,4\n5,6\n', ":3: not CSV: unexpected end of data"),
     "bytes of another encoding": (b"a,b\n1,\xe9\n", ":2: not UTF-8: byte 0xe9 at byte 3"),
     "a duplicate name": ("a,b,a\n", ':1: duplicate field "a" in the header'),
-    "semicolons": ("a;b;c\n1;2;3\n", ':1: expected commas between fields, got one field "a;b;c"'),
 }
 
 
@@ -82,7 +85,7 @@ def test_csv_that_cannot_be_read_is_refused_with_one_error(content: bytes | str,
 
 
 def test_csv_lines_over_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(csv_rows, "MAX_LINE_BYTES", 100)
     with pytest.raises(InputError, match=":2: the line is longer than"):
         read(write(tmp_path / "rows.csv", "a,b\n" + "x" * 101 + ",y\n"))
 
@@ -109,15 +112,34 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     assert (pair.prompt[0].content, pair.chosen, pair.rejected) == ("p", "a", "b")
 
 
-def test_errors_in_parquet_name_the_number_of_the_row(tmp_path: Path) -> None:
-    rows = [{"a": 1.0, "b": b""}, {"a": float("nan"), "b": None}, {"a": 2.0, "b": None}]
-    path = parquet_of(tmp_path / "rows.parquet", rows)
-    found, errors, _ = read(path)
-    assert found == [(3, {"a": 2.0, "b": None})]
-    assert [error.partition(";")[0] for error in errors] == [
-        f"{path}:1:b: expected text or numbers, got bytes",
-        f"{path}:2:a: NaN, Infinity or a number too large",
+def test_what_json_cannot_hold_is_null_and_counted(tmp_path: Path) -> None:
+    """A column that nobody reads must not make a row unusable; bytes that are text are text."""
+    rows = [
+        {"a": 1.0, "b": "Naïve".encode(), "c": {"d": [float("inf")]}},
+        {"a": float("nan"), "b": b"\xff\xd8", "c": {"d": [1.5]}},
     ]
+    found, errors, notes = read(parquet_of(tmp_path / "rows.parquet", rows))
+    assert found == [(1, {"a": 1.0, "b": "Naïve", "c": {"d": [None]}}), (2, {"a": None, "b": None, "c": {"d": [1.5]}})]
+    assert errors == []
+    assert notes == {"values that are not finite numbers, read as null": 2, "values that are not text, read as null": 1}
+
+
+def test_errors_in_parquet_name_the_number_of_the_row(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "rows.parquet", [{"a": b"", "b": 1}, {"a": b"\0", "b": 2}, {"a": None, "b": 3}])
+    found, errors, _ = read(path)
+    assert [row["b"] for _, row in found] == [1, 3]
+    assert errors == [f"{path}:2:a: a NUL character"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.csv.gz", "a.tsv", "a.parquet"])
+def test_a_git_lfs_pointer_is_refused_with_its_remedy(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, POINTER)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}: a git-lfs pointer: run git lfs pull"
 
 
 def test_parquet_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,3 +65,5 @@ def test_text_without_spaces_has_a_length() -> None:
 
 def test_edit_size_is_the_share_of_words_that_changed() -> None:
     assert edit_size(Comparison((), "a b c d", "a b c x")) == pytest.approx(0.25)
+    assert edit_size(Comparison((), "猫在家里。", "猫在院里。")) == pytest.approx(1 / 5)
+    assert edit_size(Comparison((), "แมวดำ", "แมวดำ")) == 0

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import Comparison, Message
 from pitcli.errors import RunError
 from pitcli.evaluation.ask_judge import ask
-from pitcli.evaluation.judge_checks import validate
+from pitcli.evaluation.judge_checks import LabelledPairs, validate
 from tests.evaluation.constructed import SETTINGS, judge_of, pairs_file
 
 
@@ -32,7 +33,7 @@ def test_copies_and_reversed_comparisons_are_not_asked() -> None:
 def test_a_judge_without_a_verdict_on_any_labelled_pair_is_an_error(tmp_path: Path) -> None:
     file = pairs_file(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
     with pytest.raises(RunError, match="constructed: no verdict on any pair of"):
-        validate(judge_of(lambda c: None), file, by=None, settings=SETTINGS)
+        validate(judge_of(lambda c: None), LabelledPairs(file, load_pairs(file)), by=None, settings=SETTINGS)
 
 
 def test_a_judge_that_only_measures_length_does_not_beat_length(tmp_path: Path) -> None:
@@ -43,10 +44,11 @@ def test_a_judge_that_only_measures_length_does_not_beat_length(tmp_path: Path) 
     rows = [row for row in rows if row["chosen"].strip() != row["rejected"].strip()]
     file = pairs_file(tmp_path / "pairs.jsonl", rows)
     longer = judge_of(lambda c: 0.5 + 0.5 * np.sign(len(c.response) - len(c.reference_response)))
-    found = validate(longer, file, by="subset", settings=SETTINGS)
+    labelled = LabelledPairs(file, load_pairs(file))
+    found = validate(longer, labelled, by="subset", settings=SETTINGS)
     assert [validation.dataset for validation in found] == ["all", "x", "y"]
     assert found[0].agreement == found[0].longest
     assert not found[0].beats_length
-    knows = validate(judge_of(lambda c: float(c.response.startswith("a"))), file, by=None, settings=SETTINGS)
+    knows = validate(judge_of(lambda c: float(c.response.startswith("a"))), labelled, by=None, settings=SETTINGS)
     assert knows[0].agreement == 1
     assert knows[0].beats_length

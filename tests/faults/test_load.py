@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,22 +46,44 @@ def test_many_rows_need_little_memory(workspace: Path, record: Record) -> None:
         assert figures["seconds"] < 60
 
 
-def test_the_first_row_is_written_before_the_third_is_read(workspace: Path, warm: Warm, record: Record) -> None:
-    rows = [json.dumps({"id": str(number), "prompt": "p", "response": "r"}) + "\n" for number in range(4)]
-    os.mkfifo(workspace / "pipe")
-    command = warm.start(
-        workspace, "improve", "--max-iters", "1", fault={"stub_model": True}, stdin=str(workspace / "pipe")
-    )
-    with (workspace / "pipe").open("w") as pipe:
-        pipe.write(rows[0] + rows[1])
+ROW = {"id": "#", "prompt": "p", "response": "r"}
+CHAT = {"id": "#", "messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]}
+BATCH = {"custom_id": "#", "body": {"messages": CHAT["messages"][:1]}, "response": "r"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        (ROW, ""),
+        (CHAT, ""),
+        (CHAT, "--output-format same"),
+        (BATCH, "--output-format messages --only-changed"),
+        (BATCH, "--output-format same --diff"),
+        ("#,p,r", "--output-format same --input pipe.csv"),
+    ],
+    ids=str,
+)
+def test_the_first_row_is_written_before_the_third_is_read(
+    workspace: Path, warm: Warm, record: Record, row: Any, flags: str
+) -> None:
+    text = row if isinstance(row, str) else json.dumps(row)
+    rows = [text.replace("#", f"n{number}") + "\n" for number in range(4)]
+    header = "id,prompt,response\n" if isinstance(row, str) else ""
+    pipe_name = "pipe.csv" if header else "pipe"
+    os.mkfifo(workspace / pipe_name)
+    stdin = {} if header else {"stdin": str(workspace / pipe_name)}
+    command = warm.start(workspace, "improve", "--max-iters", "1", *flags.split(), fault={"stub_model": True}, **stdin)
+    with (workspace / pipe_name).open("w") as pipe:
+        pipe.write(header + rows[0] + rows[1])
         pipe.flush()
         deadline = time.monotonic() + 60
-        while "\n" not in command.written():
+        while command.written().count("\n") < (2 if header else 1):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert json.loads(command.written().splitlines()[0])["id"] == "0"
+        assert "n0" in command.written()
         pipe.write(rows[2] + rows[3])
     ended = command.wait()
     assert ended.code == 0, ended.err
-    assert [json.loads(text)["id"] for text in ended.out.splitlines()] == ["0", "1", "2", "3"]
+    lines = ended.out.removeprefix(header).splitlines()
+    assert [number in line for number, line in zip(("n0", "n1", "n2", "n3"), lines, strict=True)] == [True] * 4
     record("the first row of a pipe", "row 1 written before row 3 is sent", "row 1 written before row 3 was sent")

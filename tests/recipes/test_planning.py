@@ -52,6 +52,18 @@ def test_with_its_own_model_sft_inherits_only_the_data() -> None:
     assert (stage.config.model, stage.config.load_in_4bit, stage.config.data) == ("smollm2", None, "pairs.jsonl")
 
 
+def test_stages_that_use_the_data_of_a_planned_gap_model_read_it_in_the_same_way() -> None:
+    named = "prompt=p,chosen=c,rejected=r"
+    reward = f"train-reward: {{data: pairs.jsonl, skip_bad: true, fields: '{named}', out: runs/reward}}"
+    _, inherits, own = planned(
+        f"stages:\n  - {reward}\n  - sft: {{out: a}}\n  - name: own\n    sft: {{out: b, data: pairs.jsonl}}\n"
+    )
+    assert isinstance(inherits.config, SftConfig)
+    assert isinstance(own.config, SftConfig)
+    assert (inherits.config.data, inherits.config.skip_bad, inherits.config.fields) == ("pairs.jsonl", True, named)
+    assert (own.config.data, own.config.skip_bad, own.config.fields) == ("pairs.jsonl", None, None)
+
+
 def test_runs_that_exist_are_found_in_their_default_folders() -> None:
     rl, improve = planned(
         "stages:\n  - rl: {out: runs/other}\n  - improve: {input: drafts.jsonl, output: rows.jsonl}\n"

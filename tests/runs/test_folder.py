@@ -271,8 +271,8 @@ def test_a_resumed_run_must_have_the_same_settings_and_data(tmp_path: Path) -> N
     begin(tmp_path, manifest(), resume=False, overwrite=False)
     before = (tmp_path / "manifest.json").read_bytes()
     now = manifest(
-        config={"learning_rate": 0.2, "seed": 0, "epochs": 2},
-        data=DataIdentity(path="pairs.jsonl", digest="other", rows=3, prompts=[]),
+        config={"learning_rate": 0.2, "seed": 0, "epochs": 2, "data": "pairs.jsonl"},
+        data=DataIdentity(path="pairs.jsonl", digest="other", rows=3, prompts=[], fields="prompt=p"),
     )
     with pytest.raises(SettingsError) as raised:
         begin(tmp_path, now, resume=True, overwrite=False)
@@ -282,6 +282,10 @@ def test_a_resumed_run_must_have_the_same_settings_and_data(tmp_path: Path) -> N
         "--resume: epochs",
         "--resume: learning_rate",
     ]
+    assert problems[0] == (
+        f"--resume: data was 'pairs.jsonl (3 rows, digest e)' in {tmp_path} and is now "
+        "'pairs.jsonl (3 rows, digest other)'"
+    )
     assert problems[2].endswith(f"was 0.1 in {tmp_path} and is now 0.2")
     assert (tmp_path / "manifest.json").read_bytes() == before
 
@@ -368,3 +372,9 @@ def test_a_folder_in_use_is_detected(tmp_path: Path) -> None:
     refuse_busy(tmp_path)
     assert not is_finished(tmp_path)
     assert is_finished(finished(tmp_path / "other"))
+
+
+def test_how_the_same_rows_are_read_may_change_on_resume(tmp_path: Path) -> None:
+    begin(tmp_path, manifest(), resume=False, overwrite=False)
+    same = DataIdentity(path="pairs.jsonl", digest="e", rows=3, prompts=[], skip_bad=True, fields="prompt=p")
+    begin(tmp_path, manifest(data=same), resume=True, overwrite=False)

@@ -33,20 +33,23 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
             *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
             "dtype",  # the base's identity has the type in use
+            *("skip_bad", "list_bad", "fields"),  # the data's identity is that of the rows that were read
         }
     kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys() - ImproveConfig.named(Fact.later)
-    assert kept == {"input", "output", "resume", "overwrite", "dtype"}
+    assert kept == {"input", "output", "resume", "overwrite", "dtype", "diff"}
 
 
 def test_a_setting_that_was_added_later_is_in_the_identity_unless_it_has_its_default() -> None:
     """So rows and runs from before it can be resumed."""
-    assert ImproveConfig.named(Fact.later) == {"width", "gap_bound"}
+    assert ImproveConfig.named(Fact.later) == {
+        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated")
+    }
     assert not ImproveConfig().identity().keys() & ImproveConfig.named(Fact.later)
     assert ImproveConfig(width=2).identity()["width"] == 2
 
 
 def test_settings_that_later_stages_inherit_from_the_gap_model() -> None:
-    assert SftConfig.named(Fact.handed_on) == {"data", "model", "load_in_4bit"}
+    assert SftConfig.named(Fact.handed_on) == {"data", "skip_bad", "fields", "model", "load_in_4bit"}
 
 
 def test_settings_that_rl_hands_to_its_sft() -> None:
@@ -56,6 +59,9 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
     given = {
         **{
             "data": "d.jsonl",
+            "skip_bad": True,
+            "list_bad": "bad.jsonl",
+            "fields": "prompt=p,chosen=c,rejected=r",
             "max_rows": 5,
             "long_rows": "skip",
             "max_length": 99,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pitcli import cli
-from pitcli.data.formats import load_pairs
+from pitcli.data.pair_reading import load_pairs
 from tests.conftest import cmd
 
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pitcli import cli
-from pitcli.data.formats import load_pairs
+from pitcli.data.pair_reading import load_pairs
 from pitcli.data.splits import prompt_key
 from pitcli.errors import InputError, SettingsError
 from pitcli.settings.preparing import PrepareConfig

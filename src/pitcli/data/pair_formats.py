@@ -1,30 +1,37 @@
 """The known formats of preference pairs, each recognised by its fields.
 
-To add one, write a function from a row to (prompt, chosen, rejected) and add it to FORMATS.
+To add one, write a function from a row to (prompt, chosen, rejected), or to rated responses, and add it to FORMATS.
 """
 
-import hashlib
-import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pitcli.data.conversations import (
-    checked_prompt,
-    checked_text,
-    completion_of,
-    messages_of,
-    parse_implicit_prompt,
-    parse_prompt,
+from pitcli.data.completions import SAME, Parts, Row, parse_implicit_prompt, with_completions
+from pitcli.data.context import CONTEXT, prompt_with_context, question_of, with_context
+from pitcli.data.conversations import PublishedProblem
+from pitcli.data.ids import content_id, parse_id
+from pitcli.data.published_formats import (
+    Parse,
+    Tie,
+    arena,
+    by_index,
+    by_sign,
+    conversation_pair,
+    graded_responses,
+    labelled_pair,
+    ranked_outputs,
+    rejected_beside_messages,
+    summaries,
 )
-from pitcli.data.rows import Message, PreferencePair, Prompt
-from pitcli.data.strict_json import RowProblem, describe
-
-Row = dict[str, Any]
-Parts = tuple[Prompt, str, str]
+from pitcli.data.ratings import number_of, pairs_of_ratings
+from pitcli.data.rows import PreferencePair
+from pitcli.data.strict_json import RowProblem
 
 RATING_FIELD = "helpfulness"
-ROLE_OF_SENDER = {"human": "user", "gpt": "assistant", "system": "system"}
+CONTRADICTIONS = "pairs with a higher score for rejected than for chosen, kept"
 
 
 class UnknownFormat(RowProblem):
@@ -32,112 +39,57 @@ class UnknownFormat(RowProblem):
 
 
 class Format(NamedTuple):
-    """A row with all `fields` has this format; they and `optional` ones go into the pair, others are kept as extra."""
+    """A row with all `fields` has this format; they and `optional` ones go into the pair, others are kept as extra.
+
+    published: rows that cannot be used are known to occur, so they are skipped and counted by default.
+    """
 
     name: str
     fields: tuple[str, ...]
-    parse: Callable[[Row], Parts]
+    parse: Parse
     optional: tuple[str, ...] = ()
+    published: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.fields)})"
 
 
+class Recognised(NamedTuple):
+    """The format of the rows with certain field names.
+
+    renamed: the format's name of each field that a row spells in another case. used: fields that are not kept as extra.
+    scores: the fields with the scores of chosen and rejected, if there are any.
+    """
+
+    format: Format
+    renamed: dict[str, str]
+    used: frozenset[str]
+    scores: tuple[str, str] | None
+
+    @property
+    def name(self) -> str:
+        return self.format.name
+
+    def renamed_row(self, row: Row) -> Row:
+        return {self.renamed.get(name, name): value for name, value in row.items()}
+
+
+def _implicit_prompt(row: Row) -> Parts:
+    prompt, chosen, rejected = parse_implicit_prompt(row)
+    return with_context(row, prompt), chosen, rejected
+
+
 def _explicit_prompt(row: Row) -> Parts:
-    prompt = parse_prompt(row["prompt"], "prompt")
-    return prompt, completion_of(row, "chosen", prompt), completion_of(row, "rejected", prompt)
+    return with_completions(prompt_with_context(row, "prompt"), row, "chosen", "rejected")
 
 
 def _text_pair(field: str, chosen: str, rejected: str) -> Callable[[Row], Parts]:
-    """A parser of rows whose prompt is a text, with optional context, and whose completions are texts."""
+    """A parser of rows whose prompt is a text, with optional context."""
 
     def parse(row: Row) -> Parts:
-        prompt = _question(row, field)
-        return prompt, completion_of(row, chosen, prompt), completion_of(row, rejected, prompt)
+        return with_completions(question_of(row, field), row, chosen, rejected)
 
     return parse
-
-
-def _ranked_outputs(row: Row) -> Parts:
-    outputs = row["output"]
-    if not isinstance(outputs, list) or len(outputs) != 2:
-        reason = f"expected two texts, the better one first, got {_counted(outputs)}; or use chosen and rejected"
-        raise RowProblem("output", reason)
-    better, worse = (checked_text(text, f"output[{index}]").strip() for index, text in enumerate(outputs))
-    return _question(row, "instruction"), better, worse
-
-
-def _counted(value: object) -> str:
-    return f"an array of {len(value)}" if isinstance(value, list) else describe(value)
-
-
-def _question(row: Row, field: str) -> Prompt:
-    """The prompt: system, history, the text and its input, joined as in LLaMA-Factory; only the text is required."""
-    messages = _system(row)
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        raise RowProblem("history", f"expected an array of pairs of texts, got {describe(history)}")
-    for index, turns in enumerate(history):
-        where = f"history[{index}]"
-        if not isinstance(turns, list) or len(turns) != 2:
-            raise RowProblem(where, f"expected a question and its answer, got {_counted(turns)}")
-        messages.append(Message("user", checked_text(turns[0], f"{where}[0]")))
-        messages.append(Message("assistant", checked_text(turns[1], f"{where}[1]")))
-    question = checked_text(row[field], field)
-    if field == "instruction" and not _absent(row, "input"):
-        question = f"{question}\n{checked_text(row['input'], 'input')}"
-    return (*messages, Message("user", question))
-
-
-def _system(row: Row) -> list[Message]:
-    return [] if _absent(row, "system") else [Message("system", checked_text(row["system"], "system"))]
-
-
-def _absent(row: Row, field: str) -> bool:
-    value = row.get(field)
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _sharegpt(row: Row) -> Parts:
-    turns = row["conversations"]
-    if not isinstance(turns, list):
-        raise RowProblem("conversations", f"expected messages with from and value, got {describe(turns)}")
-    messages = [_role_and_content(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
-    system = [] if messages and messages[0]["role"] == "system" else _system(row)
-    prompt = checked_prompt([*system, *messages_of(messages, "conversations")], "conversations")
-    chosen, rejected = ({field: [_role_and_content(row[field], field)]} for field in ("chosen", "rejected"))
-    return prompt, completion_of(chosen, "chosen", prompt), completion_of(rejected, "rejected", prompt)
-
-
-def _role_and_content(value: object, field: str) -> dict[str, object]:
-    """Converts a message with from and value to one with role and content."""
-    if not isinstance(value, dict):
-        raise RowProblem(field, f"expected a message with from and value, got {describe(value)}")
-    sender = value.get("from")
-    if not isinstance(sender, str) or sender not in ROLE_OF_SENDER:
-        shown = json.dumps(sender[:40]) if isinstance(sender, str) else describe(sender)
-        raise RowProblem(f"{field}.from", f"expected human, gpt or system, got {shown}")
-    return {"role": ROLE_OF_SENDER[sender], "content": checked_text(value.get("value"), f"{field}.value")}
-
-
-def _summaries(row: Row) -> Parts:
-    """A comparison of summarize-from-feedback; the prompt is worded as its authors worded it for their models."""
-    info, summaries, choice = (row[field] for field in ("info", "summaries", "choice"))
-    if not isinstance(info, dict):
-        raise RowProblem("info", f"expected an object with post, got {describe(info)}")
-    if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(item, dict) for item in summaries):
-        raise RowProblem("summaries", "expected an array of two objects, each with text")
-    if choice not in (0, 1) or not isinstance(choice, int) or isinstance(choice, bool):
-        raise RowProblem("choice", f"expected 0 or 1, the index of the better summary, got {json.dumps(choice)[:40]}")
-    if _absent(info, "post") and not _absent(info, "article"):
-        question = f"Article:\n{checked_text(info['article'], 'info.article')}\n\nTL;DR:"
-    else:
-        post = checked_text(info.get("post"), "info.post")
-        heads = (("subreddit", "SUBREDDIT: r/"), ("title", "TITLE: "))
-        lines = [f"{head}{checked_text(info[key], f'info.{key}')}" for key, head in heads if not _absent(info, key)]
-        question = "\n\n".join([*lines, f"POST: {post}", "TL;DR:"])
-    texts = [checked_text(item.get("text"), f"summaries[{n}].text").strip() for n, item in enumerate(summaries)]
-    return (Message("user", question),), texts[choice], texts[1 - choice]
 
 
 def _refuse_single_rating(row: Row) -> Parts:
@@ -146,89 +98,195 @@ def _refuse_single_rating(row: Row) -> Parts:
 
 RATINGS = "HelpSteer-like ratings"
 CANONICAL = ("prompt", "chosen", "rejected")
-_CONTEXT = ("system", "history", "input")
+_ALPACA_CONTEXT = (*CONTEXT, "input")
 
 FORMATS = (
-    Format("HH transcripts / TRL, implicit prompt", ("chosen", "rejected"), parse_implicit_prompt),
-    Format("canonical / TRL preference", CANONICAL, _explicit_prompt),
-    Format("UltraFeedback, binarised", (*CANONICAL, "score_chosen", "score_rejected"), _explicit_prompt),
+    Format("HH transcripts / TRL, implicit prompt", ("chosen", "rejected"), _implicit_prompt, CONTEXT),
+    Format("canonical / TRL preference", CANONICAL, _explicit_prompt, CONTEXT),
+    Format("UltraFeedback, binarised", (*CANONICAL, "score_chosen", "score_rejected"), _explicit_prompt, CONTEXT),
     Format(
         "Alpaca pairs",
         ("instruction", "chosen", "rejected"),
         _text_pair("instruction", "chosen", "rejected"),
-        _CONTEXT,
+        _ALPACA_CONTEXT,
     ),
-    Format("Alpaca, output ranked", ("instruction", "output"), _ranked_outputs, _CONTEXT),
+    Format("Alpaca, output ranked", ("instruction", "output"), ranked_outputs, _ALPACA_CONTEXT),
     Format(
         "Alpaca, output and rejected",
         ("instruction", "output", "rejected"),
         _text_pair("instruction", "output", "rejected"),
-        _CONTEXT,
+        _ALPACA_CONTEXT,
     ),
-    Format("Orca DPO", ("question", "chosen", "rejected"), _text_pair("question", "chosen", "rejected"), _CONTEXT[:2]),
-    Format("LLaMA-Factory, ShareGPT", ("conversations", "chosen", "rejected"), _sharegpt, ("system",)),
-    Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
+    Format("Orca DPO", ("question", "chosen", "rejected"), _text_pair("question", "chosen", "rejected"), CONTEXT),
+    Format("Argilla", ("input", "chosen", "rejected"), _text_pair("input", "chosen", "rejected"), CONTEXT),
+    *(
+        Format(name, (field, "chosen", "rejected"), conversation_pair(field), CONTEXT)
+        for name, field in (
+            ("LLaMA-Factory, ShareGPT", "conversations"),
+            ("ShareGPT, one conversation", "conversation"),
+            ("Axolotl, chat template", "messages"),
+        )
+    ),
+    *(
+        Format(f"ms-swift, {field}", ("messages", field), rejected_beside_messages(field), CONTEXT)
+        for field in ("rejected_response", "rejected_messages")
+    ),
+    Format("summarize-from-feedback", ("info", "summaries", "choice"), summaries, published=True),
+    Format("Aligner", ("question", "answer", "correction"), _text_pair("question", "correction", "answer"), CONTEXT),
+    Format("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), arena, published=True),
     Format(
-        "Aligner", ("question", "answer", "correction"), _text_pair("question", "correction", "answer"), _CONTEXT[:2]
+        "Nectar",
+        ("prompt", "answers"),
+        graded_responses("prompt", "answers", "answer", ("rank",), sign=-1),
+        CONTEXT,
+        True,
     ),
-    Format(RATINGS, ("prompt", "response", RATING_FIELD), _refuse_single_rating),
+    Format(
+        "UltraFeedback",
+        ("instruction", "completions"),
+        graded_responses("instruction", "completions", "response", ("overall_score", "fine-grained_score")),
+        CONTEXT,
+        published=True,
+    ),
+    Format(
+        "SHP",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        labelled_pair("history", ("human_ref_A", "human_ref_B"), by_index("labels", first=1)),
+        published=True,
+    ),
+    Format(
+        "HelpSteer3",
+        ("context", "response1", "response2", "overall_preference"),
+        labelled_pair("context", ("response1", "response2"), by_sign("overall_preference")),
+        CONTEXT,
+        published=True,
+    ),
+    Format(
+        "HelpSteer2, preferences",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        labelled_pair("prompt", ("response_1", "response_2"), by_sign("preference_strength")),
+        CONTEXT,
+        published=True,
+    ),
+    Format(
+        "PKU-SafeRLHF",
+        ("prompt", "response_0", "response_1", "better_response_id"),
+        labelled_pair("prompt", ("response_0", "response_1"), by_index("better_response_id")),
+        CONTEXT,
+        published=True,
+    ),
+    Format(RATINGS, ("prompt", "response", RATING_FIELD), _refuse_single_rating, CONTEXT),
 )
-KNOWN = f"known formats: {'; '.join(map(str, FORMATS))}"
+KNOWN = "known formats: " + "; ".join(known.name for known in FORMATS)
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    *((f"chosen{mark}{kind}", f"rejected{mark}{kind}") for kind in ("score", "rating") for mark in "_-"),
+)
 
 
-def recognise(row: Row, rating_field: str = RATING_FIELD) -> Format:
+def recognise(row: Row, rating_field: str = RATING_FIELD) -> Recognised:
     """The format of a row, by its fields; raises UnknownFormat if none fits, or more than one."""
     return _recognise(frozenset(row), tuple(row)[:8], rating_field)
 
 
 @lru_cache(maxsize=1024)
-def _recognise(present: frozenset[str], shown: tuple[str, ...], rating_field: str) -> Format:
-    ratings = FORMATS[-1]._replace(fields=("prompt", "response", rating_field))
-    known = (*FORMATS[:-1], ratings)
-    fitting = [candidate for candidate in known if present.issuperset(candidate.fields)]
-    if present.issuperset(CANONICAL):  # a row with a prompt and both responses needs no guessing
+def _recognise(present: frozenset[str], shown: tuple[str, ...], rating_field: str) -> Recognised:
+    known = (*FORMATS[:-1], FORMATS[-1]._replace(fields=("prompt", "response", rating_field)))
+    plain = {_plain(name): name for name in sorted(present, reverse=True)}  # of "Prompt" and "prompt", the latter
+    fitting = [f for f in known if plain.keys() >= set(map(_plain, f.fields))]
+    if plain.keys() >= set(CANONICAL):  # a row with a prompt and both responses needs no guessing
         fitting = [candidate for candidate in fitting if set(candidate.fields).issuperset(CANONICAL)]
     # prefer the format with the most fields: Orca's question, chosen and rejected include TRL's chosen and rejected
-    fitting = [f for f in fitting if not any(set(f.fields) < set(other.fields) for other in fitting)]
+    fitting = [f for f in fitting if not any(_is_part_of(f, other) for other in fitting)]
     if len(fitting) == 1:
-        return fitting[0]
+        return _in_format(fitting[0], present, plain)
     if fitting:
         raise UnknownFormat(
             "", f"fits more than one format: {', or '.join(map(str, fitting))}; remove fields until one fits"
         )
-    nearest = max(known, key=lambda f: len(present.intersection(f.fields)) / len(f.fields))
+    # one's own rows are rarely meant to be of a published data set
+    nearest = max(known, key=lambda f: len(present.intersection(f.fields)) / len(f.fields) - f.published / 4)
     missing = next(field for field in nearest.fields if field not in present)
     fields = ", ".join(map(repr, shown))[:120] or "no fields"
     raise UnknownFormat(missing, f"missing; the row has {fields}; the nearest format is {nearest}")
 
 
-def parse_pair(row: Row, file: str, line: int) -> PreferencePair:
-    """A pair from a row of any format; completions are stripped, as white space between turns is not their text."""
-    row_format = recognise(row)
-    prompt, chosen, rejected = row_format.parse(row)
-    if chosen == rejected:
-        raise RowProblem("rejected" if "rejected" in row else "", "the same text as chosen")
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
+def _is_part_of(first: Format, second: Format) -> bool:
+    """Whether the second format uses all fields of the first one, and more."""
+    of_first, of_second = set(first.fields), {*second.fields, *second.optional}
+    return of_first < set(second.fields) or (
+        of_first <= of_second and not set(second.fields) <= {*first.fields, *first.optional}
+    )
+
+
+def _in_format(row_format: Format, present: frozenset[str], plain: dict[str, str]) -> Recognised:
+    names = (*row_format.fields, *row_format.optional, "id", *(name for pair in _SCORES for name in pair))
+    renamed = {plain[_plain(name)]: name for name in names if name not in present and _plain(name) in plain}
     explicit = set(CANONICAL) <= set(row_format.fields)
-    used = {"id", *CANONICAL} if explicit else {"id", *CANONICAL, *row_format.fields, *row_format.optional}
+    used = {"id", *CANONICAL, *row_format.optional, *(() if explicit else row_format.fields)}
+    scores = next((pair for pair in _SCORES if {*present, *renamed.values()} >= set(pair)), None)
+    return Recognised(row_format, renamed, frozenset(used), scores)
+
+
+def canonical(row: Row) -> Recognised:
+    """The format of a row whose fields were named by --fields: with a prompt, or with two whole conversations."""
+    return _canonical(frozenset(row))
+
+
+@lru_cache(maxsize=1024)
+def _canonical(present: frozenset[str]) -> Recognised:
+    name = "canonical / TRL preference" if "prompt" in present else FORMATS[0].name
+    return _in_format(next(f for f in FORMATS if f.name == name), present, {})
+
+
+def parse_pairs(
+    row: Row, recognised: Recognised, file: str, line: int, notes: Counter[str], margin: float = 0
+) -> list[PreferencePair]:
+    """The pairs of a row: one, or several if it contains more than two responses with grades.
+
+    Completions are stripped, as white space between turns is not their text. Raises Tie if neither is better.
+    """
+    row_format, _, used, scores = recognised
+    try:
+        parsed = row_format.parse(row)
+        if isinstance(parsed, tuple) and parsed[1] == parsed[2]:
+            raise RowProblem("rejected" if "rejected" in row else "", SAME)
+    except RowProblem as problem:
+        if row_format.published and not isinstance(problem, Tie):
+            raise PublishedProblem(problem.field, problem.reason) from None
+        raise
     extra = {key: row[key] for key in row if key not in used}
-    pair_id = parse_id(row) or content_id(prompt, chosen, rejected)
-    return PreferencePair(pair_id, prompt, chosen, rejected, extra, line, file)
+    row_id = parse_id(row)
+    if isinstance(parsed, tuple):
+        if scores:
+            _check_scores(row, scores, notes)
+        return [PreferencePair(row_id or content_id(*parsed), *parsed, extra, line, file)]
+    return [
+        replace(pair, id=f"{row_id}.{n}" if row_id else pair.id, extra=extra | pair.extra, line=line, file=file)
+        for n, pair in enumerate(pairs_of_ratings(parsed, margin, notes), start=1)
+    ]
 
 
-def parse_id(row: Row) -> str | None:
-    """The id of a row as text; None if it has none."""
-    value = row.get("id")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        shown = value if isinstance(value, float) else describe(value)
-        raise RowProblem("id", f"expected text or a whole number, got {shown}")
-    if not str(value).strip():
-        raise RowProblem("id", "empty; remove the field if the row has no id")
-    return str(value)
+def _check_scores(row: Row, scores: tuple[str, str], notes: Counter[str]) -> None:
+    """Raises Tie if chosen and rejected have one score; counts pairs whose scores contradict their order."""
+    try:
+        chosen, rejected = (number_of(row[field], field) for field in scores)
+    except RowProblem:
+        return  # not a number, so nobody reads it
+    if chosen == rejected:
+        raise Tie
+    if chosen < rejected:
+        notes[CONTRADICTIONS] += 1
 
 
-def content_id(prompt: Prompt, chosen: str, rejected: str) -> str:
-    """The id of a pair whose row has none: a hash of its content."""
-    canonical = json.dumps([prompt, chosen, rejected], separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
+def parse_pair(row: Row, file: str, line: int) -> PreferencePair:
+    """A pair from a row of any format; of several pairs, the first."""
+    recognised = recognise(row)
+    pairs = parse_pairs(recognised.renamed_row(row), recognised, file, line, Counter())
+    if not pairs:
+        raise Tie
+    return pairs[0]

@@ -3,15 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
-from pitcli.data.conversations import checked_text, completion_of, conversation, parse_prompt
-from pitcli.data.pair_formats import content_id
-from pitcli.data.rows import Message, PreferencePair, Prompt
+from pitcli.data.completions import completion_of
+from pitcli.data.context import prompt_with_context
+from pitcli.data.ids import content_id
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.strict_json import RowProblem, describe
-
-# HelpSteer separates the turns of a prompt by these lines; the first turn, the user's, has none.
-TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 class Rated(NamedTuple):
@@ -25,8 +24,8 @@ class Rated(NamedTuple):
 
 def parse_rated(row: dict[str, Any], rating_field: str, line: int) -> Rated:
     """A rated response from a row with prompt, response and a number in the field `rating_field`."""
-    prompt = _prompt(row["prompt"])
-    return Rated(prompt, completion_of(row, "response", prompt), _rating(row[rating_field], rating_field), line)
+    prompt = prompt_with_context(row, "prompt")
+    return Rated(prompt, completion_of(row, "response", prompt), number_of(row[rating_field], rating_field), line)
 
 
 def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str]) -> Iterator[PreferencePair]:
@@ -34,7 +33,12 @@ def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str])
     by_prompt: dict[Prompt, list[Rated]] = {}
     for response in rated:
         by_prompt.setdefault(response.prompt, []).append(response)
-    for prompt, responses in by_prompt.items():
+    for prompt, given in by_prompt.items():
+        responses = [one for one in given if one.response and isfinite(one.rating)]
+        if unusable := len(given) - len(responses):
+            notes["rated responses skipped: empty or without a rating"] += unusable
+        if not responses:
+            continue
         best = max(responses, key=lambda response: response.rating)
         if len(responses) == 1:
             notes["rated responses skipped: the only one to their prompt"] += 1
@@ -53,19 +57,8 @@ def pairs_of_ratings(rated: Sequence[Rated], margin: float, notes: Counter[str])
                 )
 
 
-def _prompt(value: object) -> Prompt:
-    if not isinstance(value, str) or not TURN.search(value):
-        return parse_prompt(value, "prompt")
-    first, *rest = TURN.split(checked_text(value, "prompt"))
-    turns = [Message("user", first.strip())] if first.strip() else []
-    turns += [Message(speaker.lower(), words.strip()) for speaker, words in zip(rest[::2], rest[1::2], strict=True)]
-    if turns[-1] == ("assistant", ""):
-        turns.pop()
-    return conversation(turns, "prompt")
-
-
-def _rating(value: object, field: str) -> float:
-    """The rating as a number; text that is a number is accepted, because cells of a CSV file are text."""
+def number_of(value: object, field: str) -> float:
+    """The value as a number; text that is a number is accepted, because cells of a CSV file are text."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*", value):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -36,7 +36,7 @@ def read_rows(
     path: str | Path, on_error: OnError, notes: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Opens the file now, so that an unusable one is refused here; then streams (line number, object)."""
-    source: AbstractContextManager[BinaryIO] = _stdin() if str(path) == "-" else _open(str(path))
+    source: AbstractContextManager[BinaryIO] = open_stdin() if str(path) == "-" else _open(str(path))
     return _rows(source, file_label(path), on_error, Counter() if notes is None else notes)
 
 
@@ -88,7 +88,7 @@ def write_row(row: dict[str, Any], stream: TextIO) -> None:
     stream.write(encode(row) + "\n")
 
 
-def _stdin() -> AbstractContextManager[BinaryIO]:
+def open_stdin() -> AbstractContextManager[BinaryIO]:
     if world_size() > 1:
         raise InputError(f"{STDIN}: only one process can read it, and this command runs as several; name a file")
     if sys.stdin is None or sys.stdin.isatty():
@@ -121,13 +121,27 @@ def _open(path: str) -> BinaryIO:
 
 def _unreadable(label: str, line: int, error: Exception) -> InputError:
     if isinstance(error, gzip.BadGzipFile) and line == 1:
+        refuse_pointer_file(label)
         return InputError(f"{label}: not gzip data, despite its name; rename it to .jsonl")
     if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
         return InputError(f"{label}:{line}: the gzip data is truncated or damaged here; copy the file again")
     return InputError(f"{label}:{line}: cannot be read: {error}")
 
 
+def refuse_pointer_file(path: str) -> None:
+    """Raises InputError if a file that cannot be read is a git-lfs pointer."""
+    if os.path.isfile(path):
+        with open(path, "rb") as stream:
+            refuse_pointer(stream.read(64), path)
+
+
+def refuse_pointer(start: bytes, label: str) -> None:
+    if start.startswith(b"version https://git-lfs."):
+        raise InputError(f"{label}: a git-lfs pointer: run git lfs pull")
+
+
 def _refuse_other_encodings(start: bytes, label: str) -> None:
+    refuse_pointer(start, label)
     name = "FILE" if label == STDIN else shlex.quote(label)
     if start.startswith(b"\x1f\x8b"):
         fix = f"zcat {name} | pit ..." if label == STDIN else f"rename it to .jsonl.gz: mv {name} {_gz_name(label)}"
@@ -175,17 +189,36 @@ def _rows(
 
 
 def _lines(stream: BinaryIO, label: str) -> Iterator[bytes]:
-    """Yields lines as bytes, split only at newlines; of a line over the limit only the start, the rest is skipped."""
+    """Yields lines as bytes; of a line over the limit only the start, the rest is skipped."""
     number = 1
     try:
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            rest = line
-            while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
-                rest = stream.readline(2**20)
+        for line in split_lines(stream, MAX_LINE_BYTES):
             yield line
             number += 1
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(label, number, error) from None
+
+
+def split_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Yields lines with their ends: newlines, carriage returns or both; of a line over the limit only the start."""
+    rest = b""
+    while piece := stream.readline(limit + 1):
+        line = rest + piece
+        rest = b""
+        first_return = line.find(b"\r")
+        if first_return < 0 or line[first_return:] == b"\r\n":
+            while len(line) > limit and piece and not piece.endswith(b"\n"):
+                piece = stream.readline(2**20)
+            yield line
+            continue
+        *lines, last = line.splitlines(keepends=True)
+        yield from lines
+        if last.endswith(b"\n"):
+            yield last
+        else:
+            rest = last  # its end may be in the next piece
+    if rest:
+        yield rest
 
 
 def _without_mark(line: bytes, label: str, notes: Counter[str]) -> bytes:

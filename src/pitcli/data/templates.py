@@ -44,6 +44,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._control = cache(self._control_texts)
+        self._control_ids = cache(self._encode_control)  # of the same few texts for every row
         self._special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_text = re.compile("|".join(map(re.escape, self._special.values())) or "(?!)")
         self.stop_id: int = self._stop_token()
@@ -130,9 +131,9 @@ class ChatFormat:
     def policy_prompt(self, prompt: Prompt) -> list[int]:
         """The ids of x, up to the start of the assistant's turn."""
         texts = self._control(tuple(message.role for message in prompt))
-        ids = self._encode_control(texts[0])
+        ids = self._control_ids(texts[0])
         for message, control in zip(prompt, texts[1:], strict=True):
-            ids = ids + self.encode_text(message.content) + self._encode_control(control)
+            ids = ids + self.encode_text(message.content) + self._control_ids(control)
         return ids
 
     def improver_prompt(self, prompt: Prompt, reference_response: str) -> list[int]:

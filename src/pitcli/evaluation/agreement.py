@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import krippendorff
 import numpy as np
 
-from pitcli.data.formats import parse_draft
+from pitcli.data.drafts import parse_draft
 from pitcli.data.rows import Prompt
 from pitcli.data.strict_json import RowProblem, describe
 from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pitcli.data.rows import Comparison
+from pitcli.data.text_units import units
 from pitcli.evaluation.ask_judge import JudgeVerdicts
 from pitcli.evaluation.results import Decile, Interval, SystemComparison
 from pitcli.evaluation.statistics import (
@@ -203,8 +204,8 @@ def _edit_and_grade_figures(
 
 
 def edit_size(comparison: Comparison) -> float:
-    """The share of words that differ: 0 for a copy, 1 if no word is kept."""
-    before, after = comparison.reference_response.split(), comparison.response.split()
+    """The share of units (words, or characters in scripts without spaces) that differ: 0 for a copy."""
+    before, after = units(comparison.reference_response), units(comparison.response)
     return 1 - SequenceMatcher(None, before, after, autojunk=False).ratio()
 
 

@@ -1,12 +1,13 @@
 """Check a judge: does it agree with human labels, and has it seen the training data of the reward?"""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pitcli.console import warn
-from pitcli.data.formats import load_pairs
+from pitcli.console import note, warn
+from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import prompt_key, prompt_sketch
 from pitcli.errors import RunError, SettingsError
@@ -16,6 +17,7 @@ from pitcli.evaluation.results import Validation
 from pitcli.evaluation.statistics import Bootstrap, BootstrapSettings, mean_of
 from pitcli.evaluation.systems import System
 from pitcli.runs.manifest import DataIdentity
+from pitcli.settings.tools import EvaluateConfig
 
 
 class Independence(NamedTuple):
@@ -25,15 +27,33 @@ class Independence(NamedTuple):
     independent: bool
 
 
+class LabelledPairs(NamedTuple):
+    """A file of --validate-on and its pairs."""
+
+    file: str
+    pairs: list[PreferencePair]
+
+
+def load_labelled(config: EvaluateConfig) -> list[LabelledPairs]:
+    """Read the files of --validate-on; InputError if a row of one cannot be used."""
+    labelled = []
+    for number, file in enumerate(config.validate_on):
+        notes: Counter[str] = Counter()
+        labelled.append(LabelledPairs(file, load_pairs(file, notes=notes, options=options_of(config, number > 0))))
+        for text, count in notes.items():
+            note(f"{file}: {count} {text}")
+    return labelled
+
+
 def validate(
-    judge: Judge, file: str, by: str | None, settings: BootstrapSettings, trained_on: Sequence[str] = ()
+    judge: Judge, labelled: LabelledPairs, by: str | None, settings: BootstrapSettings, trained_on: Sequence[str] = ()
 ) -> list[Validation]:
     """Validate a judge on labelled pairs: does it agree with the labels more often than "longest" and "shortest" do?
 
     by: a field; its values are validated separately too. trained_on: hashes of the prompts that the judge was trained
     on. Raises SettingsError if the file contains any of these prompts.
     """
-    pairs = load_pairs(file)
+    file, pairs = labelled
     if set(prompt_sketch(pairs)) & set(trained_on):
         raise SettingsError(
             f"--validate-on: {judge.name} was trained on prompts of {file}; give pairs with other prompts"

@@ -1,6 +1,6 @@
 """Load the judge that --judge names: oracle, gap:RUN, hf:MODEL, openai:MODEL, cmd:COMMAND or labels:FILE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitcli.data.instructions.grading import grade as instruction_grade
 from pitcli.data.instructions.requests import request_problem
-from pitcli.data.rows import Comparison, Prompt
+from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
@@ -64,7 +64,7 @@ def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) ->
     return LoadedJudge(judge, {"kind": "OpenAI-compatible endpoint", "model": rest, "base_url": config.base_url})
 
 
-def fields_for(name: str, inputs: Sequence[str], pairs: Sequence[str] = ()) -> Fields:
+def fields_for(name: str, inputs: Sequence[str], pairs: Iterable[PreferencePair] = ()) -> Fields:
     """Return the fields that a judge by this name reads of the rows in these files, by prompt; none for most judges."""
     return fields_by_prompt(inputs, pairs) if name == ORACLE or is_command(name) else {}
 

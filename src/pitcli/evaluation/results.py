@@ -23,8 +23,8 @@ class SystemComparison(_Result):
     """One system against one baseline by one judge. Deltas are win% - lose%, in points, with 95% intervals.
 
     dataset: a value of the --by field, or "all". seed: the index of a training seed's file, None for all seeds
-    together. Lengths are in characters, edit_size is the share of the words that changed, generated_tokens are means
-    per row.
+    together. Lengths are in characters, edit_size is the share of the words (in scripts without spaces: of the
+    characters) that changed, generated_tokens are means per row.
     length_controlled_delta: None if no row is near an equal length, because the fit would then extrapolate.
     grades: mean grades of the system and of the baseline, if the judge grades single responses.
     deciles: by the baseline's grade, the worst baselines first; empty without grades.

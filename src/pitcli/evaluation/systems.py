@@ -10,14 +10,14 @@ from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
 from pitcli.console import note, warn
-from pitcli.data.formats import load_pairs, parse_draft
+from pitcli.data.drafts import parse_draft
 from pitcli.data.reading import listed, parsed_rows
-from pitcli.data.rows import Comparison, Prompt, RowError
+from pitcli.data.rows import Comparison, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
 ORIGINAL = "original"
-WRITTEN = frozenset({"response", "original_response", "iterations", "stop_reason", "generated_tokens"})
+WRITTEN = frozenset({"response", "original_response", "iterations", "stop_reason", "finished", "generated_tokens"})
 MADE = ("padded", "constant")  # the names of made_controls
 
 
@@ -117,6 +117,7 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
     """Load the systems of an option; in --control, NAME/SYSTEM names the system that the control is compared with."""
     systems = []
     for name, files in named_files(values, option).items():
+        records = tuple(map(_record, files))  # refuses other formats of pit improve, before they are read
         rows: dict[Key, Row] = {}
         for seed, file in enumerate(files):
             rows |= _read(file, seed=seed, by=by, max_rows=max_rows)
@@ -126,7 +127,7 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
                 name=label,
                 files=tuple(files),
                 rows=rows,
-                records=tuple(map(_record, files)),
+                records=records,
                 baseline=baseline or ORIGINAL,
             )
         )
@@ -153,7 +154,7 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
     """Parse a row with prompt, original_response and response; the other fields of pit improve are optional."""
     response = parse_draft(row, file, line).response
     if "original_response" not in row:
-        raise RowProblem("original_response", "missing; give rows that pit improve wrote")
+        raise RowProblem("original_response", "missing; give rows that pit improve wrote (--output-format rows)")
     draft = parse_draft({**row, "response": row["original_response"]}, file, line)
     if by is not None and by not in row:
         raise RowProblem(by, "missing, but named by --by")
@@ -173,10 +174,10 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
     )
 
 
-def fields_by_prompt(inputs: Sequence[str], pairs: Sequence[str]) -> dict[Prompt, dict[str, Any]]:
+def fields_by_prompt(inputs: Sequence[str], pairs: Iterable[PreferencePair]) -> dict[Prompt, dict[str, Any]]:
     """The other fields of the rows of --input, and of the pairs of --validate-on, by prompt; the first row counts."""
     files = [file for named in named_files(inputs, "--input").values() for file in named]
-    found = {pair.prompt: pair.extra for file in pairs for pair in load_pairs(file)}
+    found = {pair.prompt: pair.extra for pair in pairs}
     rows = (row for file in reversed(files) for _, row in parsed_rows(file, parse_draft, lambda problem: None))
     return found | {draft.prompt: other_fields(draft.row) for draft in reversed(list(rows))}
 
@@ -204,7 +205,20 @@ def _steps(original: str, iterations: Sequence[dict[str, Any]]) -> tuple[Step, .
 
 
 def _record(file: str) -> dict[str, Any]:
-    """The manifest that `pit improve --output` wrote next to its rows; empty if there is none."""
+    """The manifest next to rows of all drafts; empty if there is none. Raises InputError if drafts are missing."""
+    record = refuse_other_output(file)
+    if record.get("settings", {}).get("only_changed"):
+        raise InputError(
+            f"{file}: expected a row of each draft, got those of pit improve --only-changed; improve without it"
+        )
+    return record
+
+
+def refuse_other_output(file: str) -> dict[str, Any]:
+    """The manifest that `pit improve --output` wrote next to its rows; empty if there is none.
+
+    Raises InputError if it wrote another format than rows, which has neither the original responses nor the attempts.
+    """
     path = Path(f"{file}.manifest.json")
     if not path.is_file():
         return {}
@@ -212,8 +226,11 @@ def _record(file: str) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except ValueError:
         record = None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not isinstance(settings := record.get("settings", {}), dict):
         raise InputError(f"{path}: damaged; run pit improve again")
+    made_as = settings.get("output_format") or ("text" if settings.get("prompt") else "rows")
+    if made_as != "rows":
+        raise InputError(f"{file}: expected rows of pit improve, got --output-format {made_as}; improve with rows")
     return record
 
 

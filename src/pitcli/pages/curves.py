@@ -36,9 +36,10 @@ MEANINGS = {
     "entropy": "Nats per token. A collapse means that all samples are alike.",
     "truncated_share": "Share of rollouts without an end token. Low is good.",
     "zero_spread_share": "Share of prompts whose samples all got the same reward. Low is good.",
-    "length_ratio": "Words per rollout, divided by words per reference response.",
+    "length_ratio": "Words per rollout, divided by words per reference response; characters in scripts without spaces.",
     "copy_rate": "Share of rollouts that copy their reference response. Low is good.",
-    "repetition": "Share of word triples that repeat an earlier one in the same rollout. Low is good.",
+    "repetition": "Share of word triples (character triples in scripts without spaces) that repeat an earlier one in "
+    "the same rollout. Low is good.",
     "clip_ratio": "Share of tokens whose probability ratio was clipped. Low is good.",
 }
 

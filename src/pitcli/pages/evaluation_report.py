@@ -1,6 +1,5 @@
 """Render report.html of pit evaluate: tables, plots and rows in one self-contained page."""
 
-import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pitcli.console import visible
+from pitcli.data.text_units import pieces
 from pitcli.evaluation.answers import (
     answer_on_baselines,
     answer_on_missing,
@@ -122,7 +122,7 @@ def render(evaluation: Evaluation) -> str:
 
 def differences(before: str, after: str) -> tuple[Markup, Markup]:
     """Both texts as HTML, with words that only the first has in <del>, and words that only the second has in <ins>."""
-    old, new = (re.findall(r"\s*\S+|\s+$", text) for text in (before, after))
+    old, new = map(pieces, (before, after))
     matcher = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new])
     marked_old, marked_new = [], []
     for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():

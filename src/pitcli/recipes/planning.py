@@ -10,9 +10,12 @@ from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.generating import ImproveConfig, SampleConfig
+from pitcli.settings.pairs import DataSettings
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, LabelConfig, PipelineConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
+
+DATA = DataSettings.named(Fact.handed_on)  # the data, and how it is read
 
 
 class Plan(NamedTuple):
@@ -87,7 +90,7 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
     found: dict[str, object] = {}
     match config:
         case SftConfig():
-            found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN))
+            found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN), config)
             if config.model is not None:
                 found.pop("load_in_4bit", None)
             found["model"] = found.get("model") or (None if config.init else DEFAULT_MODEL)
@@ -103,7 +106,8 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
             reward = config.reward or finder.default_run(GAP_RUN, needed=True)
             if not isinstance(reward, str):
-                found |= {"reward": reward, "data": _inherited_from_gap_model(finder, reward).get("data")}
+                inherited = _inherited_from_gap_model(finder, reward, config)
+                found |= {"reward": reward, **{name: inherited[name] for name in DATA & inherited.keys()}}
         case ImproveConfig():
             found = _filled_improve(finder, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
@@ -111,7 +115,13 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
 
-def _inherited_from_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
+def _inherited_from_gap_model(finder: PathFinder, run: Path | None, config: TrainingConfig) -> dict[str, object]:
+    """The settings that a later stage inherits from the gap model's run; not its data if the stage has its own."""
+    excluded = DATA if config.data is not None else set()
+    return {name: value for name, value in _of_gap_model(finder, run).items() if name not in excluded}
+
+
+def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
     """The settings that later stages inherit from the gap model's run, planned or existing."""
     if run is None:
         return {}
@@ -124,6 +134,8 @@ def _inherited_from_gap_model(finder: PathFinder, run: Path | None) -> dict[str,
         return {}
     return {
         "data": manifest.data.path if manifest.data.can_be_read_again else None,
+        "skip_bad": manifest.data.skip_bad,
+        "fields": manifest.data.fields,
         "model": manifest.base.name,
         "load_in_4bit": manifest.base.load_in_4bit,
     }

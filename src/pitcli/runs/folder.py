@@ -229,6 +229,8 @@ def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
     for manifest, values in ((started, before), (now, after)):
         values.update(values.pop("config"))
         values["base"].pop("dtype", None)
+        data = manifest.data  # its rows, however they are read
+        values["data"] = f"{data.path} ({data.rows} rows, digest {data.digest[:16]})"
         values["dtype"] = manifest.base.dtype  # a line of its own: --dtype remedies it
     before, after = renamed(before), renamed(after)
     if before["data"] == after["data"]:  # then what would happen to longer rows does not matter

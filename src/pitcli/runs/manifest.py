@@ -49,6 +49,9 @@ class DataIdentity(Strict):
     digest: str
     rows: int
     prompts: list[str]
+    # how the rows are read again, by a later stage; not written if not given, so that the seals of older runs hold
+    skip_bad: bool | None = Field(None, exclude_if=lambda skip: skip is None)
+    fields: str | None = Field(None, exclude_if=lambda fields: fields is None)
 
     @property
     def can_be_read_again(self) -> bool:

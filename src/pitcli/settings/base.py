@@ -49,6 +49,13 @@ class StopRule(StrEnum):
     none = "none"
 
 
+class OutputFormat(StrEnum):
+    rows = "rows"
+    same = "same"
+    messages = "messages"
+    text = "text"
+
+
 class Method(StrEnum):
     pit = "pit"
     self_refine = "self-refine"

@@ -1,5 +1,6 @@
 """Settings of the commands that generate: pit sample and pit improve."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,13 +13,15 @@ from pitcli.settings.base import (
     GapBound,
     Method,
     ModelSettings,
+    OutputFormat,
     SamplingSettings,
     Section,
     StopRule,
 )
+from pitcli.settings.pairs import PairRowSettings
 
 
-class SampleConfig(ModelSettings, SamplingSettings):
+class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings):
     """pit sample: sample drafts from the policy."""
 
     section = Section.generation
@@ -61,10 +64,29 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         "best, by the gap, of --max-iters samples of the policy; resample: samples of the policy, one after another",
     )
     input: Annotated[str, Fact.file | Fact.execution, Section.common] = Field(
-        "-", description="Drafts, rows with prompt and response: .jsonl or .jsonl.gz; - for stdin"
+        "-",
+        description="Drafts: rows with prompt and response, messages of which the last is the draft, or another known "
+        "shape; .jsonl, .csv, .tsv, each also as .gz, .parquet or hub:OWNER/NAME; - for stdin",
+    )
+    prompt: Annotated[str | None, Fact.text | Fact.later, Section.data] = Field(
+        None,
+        description="Read --input as one plain text, the response to this prompt, and write the improved text "
+        "[default: --input has rows]",
     )
     output: Annotated[str, Fact.output, Section.common] = Field(
         "-", description="Output file for the improved rows; - for stdout"
+    )
+    output_format: Annotated[OutputFormat | None, Fact.later, Section.output] = Field(
+        None,
+        description="rows: the draft's fields, the best response and every attempt, as the other commands read them; "
+        "same: the draft's row with the best response in its place; messages: a conversation that ends with it; text: "
+        "the best response alone [default: rows; with --prompt text]",
+    )
+    only_changed: Annotated[bool, Fact.later, Section.output] = Field(
+        False, description="Write only the drafts that were improved"
+    )
+    diff: Annotated[bool, Fact.execution, Section.output] = Field(
+        False, description="Show the words that changed in each draft, on stderr"
     )
     resume: Annotated[bool, Fact.start, Section.common] = Field(
         False, description="Resume a stopped command: skip the drafts whose rows are already in --output"
@@ -116,6 +138,9 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
         "standard deviation",
     )
+    accept_truncated: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
+        False, description="Also accept improvements that --max-new-tokens cut before their end"
+    )
     temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
@@ -128,6 +153,15 @@ class ImproveConfig(ModelSettings, SamplingSettings):
         """The settings on which the responses depend besides the models, the draft and the threshold."""
         return self.model_dump(mode="json", include=self.named(Fact.process))
 
+    def written_format(self) -> OutputFormat:
+        if self.prompt is not None and self.output_format in (None, OutputFormat.same):
+            return OutputFormat.text
+        return self.output_format or OutputFormat.rows
+
+    def rows_tell_what_is_done(self) -> bool:
+        """Whether the output alone shows which drafts are done, so that it can be resumed without a journal."""
+        return self.written_format() is OutputFormat.rows and not self.only_changed
+
     def needs_gap_model(self) -> bool:
         return self.stop is StopRule.gap or self.method is Method.best_of_n or self.width > 1
 
@@ -135,6 +169,16 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     def _equal_tokens_needs_best_of_n(self) -> Self:
         if self.equal_tokens and self.method is not Method.best_of_n:
             raise ValueError("--equal-tokens is for --method best-of-n")
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_is_for_plain_text(self) -> Self:
+        if self.prompt is None:
+            return self
+        if not self.prompt.strip():
+            raise ValueError("--prompt: must not be empty")
+        if re.search(r"\.(jsonl|csv|tsv|parquet)(\.gz)?$|^hub:", self.input, re.IGNORECASE):
+            raise ValueError(f"--prompt is for one plain text, and --input {self.input} has rows; give one of the two")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import Fact, Section, Settings
+from pitcli.settings.values import FieldPaths
 
 
 class LongRows(StrEnum):
@@ -24,7 +25,30 @@ def renamed(values: Mapping[str, object]) -> dict[str, object]:
     return kept if len(kept) == len(values) else {"long_rows": (given or [LongRows.error])[0].value, **kept}
 
 
-class DataSettings(Settings):
+class PairRowSettings(Settings):
+    """How the rows of preference pairs are read, by every command that reads them."""
+
+    section = Section.data
+
+    skip_bad: Annotated[bool | None, Fact.execution | Fact.handed_on] = Field(
+        None,
+        description="Skip rows that cannot be used as pairs, and count them by reason; --no-skip-bad makes all of them "
+        "errors [default: skip those of hub: data sets, and those that published formats such as HH are known to have]",
+    )
+    list_bad: Annotated[str | None, Fact.output] = Field(
+        None,
+        description="Output file for the rows that cannot be used, skipped or not: file, line, field and reason of "
+        "each, one JSON object per line [default: none]",
+    )
+    fields: Annotated[FieldPaths, Fact.text | Fact.execution | Fact.handed_on] = Field(
+        None,
+        description="Where to find the parts of a pair in rows of no known format: prompt=PATH,chosen=PATH,"
+        "rejected=PATH[,system=PATH][,history=PATH]; a path is a field, data.question, or answers.0.text "
+        "[default: the format is recognised]",
+    )
+
+
+class DataSettings(PairRowSettings):
     section = Section.data
 
     data: Annotated[str | None, Fact.files | Fact.handed_on | Fact.off_card, Section.common] = Field(

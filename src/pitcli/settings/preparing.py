@@ -6,14 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Fact, Section, Settings
+from pitcli.settings.base import Fact, Section
+from pitcli.settings.pairs import PairRowSettings
 
 
 class PairTask(StrEnum):
     instructions = "instructions"
 
 
-class PrepareConfig(Settings):
+class PrepareConfig(PairRowSettings):
     """pit prepare: convert preference data to JSONL, split by prompt into folds."""
 
     section = Section.data

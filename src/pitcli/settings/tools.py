@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Section, Settings
 from pitcli.settings.judging import IndependentJudgeSettings, JudgeSettings
+from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import Files, Judges
 
 DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
@@ -140,7 +141,7 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
-class EvaluateConfig(IndependentJudgeSettings):
+class EvaluateConfig(IndependentJudgeSettings, PairRowSettings):
     """pit evaluate: compare improved rows with the originals and other systems."""
 
     section = Section.comparison

@@ -15,12 +15,14 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pitcli.console import error, next_command, note, visible
+from pitcli.data.conversations import written_prompt
 from pitcli.data.reading import file_label, load_rows, parsed_rows, read_rows, refuse_output_as_input, write_row
 from pitcli.data.rows import RowError
 from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, parse_item, parse_label
+from pitcli.evaluation.systems import refuse_other_output
 from pitcli.settings.tools import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "
@@ -41,6 +43,7 @@ def run(config: AnnotateConfig) -> int:
     if "-" in (config.input, config.output):
         raise SettingsError("--input and --output: expected files, got -; stdin is for the answers")
     refuse_output_as_input(config.input, config.output)
+    refuse_other_output(config.input)
     refuse_other_rows(config.output)
     errors: list[RowError] = []
     notes: Counter[str] = Counter()
@@ -170,7 +173,7 @@ def label_row(
         "shown_first": order[0],
         "choice": choice,
         "preferred": TIE if choice == "t" else order[int(choice) - 1],
-        "prompt": pair.row["prompt"],
+        "prompt": pair.row.get("prompt", written_prompt(pair.item.prompt)),
         "original_response": pair.item.original_response,
         "response": pair.item.response,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

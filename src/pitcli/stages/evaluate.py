@@ -21,7 +21,7 @@ from pitcli.evaluation.compare_systems import (
     parts,
 )
 from pitcli.evaluation.judge import Judge
-from pitcli.evaluation.judge_checks import independence, validate
+from pitcli.evaluation.judge_checks import LabelledPairs, independence, load_labelled, validate
 from pitcli.evaluation.load_judge import LoadedJudge, check_name, fields_for, load_judge
 from pitcli.evaluation.results import (
     Control,
@@ -98,9 +98,9 @@ class JudgeFindings(NamedTuple):
 
 def run(config: EvaluateConfig) -> None:
     """Ask every judge once about every comparison, write the results to --out and print them."""
-    aligned = load(config)
+    aligned, labelled = load(config), load_labelled(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    findings = [findings_of_judge(name, aligned, config) for name in config.judge]
+    findings = [findings_of_judge(name, aligned, labelled, config) for name in config.judge]
     judges = [finding.judge for finding in findings]
     comparisons = corrected([comparison for finding in findings for comparison in finding.comparisons])
     controls = [control for finding in findings for control in finding.controls]
@@ -155,9 +155,11 @@ def load(config: EvaluateConfig) -> AlignedSystems:
     return AlignedSystems(systems, [*controls, *made_controls(systems[0], config.seed)], keys)
 
 
-def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig) -> JudgeFindings:
+def findings_of_judge(
+    name: str, aligned: AlignedSystems, labelled: Sequence[LabelledPairs], config: EvaluateConfig
+) -> JudgeFindings:
     """Check the judge, then ask it about all systems and controls."""
-    fields = fields_for(name, config.input, config.validate_on)
+    fields = fields_for(name, config.input, [pair for _, pairs in labelled for pair in pairs])
     loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite")
     checked = independence(
         name,
@@ -167,7 +169,7 @@ def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig
         allow_reward_as_judge=config.allow_reward_as_judge,
     )
     settings = BootstrapSettings(config.draws, config.seed)
-    validation = validate_on_files(loaded, config, settings)
+    validation = validate_on_files(loaded, labelled, config, settings)
     judged = ask_all(loaded.judge, aligned, config)
     comparisons = [compare_rows(part, judged, settings) for pair in aligned.system_pairs() for part in parts(pair)]
     controls = [compare_rows(pair, judged, settings) for pair in aligned.control_pairs()]
@@ -192,12 +194,14 @@ def findings_of_judge(name: str, aligned: AlignedSystems, config: EvaluateConfig
     )
 
 
-def validate_on_files(loaded: LoadedJudge, config: EvaluateConfig, settings: BootstrapSettings) -> list[Validation]:
+def validate_on_files(
+    loaded: LoadedJudge, labelled: Sequence[LabelledPairs], config: EvaluateConfig, settings: BootstrapSettings
+) -> list[Validation]:
     """Validate the judge on every file of --validate-on."""
     trained_on = loaded.trained_on.prompts if loaded.trained_on else []
     return [
         validation
-        for file in config.validate_on
+        for file in labelled
         for validation in validate(loaded.judge, file, by=config.by, settings=settings, trained_on=trained_on)
     ]
 

@@ -8,19 +8,22 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.console import error, next_command, note, progress, samples
+from pitcli.console import error, next_command, note, progress, samples, warn, word_changes
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.reading import file_label, refuse_output_as_input, write_row
+from pitcli.data.plain_text import read_text_draft
+from pitcli.data.reading import file_label, refuse_output_as_input
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, row_key, windows
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.text_units import differences
 from pitcli.engine.generation.methods import Writer, extra_room
 from pitcli.engine.generation.sampling import Decoding
-from pitcli.engine.improving.output import DoneDrafts, open_improved_rows, read_budgets
+from pitcli.engine.improving.output import ImprovedRows, open_improved_rows, read_budgets
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel
-from pitcli.engine.improving.stop_rule import FAILURES, Attempt, finished_row
+from pitcli.engine.improving.stop_rule import FAILURES, Attempt
+from pitcli.engine.improving.written import written
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
@@ -31,7 +34,7 @@ from pitcli.runs.calibration import CALIBRATION, read_calibration
 from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperatures
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
-from pitcli.settings.base import Method, StopRule
+from pitcli.settings.base import Method, OutputFormat, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
@@ -73,31 +76,47 @@ class Models(NamedTuple):
 class Tally:
     """Counts what became of the drafts, and keeps a few changed ones to show."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.rows = self.changed = self.failed = 0
+    def __init__(self, config: ImproveConfig) -> None:
+        self.config = config
+        self.label = file_label(config.input)
+        self.rows = self.changed = self.failed = self.cut = 0
         self.shown: list[tuple[str, str, str]] = []
 
     def on_error(self, problem: RowError) -> None:
         self.failed += 1
-        error(str(problem))
+        is_text = problem.line == 1 and problem.reason.startswith("not JSON")
+        error(f"{problem}; to improve a plain text, give --prompt TEXT" if is_text else str(problem))
 
     def add(self, attempt: Attempt) -> None:
         self.rows += 1
         if attempt.stop_reason in FAILURES:
             reason = f"{FAILURES[attempt.stop_reason]}; the draft is kept as it was"
             self.on_error(RowError(self.label, attempt.draft.line, "response", reason))
-        if attempt.best != attempt.draft.response:
-            self.changed += 1
-            if len(self.shown) < SHOWN_ROWS:
-                self.shown.append((attempt.draft.prompt[-1].content, attempt.draft.response, attempt.best))
+        self.cut += sum(not iteration["finished"] for iteration in attempt.iterations)
+        if not attempt.changed():
+            return
+        self.changed += 1
+        if self.config.diff:
+            words = differences(attempt.draft.response, attempt.best)
+            word_changes(f"{self.label}:{attempt.draft.line}", words)
+        elif len(self.shown) < SHOWN_ROWS:
+            self.shown.append((attempt.draft.prompt[-1].content, attempt.draft.response, attempt.best))
 
-    def report(self, output: str) -> None:
+    def report(self) -> None:
+        config = self.config
         samples(self.shown, labels=("prompt", "draft", "improved"))
         failed = f", {self.failed} rows failed" if self.failed else ""
         note(f"{self.rows} drafts, {self.changed} changed{failed}")
-        if output != "-" and self.rows:
-            next_command(f"jq -r .response {shlex.quote(output)}")
+        if self.cut:
+            fate = (
+                "could be accepted"
+                if config.accept_truncated
+                else "were not accepted (--accept-truncated accepts them)"
+            )
+            limit = f"--max-new-tokens {config.max_new_tokens}"
+            warn(f"{limit} cut {self.cut} of the improvements before their end; they {fate}")
+        if config.output != "-" and self.rows and config.written_format() is OutputFormat.rows:
+            next_command(f"jq -r .response {shlex.quote(config.output)}")
 
 
 def run(config: ImproveConfig) -> int:
@@ -105,36 +124,43 @@ def run(config: ImproveConfig) -> int:
     refuse_output_as_input(config.input, config.output)
     models = find_models(config)
     config = with_threshold(config, models)
-    tally, notes = Tally(file_label(config.input)), Counter[str]()
-    drafts = iter_drafts(config.input, tally.on_error, notes)
+    tally, notes = Tally(config), Counter[str]()
+    drafts = open_drafts(config, tally.on_error, notes)
     base = open_base(config, models.runs())
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
     made_with = partial(origin_of_rows, config, base, models)
-    with open_improved_rows(config.output, config.resume, config.overwrite, made_with) as (stream, done):
+    with open_improved_rows(config, made_with) as rows:
         scheduler = load_scheduler(config, base, models, budgets)
         usable = fitting_drafts(drafts, base, config, tally.on_error, notes, budgets)
         batches = windows(usable, WINDOW * config.sample_batch_size, config.input)
-        with progress("improving", None, stream) as advance:
+        with progress("improving", None, rows.stream) as advance:
             while group := list(islice(batches, world_size())):
-                for attempt in improve_new(scheduler, group, done):
+                for attempt in improve_new(scheduler, group, rows):
                     if attempt is not None:
-                        write_row(finished_row(attempt), stream)
-                        stream.flush()
+                        rows.write(attempt.draft, written(attempt, config, is_first=not rows.size))
                         tally.add(attempt)
                     advance(1, changed=tally.changed)
     for text, count in notes.items():
         note(f"{file_label(config.input)}: {count} {text}")
-    tally.report(config.output)
+    tally.report()
     # 0 on the other ranks: at a nonzero exit code, a launcher would kill rank 0 before it has finished
     return 1 if tally.failed and is_rank_0() else 0
 
 
-def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], done: DoneDrafts) -> Iterator[Attempt | None]:
+def open_drafts(
+    config: ImproveConfig, on_error: Callable[[RowError], None], notes: Counter[str]
+) -> Iterator[tuple[int, Draft]]:
+    if config.prompt is None:
+        return iter_drafts(config.input, on_error, notes)
+    return iter([(1, read_text_draft(config.input, config.prompt))])
+
+
+def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], rows: ImprovedRows) -> Iterator[Attempt | None]:
     """Yield the attempt at each draft, or None if its row exists already; the windows are spread over the ranks.
 
     A window with some missing rows is improved as a whole, so that its rows do not depend on the interruption.
     """
-    pending = [[(draft, not done.take(draft)) for draft in window] for window in group]
+    pending = [[(draft, not rows.take(draft)) for draft in window] for window in group]
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
         any_new = any(is_new for _, is_new in window)

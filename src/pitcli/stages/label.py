@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.console import error, next_command, note, progress, samples
+from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
 from pitcli.data.reading import OnError, file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
@@ -16,7 +17,7 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
-from pitcli.evaluation.systems import other_fields, parse_row
+from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
@@ -35,6 +36,7 @@ def run(config: LabelConfig) -> int:
     """Write a pair for each two responses that the judge tells apart; return 1 if some rows failed, otherwise 0."""
     check_name(config.judge, others=[LABELS])
     refuse_output_as_input(config.input, config.output)
+    refuse_other_output(config.input)
     notes, errors, shown = Counter[str](), list[RowError](), list[dict[str, Any]]()
 
     def on_error(problem: RowError) -> None:
@@ -68,7 +70,7 @@ def candidates(drafts: Iterable[tuple[int, Draft]], config: LabelConfig, on_erro
                     on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
                 continue
             if before is not None:
-                yield Candidate(Comparison(draft.prompt, draft.response, before.response), draft.row, draft.id)
+                yield Candidate(Comparison(draft.prompt, draft.response, before.response), with_prompt(draft), draft.id)
             before = draft
 
 
@@ -80,7 +82,7 @@ def of_improved_row(draft: Draft, config: LabelConfig) -> Iterator[Candidate]:
         steps = [(row.original, row.response)]
     for number, (before, written) in enumerate(steps, start=1):
         pair_id = None if draft.id is None else f"{draft.id}.{number}"
-        yield Candidate(Comparison(draft.prompt, written, before), draft.row, pair_id)
+        yield Candidate(Comparison(draft.prompt, written, before), with_prompt(draft), pair_id)
 
 
 def different(candidates: Iterable[Candidate], notes: Counter[str]) -> Iterator[Candidate]:

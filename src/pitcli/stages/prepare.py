@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +13,17 @@ from typing import Any
 
 from pitcli import console
 from pitcli.data.conversations import written_prompt
-from pitcli.data.formats import Reading, iter_drafts, read_pairs
+from pitcli.data.field_paths import suggested_fields
+from pitcli.data.formats import iter_drafts
 from pitcli.data.pair_formats import RATING_FIELD, parse_pair
+from pitcli.data.pair_reading import Reading, options_of, read_pairs
 from pitcli.data.preview import LengthOf, preview
 from pitcli.data.reading import file_label, write_row
 from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import parse_shares, split_folds
 from pitcli.data.streams import open_output
 from pitcli.data.synthetic import preference_rows
+from pitcli.data.text_units import units
 from pitcli.errors import InputError, SettingsError
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.values import split_commas
@@ -36,11 +40,13 @@ def run(config: PrepareConfig) -> None:
     if config.out.exists() and not config.out.is_dir():
         raise SettingsError(f"--out: expected a folder, got the file {config.out}")
     notes: Counter[str] = Counter()
-    pairs, errors, formats = _load(config, notes)
+    reading = _load(config, notes)
+    pairs = reading.pairs
     if config.dry_run:
-        preview(pairs, formats, notes, *_length_of(config.model))
-    if errors:
-        raise InputError(errors)
+        preview(pairs, reading.formats, notes, *_length_of(config.model))
+        _suggest_fields(config, reading)
+    if reading.errors:
+        raise InputError(reading.errors)
     folds = split_folds(shuffled_labels(pairs, config.seed) if config.shuffle_labels else pairs, shares, config.seed)
     if empty := [name for name, pairs in folds.items() if not pairs]:
         remedy = "use more rows, fewer folds, or larger shares"
@@ -101,11 +107,22 @@ def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:
         return _edited_samples(config, notes)
     if config.synthetic is None:
         assert config.data is not None, "PrepareConfig requires exactly one of --data and --synthetic"
-        field = config.rating_field or RATING_FIELD
-        return read_pairs(config.data, config.max_rows, notes, field, config.rating_margin)
+        options = options_of(config)._replace(
+            rating_field=config.rating_field or RATING_FIELD, rating_margin=config.rating_margin
+        )
+        return read_pairs(config.data, config.max_rows, notes, options)
     rows = islice(preference_rows(config.synthetic, config.seed), config.max_rows)
     pairs = [parse_pair(row, "<synthetic>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"synthetic": len(pairs)}))
+
+
+def _suggest_fields(config: PrepareConfig, reading: Reading) -> None:
+    """Print the command that reads the rows of no known format, if their names show what they are."""
+    suggestion = reading.unknown and suggested_fields(reading.unknown)
+    if suggestion and config.data is not None:
+        console.note(f"a row of no known format has the texts {', '.join(suggestion.texts)}; name those of a pair:")
+        words = ["pit", "prepare", "--data", config.data, "--fields", suggestion.fields, "--dry-run"]
+        console.next_command(" ".join(map(shlex.quote, words)))
 
 
 def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
@@ -121,7 +138,7 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     for file, line, draft in islice(drafts, config.max_rows):
         if problem := request_problem(draft.row):
             errors.append(RowError(file_label(file), line, "instructions", problem))
-        samples[json.dumps(draft.row["prompt"])].append(draft.row)
+        samples[json.dumps(draft.prompt)].append(draft.row)
     if errors:
         return Reading([], [str(error) for error in errors], Counter())
     rows = [row for group in samples.values() for row in preference_pairs(group, config.pairs_per_prompt, config.seed)]
@@ -132,7 +149,7 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
 def _length_of(model: str | None) -> tuple[LengthOf, str]:
     """How the dry run measures texts, and in what."""
     if model is None:
-        return lambda text: len(text.split()), "words"
+        return lambda text: len(units(text)), "words"
     # not imported at the top, because importing torch takes seconds
     from pitcli.engine.models.bases import resolve_base
     from pitcli.engine.models.loading import load_tokenizer
@@ -143,7 +160,7 @@ def _length_of(model: str | None) -> tuple[LengthOf, str]:
 
 def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None:
     def words(texts: list[str]) -> float:
-        return round(mean(len(text.split()) for text in texts), 1)
+        return round(mean(len(units(text)) for text in texts), 1)
 
     rows = [
         [
@@ -155,6 +172,10 @@ def _report(folds: dict[str, list[PreferencePair]], notes: Counter[str]) -> None
         ]
         for name, pairs in folds.items()
     ]
-    console.table("Folds (mean lengths in words)", ["fold", "rows", "prompt", "chosen", "rejected"], rows)
+    console.table(
+        "Folds (mean lengths in words, or in characters in scripts without spaces)",
+        ["fold", "rows", "prompt", "chosen", "rejected"],
+        rows,
+    )
     for text, count in sorted(notes.items()):
         console.note(f"{text}: {count}")

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from pitcli.console import error, next_command, note, progress, samples
+from pitcli.console import error, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
+from pitcli.data.pair_reading import options_of
 from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import Row
@@ -35,12 +36,12 @@ def run(config: SampleConfig) -> int:
         errors.append(problem)
         error(str(problem))
 
-    questions = iter_questions(config.data, on_error, notes)
+    questions = iter_questions(config.data, on_error, notes, options_of(config))
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
     note(base.describe())
-    drafts = 0
+    drafts = truncated = 0
     shown: list[tuple[str, str]] = []
     with (
         open_output(config.output) as stream,
@@ -54,9 +55,10 @@ def run(config: SampleConfig) -> int:
             samples_in_order = generate_in_order(batching, [request for _, _, request in window])
             for (prompt, row, _), sample in zip(window, samples_in_order, strict=True):
                 response = base.chat.decode(sample.token_ids)
-                write_row({**row, "response": response}, stream)
+                write_row({**row, "response": response, "finished": sample.finished}, stream)
                 stream.flush()
                 drafts += 1
+                truncated += not sample.finished
                 if len(shown) < SHOWN_ROWS:
                     shown.append((prompt, response))
                 advance(1)
@@ -64,6 +66,8 @@ def run(config: SampleConfig) -> int:
     for text, count in notes.items():
         note(f"{file_label(config.data)}: {count} {text}")
     note(f"{drafts} drafts written" + (f", {len(errors)} rows failed" if errors else ""))
+    if truncated:
+        warn(f"--max-new-tokens {config.max_new_tokens} cut {truncated} of the drafts; their rows have finished: false")
     drafts_file = "drafts.jsonl" if config.output == "-" else config.output
     next_command(f"pit improve --input {shlex.quote(drafts_file)} --max-iters 5")
     return 1 if errors else 0

@@ -118,8 +118,10 @@ def suggest_next(config: SftConfig, data: str) -> None:
     else:
         trained, command = "the gap model, which RL and the stop rule need", "pit train-reward"
     if not has_gap_model:
+        how_it_is_read = f" --fields {shlex.quote(config.fields)}" if config.fields else ""
         if config.role is Role.improver and (fold := Path(data).with_name("reward.jsonl")).is_file():
-            data = str(fold)  # the fold that pit prepare made for it
-        command += f" --data {shlex.quote(data)}" + (f" --model {shlex.quote(config.model)}" if config.model else "")
+            data, how_it_is_read = str(fold), ""  # the fold that pit prepare made for it
+        model = f" --model {shlex.quote(config.model)}" if config.model else ""
+        command += f" --data {shlex.quote(data)}{how_it_is_read}{model}"
     note(f"to train {trained}:")
     next_command(command)

@@ -20,6 +20,8 @@ from pitcli.engine.improving.stop_rule import (
 from pitcli.settings.generating import ImproveConfig
 
 LN3 = math.log(3)
+CONFIG = ImproveConfig()
+ACCEPTING = ImproveConfig(accept_truncated=True)
 DRAFT = Draft(
     "7", (Message("user", "Name a pet."),), " cat ", {"id": "7", "prompt": "Name a pet.", "response": " cat "}
 )
@@ -90,6 +92,62 @@ def test_non_finite_gap(gap: float, settings: dict[str, Any]) -> None:
     assert (attempt.iterations[0]["gap"], attempt.iterations[0]["p_better"]) == (None, None)
 
 
+def cut(response: str) -> Proposal:
+    """A proposal that the token limit cut."""
+    return Proposal(response, 5, False, {})
+
+
+@pytest.mark.parametrize("gap", [LN3, 9.0, None])
+def test_truncated(gap: float | None) -> None:
+    """However much better it seems; --accept-truncated judges it like any other."""
+    start = Attempt(DRAFT, DRAFT.response, [])
+    attempt = after_proposal(start, cut("dog and"), gap, CONFIG)
+    assert (attempt.best, attempt.stop_reason, attempt.finished()) == (" cat ", "truncated", None)
+    assert attempt.iterations[0]["finished"] is attempt.iterations[0]["accepted"] is False
+    attempt = after_proposal(start, cut("dog and"), gap, ACCEPTING)
+    assert (attempt.best, attempt.stop_reason, attempt.finished()) == ("dog and", None, False)
+    assert after_proposal(start, cut("dog and"), -LN3, ACCEPTING).stop_reason == "not_better"
+
+
+def test_a_truncated_response_counts_for_the_patience() -> None:
+    patient = ImproveConfig(patience=2)
+    attempt = after_proposal(Attempt(DRAFT, DRAFT.response, []), cut("dog and"), LN3, patient)
+    assert attempt.stop_reason is None
+    assert after_proposal(attempt, Proposal("dog", 5, True, {}), LN3, patient).best == "dog"
+    assert after_proposal(attempt, cut("dog or"), LN3, patient).stop_reason == "truncated"
+
+
+def test_without_a_stop_rule_a_truncated_response_is_passed_over() -> None:
+    """--stop none always makes --max-iters improvements: the next one starts from the best so far."""
+    plain = ImproveConfig(stop="none")
+    attempt = after_proposal(Attempt(DRAFT, DRAFT.response, []), cut("dog and"), None, plain)
+    assert (attempt.best, attempt.stop_reason) == (" cat ", None)
+    attempt = after_proposal(attempt, Proposal("dog", 5, True, {}), None, plain)
+    assert (attempt.best, attempt.finished()) == ("dog", True)
+
+
+def test_best_of_n_and_width_choose_no_truncated_response() -> None:
+    start = Attempt(DRAFT, DRAFT.response, [])
+    attempt = best_of_n(start, cut("dog and"), 3.0, CONFIG)
+    assert (attempt.best, attempt.best_gap, attempt.stop_reason) == (" cat ", 0.0, None)
+    assert best_of_n(attempt, Proposal("cow", 5, True, {}), 0.5, CONFIG).best == "cow"
+    assert best_of_n(start, cut("dog and"), 3.0, ACCEPTING).best == "dog and"
+    scored = [ScoredProposal(cut("dog and"), 3.0), ScoredProposal(Proposal("cow", 5, True, {}), 0.5)]
+    assert best_of_width(start, scored, ImproveConfig(width=2)).proposal.response == "cow"
+    assert best_of_width(start, scored, ImproveConfig(width=2, accept_truncated=True)).proposal.response == "dog and"
+
+
+def test_the_row_says_whether_its_response_is_whole() -> None:
+    """That of the best response; of an unchanged draft, what its row says."""
+    drafted = DRAFT.row | {"finished": False}
+    sampled = Draft(DRAFT.id, DRAFT.prompt, DRAFT.response, drafted)
+    start = Attempt(sampled, sampled.response, [])
+    assert finished_row(start)["finished"] is False
+    assert finished_row(after_proposal(start, cut("dog and"), LN3, CONFIG))["finished"] is False
+    assert finished_row(after_proposal(start, Proposal("dog", 5, True, {}), LN3, CONFIG))["finished"] is True
+    assert finished_row(Attempt(DRAFT, DRAFT.response, []))["finished"] is None
+
+
 def test_patience_counts_rejections_in_a_row() -> None:
     """With a patience of 3 the third rejection ends the draft; an accepted response resets the count."""
     assert attempt_at(("dog", -LN3), ("cow", -LN3), patience=3).stop_reason is None
@@ -116,10 +174,10 @@ def test_copies_and_cycles_stop_without_gaps_too() -> None:
 def test_best_of_n_keeps_the_response_with_the_largest_gap_over_the_draft() -> None:
     attempt = Attempt(DRAFT, DRAFT.response, [])
     for response, gap in (("dog", -1.0), ("cow", 0.5), ("pig", 0.25), ("", 3.0), ("hen", 0.75)):
-        attempt = best_of_n(attempt, Proposal(response, 5, True, {}), gap)
+        attempt = best_of_n(attempt, Proposal(response, 5, True, {}), gap, CONFIG)
     assert (attempt.best, attempt.best_gap, attempt.stop_reason) == ("hen", 0.75, None)
     assert [iteration["accepted"] for iteration in attempt.iterations] == [False, True, False, False, True]
-    assert best_of_n(attempt, Proposal("owl", 5, True, {}), math.nan).stop_reason == "non_finite_gap"
+    assert best_of_n(attempt, Proposal("owl", 5, True, {}), math.nan, CONFIG).stop_reason == "non_finite_gap"
 
 
 def test_the_best_of_a_width_is_the_best_that_is_not_rejected() -> None:

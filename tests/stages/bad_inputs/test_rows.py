@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from pitcli.data.bad_rows import REMEDY
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models import forward
 from tests.stages.bad_inputs.rows import (
@@ -58,7 +59,6 @@ BAD_ROWS: dict[str, tuple[Change, str, str]] = {
     "empty completion": (swap(CAT_DOG, rb'" \n"'), "TEXT", "empty"),
     "empty prompt": (swap(PROMPT, b'""'), "prompt", "empty"),
     "no messages": (swap(PROMPT, b"[]"), "prompt", "empty"),
-    "duplicate id": (swap(ID, b'"id": 1'), "id", "duplicate of "),
     "unknown role": (
         swap(PROMPT, b'[{"role": "tool", "content": "x"}]'),
         "prompt[0].role",
@@ -135,7 +135,7 @@ def test_equal_chosen_and_rejected_are_refused(no_model: None, tmp_path: Path, c
     file = tmp_path / "rows.jsonl"
     file.write_bytes(FIRST["train-reward"] + b"\n" + MIDDLE["train-reward"].replace(b"ant cow fox", b" cat dog"))
     assert pit("train-reward", file) == 2
-    assert capfd.readouterr().err == f"error: {file}:2:rejected: the same text as chosen\n"
+    assert capfd.readouterr().err == f"error: {file}:2:rejected: the same text as chosen\nerror: {REMEDY}\n"
 
 
 # Changes of the middle row, or of the file, that are accepted; the note on stderr; the commands that print it.
@@ -144,6 +144,8 @@ GOOD_ROWS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "unchanged": (lambda row: row, "", BOTH),
     "U+2028 in a string": (swap(CAT_DOG, '"cat\u2028dog\x85"'.encode()), "", BOTH),
     "23-digit id": (swap(ID, b'"id": 12345678901234567890123'), "", BOTH),
+    "duplicate id": (swap(ID, b'"id": 1'), "", BOTH),
+    "float id": (swap(ID, b'"id": 1.5'), "", BOTH),
     "extra fields": (swap(ID, b'"id": 2, "note": {"a": [1, null, "\xc3\xa9"]}, "z": true'), "", BOTH),
     "system message": (
         swap(PROMPT, b'[{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]'),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.data.formats import load_pairs
+from pitcli.data.pair_reading import load_pairs
 from tests.stages.recipes.conftest import RECIPES, decisions, pit, ran
 
 TINY = (

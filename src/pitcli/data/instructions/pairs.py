@@ -21,7 +21,7 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
 
     rows: the request (`Request.row`) with a `response` of a model each. Equal and empty texts make no pair.
     """
-    request = {name: value for name, value in rows[0].items() if name not in ("id", "response")}
+    request = {name: value for name, value in rows[0].items() if name not in ("id", "response", "finished")}
     samples = [row["response"] for row in rows]
     rng = random.Random(f"{seed}-{request['prompt']}")
     for _ in range(pairs):

@@ -1,4 +1,4 @@
-"""The output of pit improve: its rows, the manifest next to them, and which drafts are done when it is resumed."""
+"""The output of pit improve: a growing file, the manifest next to it, and which drafts are done when it is resumed."""
 
 import json
 import os
@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
-from pitcli.data.formats import parse_draft
+from pitcli.data.drafts import parse_draft
 from pitcli.data.reading import listed, load_rows, parsed_rows
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import open_growing, row_key
@@ -16,57 +16,103 @@ from pitcli.data.strict_json import RowProblem, describe
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.files import write_file
+from pitcli.settings.generating import ImproveConfig
+
+JOURNAL = ".progress"  # next to an output that does not itself show which drafts are done
 
 
-class DoneDrafts:
-    """How many finished rows each draft has in an output, by row key."""
+class ImprovedRows:
+    """An output that grows by one text per finished draft, and knows which drafts are in it from an earlier start.
 
-    def __init__(self, rows: Counter[int]) -> None:
-        self._rows = rows
+    done: how many finished drafts there are, by row key. size: of the output, in bytes. journal: gets a line per
+    finished draft, its key and the size of the output after it, if that cannot be seen from the output (None: it can).
+    """
+
+    def __init__(self, stream: TextIO, done: Counter[int], size: int = 0, journal: BinaryIO | None = None) -> None:
+        self.stream = stream
+        self.size = size
+        self._done = done
+        self._journal = journal
 
     def take(self, draft: Draft) -> bool:
-        """Return whether the draft has a row, and use that row up: duplicate drafts need one row each."""
-        if not self._rows or not self._rows[row_key(draft)]:
+        """Return whether the draft is done, and use that up: duplicate drafts are done once each."""
+        if not self._done or not self._done[row_key(draft)]:
             return False
-        self._rows[row_key(draft)] -= 1
+        self._done[row_key(draft)] -= 1
         return True
+
+    def write(self, draft: Draft, text: str) -> None:
+        """Write what a draft has become; nothing is lost of it if the command is then killed."""
+        self.stream.write(text)
+        self.stream.flush()
+        self.size += len(text.encode())
+        if self._journal is not None:
+            self._journal.write(b"%d %d\n" % (row_key(draft), self.size))
 
 
 @contextmanager
-def open_improved_rows(
-    output: str, resume: bool, overwrite: bool, made_with: Callable[[], dict[str, Any]]
-) -> Iterator[tuple[TextIO, DoneDrafts]]:
-    """Yield the stream for the rows and the drafts that have theirs already. Only rank 0 writes.
+def open_improved_rows(config: ImproveConfig, made_with: Callable[[], dict[str, Any]]) -> Iterator[ImprovedRows]:
+    """Yield the output of pit improve. Only rank 0 writes.
 
     made_with: computes the settings, base, adapters and gap temperature that the rows are made with; stored as
     OUTPUT.manifest.json. Raises SettingsError if the rows to resume from were made with different ones.
     """
     with ExitStack() as stack:
-        streams = []
+        opened: list[ImprovedRows] = []
 
         def begin() -> Counter[int]:
-            streams.append(stack.enter_context(open_growing(output, resume, overwrite)))
-            return _begin(output, resume, made_with)
+            stream = stack.enter_context(open_growing(config.output, config.resume, config.overwrite))
+            if config.output == "-" or not Path(config.output).is_file():
+                opened.append(ImprovedRows(stream, Counter()))
+                return Counter()
+            _begin_manifest(config, made_with())
+            if config.rows_tell_what_is_done():
+                done = _done_rows(config.output)
+                opened.append(ImprovedRows(stream, done, Path(config.output).stat().st_size))
+                return done
+            path = Path(f"{config.output}{JOURNAL}")
+            done, size = _read_journal(path, Path(config.output))
+            journal = stack.enter_context(path.open("ab", buffering=0))
+            opened.append(ImprovedRows(stream, done, size, journal))
+            return done
 
-        rows = on_rank_0(begin)
-        yield (streams or [stack.enter_context(open(os.devnull, "w"))])[0], DoneDrafts(rows)
+        done = on_rank_0(begin)
+        yield (opened or [ImprovedRows(stack.enter_context(open(os.devnull, "w")), done)])[0]
 
 
-def _begin(output: str, resume: bool, made_with: Callable[[], dict[str, Any]]) -> Counter[int]:
-    """Return how many rows each draft has in the output, by key; write the manifest of a new output."""
-    if output == "-" or not Path(output).is_file():
-        return Counter()
-    now, manifest = made_with(), Path(f"{output}.manifest.json")
-    if resume and Path(output).stat().st_size:
-        if not manifest.is_file():
-            raise SettingsError(
-                f"--resume: {manifest} is missing, so the settings of the existing rows are unknown; "
-                "use --overwrite to replace the rows"
-            )
-        _refuse_differences(manifest, now)
-        return _done_rows(output)
-    write_file(manifest, json.dumps(now, indent=1))
-    return Counter()
+def _begin_manifest(config: ImproveConfig, now: dict[str, Any]) -> None:
+    """Write the manifest of a new output; refuse to resume one that was made with other settings."""
+    manifest = Path(f"{config.output}.manifest.json")
+    journal = Path(f"{config.output}{JOURNAL}")
+    if not (config.resume and Path(config.output).stat().st_size):
+        journal.unlink(missing_ok=True)
+        write_file(manifest, json.dumps(now, indent=1))
+        return
+    needed = [manifest] if config.rows_tell_what_is_done() else [manifest, journal]
+    if missing := [path for path in needed if not path.is_file()]:
+        lost = "the settings of the existing rows are" if missing[0] == manifest else "which drafts are done is"
+        raise SettingsError(
+            f"--resume: {missing[0]} is missing, so {lost} unknown; use --overwrite to replace the rows"
+        )
+    _refuse_differences(manifest, now)
+
+
+def _read_journal(path: Path, output: Path) -> tuple[Counter[int], int]:
+    """Return how often each draft is done, by key, and the size of the output; cut both files to what both have."""
+    done, size, read = Counter[int](), 0, 0
+    most = output.stat().st_size
+    for line in path.open("rb") if path.is_file() else ():
+        numbers = line.split()
+        if not line.endswith(b"\n") or len(numbers) != 2 or not all(map(bytes.isdigit, numbers)):
+            break
+        if int(numbers[1]) > most:
+            break
+        done[int(numbers[0])] += 1
+        size, read = int(numbers[1]), read + len(line)
+    os.truncate(output, size)
+    if path.is_file():
+        os.truncate(path, read)
+    return done, size
 
 
 def _refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
@@ -89,6 +135,8 @@ def _refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
 
 def _done_rows(output: str) -> Counter[int]:
     """Return how many rows each draft has in the output, by key; RunError if a row cannot be read."""
+    if not Path(output).stat().st_size:
+        return Counter()
     errors: list[RowError] = []
     done = Counter(row_key(draft) for _, draft in parsed_rows(output, improved_draft, errors.append))
     if errors:
@@ -99,7 +147,7 @@ def _done_rows(output: str) -> Counter[int]:
 def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
     """Return the draft that an improved row was made from; RowProblem if it is not a row of pit improve."""
     if "original_response" not in row:
-        raise RowProblem("original_response", "missing; expected a row that pit improve wrote")
+        raise RowProblem("original_response", "missing; expected a row of pit improve --output-format rows")
     return parse_draft({**row, "response": row["original_response"]}, file, line)
 
 

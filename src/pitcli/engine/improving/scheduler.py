@@ -140,7 +140,7 @@ class Scheduler(NamedTuple):
             attempt = attempts[index]
             proposal, gap = best_of_width(attempt, list(islice(scored, len(proposals))), self.config)
             if ranked:
-                yield index, best_of_n(attempt, proposal, gap)
+                yield index, best_of_n(attempt, proposal, gap, self.config)
             else:
                 yield index, after_proposal(attempt, proposal, gap, self.config)
 

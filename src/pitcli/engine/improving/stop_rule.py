@@ -1,7 +1,8 @@
 """The stop rule: whether a proposed response replaces the best so far, and when a draft is finished.
 
 The learned stop rule accepts a proposal only if P(better than the best so far) exceeds the threshold. The first
-rejected proposal ends the draft; with --patience N, the Nth in a row.
+rejected proposal ends the draft; with --patience N, the Nth in a row. Whatever the rule and the method, a proposal that
+--max-new-tokens truncated is rejected, unless --accept-truncated is given.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from pitcli.data.drafts import with_prompt
 from pitcli.data.rows import Draft
 from pitcli.engine.generation.methods import Proposal
 from pitcli.equations import p_better
@@ -23,6 +25,7 @@ class StopReason(StrEnum):
     copy = "copy"  # the proposal equals the best so far
     cycle = "cycle"  # the proposal equals an earlier response
     empty = "empty"  # the proposal is empty
+    truncated = "truncated"  # the proposal was cut by --max-new-tokens
     max_iters = "max_iters"  # or, with --equal-tokens, no tokens left
     non_finite_gap = "non_finite_gap"
     out_of_memory = "out_of_memory"
@@ -56,19 +59,30 @@ class Attempt(NamedTuple):
         """Return the draft and every response proposed since."""
         return [self.draft.response, *(iteration["response"] for iteration in self.iterations)]
 
+    def changed(self) -> bool:
+        return self.best != self.draft.response
+
+    def finished(self) -> bool | None:
+        """Return whether the best response ended by itself; for the draft, what its row says (None: unknown)."""
+        accepted = [iteration["finished"] for iteration in self.iterations if iteration["accepted"]]
+        of_best = accepted[-1] if accepted else self.draft.row.get("finished")
+        return of_best if isinstance(of_best, bool) else None
+
 
 def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
     """Return the attempt after one more iteration.
 
     gap: gap / T of the proposal over the best so far; None if there is no gap model.
     """
-    rejected = refusal(attempt, proposal.response, gap, config)
+    rejected = refusal(attempt, proposal, gap, config)
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=rejected is None)]
     if rejected is None:
         return Attempt(attempt.draft, proposal.response, iterations)
     recent = [iteration["accepted"] for iteration in iterations[-config.patience :]]
-    patient = config.stop is StopRule.gap and rejected is not StopReason.non_finite_gap
-    continues = patient and (any(recent) or len(recent) < config.patience)
+    if config.stop is StopRule.none:  # the next proposal is made from the best so far once more
+        continues = rejected is StopReason.truncated
+    else:
+        continues = rejected is not StopReason.non_finite_gap and (any(recent) or len(recent) < config.patience)
     return Attempt(attempt.draft, attempt.best, iterations, None if continues else rejected)
 
 
@@ -87,23 +101,26 @@ def best_of_width(attempt: Attempt, scored: Sequence[ScoredProposal], config: Im
 
     def value(candidate: ScoredProposal) -> tuple[bool, float]:
         gap = -math.inf if candidate.gap is None or math.isnan(candidate.gap) else candidate.gap
-        return refusal(attempt, candidate.proposal.response, candidate.gap, config) is None, gap
+        return refusal(attempt, candidate.proposal, candidate.gap, config) is None, gap
 
     best = max(scored, key=value)
     tokens = sum(candidate.proposal.generated_tokens for candidate in scored)
     return best._replace(proposal=best.proposal._replace(generated_tokens=tokens))
 
 
-def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveConfig) -> StopReason | None:
-    """Return why a response is rejected, or None if it is accepted.
+def refusal(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> StopReason | None:
+    """Return why a proposal is rejected, or None if it is accepted.
 
-    --stop none rejects only empty responses and gaps that are not finite.
+    --stop none rejects only empty and truncated responses and gaps that are not finite.
     """
+    response = proposal.response
     reason: StopReason | None = None
     if not response:
         reason = StopReason.empty
     elif gap is not None and not math.isfinite(gap):
         reason = StopReason.non_finite_gap
+    elif is_cut(proposal, config):
+        reason = StopReason.truncated
     elif config.stop is StopRule.gap:
         if response == attempt.best.strip():
             reason = StopReason.copy
@@ -114,14 +131,20 @@ def refusal(attempt: Attempt, response: str, gap: float | None, config: ImproveC
     return reason
 
 
-def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None) -> Attempt:
+def is_cut(proposal: Proposal, config: ImproveConfig) -> bool:
+    """Return whether a proposal must not be accepted because --max-new-tokens truncated it."""
+    return not (proposal.finished or config.accept_truncated)
+
+
+def best_of_n(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
     """Return the attempt after one more sample of best-of-N.
 
-    gap: gap / T of the sample over the draft. The best of the N samples and the draft has the largest gap, the draft's
-    being 0. Only a gap that is not finite ends the draft early.
+    gap: gap / T of the sample over the draft. The best of the N whole samples and the draft has the largest gap, the
+    draft's being 0. Only a gap that is not finite ends the draft early.
     """
     finite = gap is not None and math.isfinite(gap)
-    better = bool(proposal.response) and gap is not None and finite and gap > attempt.best_gap
+    usable = bool(proposal.response) and not is_cut(proposal, config)
+    better = usable and gap is not None and finite and gap > attempt.best_gap
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=better)]
     if gap is not None and better:
         return Attempt(attempt.draft, proposal.response, iterations, best_gap=gap)
@@ -146,10 +169,11 @@ def record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bo
 def finished_row(attempt: Attempt) -> dict[str, Any]:
     """Return the output row: the draft's fields, the best response as `response`, and how it was reached."""
     return {
-        **attempt.draft.row,
+        **with_prompt(attempt.draft),
         "response": attempt.best,
         "original_response": attempt.draft.response,
         "iterations": attempt.iterations,
         "stop_reason": attempt.stop_reason,
+        "finished": attempt.finished(),
         "generated_tokens": attempt.tokens(),
     }

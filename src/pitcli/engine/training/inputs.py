@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from pitcli.console import note, warn
 from pitcli.data.examples import fitting_pairs, pairs_digest
-from pitcli.data.formats import iter_drafts, load_pairs
+from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
+from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
@@ -38,20 +39,34 @@ def open_pairs(
     room: tokens that a sampled response may need instead of a response of the data. Raises SettingsError if no data is
     named, InputError if pairs cannot be read or do not fit the context.
     """
-    path = settings.data or next(
-        (run.manifest.data.path for run in earlier if run.manifest.data.can_be_read_again), None
-    )
-    if path is None:
+    settings = with_data(settings, earlier)
+    if settings.data is None:
         raise SettingsError("--data: expected a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
-    pairs = _read_pairs(path, settings.max_rows, settings, base, room)
-    return pairs, DataIdentity(path=path, digest=pairs_digest(pairs), rows=len(pairs), prompts=prompt_sketch(pairs))
+    pairs = _read_pairs(settings.data, settings.max_rows, settings, base, room)
+    return pairs, DataIdentity(
+        path=settings.data,
+        digest=pairs_digest(pairs),
+        rows=len(pairs),
+        prompts=prompt_sketch(pairs),
+        skip_bad=settings.skip_bad,
+        fields=settings.fields,
+    )
+
+
+def with_data(settings: DataSettings, earlier: Sequence[EarlierRun]) -> DataSettings:
+    """Return the settings with the data of the first earlier run that names some, read as there, if none is given."""
+    data = next((run.manifest.data for run in earlier if run.manifest.data.can_be_read_again), None)
+    if settings.data is not None or data is None:
+        return settings
+    found = {"data": data.path, "skip_bad": data.skip_bad, "fields": data.fields}
+    return settings.model_copy(update={name: value for name, value in found.items() if getattr(settings, name) is None})
 
 
 def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[PreferencePair]) -> list[PreferencePair]:
     """Read the pairs of --eval-data (none if it is not given); InputError if a prompt is in --data too."""
     if config.eval_data is None:
         return []
-    pairs = _read_pairs(config.eval_data, None, settings=config, base=base, room=0)
+    pairs = _read_pairs(config.eval_data, None, settings=config, base=base, after_others=True)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
         first = f"{shared[0].file}:{shared[0].line}"
@@ -62,9 +77,11 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     return pairs
 
 
-def _read_pairs(path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int) -> list[PreferencePair]:
+def _read_pairs(
+    path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int = 0, after_others: bool = False
+) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
-    pairs = load_pairs(path, max_rows, notes)
+    pairs = load_pairs(path, max_rows, notes, options_of(settings, append=after_others))
     limit = Limit(base.chat, base.max_length, room, responses_read(settings))
     pairs = fitting_pairs(pairs, limit, settings, notes)
     for what, count in notes.items():

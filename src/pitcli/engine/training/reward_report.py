@@ -9,6 +9,7 @@ from torch import Tensor
 from pitcli.console import samples, table, warn
 from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat
+from pitcli.data.text_units import units
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training.linear_probe import feature_differences, fit_probe
 from pitcli.equations import cross_validated_log_loss, fit_temperature, log_losses, p_better, symmetrised_gap
@@ -23,7 +24,8 @@ MEANINGS = {
     "accuracy_high": "upper end of the 95% interval of the accuracy",
     "longer_wins_accuracy": "accuracy of always choosing the longer response",
     "shorter_wins_accuracy": "accuracy of always choosing the shorter response",
-    "length_correlation": "uncentred correlation of the gap with the length difference in words",
+    "length_correlation": "uncentred correlation of the gap with the length difference in words, or in characters "
+    "in scripts without spaces",
     "swap_residual": "mean |r_gap(a, b) + r_gap(b, a)|, 0 if swapping flips the sign exactly",
     "swap_flip_rate": "share of pairs whose winner by the raw r_gap changes with the order of the responses",
     "log_loss": "mean -log P(better) of the labels, T fitted on other pairs, in nats; 0.693 is a coin flip",
@@ -50,7 +52,7 @@ def gap_report(
     """
     r_wl, r_lw = scores_N2[:, 0].double(), scores_N2[:, 1].double()
     gaps_N = np.array(pair_gaps(scores_N2))
-    lengths_N = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in pairs], dtype=float)
+    lengths_N = np.array([len(units(p.chosen)) - len(units(p.rejected)) for p in pairs], dtype=float)
     norm = float(np.sqrt((gaps_N**2).sum() * (lengths_N**2).sum()))
     return {
         "pairs": len(pairs),

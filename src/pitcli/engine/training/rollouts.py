@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
+from pitcli.data.text_units import units
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate
 from pitcli.engine.improving.scoring import GapModel
@@ -238,16 +239,19 @@ def identical_share(samples: Sequence[Sample], k: int) -> float:
 def text_metrics(samples: Sequence[Sample], comparisons: Sequence[Comparison]) -> dict[str, float]:
     """Return metrics of the sampled texts.
 
-    entropy: nats per token, estimated from the log-probs of the samples. length_ratio: words relative to y_ref.
-    copy_rate: share of samples equal to y_ref. repetition: share of word trigrams that occurred before in the sample.
+    entropy: nats per token, estimated from the log-probs of the samples. length_ratio: units (words, or characters in
+    scripts without spaces) relative to y_ref. copy_rate: share of samples equal to y_ref. repetition: share of trigrams
+    of units that occurred before in the sample; 0 if no sample has three units.
     """
     tokens = sum(len(sample.logprobs) for sample in samples)
-    words = [(len(c.response.split()), len(c.reference_response.split())) for c in comparisons]
-    triples = [list(zip(text, text[1:], text[2:], strict=False)) for text in (c.response.split() for c in comparisons)]
+    texts = [units(c.response) for c in comparisons]
+    reference_length = sum(len(units(c.reference_response)) for c in comparisons)
+    triples = [list(zip(text, text[1:], text[2:], strict=False)) for text in texts]
+    distinct, all_triples = sum(len(set(group)) for group in triples), sum(map(len, triples))
     copies = sum(c.response == c.reference_response.strip() for c in comparisons)
     return {
         "entropy": -sum(sum(sample.logprobs) for sample in samples) / tokens,
-        "length_ratio": sum(ours for ours, _ in words) / max(1, sum(theirs for _, theirs in words)),
+        "length_ratio": sum(map(len, texts)) / max(1, reference_length),
         "copy_rate": copies / len(comparisons),
-        "repetition": 1 - sum(len(set(group)) for group in triples) / max(1, sum(map(len, triples))),
+        "repetition": 1 - distinct / all_triples if all_triples else 0.0,
     }

@@ -1,0 +1,42 @@
+"""What pit improve writes for a finished draft, in the format of --output-format."""
+
+import csv
+import io
+from collections.abc import Iterable
+
+from pitcli.data.drafts import as_messages, with_response
+from pitcli.data.strict_json import encode
+from pitcli.engine.improving.stop_rule import Attempt, finished_row
+from pitcli.settings.base import OutputFormat
+from pitcli.settings.generating import ImproveConfig
+
+
+def written(attempt: Attempt, config: ImproveConfig, is_first: bool) -> str:
+    """Return the text for a finished draft; empty if it is not written. is_first: whether the output is empty."""
+    if config.only_changed and not attempt.changed():
+        return ""
+    format_of_output = config.written_format()
+    if format_of_output is OutputFormat.text:
+        return f"{attempt.best}\n"
+    if format_of_output is OutputFormat.rows:
+        return f"{encode(finished_row(attempt))}\n"
+    as_row = with_response if format_of_output is OutputFormat.same else as_messages
+    row = as_row(attempt.draft, attempt.best)
+    if attempt.changed() and "finished" in row:  # pit sample wrote it about the draft
+        row = {**row, "finished": attempt.finished()}
+    if format_of_output is OutputFormat.same and (delimiter := csv_delimiter(config.input)):
+        header = _csv_line(row, delimiter) if is_first else ""
+        return header + _csv_line(row.values(), delimiter)
+    return f"{encode(row)}\n"
+
+
+def csv_delimiter(path: str) -> str | None:
+    """Return what separates the cells of a CSV file, by its name; None for other files."""
+    name = path.lower().removesuffix(".gz")
+    return "\t" if name.endswith(".tsv") else "," if name.endswith(".csv") else None
+
+
+def _csv_line(cells: Iterable[object], delimiter: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, delimiter=delimiter, lineterminator="\n").writerow(cells)
+    return line.getvalue()
