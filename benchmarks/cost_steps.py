@@ -79,7 +79,7 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     """
     k, prompt = request["k"], ids(request["length"] - NEW_TOKENS, 0)
     config = RlConfig(samples_per_prompt=k)
-    decoding = Decoding(1.0, 1.0, NEW_TOKENS, 2, NEW_TOKENS)
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, (2,), NEW_TOKENS)
     half = len(prompt) // 2
 
     def step(phases: dict[str, float]) -> None:
@@ -114,7 +114,7 @@ def improve_step(model: Any, sizes: dict[str, Any], shape: Shape) -> tuple[Step,
     """Return an improvement of each row with its FLOP and tokens: 48 new tokens, and their gap over a draft as long."""
     rows, half = sizes["rows"], sizes["length"] - 2 * NEW_TOKENS
     requests = [Request(ids(half + NEW_TOKENS, row), row) for row in range(rows)]
-    decoding = Decoding(1.0, 1.0, NEW_TOKENS, -1)
+    decoding = Decoding(1.0, 1.0, NEW_TOKENS, ())
 
     def step(phases: dict[str, float]) -> None:
         ended = timed(phases, sizes["device"])

@@ -25,7 +25,7 @@ class Writer:
             do_sample=False,
             max_new_tokens=LONGEST_IMPROVEMENT,
             min_new_tokens=1,
-            eos_token_id=spec["stop_id"],
+            eos_token_id=spec["stop_ids"],
             pad_token_id=self.tokenizer.pad_token_id,
         )
 

@@ -28,7 +28,6 @@ from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import improve, rl, sft, train_reward
 
-NO_TOKEN = -1  # as the stop token: no token ends a response, and all can be drawn
 FOREVER = 100_000  # epochs: the learning rate stays constant until the parent process ends the run
 
 
@@ -78,7 +77,7 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     decoding_of, task_of = rl.rollout_decoding, rl.rl_task
 
     def fixed_length_decoding(*arguments: Any) -> Any:
-        return decoding_of(*arguments)._replace(stop_id=NO_TOKEN)
+        return decoding_of(*arguments)._replace(stop_ids=())  # no token ends a response
 
     def with_check(config: RlConfig, curriculum: Any) -> Task:
         compared = []

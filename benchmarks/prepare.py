@@ -23,6 +23,7 @@ from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat, Example
 from pitcli.engine.models.opening import Base, open_base
+from pitcli.engine.models.trees import ordered_tree
 from pitcli.engine.training.schedule import rows_of_step
 from pitcli.runs.folder import is_finished
 from pitcli.settings.base import LoraSettings, ModelSettings, Role
@@ -53,7 +54,7 @@ def main() -> None:
         "base": str(base.folder),
         "model": settings.model,
         "pad_token": base.tokenizer.pad_token,
-        "stop_id": base.chat.stop_id,
+        "stop_ids": list(base.chat.stop_ids),
         "instruction": IMPROVE_INSTRUCTION,
         "lora_rank": LoraSettings().lora_rank,
         "config": json.loads((base.folder / "config.json").read_text()),
@@ -165,10 +166,7 @@ def orderings(chat: ChatFormat, pair: PreferencePair) -> dict[str, list[int]]:
 
 def tree_lengths(chat: ChatFormat, pair: PreferencePair) -> list[int]:
     """Return the lengths of the segments of a pair's tree, in the order of TREE_PARENTS."""
-    chosen, rejected = len(chat.completion(pair.chosen)), len(chat.completion(pair.rejected))
-    after_chosen, after_rejected = len(chat.after_prompt(pair.chosen)), len(chat.after_prompt(pair.rejected))
-    prompt = len(chat.policy_prompt(pair.prompt))
-    return [prompt, after_chosen, chosen, rejected, after_rejected, chosen, rejected]
+    return [len(segment) for segment in ordered_tree(pair, chat).segments]
 
 
 def trained_adapters(

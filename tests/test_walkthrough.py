@@ -32,7 +32,7 @@ WALKS = {"README": Walk([ROOT / "README.md"], 24), "start": Walk([DOCS / "start.
 
 
 class Line(NamedTuple):
-    """A line of shell: the arguments of `pit`, the file or the text on its stdin, and the file that its stdout goes to."""
+    """A line of shell: the arguments of `pit`, the file or the text on its stdin, and the file of its stdout."""
 
     command: list[str]
     stdin: str | None

@@ -73,13 +73,15 @@ def test_control_text_still_has_control_tokens_after_user_text(chat: ChatFormat)
 @pytest.mark.parametrize("prompt", [QUESTION, DIALOGUE, (Message("user", HOSTILE),)])
 @pytest.mark.parametrize("reference", ["Ants", "\n two\n\nlines ", HOSTILE])
 def test_prefixes_are_shared(chat: ChatFormat, prompt: Prompt, reference: str) -> None:
+    """Only the last token before the reference may be another one: line feeds that meet are one token of SmolLM2."""
     x = chat.policy_prompt(prompt)
     improver_prompt = chat.improver_prompt(prompt, reference)
     whole = chat.gap_input(prompt, "The lark.", reference)
-    assert improver_prompt[: len(x)] == x
+    shared = len(x) if reference == reference.lstrip() else len(x) - 1
+    assert improver_prompt[:shared] == x[:shared]
     assert whole[: len(improver_prompt)] == improver_prompt
     assert whole[len(improver_prompt) :] == chat.completion("The lark.")
-    assert improver_prompt[len(x) :] == chat.after_prompt(reference)
+    assert chat.before_reference(prompt) == x
 
 
 @pytest.mark.parametrize("prompt", [QUESTION, DIALOGUE])
@@ -173,9 +175,9 @@ def test_a_tokenizer_without_template_gets_the_fallback(tmp_path: Any, tiny_chat
     text = text_of(chat, chat.gap_input(DIALOGUE, "The lark.", "Ants"))
     # every assistant turn ends with EOS, and nothing else does
     assert [" ".join(part.split()) for part in text.split("<|end|>")] == [
-        "System: Be brief. Human: Hello Assistant: Hi.",
-        "Human: Which bird sings? Assistant: Ants",
-        "Human: Write a better response. Assistant: The lark.",
+        "System:Be brief. Human:Hello Assistant:Hi.",
+        "Human:Which bird sings? Assistant:Ants",
+        "Human:Write a better response. Assistant:The lark.",
         "",
     ]
 
@@ -207,17 +209,15 @@ def test_different_templates_have_different_digests(tmp_path: Any, tiny_chat: Ch
     assert ChatFormat(other).digest() != tiny_chat.digest()
 
 
-def test_an_error_raised_by_a_template_names_the_prompt(tiny_folder: Any) -> None:
+def test_a_system_message_begins_the_user_message_if_the_template_has_no_system_role(tiny_folder: Any) -> None:
     tokenizer = load_tokenizer(tiny_folder)
-    tokenizer.chat_template = (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        + tokenizer.chat_template
-    )
-    chat = ChatFormat(tokenizer)
-    with pytest.raises(RowProblem, match="refuses the roles system, user: no system role") as caught:
-        chat.policy_prompt((Message("system", "a"), Message("user", "b")))
-    assert caught.value.field == "prompt"
-    assert chat.policy_prompt(QUESTION)
+    plain = ChatFormat(tokenizer).policy_prompt((Message("user", "Be brief.\n\nWhich bird sings?"),))
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    for no_system in (refusing, "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"):
+        chat = ChatFormat(tokenizer, template=no_system + tokenizer.chat_template)
+        assert chat.rendering.folds_system
+        assert chat.policy_prompt((Message("system", "Be brief."), *QUESTION)) == plain
+        assert chat.policy_prompt(QUESTION) == ChatFormat(tokenizer).policy_prompt(QUESTION)
 
 
 def test_a_template_that_crashes_names_the_prompt(tiny_folder: Any) -> None:

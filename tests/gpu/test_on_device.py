@@ -62,7 +62,7 @@ def test_packed_trees_have_the_scores_and_gradients_of_separate_passes(model: tu
 def test_side_by_side_a_greedy_response_is_the_one_written_alone(model: tuple[str, RoleModel]) -> None:
     name, roles = model
     requests = [Request([5 + index, 40 + index, 7, 90 + index], index) for index in range(6)]
-    decoding = Decoding(0.0, 1.0, 12, -1)
+    decoding = Decoding(0.0, 1.0, 12, ())
     together = list(generate_in_order(open_batching(roles, IMPROVER, decoding, 4, 64), requests))
     alone = [generate(roles, IMPROVER, [r.prompt], [r.seed], decoding)[0] for r in requests]
     same = sum(a.token_ids == b.token_ids for a, b in zip(together, alone, strict=True))

@@ -42,14 +42,16 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
 def test_a_setting_that_was_added_later_is_in_the_identity_unless_it_has_its_default() -> None:
     """So rows and runs from before it can be resumed."""
     assert ImproveConfig.named(Fact.later) == {
-        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated")
+        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated", "template_option")
     }
     assert not ImproveConfig().identity().keys() & ImproveConfig.named(Fact.later)
     assert ImproveConfig(width=2).identity()["width"] == 2
 
 
 def test_settings_that_later_stages_inherit_from_the_gap_model() -> None:
-    assert SftConfig.named(Fact.handed_on) == {"data", "skip_bad", "fields", "model", "load_in_4bit"}
+    assert SftConfig.named(Fact.handed_on) == {
+        *("data", "skip_bad", "fields", "model", "load_in_4bit", "template_option")
+    }
 
 
 def test_settings_that_rl_hands_to_its_sft() -> None:
@@ -70,7 +72,7 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
         },
         **{"device": "cpu", "seed": 1, "max_steps": 2, "micro_batch_size": 3, "tokens_per_batch": 400, "save_every": 5},
         **{"gradient_checkpointing": True, "shard_base": True, "dry_run": True, "track": ("wandb",)},
-        **{"warmup_share": 0.5, "max_grad_norm": 6.0, "dtype": "fp32"},
+        **{"warmup_share": 0.5, "max_grad_norm": 6.0, "dtype": "fp32", "template_option": ("a=1",)},
     }
     own = {"learning_rate": 1.0, "batch_size": 2, "epochs": 3, "out": Path("x"), "resume": True, "overwrite": False}
     assert shared - given.keys() - own.keys() == {"role"}

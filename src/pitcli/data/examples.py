@@ -10,6 +10,7 @@ from pitcli.data.reading import listed
 from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import ChatFormat, Example
+from pitcli.data.thoughts import CUT, pair_without_thoughts
 from pitcli.errors import InputError
 from pitcli.settings.base import Role
 from pitcli.settings.pairs import DataSettings, LongRows
@@ -40,7 +41,7 @@ def sft_examples(
     """
 
     def completion(pair: PreferencePair) -> list[int]:
-        return chat.encode_text(pair.chosen) if pair.chosen_truncated else chat.completion(pair.chosen)
+        return chat.completion(pair.chosen, ends=not pair.chosen_truncated)
 
     if role is Role.policy:
         return [Example(chat.policy_prompt(pair.prompt), completion(pair)) for pair in pairs]
@@ -64,13 +65,16 @@ def fitting_pairs(
     problems: list[tuple[PreferencePair, RowProblem]] = []
     for pair in pairs:
         try:
-            kept = shortened(pair, limit, settings.long_rows)
+            whole = pair_without_thoughts(pair, limit.chat.thought_tags)
+            kept = shortened(whole, limit, settings.long_rows)
             check_conversation(kept.prompt, {"chosen": kept.chosen, "rejected": kept.rejected}, limit, notes)
         except RowProblem as problem:
             problems.append((pair, problem))
         else:
             fitting.append(kept)
-            count_cuts(pair, kept, limit, notes)
+            count_cuts(whole, kept, limit, notes)
+            if whole is not pair:
+                notes[CUT] += 1
     problems = without_skipped(problems, settings.long_rows, limit, notes) if fitting else problems
     if problems:
         raise InputError(_listing(problems, settings.long_rows))

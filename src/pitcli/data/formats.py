@@ -13,6 +13,7 @@ from pitcli.data.reading import file_label
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.thoughts import CUT
 
 
 def iter_drafts(
@@ -59,6 +60,8 @@ def _parsed(
         # equal rows are counted, not dropped: whether they have one id or several is not for pit to judge
         if seen_before(seen, (draft.id, draft.prompt, draft.response)):
             bad.notes["duplicate rows"] += 1
+        if draft.response and draft.row is not row:
+            bad.notes[CUT] += 1
         yield line, draft
 
 

@@ -34,7 +34,7 @@ class Limit(NamedTuple):
 
     def for_texts(self) -> int:
         """The tokens that are left for x and the responses."""
-        return self.max_length - 1 - (len(self.chat.after_prompt("")) if self.responses == 2 else 0)
+        return self.max_length - self.chat.overhead(self.responses)
 
     def tokens(self, prompt: Prompt, response_tokens: int) -> int:
         """The length of a whole conversation whose responses have `response_tokens` tokens each."""
@@ -58,8 +58,16 @@ def check_conversation(prompt: Prompt, responses: Mapping[str, str], limit: Limi
         sampled = f" with room for responses of {room} (max-new-tokens)" if room else ""
         reason = f"expected a conversation of at most {limit.max_length} tokens, got {tokens}{sampled}"
         raise TooLong(max(used, key=lambda field: used[field]), reason)
+    chat.refuse_changed_texts(prompt, responses.values())
+    note_system_message(chat, prompt, notes)
     if any(map(chat.names_special_token, [*(message.content for message in prompt), *responses.values()])):
         notes["rows with the text of a control token, read as plain text"] += 1
+
+
+def note_system_message(chat: ChatFormat, prompt: Prompt, notes: Counter[str]) -> None:
+    """Count a system message that the chat template has no place for."""
+    if chat.rendering.folds_system and prompt[0].role == "system":
+        notes["rows whose system message begins the first user message, as the chat template has no system role"] += 1
 
 
 def cut_to_fit(pair: PreferencePair, limit: Limit) -> PreferencePair:

@@ -17,6 +17,7 @@ from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.thoughts import CUT, pair_without_thoughts
 from pitcli.errors import InputError
 from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import parse_fields, split_commas
@@ -146,7 +147,8 @@ def _pairs_of_file(path: str, bad: BadRows, formats: Formats, options: ReadingOp
             if recognised.name == RATINGS:
                 rated.append(parse_rated(row, options.rating_field, line))
                 continue
-            pairs = parse_pairs(row, recognised, label, line, notes, margin)
+            parsed = list(parse_pairs(row, recognised, label, line, notes, margin))
+            pairs = [_counted_without_thoughts(pair, notes) for pair in parsed]
         except RowProblem as problem:
             reason = problem.reason
             if isinstance(problem, UnknownFormat):
@@ -156,4 +158,14 @@ def _pairs_of_file(path: str, bad: BadRows, formats: Formats, options: ReadingOp
             bad.add(RowError(label, line, problem.field, reason), problem)
         else:
             yield from pairs
-    yield from (replace(pair, file=label) for pair in pairs_of_ratings(rated, margin, notes))
+    for pair in pairs_of_ratings(rated, margin, notes):
+        try:
+            yield _counted_without_thoughts(replace(pair, file=label), notes)
+        except RowProblem as problem:
+            bad.add(RowError(label, pair.line, problem.field, problem.reason), problem)
+
+
+def _counted_without_thoughts(pair: PreferencePair, notes: Counter[str]) -> PreferencePair:
+    without = pair_without_thoughts(pair)
+    notes[CUT] += without is not pair
+    return without

@@ -2,19 +2,20 @@
 
 A conversation is user x, assistant y_ref, user IMPROVE_INSTRUCTION, assistant y. The improver writes the last turn;
 the gap model reads the whole conversation: r_gap(x, y, y_ref). Control text comes from the tokenizer's chat template
-and may contain special tokens. User text is tokenised separately, with special tokens read as plain text, so that it
-can neither become control tokens nor change the tokens of a shared prefix.
+and may contain special tokens. User text cannot become control tokens: its special tokens are read as plain text.
+Otherwise the token ids are those that the tokenizer gives the rendered conversation (template_check.py).
 """
 
 import hashlib
-import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
 from typing import Any, NamedTuple
 
+from pitcli.data.encoding import Encoder
+from pitcli.data.rendering import STILL, Part, Rendering
 from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.thoughts import Answer, answer_of, declared_tags, open_thought
 
 IMPROVE_INSTRUCTION = "Write a better response."
 
@@ -25,6 +26,8 @@ FALLBACK_CHAT_TEMPLATE = (
     "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
+ANY = "Blue."  # a text for which a conversation is tried; the control text around it is the same for any text
+QUESTION = (Message("user", ANY),)
 
 
 class Example(NamedTuple):
@@ -34,126 +37,176 @@ class Example(NamedTuple):
     completion: list[int]
 
 
+class Turn(NamedTuple):
+    """The control text before a response y.
+
+    asked: what ends a prompt. opening: what the model writes before y. shown: what is before y in a whole conversation.
+    """
+
+    asked: str
+    opening: str
+    shown: str
+
+
+def with_request(prompt: Prompt, reference_response: str) -> Prompt:
+    """The messages that ask for a better response than the reference."""
+    return (*prompt, Message("assistant", reference_response), Message("user", IMPROVE_INSTRUCTION))
+
+
 class ChatFormat:
     """Converts text to token ids for one tokenizer (any transformers tokenizer with a chat template).
 
-    Raises RowProblem if the template cannot show the roles of a prompt; the constructor does so if it cannot show the
-    roles that pit itself uses.
+    end_ids: tokens that end a sampled response, besides those of the template and of the tokenizer. template: instead
+    of the tokenizer's. Raises RowProblem if the template cannot show the roles of a prompt; the constructor does so if
+    it cannot show the roles that pit itself uses.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), template: str | None = None) -> None:
         self.tokenizer = tokenizer
-        self._control = cache(self._control_texts)
-        self._control_ids = cache(self._encode_control)  # of the same few texts for every row
-        self._special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special_text = re.compile("|".join(map(re.escape, self._special.values())) or "(?!)")
-        self.stop_id: int = self._stop_token()
-        after_reference = self._control(("user", "assistant", "user"))[2:]
-        self._bridge = (
-            self._encode_control(after_reference[0])
-            + self.encode_text(IMPROVE_INSTRUCTION)
-            + self._encode_control(after_reference[1])
-        )
-
-    def _control_texts(self, roles: tuple[str, ...], generation_prompt: bool = True) -> list[str]:
-        """The template's text before, between and after the contents of the messages."""
-        marks = [f"CONTENT{index}MARK" for index in range(len(roles))]
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        try:
-            rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        except Exception as error:  # a template is a program: it refuses with TemplateError, and may fail with anything
-            raise RowProblem("prompt", f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
-        texts = []
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found:
-                role = roles[marks.index(mark)]
-                raise RowProblem("prompt", f"the chat template does not show a message of role {role}")
-            texts.append(before)
-        return [*texts, rest]
+        self.rendering = Rendering(tokenizer, template)
+        self.encoder = Encoder(tokenizer)
+        self.thought_tags = declared_tags(tokenizer)
+        self.stop_id: int = self._stop_token()  # ends the responses that are learned
+        self.stop_ids = tuple(sorted({self.stop_id, tokenizer.eos_token_id, *end_ids}))
+        self._stop_text = self.written([self.stop_id])
+        self.turn = self._turn_after(QUESTION)
+        if self.turn.opening != self._turn_after(with_request(QUESTION, ANY)).opening:
+            raise RowProblem("prompt", "the chat template begins an improved response in another way than a first one")
+        begun = open_thought(self.turn.asked, self.thought_tags)
+        self._begun_thought = begun.begin if begun else ""
+        self._header = ""  # control text without special tokens that the model writes before y
+        self._header = self._answer(self.completion(ANY)).text.removesuffix(ANY)
+        self._overhead = self._overheads()
 
     def _stop_token(self) -> int:
         """The token that ends an assistant turn: the template's first special token after it, otherwise EOS."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        after = self._encode_control(self._control_texts(("user", "assistant"), generation_prompt=False)[-1])
-        return next((token for token in after if token in special), self.tokenizer.eos_token_id)
+        after = self.rendering.parts((*QUESTION, Message("assistant", ANY)), generation_prompt=False)[-1].text
+        ids = self.tokenizer.encode(after, add_special_tokens=False) if after else []
+        return next((token for token in ids if token in special), self.tokenizer.eos_token_id)
 
-    def _encode_control(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+    def _turn_after(self, prompt: Prompt) -> Turn:
+        """The control text before the response to a prompt.
+
+        A template may begin a response with a thought that it does not show in a whole conversation. Then the model
+        ends the thought before it writes y, so that y is not a part of the thought.
+        """
+        asked = self.rendering.parts(prompt)[-1].text
+        parts = self.rendering.parts((*prompt, Message("assistant", ANY)), generation_prompt=False)
+        if parts[-2].message != len(prompt):
+            raise RowProblem("prompt", "the chat template shows another message after the response")
+        shown = parts[-3].text
+        if shown.startswith(asked):
+            return Turn(asked, shown.removeprefix(asked), shown)
+        if not asked.startswith(shown):
+            raise RowProblem("prompt", f"the chat template asks for a response by {asked!r}, but shows it as {shown!r}")
+        begun = open_thought(asked, self.thought_tags)
+        return Turn(asked, f"{begun.end}\n\n" if begun else "", shown)
+
+    def _overheads(self) -> dict[int, int]:
+        """By the number of responses in a conversation: its tokens beyond those of policy_prompt and the responses."""
+        text = len(self.encode_text(ANY))
+        one = len(self.completion(ANY)) - text
+        reference = len(self.improver_prompt(QUESTION, ANY)) - len(self.policy_prompt(QUESTION)) - text
+        return {1: one, 2: one + reference}
+
+    def overhead(self, responses: int) -> int:
+        """The tokens of a conversation with 1 or 2 responses, beyond those of policy_prompt and of the responses."""
+        return self._overhead[responses]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of user text; the text of a special token stays plain text."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self.encoder.text(text)
 
     def names_special_token(self, text: str) -> bool:
         """Whether user text contains the text of a special token."""
-        return self._special_text.search(text) is not None
+        return self.encoder.names_special_token(text)
 
     def largest_id(self) -> int:
         """The largest token id in any conversation; of the special tokens, only those of the template can occur."""
-        ids = set(self.tokenizer.get_vocab().values()) - self._special.keys()
-        ids |= {self.stop_id, self.tokenizer.pad_token_id}
-        for roles in (("user", "assistant", "user"), ("system", "user")):
-            with suppress(RowProblem):  # a template may not support system messages
-                ids.update(*(self._encode_control(text) for text in self._control(roles)))
+        ids = set(self.tokenizer.get_vocab().values()) - self.encoder.special.keys()
+        ids |= {self.tokenizer.pad_token_id, *self.gap_input(QUESTION, ANY, ANY)}
+        with suppress(RowProblem):  # a template may not support system messages
+            ids.update(self.policy_prompt((Message("system", ANY), *QUESTION)))
         return max(ids)
 
     def truncate(self, text: str, limit: int) -> str:
         """The text, or its longest prefix of at most `limit` whole tokens; "" if there is none."""
-        return self._shortened(text, limit, lambda ids, count: self.decode(ids[:count]).rstrip("\ufffd").rstrip())
+        return self.encoder.truncate(text, limit)
 
     def keep_end(self, text: str, limit: int) -> str:
         """The text, or its longest suffix of at most `limit` whole tokens; "" if there is none."""
-
-        def end(ids: list[int], count: int) -> str:
-            return str(self.tokenizer.decode(ids[len(ids) - count :])).lstrip("\ufffd").lstrip()
-
-        return self._shortened(text, limit, end)
-
-    def _shortened(self, text: str, limit: int, part: Callable[[list[int], int], str]) -> str:
-        ids = self.encode_text(text)
-        kept, count, over = text, limit, len(ids) - limit
-        while over > 0 and count > 0:
-            # One character may be spread over several tokens, and a shortened text may be encoded as other tokens.
-            kept = part(ids, count)
-            over = len(self.encode_text(kept)) - limit
-            count -= over
-        return kept if over <= 0 else ""
+        return self.encoder.keep_end(text, limit)
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of a sampled response, without its stop token and outer white space."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        """The text of a sampled response, without its thoughts, its stop token and outer white space."""
+        return self._answer(token_ids).text
+
+    def thoughts(self, token_ids: list[int]) -> str:
+        """The thoughts of a sampled response; empty if there are none."""
+        return self._answer(token_ids).thoughts
+
+    def _answer(self, token_ids: list[int]) -> Answer:
+        ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
+        written = self.encoder.decode(ids, shown={mark for pair in self.thought_tags for mark in pair})
+        text, thoughts = answer_of(self._begun_thought + written, self.thought_tags)
+        return Answer(text.strip().removeprefix(self._header).strip(), thoughts)
 
     def written(self, token_ids: list[int]) -> str:
         """The text of token ids, including control tokens."""
         return self.tokenizer.decode(token_ids)
 
+    def _parts(self, prompt: Prompt) -> list[Part]:
+        """The parts of a prompt; earlier responses have no thoughts, which many templates would cut too."""
+        cut = (
+            message._replace(content=answer_of(message.content, self.thought_tags).text)
+            if message.role == "assistant"
+            else message
+            for message in prompt
+        )
+        return self.rendering.parts(tuple(cut))
+
     def policy_prompt(self, prompt: Prompt) -> list[int]:
-        """The ids of x, up to the start of the assistant's turn."""
-        texts = self._control(tuple(message.role for message in prompt))
-        ids = self._control_ids(texts[0])
-        for message, control in zip(prompt, texts[1:], strict=True):
-            ids = ids + self.encode_text(message.content) + self._control_ids(control)
-        return ids
+        """The ids of x, up to the start of the response."""
+        return self.encoder.parts(self._parts(prompt))
 
     def improver_prompt(self, prompt: Prompt, reference_response: str) -> list[int]:
-        """The ids of x, y_ref and the request to improve, up to the start of the assistant's turn."""
-        return self.policy_prompt(prompt) + self.after_prompt(reference_response)
+        """The ids of x, y_ref and the request to improve, up to the start of the response."""
+        return self.policy_prompt(with_request(prompt, reference_response))
 
-    def after_prompt(self, reference_response: str) -> list[int]:
-        """The ids of y_ref and the request to improve: what follows policy_prompt in an improver's prompt."""
-        return self.encode_text(reference_response) + self._bridge
+    def before_reference(self, prompt: Prompt) -> list[int]:
+        """The ids of x up to y_ref. A template may show x otherwise in policy_prompt: with a system message in it."""
+        parts = self._parts(with_request(prompt, ANY))
+        *_, reference, _ = sorted(part.message for part in parts if part.message >= 0)
+        return self.encoder.parts(parts[: [part.message for part in parts].index(reference)])
 
-    def completion(self, response: str) -> list[int]:
-        """The ids of y and the stop token."""
-        return [*self.encode_text(response), self.stop_id]
+    def completion(self, response: str, ends: bool = True) -> list[int]:
+        """The ids of y and of the stop token, as they follow a prompt; without the stop token if y was cut."""
+        parts = self.rendering.parts((*QUESTION, Message("assistant", response)), generation_prompt=False)
+        *_, before, text, after = parts
+        following = [Part(self.turn.opening)]
+        if text.message == 1:  # not empty; there may be white space around it
+            white = before.text.removeprefix(self.turn.shown)
+            until_stop, stop, _ = after.text.partition(self._stop_text)
+            following = [Part(self.turn.opening + white), text, Part(until_stop if stop else "")]
+        prompt = self.encoder.parts([Part(self.turn.asked)])
+        ids = self.encoder.parts([Part(self.turn.asked), *following])
+        if ids[: len(prompt)] != prompt:  # a token of the prompt would be another one with this text after it
+            prompt, ids = [], self.encoder.parts(following)
+        return [*ids[len(prompt) :], *([self.stop_id] if ends else [])]
+
+    def refuse_changed_texts(self, prompt: Prompt, responses: Iterable[str]) -> None:
+        """Raises RowProblem if the template refuses the roles, or changes a text because of the words in it."""
+        for response in responses:
+            self._parts(with_request(prompt, response))
 
     def gap_input(self, prompt: Prompt, response: str, reference_response: str) -> list[int]:
         """The ids that the gap model reads for r_gap(x, response, reference_response)."""
         return self.improver_prompt(prompt, reference_response) + self.completion(response)
 
     def digest(self) -> str:
-        """Identifies the template: runs with different templates cannot be used together."""
-        sample = self.gap_input((Message("user", "x"),), "y", "z")
-        text = f"{self.tokenizer.get_chat_template()}\n{IMPROVE_INSTRUCTION}\n{sample}"
+        """Identifies the template: runs with different templates cannot be used together. Each day it is the same."""
+        template = self.rendering.template
+        still = ChatFormat(self.tokenizer, template=STILL + template)
+        text = f"{template}\n{IMPROVE_INSTRUCTION}\n{still.gap_input((Message('user', 'x'),), 'y', 'z')}"
         return hashlib.sha256(text.encode()).hexdigest()

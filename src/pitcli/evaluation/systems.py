@@ -17,7 +17,12 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
 ORIGINAL = "original"
-WRITTEN = frozenset({"response", "original_response", "iterations", "stop_reason", "finished", "generated_tokens"})
+WRITTEN = frozenset(
+    {
+        *("response", "original_response", "thoughts", "original_thoughts"),
+        *("iterations", "stop_reason", "finished", "generated_tokens"),
+    }
+)
 MADE = ("padded", "constant")  # the names of made_controls
 
 

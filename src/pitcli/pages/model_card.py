@@ -98,7 +98,11 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= exported.rank), exported.rank),
         base_label=base,
         rendered=conversation(chat, exported.role, is_pointwise(exported)),
-        stop_token=json.dumps(_stop_token(chat), ensure_ascii=False),
+        ending=json.dumps(_stop_token(chat), ensure_ascii=False),
+        opening=json.dumps(chat.turn.opening, ensure_ascii=False) if chat.turn.opening else "",
+        end_of_thought=json.dumps(_end_of_thought(chat), ensure_ascii=False) if _end_of_thought(chat) else "",
+        options=_options(exported),
+        folds_system=chat.rendering.folds_system,
         limits=list(_limits(exported)),
         sources=list(_sources(exported, base)),
         settings=sorted(_settings(exported)),
@@ -117,7 +121,7 @@ def conversation(chat: ChatFormat, role: AdapterRole, pointwise: bool) -> str:
         messages.append({"role": "user", "content": IMPROVE_INSTRUCTION})
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if role == GAP:
-        text += ("{y}" if pointwise else "{y1}") + _stop_token(chat)
+        text += chat.turn.opening + ("{y}" if pointwise else "{y1}") + _stop_token(chat)
     return text
 
 
@@ -128,6 +132,17 @@ def is_pointwise(exported: Exported) -> bool:
 
 def _stop_token(chat: ChatFormat) -> str:
     return str(chat.tokenizer.convert_ids_to_tokens(chat.stop_id))
+
+
+def _end_of_thought(chat: ChatFormat) -> str:
+    """What ends a thought in the chat template; empty if the template has no thoughts."""
+    return next((end for _, end in chat.thought_tags if end in chat.rendering.template), "")
+
+
+def _options(exported: Exported) -> str:
+    """The arguments of apply_chat_template for an adapter; a merged model has them in its chat template."""
+    options = {} if exported.dtype else exported.manifest.base.template_options
+    return "".join(f", {name}={value!r}" for name, value in options.items())
 
 
 def front_matter(exported: Exported) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pitcli.settings.pairs import DataSettings
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.tools import EvaluateConfig, ExportConfig, LabelConfig, PipelineConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
+from pitcli.settings.values import shown_options
 
 DATA = DataSettings.named(Fact.handed_on)  # the data, and how it is read
 
@@ -138,6 +139,7 @@ def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
         "fields": manifest.data.fields,
         "model": manifest.base.name,
         "load_in_4bit": manifest.base.load_in_4bit,
+        "template_option": tuple(shown_options(manifest.base.template_options)) or None,
     }
 
 

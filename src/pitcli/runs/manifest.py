@@ -40,6 +40,8 @@ class BaseIdentity(Strict):
     load_in_4bit: bool
     # of the computation; not written if it is the one of the runs before there was a choice, so that their seals hold
     dtype: Literal["fp32", "bf16"] = Field("fp32", exclude_if=lambda dtype: dtype == "fp32")
+    # variables of the chat template; not written if there are none, for the same reason
+    template_options: dict[str, bool | int | float | str | None] = Field({}, exclude_if=lambda options: not options)
 
 
 class DataIdentity(Strict):

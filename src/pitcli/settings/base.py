@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from pitcli.settings.values import CommaSeparated
+from pitcli.settings.values import CommaSeparated, TemplateOptions, template_options
 
 DEFAULT_MODEL = "smollm2"
 TEMPERATURE = "Sampling temperature; 0 is greedy decoding"
@@ -198,6 +198,13 @@ class ModelSettings(Settings):
         description="Load the base model in 4-bit NF4 [default: as in the earlier runs, otherwise on "
         "for bases of 0.5B parameters or more]",
     )
+    template_option: Annotated[
+        TemplateOptions | None, Fact.text | Fact.handed_on | Fact.off_card | Fact.repeated | Fact.later
+    ] = Field(
+        None,
+        description="NAME=VALUE sets a variable of the base's chat template, such as enable_thinking=false; "
+        "comma-separated, or given several times [default: as in the earlier runs, otherwise none]",
+    )
     device: Annotated[Device, Fact.off_card, Section.hardware] = Field(
         Device.auto, description="Device to run on; auto uses a GPU if one is available"
     )
@@ -210,6 +217,10 @@ class ModelSettings(Settings):
     max_length: int | None = Field(
         None, ge=16, description="Maximum conversation length in tokens [default: the base model's context length]"
     )
+
+    def template_options(self) -> dict[str, bool | int | float | str | None]:
+        """The variables that --template-option sets."""
+        return template_options(self.template_option or ())
 
 
 class LoraSettings(Settings):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.console import error, next_command, note, progress, samples, warn, word_changes
+from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.plain_text import read_text_draft
@@ -191,7 +192,7 @@ def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[st
 
 def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Scheduler:
     model = base.load(models.adapters())
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
     policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
     gap_model = None
     if models.gap_run:
@@ -247,8 +248,9 @@ def fitting_drafts(
     """Yield the drafts whose improvement fits the context; report the others as row errors."""
     room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
     limit = Limit(base.chat, base.max_length, room)
-    for line, draft in drafts:
+    for line, read in drafts:
         try:
+            draft = draft_without_thoughts(read, base.chat.thought_tags)
             if budgets is not None and row_key(draft) not in budgets:
                 raise RowProblem("", f"expected a row for this draft in --equal-tokens {config.equal_tokens}, got none")
             check_conversation(draft.prompt, {"response": draft.response}, limit, notes)

@@ -7,6 +7,7 @@ from itertools import islice
 
 from pitcli.console import error, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
+from pitcli.data.long_rows import note_system_message
 from pitcli.data.pair_reading import options_of
 from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
@@ -38,7 +39,7 @@ def run(config: SampleConfig) -> int:
 
     questions = iter_questions(config.data, on_error, notes, options_of(config))
     base = open_base(config, [policy] if policy else [])
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_id, min_new_tokens=1)
+    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
     note(base.describe())
     drafts = truncated = 0
@@ -47,7 +48,7 @@ def run(config: SampleConfig) -> int:
         open_output(config.output) as stream,
         progress("sampling", (config.max_rows or 0) * config.draws or None, stream) as advance,
     ):
-        requests = fitting_requests(islice(questions, config.max_rows), base, config, on_error)
+        requests = fitting_requests(islice(questions, config.max_rows), base, config, on_error, notes)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
@@ -55,7 +56,9 @@ def run(config: SampleConfig) -> int:
             samples_in_order = generate_in_order(batching, [request for _, _, request in window])
             for (prompt, row, _), sample in zip(window, samples_in_order, strict=True):
                 response = base.chat.decode(sample.token_ids)
-                write_row({**row, "response": response, "finished": sample.finished}, stream)
+                thoughts = base.chat.thoughts(sample.token_ids)
+                fields = {"response": response, **({"thoughts": thoughts} if thoughts else {})}
+                write_row({**row, **fields, "finished": sample.finished}, stream)
                 stream.flush()
                 drafts += 1
                 truncated += not sample.finished
@@ -74,7 +77,11 @@ def run(config: SampleConfig) -> int:
 
 
 def fitting_requests(
-    questions: Iterable[tuple[int, Draft]], base: Base, config: SampleConfig, on_error: Callable[[RowError], None]
+    questions: Iterable[tuple[int, Draft]],
+    base: Base,
+    config: SampleConfig,
+    on_error: Callable[[RowError], None],
+    notes: Counter[str],
 ) -> Iterator[tuple[str, Row, Request]]:
     """Yield (last message, row to write, request) for each draw of each prompt whose response fits the context.
 
@@ -83,6 +90,7 @@ def fitting_requests(
     for line, question in questions:
         try:
             prompt = base.chat.policy_prompt(question.prompt)
+            note_system_message(base.chat, question.prompt, notes)
             if len(prompt) + config.max_new_tokens > base.max_length:
                 room = f"{base.max_length} less --max-new-tokens {config.max_new_tokens}"
                 most = base.max_length - config.max_new_tokens

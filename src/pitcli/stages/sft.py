@@ -93,7 +93,7 @@ def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -
 
 def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:
     """Show the trained model's greedy outputs for the first rows, next to the rejected responses."""
-    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_id)
+    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
     if role is Role.policy:
         prompts = [chat.policy_prompt(pair.prompt) for pair in pairs]
     else:
@@ -123,5 +123,6 @@ def suggest_next(config: SftConfig, data: str) -> None:
             data, how_it_is_read = str(fold), ""  # the fold that pit prepare made for it
         model = f" --model {shlex.quote(config.model)}" if config.model else ""
         command += f" --data {shlex.quote(data)}{how_it_is_read}{model}"
+        command += "".join(f" --template-option {shlex.quote(item)}" for item in config.template_option or ())
     note(f"to train {trained}:")
     next_command(command)

@@ -17,7 +17,7 @@ from tests.conftest import WithRoles
 from tests.engine.generation.test_sampling import OTHERS, PROMPTS, SEEDS, STEPS, assert_same
 
 REQUESTS = [Request(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
-DECODING = Decoding(1.0, 1.0, STEPS, 4)
+DECODING = Decoding(1.0, 1.0, STEPS, (4,))
 
 
 @pytest.fixture(scope="module", params=["in one row", "padded"])
@@ -51,7 +51,8 @@ def written(batching: ContinuousBatching | StaticBatching, requests: Sequence[Re
 def test_samples_do_not_depend_on_the_batch(
     kind: type[ContinuousBatching | StaticBatching], slots: int, refill: int, model: RoleModel
 ) -> None:
-    for decoding in (DECODING, Decoding(0.7, 0.8, STEPS, 4, min_new_tokens=3), Decoding(0.0, 1.0, 5, -1)):
+    others = (Decoding(0.7, 0.8, STEPS, (4,), 3), Decoding(0.0, 1.0, 5, ()), Decoding(1.0, 1.0, STEPS, (4, 7, 9), 2))
+    for decoding in (DECODING, *others):
         samples = written(kind(model, IMPROVER, decoding, slots), REQUESTS, refill)
         assert_same(samples, [alone(model, IMPROVER, request, decoding) for request in REQUESTS])
     assert (
@@ -72,7 +73,7 @@ def test_other_architectures(positions: str, padded: bool) -> None:
     decoding, requests = DECODING, REQUESTS
     if positions == "a sliding window":  # of 6 tokens; pit's masks are wrong beyond it
         assert isinstance(open_batching(model, None, DECODING, 3, longest=7), StaticBatching)
-        decoding, requests = Decoding(1.0, 1.0, 3, 4), [request for request in REQUESTS if len(request.prompt) <= 3]
+        decoding, requests = Decoding(1.0, 1.0, 3, (4,)), [request for request in REQUESTS if len(request.prompt) <= 3]
     else:
         assert isinstance(open_batching(model, None, DECODING, 3, longest=64), ContinuousBatching)
     assert_same(
@@ -83,7 +84,7 @@ def test_other_architectures(positions: str, padded: bool) -> None:
 
 def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request takes the slot that has its prefix, even if other requests are ahead of it in the queue."""
-    slots = ContinuousBatching(model, IMPROVER, Decoding(1.0, 1.0, 6, -1), 3)
+    slots = ContinuousBatching(model, IMPROVER, Decoding(1.0, 1.0, 6, ()), 3)
     prompts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
     slots.admit([(key, Request(prompt, key)) for key, prompt in enumerate(prompts)])
     first = dict(slots.run(3))
@@ -115,7 +116,7 @@ def test_guesses_change_only_the_number_of_passes(
     temperature: float, min_new_tokens: int, all_right: bool, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guesses that are right, wrong, beyond the stop token and beyond the last token; then no guesses."""
-    decoding = Decoding(temperature, 1.0, 20, 4, min_new_tokens)
+    decoding = Decoding(temperature, 1.0, 20, (4,), min_new_tokens)
     expected = [alone(model, IMPROVER, request, decoding) for request in REQUESTS]
     again = [
         Request(request.prompt + sample.token_ids[:3], 7) for request, sample in zip(REQUESTS, expected, strict=True)
@@ -151,7 +152,7 @@ def test_guesses_change_only_the_number_of_passes(
 
 def test_guesses_are_what_followed_the_last_two_tokens() -> None:
     request = Request([5, 6, 7, 8, 9, 6, 7, 1, 2, 5, 6], 0)
-    running = module._RunningRequest(0, request, Decoding(0.0, 1.0, 8, -1))
+    running = module._RunningRequest(0, request, Decoding(0.0, 1.0, 8, ()))
     running.guess()
     assert running.guesses == [7, 8]  # two more than were accepted before
     running.add(7, 0.0)
@@ -167,7 +168,7 @@ def test_guesses_are_what_followed_the_last_two_tokens() -> None:
     running.add(3, 0.0)
     running.guess()
     assert running.guesses == []
-    running = module._RunningRequest(0, Request([5], 0), Decoding(0.0, 1.0, 8, -1))
+    running = module._RunningRequest(0, Request([5], 0), Decoding(0.0, 1.0, 8, ()))
     running.guess()
     assert running.guesses == []
     running.add(5, 0.0)
@@ -182,7 +183,7 @@ def test_padding_beyond_the_last_position_of_the_model(monkeypatch: pytest.Monke
     config = GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=48, initializer_range=0.2)
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
     model.reads_branches = False  # so that there is padding
-    decoding = Decoding(0.0, 1.0, 8, -1)
+    decoding = Decoding(0.0, 1.0, 8, ())
     requests = [Request([3, 4, 5], 0), Request([7] * 40, 1)]
     expected = [alone(model, None, request, decoding) for request in requests]
 

@@ -38,7 +38,7 @@ from pitcli.settings.training import RlConfig
 from pitcli.stages.rl import Curriculum, rl_task
 from tests.conftest import WithRoles
 
-NEVER = -1  # a stop id that no model samples
+NEVER = ()  # no token ends a response
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 15], [3, 3, 3, 3, 3], [16], [17, 18, 19], [20, 21, 22, 23]]
 SEEDS = [100 + row for row in range(len(PROMPTS))]
 STEPS = 20
@@ -112,21 +112,31 @@ def test_other_seeds_give_other_samples(model: RoleModel, free: list[Sample]) ->
     assert all(other != first for other, first in zip(tokens(others), tokens(free), strict=True))
 
 
-def truncated(sample: Sample, stop_id: int, steps: int) -> Sample:
-    """A sample without a stop token as it would be with stop_id, or after `steps` tokens."""
+def truncated(sample: Sample, stop_ids: tuple[int, ...], steps: int) -> Sample:
+    """A sample without a stop token as it would be with these stop tokens, or after `steps` tokens."""
     ids = sample.token_ids[:steps]
-    end = ids.index(stop_id) + 1 if stop_id in ids else steps
-    return Sample(ids[:end], sample.logprobs[:end], stop_id in ids)
+    ends = [index + 1 for index, token in enumerate(ids) if token in stop_ids]
+    end = ends[0] if ends else steps
+    return Sample(ids[:end], sample.logprobs[:end], bool(ends))
 
 
 def test_the_stop_token_ends_rows_and_is_counted(model: RoleModel, free: list[Sample]) -> None:
     """The stop token changes only where a row ends, although finished rows leave the batch on the way."""
     for stop_id in range(24):
-        expected = [truncated(sample, stop_id, STEPS) for sample in free]
-        assert_same(generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, stop_id)), expected)
+        expected = [truncated(sample, (stop_id,), STEPS) for sample in free]
+        assert_same(generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, (stop_id,))), expected)
         if 4 <= sum(len(sample.token_ids) < STEPS / 2 for sample in expected) < 8:
             return  # what this test needs: half of the rows end early and some continue
     pytest.fail("no token stops half of the rows: choose other seeds")
+
+
+def test_any_of_several_stop_tokens_ends_a_row(model: RoleModel, free: list[Sample]) -> None:
+    stop_ids = (free[0].token_ids[4], free[1].token_ids[2])
+    expected = [truncated(sample, stop_ids, STEPS) for sample in free]
+    assert {sample.token_ids[-1] for sample in expected if sample.finished} == set(stop_ids)
+    assert_same(generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, stop_ids)), expected)
+    delayed = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, stop_ids, 6))
+    assert all(not set(stop_ids) & set(sample.token_ids[:6]) for sample in delayed)
 
 
 def test_the_last_token_may_be_the_stop_token(model: RoleModel, free: list[Sample]) -> None:
@@ -134,12 +144,12 @@ def test_the_last_token_may_be_the_stop_token(model: RoleModel, free: list[Sampl
     first = free[0].token_ids.index(stop_id) + 1
     for steps, finished in ((first, True), (first - 1, False)):
         if steps:
-            drawn = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, steps, stop_id))
+            drawn = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, steps, (stop_id,)))
             assert_same(drawn, [Sample(free[0].token_ids[:steps], free[0].logprobs[:steps], finished)])
 
 
 def test_several_samples_of_a_prompt(model: RoleModel) -> None:
-    prompts, seeds, decoding = PROMPTS[:3], list(range(9)), Decoding(1.0, 0.9, STEPS, 5)
+    prompts, seeds, decoding = PROMPTS[:3], list(range(9)), Decoding(1.0, 0.9, STEPS, (5,))
     together = generate(model, IMPROVER, prompts, seeds, decoding, samples_per_prompt=3)
     repeated = generate(model, IMPROVER, [prompt for prompt in prompts for _ in range(3)], seeds, decoding)
     assert_same(together, repeated)
@@ -188,11 +198,11 @@ def test_other_architectures(positions: str) -> None:
     torch.manual_seed(0)
     config: PreTrainedConfig = OTHERS[positions]
     model = RoleModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0)
-    drawn = generate(model, None, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, 4))
+    drawn = generate(model, None, PROMPTS, SEEDS, Decoding(1.0, 1.0, STEPS, (4,)))
     assert 2 <= sum(sample.finished for sample in drawn) < len(drawn)
     for prompt, seed, sample in zip(PROMPTS, SEEDS, drawn, strict=True):
         assert sample.logprobs == pytest.approx(whole_logprobs(model, prompt, sample, 1.0), abs=1e-4)
-        assert_same(generate(model, None, [prompt], [seed], Decoding(1.0, 1.0, STEPS, 4)), [sample])
+        assert_same(generate(model, None, [prompt], [seed], Decoding(1.0, 1.0, STEPS, (4,))), [sample])
 
 
 def whole_logprobs(
@@ -207,7 +217,7 @@ def whole_logprobs(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_the_model(model: RoleModel, temperature: float) -> None:
-    drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, 4))
+    drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, (4,)))
     assert 0 < sum(sample.finished for sample in drawn) < len(drawn)
     for prompt, sample in zip(PROMPTS, drawn, strict=True):
         assert sample.logprobs == pytest.approx(whole_logprobs(model, prompt, sample, temperature, IMPROVER), abs=1e-4)
@@ -220,7 +230,7 @@ def test_a_rollout_starts_at_ratio_one_and_kl_zero(
     model = with_roles(small_llama(), 0, IMPROVER)
     save_role(model, IMPROVER, tmp_path)
     load_role(model, REFERENCE, tmp_path)
-    drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, 4))
+    drawn = generate(model, IMPROVER, PROMPTS, SEEDS, Decoding(temperature, 1.0, STEPS, (4,)))
     examples = [Example(prompt, sample.token_ids) for prompt, sample in zip(PROMPTS, drawn, strict=True)]
     batch = completion_batch(examples, pad_id=0)
     old_N = torch.tensor([logprob for sample in drawn for logprob in sample.logprobs])
@@ -286,7 +296,7 @@ def test_samples_of_a_prompt_share_it_in_the_update(
     micro_batch_size: int, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Log-probs and gradients equal those of one row per sample, at the indices that lay_out returns."""
-    drawn = generate(model, IMPROVER, PROMPTS[:4], SEEDS, Decoding(1.0, 1.0, STEPS, 4), samples_per_prompt=2)
+    drawn = generate(model, IMPROVER, PROMPTS[:4], SEEDS, Decoding(1.0, 1.0, STEPS, (4,)), samples_per_prompt=2)
     config = RlConfig(samples_per_prompt=2, micro_batch_size=micro_batch_size)
     examples = [Example(PROMPTS[row // 2], sample.token_ids) for row, sample in enumerate(drawn)]
 
@@ -370,8 +380,8 @@ def test_uniforms_depend_on_their_seed_only() -> None:
 def test_min_new_tokens_delays_the_stop_token(model: RoleModel, free: list[Sample]) -> None:
     """If its first token is the stop token, a row ends at once, unless it must have three tokens first."""
     stop_id = free[0].token_ids[0]
-    (ended,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id))
-    (delayed,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, stop_id, 3))
+    (ended,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, (stop_id,)))
+    (delayed,) = generate(model, IMPROVER, PROMPTS[:1], SEEDS[:1], Decoding(1.0, 1.0, STEPS, (stop_id,), 3))
     assert ended.token_ids == [stop_id]
     assert len(delayed.token_ids) >= 3
     assert stop_id not in delayed.token_ids[:3]

@@ -75,7 +75,7 @@ class Batching:
 @pytest.mark.parametrize(("max_iters", "written"), [(0, 0), (1, 1), (3, 3)])
 def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that improves every time stops with the reason max_iters after that many responses."""
-    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, 2), None), None, ImproveConfig(max_iters=max_iters))  # type: ignore[arg-type]
+    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, (2,)), None), None, ImproveConfig(max_iters=max_iters))  # type: ignore[arg-type]
     count = iter(range(99))
 
     def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
@@ -98,7 +98,7 @@ class Longer:
 def test_width_keeps_the_proposal_with_the_largest_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three proposals per iteration of 1, 2 or 3 letters, in requests of two generations each; all tokens count."""
     config = ImproveConfig(max_iters=2, width=3)
-    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, 2), None), Longer(), config)  # type: ignore[arg-type]
+    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, (2,)), None), Longer(), config)  # type: ignore[arg-type]
 
     def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
         yield Request([1], seed)

@@ -247,7 +247,7 @@ def test_recomputed_layers_give_the_same_values_and_gradients(role: str, model: 
     model.use(IMPROVER)
     layers = [layer for layer in model.base.modules() if isinstance(layer, GradientCheckpointingLayer)]
     assert [layer.training for layer in layers] == [False, False]
-    assert len(generate(model, IMPROVER, [[3, 4]], [0], Decoding(1.0, 1.0, 5, -1))[0].token_ids) == 5
+    assert len(generate(model, IMPROVER, [[3, 4]], [0], Decoding(1.0, 1.0, 5, ()))[0].token_ids) == 5
 
 
 @pytest.mark.parametrize("role", [IMPROVER, GAP])

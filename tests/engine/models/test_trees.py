@@ -222,7 +222,7 @@ def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
 
 
 def test_a_packed_pair_has_x_once_and_each_response_three_times(tiny_chat: ChatFormat) -> None:
-    x, bridge = len(tiny_chat.policy_prompt(PAIR.prompt)), len(tiny_chat.after_prompt(""))
+    x, bridge = len(tiny_chat.policy_prompt(PAIR.prompt)), tiny_chat.overhead(2) - tiny_chat.overhead(1)
     chosen, rejected = (len(tiny_chat.encode_text(text)) for text in (PAIR.chosen, PAIR.rejected))
     tree = ordered_tree(PAIR, tiny_chat)
     # each response once as reference, before a bridge, and twice as completion, before a stop token

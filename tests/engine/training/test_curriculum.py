@@ -21,7 +21,7 @@ GAPS = {"draft a": 0.0, "one": -1.0, "two": 2.0, "three": 1.0, "four": -2.0, "fi
 CHAT = SimpleNamespace(
     policy_prompt=lambda prompt: [ord(prompt[0].content)],
     decode=lambda ids: ["", "one", "two", "three", "four", "five", "six"][ids[0]],
-    stop_id=0,
+    stop_ids=(0,),
 )
 
 

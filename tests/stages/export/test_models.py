@@ -38,7 +38,7 @@ def test_the_merged_improver_writes_what_pit_writes(
     as_base = 0
     for x, y_ref, _ in export.PROBES:
         prompt = tiny_chat.improver_prompt((Message("user", x),), y_ref)
-        (sample,) = generate(model, IMPROVER, [prompt], [0], Decoding(0, 1, 40, tiny_chat.stop_id))
+        (sample,) = generate(model, IMPROVER, [prompt], [0], Decoding(0, 1, 40, tiny_chat.stop_ids))
         card: dict[str, Any] = {"x": x, "y_ref": y_ref}
         exec(card_code(tmp_path / "model"), card)
         assert card["inputs"]["input_ids"][0].tolist() == prompt

@@ -41,7 +41,7 @@ def test_it_writes_and_scores_what_pit_does(
     model = role_of("rl", IMPROVER)
     for x, y_ref, _ in export.PROBES:
         prompt = tiny_chat.improver_prompt((Message("user", x),), y_ref)
-        (sample,) = generate(model, IMPROVER, [prompt], [0], Decoding(0, 1, 40, tiny_chat.stop_id))
+        (sample,) = generate(model, IMPROVER, [prompt], [0], Decoding(0, 1, 40, tiny_chat.stop_ids))
         assert names["improve"](x, y_ref) == tiny_chat.decode(sample.token_ids)
     scores = torch.stack(score_trees(role_of("reward", GAP), export.probe_trees(tiny_chat, GapLoss.five_term), 8))
     assert scores.std() > 0.01

@@ -18,7 +18,7 @@ from pitcli.engine.generation.prompt_lookup import PromptLookup
 from pitcli.engine.generation.sampling import Decoding, Sample, draw, row_uniforms
 from pitcli.engine.generation.static_batching import Request, StaticBatching
 from pitcli.engine.models.attention import pieces_mask
-from pitcli.engine.models.batches import length_sorted_chunks, pad_right
+from pitcli.engine.models.batches import common_prefix, length_sorted_chunks, pad_right
 from pitcli.engine.models.packing import packs
 from pitcli.engine.models.roles import RoleModel
 
@@ -65,13 +65,13 @@ class _RunningRequest:
         self.tokens.append(token)
         self.logprobs.append(logprob)
 
-    def accept_guess(self, stop_id: int) -> bool:
+    def accept_guess(self, stop_ids: tuple[int, ...]) -> bool:
         """Accept the next guess if it is the token just drawn; return whether it is.
 
         An accepted guess has been read already, so the token after it can be drawn without another pass.
         """
         guess = self.guesses[self.accepted : self.accepted + 1]
-        guessed = self.tokens[-1] != stop_id and guess == self.tokens[-1:]
+        guessed = self.tokens[-1] not in stop_ids and guess == self.tokens[-1:]
         self.accepted += guessed
         return guessed
 
@@ -132,7 +132,7 @@ class ContinuousBatching:
         The prompt's last token is always read again, because the first new token is drawn from its state.
         """
         free = [slot for slot in range(len(self._cached)) if slot not in self._running]
-        shared = {slot: min(_common_prefix(self._cached[slot], prompt), len(prompt) - 1) for slot in free}
+        shared = {slot: min(common_prefix(self._cached[slot], prompt), len(prompt) - 1) for slot in free}
         slot = max(free, key=lambda slot: (shared[slot], -len(self._cached[slot])))
         return slot, shared[slot]
 
@@ -149,14 +149,14 @@ class ContinuousBatching:
         while drawing:
             rows = [first + running.accepted for running, first in drawing]
             self._draw_next_token([running for running, _ in drawing], logits_NV[rows])
-            drawing = [(running, first) for running, first in drawing if running.accept_guess(self.decoding.stop_id)]
+            drawing = [(running, first) for running, first in drawing if running.accept_guess(self.decoding.stop_ids)]
         return [ended for slot in slots if (ended := self._end(slot))]
 
     def _end(self, slot: int) -> tuple[int, Sample] | None:
         """Drop a slot's wrong guesses from its cached tokens; return (key, sample) if its request has ended."""
         running, cached = self._running[slot], self._cached[slot]
         del cached[len(cached) - len(running.guesses) + running.accepted :]
-        finished = running.tokens[-1] == self.decoding.stop_id
+        finished = running.tokens[-1] in self.decoding.stop_ids
         if not finished and len(running.tokens) < self.decoding.max_new_tokens:
             return None
         del self._running[slot]
@@ -165,7 +165,8 @@ class ContinuousBatching:
     def _draw_next_token(self, running: Sequence[_RunningRequest], logits_BV: Tensor) -> None:
         decoding = self.decoding
         early = [row for row, run in enumerate(running) if len(run.tokens) < decoding.min_new_tokens]
-        logits_BV[early, decoding.stop_id] = -torch.inf
+        for token in decoding.stop_ids:
+            logits_BV[early, token] = -torch.inf
         uniforms_B = torch.stack([run.uniforms_S[len(run.tokens)] for run in running]).to(logits_BV.device)
         picked_B, logprobs_B = draw(logits_BV, uniforms_B, decoding)
         for run, token, logprob in zip(running, picked_B.tolist(), logprobs_B.tolist(), strict=True):
@@ -217,11 +218,3 @@ class ContinuousBatching:
         )
         states_BTD: Tensor = output.last_hidden_state
         return states_BTD
-
-
-def _common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences share."""
-    for index, (cached_token, token) in enumerate(zip(cached, prompt, strict=False)):
-        if cached_token != token:
-            return index
-    return min(len(cached), len(prompt))

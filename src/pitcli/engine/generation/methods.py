@@ -69,11 +69,13 @@ def self_refine(writer: Writer, row: PromptWithReference, seed: int) -> Proposin
     prompt = (*prompt, Message("assistant", feedback.response), Message("user", REFINE_INSTRUCTION))
     refined = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed ^ 1)))
     tokens = feedback.generated_tokens + refined.generated_tokens
-    return refined._replace(generated_tokens=tokens, extra={"feedback": feedback.response})
+    return refined._replace(generated_tokens=tokens, extra={"feedback": feedback.response, **refined.extra})
 
 
 def _proposal(writer: Writer, sample: Sample) -> Proposal:
-    return Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, {})
+    thoughts = writer.chat.thoughts(sample.token_ids)
+    extra = {"thoughts": thoughts} if thoughts else {}
+    return Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, extra)
 
 
 def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:

@@ -15,7 +15,7 @@ class Sample(NamedTuple):
     """A sampled response.
 
     token_ids: includes the stop token if the response is finished. logprobs: of each token, in nats. finished: whether
-    the response ended in the stop token.
+    the response ended in a stop token.
     """
 
     token_ids: list[int]
@@ -24,12 +24,12 @@ class Sample(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """How to sample. Temperature 0 is greedy. The stop token cannot be among the first min_new_tokens tokens."""
+    """How to sample. Temperature 0 is greedy. No stop token can be among the first min_new_tokens tokens."""
 
     temperature: float
     top_p: float
     max_new_tokens: int
-    stop_id: int
+    stop_ids: tuple[int, ...]
     min_new_tokens: int = 0
 
 
@@ -83,10 +83,10 @@ def generate(
         for step in range(decoding.max_new_tokens):
             logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
             if step < decoding.min_new_tokens:
-                logits_BV[:, decoding.stop_id] = -torch.inf
+                logits_BV[:, list(decoding.stop_ids)] = -torch.inf
             picked_B, logprobs_B = draw(logits_BV, uniforms_BS[rows, step], decoding)
             for row, token, logprob in zip(rows, picked_B.tolist(), logprobs_B.tolist(), strict=True):
-                samples[row] = _with_token(samples[row], token, logprob, decoding.stop_id)
+                samples[row] = _with_token(samples[row], token, logprob, decoding.stop_ids)
             running = [index for index, row in enumerate(rows) if not samples[row].finished]
             if not running or step == decoding.max_new_tokens - 1:
                 break
@@ -108,13 +108,13 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, decoding: Decoding) -> tuple[Ten
     return picked_B, logprobs_BV.gather(-1, picked_B[:, None]).squeeze(-1)
 
 
-def _with_token(sample: Sample, token: int, logprob: float, stop_id: int) -> Sample:
+def _with_token(sample: Sample, token: int, logprob: float, stop_ids: tuple[int, ...]) -> Sample:
     """Append a token to a sample; a no-op if it is finished but its row is still in the batch."""
     if sample.finished:
         return sample
     sample.token_ids.append(token)
     sample.logprobs.append(logprob)
-    return sample._replace(finished=token == stop_id)
+    return sample._replace(finished=token in stop_ids)
 
 
 def _advance(

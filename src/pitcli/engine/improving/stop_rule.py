@@ -64,9 +64,17 @@ class Attempt(NamedTuple):
 
     def finished(self) -> bool | None:
         """Return whether the best response ended by itself; for the draft, what its row says (None: unknown)."""
-        accepted = [iteration["finished"] for iteration in self.iterations if iteration["accepted"]]
-        of_best = accepted[-1] if accepted else self.draft.row.get("finished")
-        return of_best if isinstance(of_best, bool) else None
+        finished = self._origin_of_best().get("finished")
+        return finished if isinstance(finished, bool) else None
+
+    def thoughts(self) -> str | None:
+        """Return the thoughts before the best response; None if there are none."""
+        return self._origin_of_best().get("thoughts")
+
+    def _origin_of_best(self) -> dict[str, Any]:
+        """Return the record of the iteration that wrote the best response, or the row of the draft."""
+        accepted = [iteration for iteration in self.iterations if iteration["accepted"]]
+        return accepted[-1] if accepted else self.draft.row
 
 
 def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, config: ImproveConfig) -> Attempt:
@@ -168,10 +176,13 @@ def record(attempt: Attempt, proposal: Proposal, gap: float | None, accepted: bo
 
 def finished_row(attempt: Attempt) -> dict[str, Any]:
     """Return the output row: the draft's fields, the best response as `response`, and how it was reached."""
+    row = dict(with_prompt(attempt.draft))
+    thoughts = {"thoughts": attempt.thoughts(), "original_thoughts": row.pop("thoughts", None)}
     return {
-        **with_prompt(attempt.draft),
+        **row,
         "response": attempt.best,
         "original_response": attempt.draft.response,
+        **{name: text for name, text in thoughts.items() if text},
         "iterations": attempt.iterations,
         "stop_reason": attempt.stop_reason,
         "finished": attempt.finished(),

@@ -22,8 +22,9 @@ def written(attempt: Attempt, config: ImproveConfig, is_first: bool) -> str:
         return f"{encode(finished_row(attempt))}\n"
     as_row = with_response if format_of_output is OutputFormat.same else as_messages
     row = as_row(attempt.draft, attempt.best)
-    if attempt.changed() and "finished" in row:  # pit sample wrote it about the draft
-        row = {**row, "finished": attempt.finished()}
+    if attempt.changed():  # these were about the draft
+        about_best = {"finished": attempt.finished(), "thoughts": attempt.thoughts()}
+        row = {name: about_best.get(name, value) for name, value in row.items()}
     if format_of_output is OutputFormat.same and (delimiter := csv_delimiter(config.input)):
         header = _csv_line(row, delimiter) if is_first else ""
         return header + _csv_line(row.values(), delimiter)

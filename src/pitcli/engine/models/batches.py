@@ -83,3 +83,11 @@ def length_sorted_chunks(
     while starts[-1] < len(order):
         starts.append(end[starts[-1]])
     return [order[start:stop] for start, stop in pairwise(starts)]
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    for index, (token, other) in enumerate(zip(first, second, strict=False)):
+        if token != other:
+            return index
+    return min(len(first), len(second))

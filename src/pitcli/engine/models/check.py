@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pitcli.data.strict_json import RowProblem
+from pitcli.data.template_check import refuse_other_renderings
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.errors import RunError
 from pitcli.runs.files import file_digest
@@ -67,12 +69,17 @@ def _is_converted(gguf: Path) -> bool:
 
 
 def _tokenizer_result(name: str, folder: Path) -> Result:
-    from pitcli.engine.models.loading import load_tokenizer
+    from pitcli.engine.models.loading import end_tokens, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    stop = tokenizer.convert_ids_to_tokens(ChatFormat(tokenizer).stop_id)
+    try:
+        chat = ChatFormat(tokenizer, end_tokens(folder))
+        refuse_other_renderings(chat)
+    except RowProblem as problem:
+        return Result("model", "trouble", f"{name}: {problem.reason}", OTHER_MODEL)
+    stop = " or ".join(map(str, tokenizer.convert_ids_to_tokens(list(chat.stop_ids))))
     tokens = f"responses end in {stop}, eos is {tokenizer.eos_token}, pad is {tokenizer.pad_token}"
-    if tokenizer.chat_template == FALLBACK_CHAT_TEMPLATE:
+    if tokenizer.chat_template.endswith(FALLBACK_CHAT_TEMPLATE):
         found = f"{name}: no chat template, so pit uses a plain one (instruct models have one); {tokens}"
         return Result("model", "warning", found, OTHER_MODEL)
     return Result("model", "ok", f"{name}: in {folder}; has a chat template, {tokens}")

@@ -1,7 +1,10 @@
 """Loads tokenizers, bases and LoRA settings from model folders."""
 
+import re
 import reprlib
+from collections.abc import Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pitcli.data.rendering import Option, with_options
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
 from pitcli.engine.models.bases import check_entries, read_json, reading
 from pitcli.engine.models.tree_support import transformer_of
-from pitcli.errors import RunError
+from pitcli.errors import RunError, SettingsError
 from pitcli.processes.ranks import local_rank, world_size
 from pitcli.runs.files import DIGESTS
 from pitcli.settings.base import Device, LoraSettings
@@ -48,17 +52,22 @@ def pick_device(device: Device) -> torch.device:
     return torch.device(device.value)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, options: Mapping[str, Option] | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base, with a chat template, and with a pad token other than EOS if it has one.
 
-    Raises RunError if it cannot be read or has no EOS token.
+    options: variables that are set in the chat template, so that all of its renderings have them. Raises RunError if it
+    cannot be read or has no EOS token, and SettingsError if the chat template does not read an option.
     """
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
             raise RunError(f"{folder}: the tokenizer has no EOS token, so responses could never end; use another base")
         if not tokenizer.chat_template:
-            tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
+            tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + FALLBACK_CHAT_TEMPLATE
+        if options:
+            template = tokenizer.get_chat_template()
+            refuse_unread_options(template, options)
+            tokenizer.chat_template = with_options(template, options)
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
             spare = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
             preferred = [token for token in (tokenizer.unk_token, *spare) if token]
@@ -66,6 +75,33 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with suppress(RowProblem):  # roles that the template rejects are reported when they are used
             ChatFormat(tokenizer).digest()  # renders the model's template, which can raise anything
     return tokenizer
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer begins a text with BOS."""
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def refuse_unread_options(template: str, options: Mapping[str, Option]) -> None:
+    """Raise SettingsError if the template does not read one of the options: a typo would change nothing."""
+    names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", template))
+    for name in options:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"--template-option: the chat template of the base does not read {name}{hint}")
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """Return every token at which the model ends a response, by its settings; eos_token_id may be a list."""
+    found = set[int]()
+    for name in ("config.json", "generation_config.json"):
+        settings = read_json(folder / name) if (folder / name).is_file() else {}
+        text_settings = settings.get("text_config")
+        for part in (settings, text_settings if isinstance(text_settings, dict) else {}):
+            value = part.get("eos_token_id")
+            found.update(token for token in (value if isinstance(value, list) else [value]) if type(token) is int)
+    return found
 
 
 def load_base(

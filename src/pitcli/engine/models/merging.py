@@ -127,7 +127,7 @@ def plain_model(
         stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
         plain.generation_config = GenerationConfig(
             bos_token_id=config.get_text_config().bos_token_id,
-            eos_token_id=sorted({*stops, chat.stop_id}),
+            eos_token_id=sorted({*stops, *chat.stop_ids}),
             pad_token_id=pad_id,
         )
     return plain.requires_grad_(False).eval()

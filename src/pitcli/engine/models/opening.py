@@ -1,7 +1,7 @@
 """Opens a base model: finds and checks it before loading, and checks that earlier runs were trained on the same one."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,10 +11,11 @@ from transformers.utils import logging as transformers_logging
 
 from pitcli.console import note
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.template_check import refuse_other_renderings
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import load_role
 from pitcli.engine.models.bases import base_digest, parameter_count, resolve_base
-from pitcli.engine.models.loading import load_base, load_tokenizer, pick_device
+from pitcli.engine.models.loading import end_tokens, load_base, load_tokenizer, pick_device
 from pitcli.engine.models.precision import DTYPES, best_dtype, compute_dtype
 from pitcli.engine.models.roles import RoleModel
 from pitcli.errors import RunError, SettingsError
@@ -22,6 +23,7 @@ from pitcli.processes.collectives import join_group, on_rank_0
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import BaseIdentity
 from pitcli.settings.base import DEFAULT_MODEL, ModelSettings, Precision
+from pitcli.settings.values import shown_options
 
 LEAST_IN_4BIT = 500_000_000  # parameters; the gaps of SmolLM2-135M in NF4 and in bf16 correlate at 0.7 only
 
@@ -73,8 +75,10 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
     device = pick_device(settings.device)
     join_group(device)
     folder = on_rank_0(lambda: resolve_base(name))
-    tokenizer = load_tokenizer(folder)
-    chat = open_chat(name, tokenizer)
+    options = first.template_options if first and settings.template_option is None else settings.template_options()
+    tokenizer = load_tokenizer(folder, options)
+    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    chat = open_chat(name, tokenizer, (token for token in end_tokens(folder) if token < architecture.vocab_size))
     parameters = parameter_count(folder)
     inherited = first.load_in_4bit if first else parameters >= LEAST_IN_4BIT
     dtype = on_rank_0(lambda: _choose_dtype(settings, first, device, parameters))
@@ -82,11 +86,11 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
         name=name,
         digest=base_digest(folder),
         template=chat.digest(),
+        template_options=options,
         load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
         dtype=dtype,
     )
     refuse_other_bases(identity, earlier)
-    architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     refuse_small_embeddings(name, chat, architecture)
     longest = longest_conversation(name, settings, architecture)
     return Base(folder, identity, tokenizer, chat, device, longest, parameters)
@@ -119,11 +123,15 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is", FutureWarning)
 
 
-def open_chat(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """Return the chat format of a tokenizer; SettingsError if its template rejects the roles of an improvement."""
+def open_chat(name: str, tokenizer: PreTrainedTokenizerBase, end_ids: Iterable[int]) -> ChatFormat:
+    """Return the chat format of a tokenizer.
+
+    Raises SettingsError if its template rejects the roles of an improvement, or if conversations as pit builds them are
+    not those that the template renders.
+    """
     try:
-        chat = ChatFormat(tokenizer)
-        chat.digest()  # renders the template with the roles of an improvement
+        chat = ChatFormat(tokenizer, end_ids)
+        refuse_other_renderings(chat)
     except RowProblem as problem:
         raise SettingsError(f"--model: {name}: {problem.reason}; use a tokenizer with another chat template") from None
     return chat
@@ -143,6 +151,9 @@ def refuse_other_bases(identity: BaseIdentity, earlier: Sequence[EarlierRun]) ->
                 f"{run.folder}: trained on the base {other.name} ({other.digest[:12]}), not on {identity.name} "
                 f"({identity.digest[:12]}); {remedy}"
             )
+        elif other.template_options != identity.template_options:
+            flags = " ".join(f"--template-option {option}" for option in shown_options(other.template_options))
+            problems.append(f"{run.folder}: trained with {flags or 'no --template-option'}; use the same here")
         elif other.template != identity.template:
             problems.append(f"{run.folder}: trained with another chat template; train it again")
         elif other.load_in_4bit != identity.load_in_4bit:

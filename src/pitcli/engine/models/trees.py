@@ -15,7 +15,7 @@ from torch import Tensor
 from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.attention import branches_of
-from pitcli.engine.models.batches import Batch, pad_right
+from pitcli.engine.models.batches import Batch, common_prefix, pad_right
 
 
 class Tree(NamedTuple):
@@ -51,15 +51,8 @@ class Tree(NamedTuple):
 def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
     """Return the tree of the four orderings of a pair; leaves as in equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
     chosen, rejected = chat.completion(pair.chosen), chat.completion(pair.rejected)
-    segments = [
-        chat.policy_prompt(pair.prompt),
-        chat.after_prompt(pair.chosen),
-        chosen,
-        rejected,
-        chat.after_prompt(pair.rejected),
-        chosen,
-        rejected,
-    ]
+    shared, (after_chosen, after_rejected) = split_prompts(pair.prompt, [pair.chosen, pair.rejected], chat)
+    segments = [shared, after_chosen, chosen, rejected, after_rejected, chosen, rejected]
     return Tree(segments, [-1, 0, 1, 1, 0, 4, 4], [5, 2, 6, 3])
 
 
@@ -69,14 +62,26 @@ def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: s
     The leaves are (response, reference), (reference, response) of the first response, then of the next.
     """
     reference = chat.completion(reference_response)
-    segments = [chat.policy_prompt(prompt), chat.after_prompt(reference_response)]
+    shared, (after_reference, *after_responses) = split_prompts(prompt, [reference_response, *responses], chat)
+    segments = [shared, after_reference]
     parents, leaves = [-1, 0], []
-    for response in responses:
+    for response, after_response in zip(responses, after_responses, strict=True):
         first = len(segments)
-        segments += [chat.completion(response), chat.after_prompt(response), reference]
+        segments += [chat.completion(response), after_response, reference]
         parents += [1, 0, first + 1]
         leaves += [first, first + 2]
     return Tree(segments, parents, leaves)
+
+
+def split_prompts(
+    prompt: Prompt, reference_responses: Sequence[str], chat: ChatFormat
+) -> tuple[list[int], list[list[int]]]:
+    """Return what the improver's prompts with these references share up to the reference, and the rest of each."""
+    prompts = [chat.improver_prompt(prompt, reference) for reference in reference_responses]
+    before = chat.before_reference(prompt)
+    # a reference that begins with white space may change the token before it
+    shared = min(common_prefix(before, ids) for ids in prompts)
+    return before[:shared], [ids[shared:] for ids in prompts]
 
 
 def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pitcli.console import note, warn
+from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
@@ -167,9 +168,10 @@ def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
     notes: Counter[str] = Counter()
     limit = Limit(base.chat, base.max_length, room)
     drafts = []
-    for line, draft in iter_drafts(path, errors.append, notes):
-        drafts.append(PromptWithReference(draft.prompt, draft.response))
+    for line, read in iter_drafts(path, errors.append, notes):
         try:
+            draft = draft_without_thoughts(read, base.chat.thought_tags)
+            drafts.append(PromptWithReference(draft.prompt, draft.response))
             check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
             errors.append(RowError(file_label(path), line, problem.field, problem.reason))

@@ -81,7 +81,7 @@ class Layout(NamedTuple):
 
 def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
     """Return the decoding of rollouts: no top-p, so that the samples are those of the policy itself."""
-    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_id)
+    return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_ids)
 
 
 def role_prompts(role: str, chat: ChatFormat, rows: Sequence[PromptWithReference]) -> list[list[int]]:
