@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_line(rows: int) -> None:
     body = f"[print('row') for _ in range({rows})]"
     with open("/dev/full", "w") as full:
         done = improve(body, stdout=full)
-    assert (done.returncode, done.stderr) == (3, "error: No space left on device\n")
+    assert (done.returncode, done.stderr) == (3, "error: No space left on device: stdout\n")
 
 
 def test_rows_before_an_error_are_written() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pitcli.console import sparkline
+from pitcli.console import counted, sparkline
 
 TRAINING = """
 from pitcli.console import training_panel
@@ -149,3 +149,20 @@ def test_word_changes_are_in_colour_or_in_brackets(environment: dict[str, str], 
 def test_word_changes_without_a_terminal_are_in_brackets() -> None:
     done = subprocess.run([sys.executable, "-c", CHANGES], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "a.jsonl:1\\x1b\none [-two-]{+2\\x1b[0m+} three\n\n")
+
+
+@pytest.mark.parametrize(
+    ("count", "things", "shown"),
+    [
+        (2, "pairs", "2 pairs"),
+        (1, "pairs", "1 pair"),
+        (0, "rows", "0 rows"),
+        (1, "rows cut to fit 64 tokens", "1 row cut to fit 64 tokens"),
+        (1, "pairs skipped: the responses are equal", "1 pair skipped: the responses are equal"),
+        (1, "blank lines", "1 blank line"),
+        (1, "byte order mark", "1 byte order mark"),
+        (12_345, "drafts written", "12,345 drafts written"),
+    ],
+)
+def test_one_thing_is_not_in_the_plural(count: int, things: str, shown: str) -> None:
+    assert counted(count, things) == shown

@@ -1,9 +1,11 @@
 """The `pit` command: parses and validates arguments, starts one stage, turns errors into lines and exit codes."""
 
+import io
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -12,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pitcli import __version__, console
-from pitcli.errors import PitError, is_out_of_memory
+from pitcli.errors import PitError, is_out_of_memory, naming
 from pitcli.processes.collectives import leave_group
 from pitcli.processes.ranks import is_rank_0, rank
 from pitcli.settings.commands import COMMANDS
@@ -70,10 +72,12 @@ def _pit(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. A traceback is shown only for a bug, or with PIT_DEBUG=1."""
     signal.signal(signal.SIGTERM, _terminate)
+    _prepare_streams()
     try:
-        code = app(arguments, prog_name="pit", standalone_mode=False) or 0
-        leave_group()
-        _flush_stdout()
+        with naming("stdout"):  # files and run folders name themselves
+            code = app(arguments, prog_name="pit", standalone_mode=False) or 0
+            leave_group()
+            _flush_stdout()
     except (PitError, TyperException, OSError, MemoryError, RuntimeError) as error:
         ending = _ending(error)
         if ending is None or os.environ.get("PIT_DEBUG"):
@@ -81,8 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
         code, lines = ending
         if not is_rank_0():
             lines = _lines_of_other_rank(lines)
-        for line in lines:
-            console.error(line) if code else console.note(line)
+        with suppress(OSError):  # stderr itself may be full
+            for line in lines:
+                console.error(line) if code else console.note(line)
     except SystemExit as ended:
         # Typer itself calls sys.exit(1) on a broken pipe; a shell expects 128 + SIGPIPE.
         if not isinstance(ended.__context__, BrokenPipeError):
@@ -92,6 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.note("interrupted")
     _discard_unwritable_stdout(broken=code == BROKEN_PIPE)
     return code
+
+
+def _prepare_streams() -> None:
+    """Write UTF-8 to stdout whatever the locale, and keep files from getting the numbers of closed streams."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _lines_of_other_rank(lines: list[str]) -> list[str]:

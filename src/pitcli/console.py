@@ -1,6 +1,7 @@
 """Output for people, on stderr: notes, warnings, progress bars, tables, samples, and the live training panel."""
 
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,13 @@ def enable_output() -> None:
 def visible(text: str) -> str:
     """The text with every character that could control a terminal escaped, e.g. ``\\x1b``."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def counted(count: int, things: str) -> str:
+    """The count and what is counted; `things` begins with a plural: 2 blank lines skipped, 1 blank line skipped."""
+    if count == 1:
+        things = re.sub(r"([^s\W])s\b", r"\1", things, count=1)
+    return f"{count:,} {things}"
 
 
 def note(message: str) -> None:
@@ -138,7 +146,7 @@ def training_panel(
     metrics of the steps before a resumed run continues. per_step: rows of data per step, for the speed of tasks without
     a metric `tokens`.
     """
-    if not (_console().is_interactive and _console().file.isatty()):
+    if not (_console().is_interactive and sys.stderr is not None and sys.stderr.isatty()):
         yield lambda metrics: None
         return
     from rich import progress as bars

@@ -1,6 +1,11 @@
 """The errors that a user can cause, with their exit codes."""
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PitError(Exception):
@@ -35,6 +40,17 @@ class NothingToDo(PitError):
     """The requested result exists already."""
 
     exit_code = 0
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file or folder in the error of a full disk, which names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_FULL:
+            error.filename = str(path)
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:

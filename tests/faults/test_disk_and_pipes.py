@@ -49,7 +49,7 @@ def test_training_on_a_full_disk_can_be_resumed(
     ballast.write_bytes(bytes(3260 * 1024))
     ended = warm.run(workspace, *line)
     assert ended.code == 3
-    assert "No space left on device" in only_line(ended)
+    assert f"No space left on device: {tiny_disk}/run" in only_line(ended)
     saved = [path.name for path in (tiny_disk / "run" / "checkpoints").iterdir()]
     assert saved
     assert all(name.startswith("step-") for name in saved), "half-written files are removed, and their space is free"
@@ -139,7 +139,7 @@ def test_writing_to_a_full_device_is_one_error_line(workspace: Path, warm: Warm,
     line = IMPROVE.replace("improved.jsonl", "/dev/full").split()
     ended = warm.run(workspace, *line)
     assert ended.code == 3
-    assert "No space left on device" in only_line(ended)
+    assert "No space left on device: /dev/full" in only_line(ended)
     record("`improve` into /dev/full", "exit 3, one line", f"exit {ended.code}, one line")
 
 

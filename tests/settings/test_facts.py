@@ -30,7 +30,7 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
     for settings in (SftConfig, RlConfig):
         excluded = settings.model_fields.keys() - settings().identity().keys() - settings.named(Fact.later) - {"force"}
         assert excluded == {
-            *("out", "resume", "overwrite", "dry_run", "save_every", "track"),
+            *("out", "resume", "overwrite", "dry_run", "save_every", "track", "keep_diverged"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
             "dtype",  # the base's identity has the type in use
             *("skip_bad", "list_bad", "fields"),  # the data's identity is that of the rows that were read
@@ -72,7 +72,13 @@ def test_settings_that_rl_hands_to_its_sft() -> None:
         },
         **{"device": "cpu", "seed": 1, "max_steps": 2, "micro_batch_size": 3, "tokens_per_batch": 400, "save_every": 5},
         **{"gradient_checkpointing": True, "shard_base": True, "dry_run": True, "track": ("wandb",)},
-        **{"warmup_share": 0.5, "max_grad_norm": 6.0, "dtype": "fp32", "template_option": ("a=1",)},
+        **{
+            "warmup_share": 0.5,
+            "max_grad_norm": 6.0,
+            "dtype": "fp32",
+            "template_option": ("a=1",),
+            "keep_diverged": True,
+        },
     }
     own = {"learning_rate": 1.0, "batch_size": 2, "epochs": 3, "out": Path("x"), "resume": True, "overwrite": False}
     assert shared - given.keys() - own.keys() == {"role"}

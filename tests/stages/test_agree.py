@@ -194,7 +194,7 @@ def test_one_annotator_gives_no_alpha_and_the_last_label_counts(agree: Callable[
     assert (found["labels"], found["majority"]["wins"]) == (2, 2)
     assert found["notes"] == [
         "no alpha: it needs two annotators",
-        "1 repeated labels (same annotator, same pair); the last one counts",
+        "1 repeated label (same annotator, same pair); the last one counts",
     ]
     assert "no alpha: it needs two annotators\n" in err
 

@@ -116,7 +116,7 @@ def test_it_resumes_after_the_last_label_of_this_annotator(
 def test_a_skipped_pair_gets_no_label_and_comes_back(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:
     annotate("s1")
     assert len(labels()) == 1
-    assert "1 labels by ada, 1 skipped, 7 pairs left" in capsys.readouterr().err
+    assert "1 label by ada, 1 skipped, 7 pairs left" in capsys.readouterr().err
     annotate("1" * 8)
     assert len(labels()) == 8
 
@@ -164,8 +164,8 @@ def test_identical_texts_and_duplicates_are_counted_and_bad_rows_named(
     out, err = capsys.readouterr()
     assert out == ""
     assert "rows.jsonl:4:original_response: missing" in err
-    assert "rows.jsonl: 1 pairs of identical texts skipped\n" in err
-    assert "rows.jsonl: 1 duplicate rows skipped\n" in err
+    assert "rows.jsonl: 1 pair of identical texts skipped\n" in err
+    assert "rows.jsonl: 1 duplicate row skipped\n" in err
 
 
 def test_no_pair_to_label_is_an_error(annotate: Annotate, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pitcli import cli
 from pitcli.data.pair_reading import load_pairs
+from pitcli.evaluation import command_judge
 from tests.conftest import cmd
 
 Row = dict[str, Any]
@@ -77,8 +78,8 @@ def test_what_is_skipped_is_counted(label: Label, capsys: pytest.CaptureFixture[
     assert len(label([improved("p", "aa", *steps[1:]), improved("q", "aa", steps[0])])) == 1
     err = capsys.readouterr().err
     for count, text in [(1, "a response is empty"), (1, "the responses are equal"), (1, "a tie")]:
-        assert f"rows.jsonl: {count} pairs skipped: {text}\n" in err
-    assert "rows.jsonl: 1 pairs written\n" in err
+        assert f"rows.jsonl: {count} pair skipped: {text}\n" in err
+    assert "rows.jsonl: 1 pair written\n" in err
 
 
 def test_bad_rows_are_reported_and_the_others_labelled(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +92,7 @@ def test_bad_rows_are_reported_and_the_others_labelled(label: Label, capsys: pyt
 
 @pytest.mark.parametrize("rows", [[{"prompt": "p", "response": "a"}], []])
 def test_rows_without_two_responses_are_refused(rows: list[Row], label: Label, capsys: Any) -> None:
-    with pytest.raises(FileNotFoundError):
-        label(rows, code=2)
+    assert label(rows, code=2) == []
     assert "no two responses to compare; give rows of pit improve" in capsys.readouterr().err
 
 
@@ -104,11 +104,9 @@ def test_a_program_gets_the_fields_of_the_row(label: Label) -> None:
     assert pairs[0]["answer"] == "1"
 
 
-def test_a_program_that_fails_leaves_no_file(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FileNotFoundError):
-        label([improved("p", "a", iteration("bb"))], judge="cmd:exit 9", code=3)
+def test_a_program_that_fails_leaves_the_pairs_before_it(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label([improved("p", "a", iteration("bb"))], judge="cmd:exit 9", code=3) == []
     assert "error: cmd:exit 9: the program ended with exit code 9: nothing on stderr\n" in capsys.readouterr().err
-    assert [path.name for path in Path().iterdir()] == ["rows.jsonl"]
 
 
 def people(choices: list[tuple[str, str]]) -> list[Row]:
@@ -137,8 +135,8 @@ def test_people_judge_the_responses_that_they_labelled(
     pairs = label(rows, judge=judge)
     assert [(pair["chosen"], pair["p_chosen"]) for pair in pairs] == ([p_chosen] if p_chosen else [])
     err = capsys.readouterr().err
-    assert "rows.jsonl: 1 pairs skipped: no verdict\n" in err
-    assert ("1 pairs skipped: a tie" in err) == (p_chosen is None)
+    assert "rows.jsonl: 1 pair skipped: no verdict\n" in err
+    assert ("1 pair skipped: a tie" in err) == (p_chosen is None)
 
 
 def test_min_confidence_is_twice_p_chosen_minus_one(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,8 +144,8 @@ def test_min_confidence_is_twice_p_chosen_minus_one(label: Label, capsys: pytest
     write("1.jsonl", people([("x", "original_response")]))
     rows, judge = [improved("p", "a", response="bb")], "labels:0.jsonl,1.jsonl"
     assert len(label(rows, "--min-confidence", "0.5", judge=judge)) == 1
-    assert label(rows, "--min-confidence", "0.51", judge=judge) == []
-    assert "rows.jsonl: 1 pairs skipped: below --min-confidence\n" in capsys.readouterr().err
+    assert label(rows, "--min-confidence", "0.51", "--overwrite", judge=judge) == []
+    assert "rows.jsonl: 1 pair skipped: below --min-confidence\n" in capsys.readouterr().err
 
 
 def test_rows_stream_from_stdin_to_stdout(
@@ -158,3 +156,60 @@ def test_rows_stream_from_stdin_to_stdout(
     assert cli.main(["label", "--judge", "oracle"]) == 0
     pair = json.loads(capsys.readouterr().out)
     assert (pair["chosen"], pair["rejected"], pair["judge"]) == ("cat", "saw", "oracle")
+
+
+DRAWS = [{"prompt": f"p{number}", "response": text} for number in range(40) for text in ("a" * (number % 7 + 1), "bbb")]
+
+
+def uninterrupted(label: Label) -> str:
+    """The output of DRAWS labelled in one go: some pairs are ties."""
+    label(DRAWS)
+    return Path("pairs.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 33, 34])
+def test_a_stopped_command_is_resumed(label: Label, kept: int, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = uninterrupted(label)
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 34
+    Path("pairs.jsonl").write_text("".join(lines[:kept]) + '{"prompt": "p9", "cho')
+    capsys.readouterr()
+    label(DRAWS, "--resume")
+    assert Path("pairs.jsonl").read_text() == whole
+    if kept:
+        assert f"rows.jsonl: {kept} pair{'s' * (kept > 1)} already written\n" in capsys.readouterr().err
+
+
+def test_finished_windows_are_not_judged_again(label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_judge, "PER_CALL", 8)
+    asked = tmp_path / "asked"
+    judge = cmd(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        f"    open({str(asked)!r}, 'a').write(line); print(len(json.loads(line)['response']))"
+    )
+    label(DRAWS, judge=judge)
+    whole, first = Path("pairs.jsonl").read_text(), asked.read_text().count("\n")
+    asked.unlink()
+    lines = whole.splitlines(keepends=True)
+    Path("pairs.jsonl").write_text("".join(lines[:-3]))
+    label(DRAWS, "--resume", judge=judge)
+    assert Path("pairs.jsonl").read_text() == whole
+    assert asked.read_text().count("\n") == 16 < first
+
+
+def test_what_cannot_be_resumed_is_refused(label: Label, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = uninterrupted(label)
+    capsys.readouterr()
+    label(DRAWS, code=2)
+    assert "--output: pairs.jsonl already contains rows; use --resume" in capsys.readouterr().err
+    label(DRAWS, "--resume", "--min-confidence", "0.5", code=2)
+    assert "--resume: min_confidence was 0.0 in pairs.jsonl.manifest.json and is now 0.5" in capsys.readouterr().err
+    label(DRAWS[:20], "--resume", code=2)
+    assert "--resume: pairs.jsonl: 26 pairs not from rows.jsonl" in capsys.readouterr().err
+    assert Path("pairs.jsonl").read_text() == whole
+    label(DRAWS, "--overwrite")
+    assert Path("pairs.jsonl").read_text() == whole
+    Path("pairs.jsonl.manifest.json").unlink()
+    label(DRAWS, "--resume", code=2)
+    assert "pairs.jsonl.manifest.json is missing" in capsys.readouterr().err

@@ -91,7 +91,9 @@ def write_row(row: dict[str, Any], stream: TextIO) -> None:
 def open_stdin() -> AbstractContextManager[BinaryIO]:
     if world_size() > 1:
         raise InputError(f"{STDIN}: only one process can read it, and this command runs as several; name a file")
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None:
+        raise InputError(f"{STDIN}: is closed; name a file, or pipe rows in: pit ... < rows.jsonl")
+    if sys.stdin.isatty():
         raise InputError(f"{STDIN}: is a terminal; name a file, or pipe rows in: pit ... < rows.jsonl")
     return nullcontext(sys.stdin.buffer)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
 
 from pitcli.data.rows import Draft
-from pitcli.errors import RunError, SettingsError
+from pitcli.errors import RunError, SettingsError, naming
 
 Item = TypeVar("Item")
 BLOCK = 2**16
@@ -47,13 +47,13 @@ def row_seed(seed: int, draft: Draft, iteration: int) -> int:
 def open_output(path: str) -> Iterator[TextIO]:
     """Opens stdout for -, otherwise a file that appears under its name once it is complete."""
     if (stream := _open_stream(path)) is not None:
-        with stream as opened:
+        with naming("stdout" if path == "-" else path), stream as opened:
             yield opened
         return
     target = Path(path)
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with naming(target), temporary.open("w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -70,10 +70,10 @@ def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
     file contains rows and neither is given, RunError if another command is writing to it.
     """
     if (stream := _open_stream(path)) is not None:
-        with stream as opened:
+        with naming("stdout" if path == "-" else path), stream as opened:
             yield opened
         return
-    with Path(path).open("a+b") as file:
+    with naming(path), Path(path).open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -94,6 +94,8 @@ def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
 def _open_stream(path: str) -> AbstractContextManager[TextIO] | None:
     """stdout for -, an opened pipe or device, or None for a file; raises SettingsError if its folder does not exist."""
     if path == "-":
+        if sys.stdout is None:
+            raise SettingsError("--output: stdout is closed; name a file")
         return nullcontext(sys.stdout)
     if not Path(path).parent.is_dir():
         raise SettingsError(f"--output: {Path(path).parent} is not an existing folder; create it first")

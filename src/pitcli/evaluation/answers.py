@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from pitcli.console import counted
 from pitcli.evaluation.claims import is_best_of_n_at_equal_tokens
 from pitcli.evaluation.compare_systems import FEWEST_PROMPTS, NO_DIFFERENCE
 from pitcli.evaluation.judge import ORACLE
@@ -105,7 +106,7 @@ def answer_on_missing(found: Answers) -> str:
     """The third answer in a few words."""
     if not found.missing:
         return "nothing, every check passed"
-    return "1 check" if len(found.missing) == 1 else f"{len(found.missing)} checks"
+    return counted(len(found.missing), "checks")
 
 
 def answer_lines(found: Answers) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pitcli.console import note, progress
+from pitcli.console import counted, note, progress
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.evaluation.judge import Judge, Verdict
 
@@ -53,7 +53,7 @@ def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
     verdicts: dict[Comparison, Verdict] = {}
     # similar lengths together: less padding per batch
     ordered = sorted(distinct, key=lambda c: -len(c.response) - len(c.reference_response))
-    note(f"judge {judge.name}: {len(ordered):,} comparisons")
+    note(f"judge {judge.name}: {counted(len(ordered), 'comparisons')}")
     with progress(f"asking {judge.name}", len(ordered)) as advance:
         for start in range(0, len(ordered), judge.per_call):
             chunk = ordered[start : start + judge.per_call]

@@ -24,7 +24,7 @@ from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import openai_judge
 from pitcli.evaluation.systems import fields_by_prompt
-from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperatures
+from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperatures, warn_if_not_calibrated
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.judging import JudgeSettings
@@ -107,6 +107,7 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
     run = find_run(folder, GAP_RUN)
     if run is None:
         raise RunError(f"--judge: {name}: no such run")
+    warn_if_not_calibrated(run)
     base = open_base(config, [run])
     temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
     model = base.load(run.gap_models())

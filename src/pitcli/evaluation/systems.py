@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
-from pitcli.console import note, warn
+from pitcli.console import counted, note, warn
 from pitcli.data.drafts import parse_draft
 from pitcli.data.reading import listed, parsed_rows
 from pitcli.data.rows import Comparison, PreferencePair, Prompt, RowError
@@ -247,8 +247,8 @@ def align(systems: Sequence[System]) -> list[Key]:
         raise InputError(f"--input: {names}: no rows in common (by prompt and original_response)")
     for system in systems:
         if skipped := len(system.rows) - len(keys):
-            warn(f"{system.name}: {skipped:,} rows skipped, because not all systems have them")
-    note(f"{len(keys):,} rows of {', '.join(system.name for system in systems)}")
+            warn(f"{system.name}: {counted(skipped, 'rows')} skipped, because not all systems have them")
+    note(f"{counted(len(keys), 'rows')} of {', '.join(system.name for system in systems)}")
     return keys
 
 

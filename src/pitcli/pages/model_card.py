@@ -11,12 +11,12 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from pydantic import ValidationError
 
-from pitcli.console import visible
+from pitcli.console import counted, visible
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat
 from pitcli.engine.models.roles import GAP, IMPROVER, POLICY
 from pitcli.errors import InputError
 from pitcli.evaluation.results import Evaluation, controlled_delta_text, delta_text
-from pitcli.runs.earlier import gap_loss_of
+from pitcli.runs.earlier import NOT_CALIBRATED, TEMPERATURE, gap_loss_of
 from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
 from pitcli.settings.base import Fact, GapLoss
 from pitcli.settings.training import TrainingConfig
@@ -94,7 +94,8 @@ def model_card(exported: Exported, chat: ChatFormat) -> str:
         pointwise=is_pointwise(exported),
         merged=exported.dtype is not None,
         four_bit=manifest.base.load_in_4bit,
-        gap_temperature=manifest.results.get("gap_temperature"),
+        gap_temperature=manifest.results.get(TEMPERATURE),
+        not_calibrated=manifest.results.get(NOT_CALIBRATED),
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= exported.rank), exported.rank),
         base_label=base,
         rendered=conversation(chat, exported.role, is_pointwise(exported)),
@@ -174,7 +175,7 @@ def _sources(exported: Exported, base: str) -> Iterator[tuple[str, object]]:
 
 
 def _data(label: str, data: DataIdentity) -> Iterator[tuple[str, object]]:
-    yield label, f"{file_name(data.path)}, {data.rows} rows"
+    yield label, f"{file_name(data.path)}, {counted(data.rows, 'rows')}"
     yield f"{label}, SHA-256 of its rows", data.digest
 
 
@@ -185,7 +186,7 @@ def _trained_elsewhere(exported: Exported) -> bool:
 
 def _results(exported: Exported) -> Iterator[tuple[str, object]]:
     for name, value in exported.manifest.results.items():
-        if value is not None and (name == "gap_temperature" or not _trained_elsewhere(exported)):
+        if value is not None and (name == TEMPERATURE or not _trained_elsewhere(exported)):
             yield name, value
 
 

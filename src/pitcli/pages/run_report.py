@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pitcli import __version__
-from pitcli.console import visible
+from pitcli.console import counted, visible
 from pitcli.pages.curves import curves, legend_of
 from pitcli.pages.figures import plotting
 from pitcli.pages.page import short, template
@@ -76,7 +76,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
     inputs = {f"starts from {role}": f"adapter {digest[:12]}" for role, digest in manifest.inputs.items()}
     return {
         "base": f"{base.name}, {'in 4-bit' if base.load_in_4bit else 'not quantised'} ({base.digest[:12]})",
-        "data": f"{data.path}, {data.rows:,} rows ({data.digest[:12]})",
+        "data": f"{data.path}, {counted(data.rows, 'rows')} ({data.digest[:12]})",
         **inputs,
         "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

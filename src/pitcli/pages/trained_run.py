@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from pitcli.console import counted
 from pitcli.errors import InputError, RunError
+from pitcli.runs.divergence import DIVERGED, divergence
 from pitcli.runs.folder import is_busy
 from pitcli.runs.manifest import MANIFEST, Manifest, read_manifest
 from pitcli.runs.metrics import METRICS, read_metrics
@@ -91,14 +93,30 @@ def concerns(run: TrainedRun) -> list[str]:
     about_training: Iterable[str] = ()
     if run.rows:
         about_training = _about_rollouts(run) if "kl" in run.rows[-1] else _about_fitting(run)
-    return [*_about_state(run), *about_pairs, *about_training]
+    return [*_about_divergence(run), *_about_state(run), *about_pairs, *about_training]
+
+
+def _about_divergence(run: TrainedRun) -> Iterator[str]:
+    """The result of training, or, for a run that has none, what its metrics show so far."""
+    if run.manifest is None:
+        return
+    results, rate = run.manifest.results, run.setting("learning_rate")
+    problem = results.get(DIVERGED)
+    if problem is None and not results.get("stopped"):
+        problem = divergence(run.manifest.kind, run.manifest.config, run.rows)
+    if problem:
+        remedy = f"train again with a lower --learning-rate than {rate:g}" if isinstance(rate, float) else ""
+        yield f"training diverged: {problem}; {remedy or 'train again with a lower --learning-rate'}"
 
 
 def _about_state(run: TrainedRun) -> Iterator[str]:
     if run.manifest is None:
         yield f"{run.problem}; only logged metrics are shown"
     elif not run.manifest.complete:
-        state = "it is still running" if run.busy else "it was interrupted; run the same command with --resume"
+        remedy = "it was interrupted; run the same command with --resume"
+        if DIVERGED in run.manifest.results:
+            remedy = "use --resume --keep-diverged to keep its model all the same"
+        state = "it is still running" if run.busy else remedy
         yield f"this run is not finished: {state}"
     elif stopped := run.manifest.results.get("stopped"):
         yield f"training stopped early and kept its best checkpoint: {stopped}"
@@ -125,7 +143,7 @@ def _about_pairs(run: TrainedRun, prefix: str, pairs: str) -> Iterator[str]:
     if result("swap_flip_rate") > 0.2:
         yield f"{result('swap_flip_rate'):.0%} of the {pairs} get another winner if the two responses are swapped"
     if result("pairs") < FEW_PAIRS:
-        yield f"only {result('pairs'):.0f} {pairs}"
+        yield f"only {counted(int(result('pairs')), pairs)}"
 
 
 def _about_rollouts(run: TrainedRun) -> Iterator[str]:

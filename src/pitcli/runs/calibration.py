@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pitcli import __version__
+from pitcli.console import counted
 from pitcli.runs.manifest import Strict
 from pitcli.runs.sealed import read_sealed, write_sealed
 
@@ -34,7 +35,7 @@ class Calibration(Strict):
     def certificate(self) -> str:
         return (
             f"threshold {self.threshold:g}: at most {self.max_harm:.1%} of the drafts are made worse, by {self.judge}, "
-            f"with {self.confidence:.0%} confidence from {self.rows} rows"
+            f"with {self.confidence:.0%} confidence from {counted(self.rows, 'rows')}"
         )
 
     def differences(self, process: dict[str, Any], adapters: dict[str, str]) -> list[str]:

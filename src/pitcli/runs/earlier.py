@@ -4,12 +4,16 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from pitcli.console import counted, warn
 from pitcli.errors import RunError
+from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import GapLoss, LoraSettings
 from pitcli.settings.default_runs import DefaultRun
 
 TEMPERATURE = "gap_temperature"
+NOT_CALIBRATED = "not_calibrated"  # the result of a gap model's run that says why P(better) says little
+FEW_PAIRS = 30  # held-out pairs, below which a temperature is a guess
 
 
 class EarlierRun(NamedTuple):
@@ -44,6 +48,8 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     if manifest.kind not in run.kinds or manifest.role != run.role:
         expected = f"expected a {' or '.join(run.kinds)} run of the {run.role}"
         raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
+    if problem := manifest.results.get(DIVERGED):  # kept by --keep-diverged
+        warn(f"{folder}: its training diverged: {problem}")
     return EarlierRun(folder, manifest)
 
 
@@ -70,9 +76,20 @@ def gap_temperature(manifest: Manifest) -> float:
     return _temperature(manifest, TEMPERATURE)
 
 
+def calibration_problem(pairs: int) -> str | None:
+    """What is wrong with a temperature that was fitted on this many held-out pairs; None if they are enough."""
+    return None if pairs >= FEW_PAIRS else f"its temperature was fitted on {counted(pairs, 'held-out pairs')}"
+
+
+def warn_if_not_calibrated(run: EarlierRun) -> None:
+    if problem := run.manifest.results.get(NOT_CALIBRATED):
+        warn(f"{run.folder}: P(better) is not calibrated: {problem}; train the gap model on more pairs")
+
+
 def gap_results(manifest: Manifest) -> dict[str, float | int | str | None]:
-    """What gap_loss_of and gap_temperatures read of a reward run, for the results of the RL run that it rewards."""
-    temperatures = {name: value for name, value in manifest.results.items() if name.startswith(TEMPERATURE)}
+    """What later commands read of a reward run, for the results of the RL run that it rewards."""
+    kept = (TEMPERATURE, NOT_CALIBRATED)
+    temperatures = {name: value for name, value in manifest.results.items() if name.startswith(kept)}
     return {**temperatures, "gap_loss": gap_loss_of(manifest).value}
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pitcli.errors import RunError
+from pitcli.errors import RunError, naming
 
 DIGESTS = "digests.json"
 
@@ -41,11 +41,12 @@ def publish_dir(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        write(temporary)
-        (temporary / DIGESTS).write_text(json.dumps(folder_digests(temporary), indent=1))
-        for path in temporary.rglob("*"):
-            _fsync(path)
-        _fsync(temporary)
+        with naming(target.parent):
+            write(temporary)
+            (temporary / DIGESTS).write_text(json.dumps(folder_digests(temporary), indent=1))
+            for path in temporary.rglob("*"):
+                _fsync(path)
+            _fsync(temporary)
         remove_dir(target)
         temporary.rename(target)
     finally:
@@ -65,8 +66,9 @@ def write_file(target: Path, text: str) -> None:
     """Replaces a file atomically."""
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        temporary.write_text(text)
-        _fsync(temporary)
+        with naming(target):
+            temporary.write_text(text, encoding="utf-8")
+            _fsync(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
 from pitcli.console import warn
-from pitcli.errors import NothingToDo, RunError, SettingsError
+from pitcli.errors import NothingToDo, RunError, SettingsError, naming
 from pitcli.processes.collectives import on_rank_0
 from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.calibration import CALIBRATION
@@ -58,7 +58,8 @@ class RunFolder:
     @_on_rank_0
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends one line of metrics."""
-        with (self.path / METRICS).open("a") as stream:
+        path = self.path / METRICS
+        with naming(path), path.open("a") as stream:
             stream.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
     @_on_rank_0
@@ -114,6 +115,11 @@ class RunFolder:
         self.manifest = self.manifest.model_copy(update=done)
         write_manifest(self.path, self.manifest)
 
+    @_on_rank_0
+    def keep_unfinished(self, results: dict[str, Any]) -> None:
+        """Writes results to the manifest of a run that is not to be used, such as why it diverged."""
+        write_manifest(self.path, self.manifest.model_copy(update={"results": results}))
+
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
@@ -140,7 +146,7 @@ def open_run(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> I
 @contextmanager
 def _locked(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
-    with (path / LOCK).open("a+") as lock:
+    with naming(path), (path / LOCK).open("a+") as lock:
         _acquire(lock, path)
         lock.truncate(0)
         lock.write(str(os.getpid()))

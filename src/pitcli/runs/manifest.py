@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pitcli import __version__
 from pitcli.errors import RunError
+from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.files import file_digest
 from pitcli.runs.sealed import read_sealed, write_sealed
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.values import is_command, split_commas
 
 MANIFEST = "manifest.json"
+UNFINISHED = "the run is not finished; continue it with the same command and --resume"
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -109,7 +111,9 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
     if manifest is None:
         raise RunError(f"{folder}: no finished run in this folder; {remedy}")
     if not manifest.complete:
-        raise RunError(f"{folder}: the run is not finished; continue it with the same command and --resume")
+        diverged = manifest.results.get(DIVERGED)
+        problem = f"the run is not finished, because training diverged: {diverged}" if diverged else UNFINISHED
+        raise RunError(f"{folder}: {problem}")
     adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", _WEIGHTS)}
     if not adapter <= manifest.files.keys() or any(
         ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+from pitcli.console import counted
 from pitcli.errors import RunError
 
 METRICS = "metrics.jsonl"
@@ -29,7 +30,7 @@ def change(folder: Path, name: str) -> str:
     values = [row[name] for row in read_metrics(folder) if name in row]
     tenth = len(values) // 10
     if not tenth:
-        return f"{fmean(values):.3f}, mean of {len(values)} steps" if values else "not logged"
+        return f"{fmean(values):.3f}, mean of {counted(len(values), 'steps')}" if values else "not logged"
     first, last = fmean(values[:tenth]), fmean(values[-tenth:])
     means = "" if tenth == 1 else f", means of the first and last {tenth}"
     return f"{first:.3f} -> {last:.3f} in {len(values)} steps{means}"

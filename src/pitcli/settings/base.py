@@ -272,6 +272,10 @@ class OptimSettings(Settings):
     overwrite: Annotated[bool, Fact.start | Fact.own, Section.output] = Field(
         False, description="Replace the run in --out"
     )
+    keep_diverged: Annotated[bool, Fact.execution] = Field(
+        False,
+        description="Finish the run even if training diverged; otherwise it stays unfinished, and the exit code is 3",
+    )
     track: Annotated[Trackers, Fact.execution, Section.output] = Field(
         (),
         description="Trackers to log to as well as metrics.jsonl, comma-separated: tensorboard, wandb, trackio "

@@ -211,6 +211,10 @@ class LabelConfig(JudgeSettings):
     output: Annotated[str, Fact.output, Section.common] = Field(
         "-", description="Output file for the pairs; - for stdout"
     )
+    resume: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Resume a stopped command: label the rows after the pairs that are already in --output"
+    )
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
     min_confidence: Annotated[float, Section.common] = Field(
         0, ge=0, le=1, description="Skip pairs with 2 * P(chosen is better) - 1 below this: 0 is a tie, 1 is certain"
     )

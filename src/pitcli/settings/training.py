@@ -233,6 +233,12 @@ class RlConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _bound_of_gap_models(self) -> Self:
+        if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
+            raise ValueError(f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}")
+        return self
+
+    @model_validator(mode="after")
     def _policy_without_references(self) -> Self:
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
             raise ValueError(

@@ -1,12 +1,12 @@
 """pit agree: measures how well annotators agree with one another, and judges with the majority of annotators."""
 
-import sys
 from collections import defaultdict
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from pitcli.console import note, table
-from pitcli.data.reading import file_label, load_rows, write_row
+from pitcli.console import counted, note, table
+from pitcli.data.reading import file_label, load_rows
+from pitcli.data.strict_json import encode
 from pitcli.errors import InputError
 from pitcli.evaluation.agreement import (
     Alpha,
@@ -50,9 +50,9 @@ def run(config: AgreeConfig) -> int:
     last = {(label.annotator, label.item): label for label in labels}
     result = agreement(list(last.values()), read_choices(config.judge_verdicts))
     if repeated := len(labels) - len(last):
-        result.notes.append(f"{repeated} repeated labels (same annotator, same pair); the last one counts")
+        result.notes.append(f"{counted(repeated, 'repeated labels')} (same annotator, same pair); the last one counts")
     report(result)
-    write_row(as_json(result), sys.stdout)
+    print(encode(as_json(result)))
     return 0
 
 

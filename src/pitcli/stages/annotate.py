@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from pitcli.console import error, next_command, note, visible
+from pitcli.console import counted, error, next_command, note, visible
 from pitcli.data.conversations import written_prompt
 from pitcli.data.reading import file_label, load_rows, parsed_rows, read_rows, refuse_output_as_input, write_row
 from pitcli.data.rows import RowError
@@ -51,7 +51,7 @@ def run(config: AnnotateConfig) -> int:
     for problem in errors:
         error(str(problem))
     for text, count in notes.items():
-        note(f"{file_label(config.input)}: {count} {text}")
+        note(f"{file_label(config.input)}: {counted(count, text)}")
     if not pairs:
         raise InputError(f"{file_label(config.input)}: no pair to label; each row needs two different texts")
     with open_growing(config.output, resume=True, overwrite=False) as stream:
@@ -137,7 +137,8 @@ def ask_all(config: AnnotateConfig, pairs: Sequence[Pair], stream: TextIO) -> No
     finally:
         console.print()
         left = len(pairs) - counts["labels"]
-        note(f"{counts['labels']} labels by {config.annotator}, {counts['skipped']} skipped, {left} pairs left")
+        labels = counted(counts["labels"], "labels")
+        note(f"{labels} by {config.annotator}, {counts['skipped']} skipped, {counted(left, 'pairs')} left")
 
 
 def typed_lines() -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pitcli.console import error, next_command, note, table, warn
+from pitcli.console import counted, error, next_command, note, table, warn
 from pitcli.data.reading import load_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Proposal
@@ -81,9 +81,9 @@ def not_certified(config: CalibrateConfig, strictest: Tested, rows: int) -> str:
         else "more rows would not help; train a better gap model (pit train-reward --members), or raise --max-harm"
     )
     return (
-        f"a harm rate of at most {config.max_harm:.1%} cannot be certified with {rows} rows: the strictest threshold, "
-        f"{strictest.threshold:g}, makes {strictest.harm:.1%} of them worse, so at most {strictest.bound:.1%} of all "
-        f"drafts with {config.confidence:.0%} confidence; {remedy}"
+        f"a harm rate of at most {config.max_harm:.1%} cannot be certified with {counted(rows, 'rows')}: the strictest "
+        f"threshold, {strictest.threshold:g}, makes {strictest.harm:.1%} of them worse, so at most "
+        f"{strictest.bound:.1%} of all drafts with {config.confidence:.0%} confidence; {remedy}"
     )
 
 
@@ -136,7 +136,8 @@ def gap_of(step: dict[str, Any]) -> float:
 def warn_of_repeated_prompts(chains: Sequence[Chain]) -> None:
     prompts = Counter(chain.draft.prompt for chain in chains)
     if repeated := len(chains) - len(prompts):
-        warn(f"{repeated} rows repeat a prompt; the certificate assumes that rows are drawn independently")
+        repeats = counted(repeated, "rows")
+        warn(f"{repeats} with the prompt of an earlier row; the certificate assumes that rows are drawn independently")
 
 
 def harm_by_threshold(
@@ -151,7 +152,7 @@ def harm_by_threshold(
     comparisons = [c.against_draft(text) for texts in kept for c, text in zip(chains, texts, strict=True)]
     judged = ask(loaded.judge, comparisons)
     if failed := judged.failed():
-        warn(f"judge {config.judge}: no verdict on {failed} comparisons, which count as worse")
+        warn(f"judge {config.judge}: no verdict on {counted(failed, 'comparisons')}, which count as worse")
     tested = []
     for threshold, texts in zip(THRESHOLDS, kept, strict=True):
         compared = [chain.against_draft(text) for chain, text in zip(chains, texts, strict=True)]

@@ -8,7 +8,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.console import error, next_command, note, progress, samples, warn, word_changes
+from pitcli.console import counted, error, next_command, note, progress, samples, warn, word_changes
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
@@ -32,7 +32,7 @@ from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.calibration import CALIBRATION, read_calibration
-from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperatures
+from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperatures, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, OutputFormat, StopRule
@@ -106,8 +106,8 @@ class Tally:
     def report(self) -> None:
         config = self.config
         samples(self.shown, labels=("prompt", "draft", "improved"))
-        failed = f", {self.failed} rows failed" if self.failed else ""
-        note(f"{self.rows} drafts, {self.changed} changed{failed}")
+        failed = f", {counted(self.failed, 'rows failed')}" if self.failed else ""
+        note(f"{counted(self.rows, 'drafts')}, {self.changed} changed{failed}")
         if self.cut:
             fate = (
                 "could be accepted"
@@ -115,7 +115,7 @@ class Tally:
                 else "were not accepted (--accept-truncated accepts them)"
             )
             limit = f"--max-new-tokens {config.max_new_tokens}"
-            warn(f"{limit} cut {self.cut} of the improvements before their end; they {fate}")
+            warn(f"{limit} cut {counted(self.cut, 'improvements')} before the end; they {fate}")
         if config.output != "-" and self.rows and config.written_format() is OutputFormat.rows:
             next_command(f"jq -r .response {shlex.quote(config.output)}")
 
@@ -142,8 +142,10 @@ def run(config: ImproveConfig) -> int:
                         tally.add(attempt)
                     advance(1, changed=tally.changed)
     for text, count in notes.items():
-        note(f"{file_label(config.input)}: {count} {text}")
+        note(f"{file_label(config.input)}: {counted(count, text)}")
     tally.report()
+    if models.gap_run:
+        warn_if_not_calibrated(models.gap_run)
     # 0 on the other ranks: at a nonzero exit code, a launcher would kill rank 0 before it has finished
     return 1 if tally.failed and is_rank_0() else 0
 

@@ -1,5 +1,6 @@
 """pit label: turns rows into preference pairs, labelled by any judge."""
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -7,17 +8,19 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pitcli.console import error, next_command, note, progress, samples
+from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, refuse_output_as_input, write_row
+from pitcli.data.reading import OnError, file_label, load_rows, refuse_output_as_input, write_row
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
-from pitcli.data.streams import open_output, windows
+from pitcli.data.streams import open_growing, windows
 from pitcli.data.strict_json import RowProblem
-from pitcli.errors import InputError
+from pitcli.engine.improving.output import refuse_differences
+from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
+from pitcli.runs.files import write_file
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
@@ -45,8 +48,13 @@ def run(config: LabelConfig) -> int:
 
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
-    with open_output(config.output) as stream, progress("labelling", None, stream) as advance:
-        for pair in labelled(usable, config, notes, advance):
+    with (
+        open_growing(config.output, config.resume, config.overwrite) as stream,
+        progress("labelling", None, stream) as advance,
+    ):
+        done = written_before(config)
+        notes.update({"pairs already written": done.total()} if done else {})
+        for pair in labelled(usable, config, notes, advance, done):
             write_row(pair, stream)
             stream.flush()
             notes["pairs written"] += 1
@@ -98,22 +106,63 @@ def different(candidates: Iterable[Candidate], notes: Counter[str]) -> Iterator[
             yield candidate._replace(comparison=comparison)
 
 
+def written_before(config: LabelConfig) -> Counter[str]:
+    """Return how many pairs of each kind (pair_key) the output has; begin the manifest of a new output.
+
+    Raises SettingsError if the existing pairs were labelled with other settings.
+    """
+    if config.output == "-" or not Path(config.output).is_file():
+        return Counter()
+    now, manifest = {"settings": config.identity()}, Path(f"{config.output}.manifest.json")
+    pairs = Counter(load_rows(config.output, lambda row, file, line: pair_key(row)))
+    if pairs:
+        refuse_differences(manifest, now)
+    else:
+        write_file(manifest, json.dumps(now, indent=1))
+    return pairs
+
+
+def pair_key(row: dict[str, Any]) -> str:
+    """Return what is the same whichever response the judge prefers."""
+    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected", "judge", "p_chosen")}
+    return json.dumps([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])], sort_keys=True)
+
+
+def take(done: Counter[str], candidate: Candidate) -> bool:
+    """Return whether the candidate's pair is written already, and use that pair up."""
+    if not done:
+        return False
+    key = pair_key(pair_row(candidate, Verdict(1.0), judge=""))
+    done.subtract([key] if (is_done := done[key] > 0) else [])
+    return is_done
+
+
 def labelled(
-    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any
+    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any, done: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the pairs that the judge decides with --min-confidence."""
+    """Yield the rows of the pairs that the judge decides with --min-confidence.
+
+    done: the pairs that are written already. They are the first ones, so windows before the last of them are finished.
+    """
     fields: dict[Prompt, dict[str, Any]] = {}  # of the prompts in the current window only: the input may be large
     judge = load_judge(config.judge, config, fields, cache=Path(config.output).parent / "openai-cache.sqlite").judge
     for window in windows(candidates, judge.per_call, config.input):
+        are_done = [take(done, candidate) for candidate in window]
+        if done.total():
+            continue
         fields.clear()
         fields.update((candidate.comparison.prompt, other_fields(candidate.row)) for candidate in window)
         verdicts = judge.verdicts([candidate.comparison for candidate in window])
-        for candidate, verdict in zip(window, verdicts, strict=True):
+        for candidate, verdict, is_done in zip(window, verdicts, are_done, strict=True):
             advance(1)
+            if is_done:
+                continue
             if problem := undecided(verdict, config.min_confidence):
                 notes[f"pairs skipped: {problem}"] += 1
             else:
                 yield pair_row(candidate, verdict, config.judge)
+    if done.total():
+        raise SettingsError(f"--resume: {config.output}: {counted(done.total(), 'pairs')} not from {config.input}")
 
 
 def undecided(verdict: Verdict, min_confidence: float) -> str | None:
@@ -143,7 +192,7 @@ def report(config: LabelConfig, notes: Counter[str], shown: list[dict[str, Any]]
     rows = [(str(pair["prompt"]), pair["rejected"], pair["chosen"]) for pair in shown]
     samples(rows, labels=("prompt", "rejected", "chosen"))
     for text, count in sorted(notes.items()):
-        note(f"{file_label(config.input)}: {count} {text}")
+        note(f"{file_label(config.input)}: {counted(count, text)}")
     if notes["pairs written"] and config.output != "-":
         note("to train the gap model on them as well, from the base:")
         next_command(f"pit train-reward --data OLD.jsonl,{shlex.quote(config.output)}")

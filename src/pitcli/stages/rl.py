@@ -18,7 +18,7 @@ from typing import NamedTuple
 from accelerate.utils import set_seed
 from torch import Tensor, tensor
 
-from pitcli.console import next_command, note, warn
+from pitcli.console import counted, next_command, note
 from pitcli.console import samples as show_samples
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.templates import ChatFormat
@@ -28,9 +28,11 @@ from pitcli.engine.models.batches import padding_share
 from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
+from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
 from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import finish
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.gap_checks import check_gap_model
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.rollouts import (
@@ -51,19 +53,23 @@ from pitcli.engine.training.rollouts import (
     text_metrics,
 )
 from pitcli.equations import (
-    MAX_TEMPERATURE,
     clipped_policy_loss,
     group_spread,
     leave_one_out_advantages,
     rl_rewards,
 )
-from pitcli.errors import InputError, RunError
+from pitcli.errors import InputError
 from pitcli.evaluation.command_judge import SCALE, command_grade, score_differences
 from pitcli.processes.collectives import on_rank_0
-from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_results, gap_temperature, gap_temperatures
+from pitcli.runs.earlier import (
+    EarlierRun,
+    find_run,
+    gap_loss_of,
+    gap_results,
+    gap_temperatures,
+)
 from pitcli.runs.folder import is_finished, open_run
-from pitcli.runs.manifest import Manifest
-from pitcli.settings.base import PenaltyUnit, Role
+from pitcli.settings.base import PenaltyUnit, Role, Stage
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
@@ -102,7 +108,7 @@ def run(config: RlConfig) -> int:
         return 0
     runs = find_runs(config)
     if runs.gap:
-        refuse_useless(runs.gap, config.force)
+        check_gap_model(runs.gap, config.force)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
@@ -125,6 +131,7 @@ def run(config: RlConfig) -> int:
                 (base.chat.written(prompt), False),
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
             ],
+            left_out=untimed(config),
         )
         dry_run(config, manifest, lora=runs.start.lora(), base=base, plan=plan)
         return 0
@@ -133,22 +140,26 @@ def run(config: RlConfig) -> int:
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
         result = train(model, rl_task(config, curriculum), config, folder)
+        problem = show_last_stage(config, curriculum) or divergence_of(folder, result)
         gap_models = runs.gap.gap_models() if runs.gap else {}
         passed_on = gap_results(runs.gap.manifest) if runs.gap else {}
-        finish(model, folder, [config.role, *gap_models], result._asdict() | passed_on)
+        results = result._asdict() | passed_on | refuse_diverged(folder, config, problem)
+        finish(model, folder, [config.role, *gap_models], results)
     stages = ", ".join(config.curriculum_stages)
-    note(f"{result.steps} steps over the stages {stages}; {config.role} saved in {config.run_folder}")
-    show_last_stage(config, curriculum)
+    note(f"{counted(result.steps, 'steps')} over the stages {stages}; {config.role} saved in {config.run_folder}")
+    suggest_next(config)
     return 0
 
 
-def refuse_useless(gap: EarlierRun, force: bool) -> None:
-    """Raise RunError, or warn with --force, if a gap model ranks held-out pairs no better than a coin."""
-    if problem := gap_problem(gap.manifest):
-        text = f"{gap.folder}: {problem}, so RL would learn noise"
-        if not force:
-            raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
-        warn(text)
+def untimed(config: RlConfig) -> list[str]:
+    """Return the work of a rollout that the dry run does not time."""
+    sampled = [stage for stage in config.curriculum_stages if stage is not Stage.dataset]
+    if config.drafts:
+        sampled = [stage for stage in sampled if stage is not Stage.policy]
+    return [
+        *(["the program of --reward"] if isinstance(config.reward, str) else []),
+        *([f"sampling the reference responses of {', '.join(sampled)}"] if sampled else []),
+    ]
 
 
 def try_program(name: str, pair: PreferencePair) -> None:
@@ -156,16 +167,6 @@ def try_program(name: str, pair: PreferencePair) -> None:
     grade = command_grade(name, {pair.prompt: pair.extra})
     chosen, rejected = on_rank_0(lambda: grade([(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]))
     note(f"{name}: scores of the first pair: chosen {chosen:g}, rejected {rejected:g}")
-
-
-def gap_problem(manifest: Manifest) -> str | None:
-    """Return what shows that a gap model ranks held-out pairs no better than a coin; None if nothing does."""
-    accuracy = manifest.results.get("accuracy")
-    if gap_temperature(manifest) >= MAX_TEMPERATURE:
-        return "P(better) of the gap model is 0.5 for every pair: its temperature is at its bound"
-    if isinstance(accuracy, float) and accuracy <= 0.5:
-        return f"the gap model ranks {accuracy:.0%} of its held-out pairs as labelled"
-    return None
 
 
 def train_missing_improver(config: RlConfig) -> int:
@@ -264,15 +265,29 @@ def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBat
     return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
 
 
-def show_last_stage(config: RlConfig, curriculum: Curriculum) -> None:
-    """Show greedy outputs of the trained role for a few prompts of the last stage, and what to run next."""
-    stage = config.curriculum_stages[-1]
-    rows = curriculum.of_stage(stage, range(min(SHOWN_ROWS, curriculum.rows(stage))), step=0, progress=1.0)
-    prompts = role_prompts(config.role, curriculum.chat, rows)
-    greedy = rollout_decoding(config, curriculum.chat)._replace(temperature=0.0)
-    texts = sample_texts(curriculum.model, config.role, curriculum.chat, prompts, decoding=greedy, seed=0)
+def show_last_stage(config: RlConfig, curriculum: Curriculum) -> str | None:
+    """Show greedy responses of the trained role for a few prompts of the last stage; return what is wrong with them."""
+    stage, chat = config.curriculum_stages[-1], curriculum.chat
+    decoding = rollout_decoding(config, chat)._replace(temperature=0.0)
+
+    def rows_of(count: int) -> list[PromptWithReference]:
+        return curriculum.of_stage(stage, range(min(count, curriculum.rows(stage))), step=0, progress=1.0)
+
+    def ask(role: str | None, prompts: Sequence[list[int]]) -> list[str]:
+        return sample_texts(curriculum.model, role, chat, prompts, decoding=decoding, seed=0)
+
+    def more() -> list[tuple[list[int], str]]:
+        rows = rows_of(CHECKED_ROWS)
+        return list(zip(role_prompts(config.role, chat, rows), [row.reference_response for row in rows], strict=True))
+
+    rows = rows_of(SHOWN_ROWS)
+    texts = ask(config.role, role_prompts(config.role, chat, rows))
     shown = [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
     show_samples(shown, labels=("prompt", "reference", f"{config.role} (greedy)"))
+    return unusable_answers(texts, more, ask, trained=config.role, start=REFERENCE)
+
+
+def suggest_next(config: RlConfig) -> None:
     stop = "--stop none --max-iters 1" if isinstance(config.reward, str) else "--max-iters 5"
     next_command(
         f"pit improve --run {config.run_folder} --input drafts.jsonl {stop}"

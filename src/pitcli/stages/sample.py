@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from pitcli.console import error, next_command, note, progress, samples, warn
+from pitcli.console import counted, error, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
 from pitcli.data.long_rows import note_system_message
 from pitcli.data.pair_reading import options_of
@@ -67,8 +67,8 @@ def run(config: SampleConfig) -> int:
                 advance(1)
     samples(shown, labels=("prompt", "draft"))
     for text, count in notes.items():
-        note(f"{file_label(config.data)}: {count} {text}")
-    note(f"{drafts} drafts written" + (f", {len(errors)} rows failed" if errors else ""))
+        note(f"{file_label(config.data)}: {counted(count, text)}")
+    note(counted(drafts, "drafts written") + (f", {counted(len(errors), 'rows failed')}" if errors else ""))
     if truncated:
         warn(f"--max-new-tokens {config.max_new_tokens} cut {truncated} of the drafts; their rows have finished: false")
     drafts_file = "drafts.jsonl" if config.output == "-" else config.output

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
+from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import finish
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
 from pitcli.runs.earlier import EarlierRun, find_run
@@ -60,10 +62,11 @@ def run(config: SftConfig) -> None:
         for start in init:
             start_from(model, config.role, start.adapter)
         result = train(model, sft_task(model, examples, config), config, folder)
-        finish(model, folder, [config.role], result._asdict())
-    note(f"loss per token in nats: {change(config.run_folder, 'loss')}")
+        note(f"loss per token in nats: {change(config.run_folder, 'loss')}")
+        shown = show_samples(model, base.chat, config.role, pairs[:SHOWN_ROWS])
+        problem = divergence_of(folder, result) or unusable_responses(model, base.chat, config.role, shown, pairs)
+        finish(model, folder, [config.role], result._asdict() | refuse_diverged(folder, config, problem))
     note(f"{config.role} saved in {config.run_folder}")
-    show_samples(model, base.chat, config.role, pairs[:SHOWN_ROWS])
     suggest_next(config, data.path)
 
 
@@ -91,21 +94,36 @@ def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -
     return task_over_rows([config.role], rows, loss, config, model.device)
 
 
-def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> None:
-    """Show the trained model's greedy outputs for the first rows, next to the rejected responses."""
-    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
+def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[str]:
+    """Show the trained model's greedy responses to the first rows, next to the rejected ones; return them."""
+    texts = greedy_responses(model, chat, role, role_prompts(chat, role, pairs))
+    rows = [(pair.prompt[-1].content, pair.rejected, text) for pair, text in zip(pairs, texts, strict=True)]
+    samples(rows, labels=("prompt", "rejected", f"{role} (greedy)"))
+    return texts
+
+
+def unusable_responses(
+    model: RoleModel, chat: ChatFormat, role: Role, shown: Sequence[str], pairs: Sequence[PreferencePair]
+) -> str | None:
+    """Return what is wrong with the trained model's greedy responses, None if nothing is."""
+
+    def more() -> list[tuple[list[int], str]]:
+        rows = pairs[:CHECKED_ROWS]
+        return list(zip(role_prompts(chat, role, rows), [pair.chosen for pair in rows], strict=True))
+
+    return unusable_answers(shown, more, ask=partial(greedy_responses, model, chat), trained=role, start=None)
+
+
+def role_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[list[int]]:
     if role is Role.policy:
-        prompts = [chat.policy_prompt(pair.prompt) for pair in pairs]
-    else:
-        prompts = [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
+        return [chat.policy_prompt(pair.prompt) for pair in pairs]
+    return [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
+
+
+def greedy_responses(model: RoleModel, chat: ChatFormat, role: str | None, prompts: Sequence[list[int]]) -> list[str]:
+    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
     written = generate(model, role, prompts, seeds=[0] * len(prompts), decoding=decoding)
-    samples(
-        [
-            (pair.prompt[-1].content, pair.rejected, chat.decode(sample.token_ids))
-            for pair, sample in zip(pairs, written, strict=True)
-        ],
-        labels=("prompt", "rejected", f"{role} (greedy)"),
-    )
+    return [chat.decode(sample.token_ids) for sample in written]
 
 
 def suggest_next(config: SftConfig, data: str) -> None:

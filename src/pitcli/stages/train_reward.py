@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.console import next_command, note, table, warn
+from pitcli.console import counted, next_command, note, table, warn
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
@@ -25,7 +25,7 @@ from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, RoleModel, gap_roles, head_name
 from pitcli.engine.models.trees import Tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import finish
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
 from pitcli.engine.training.reward_report import (
@@ -43,10 +43,10 @@ from pitcli.engine.training.schedule import member_seed
 from pitcli.equations import cross_validated_log_loss, fit_temperature, gap_loss
 from pitcli.errors import InputError
 from pitcli.processes.collectives import map_over_ranks
-from pitcli.runs.earlier import TEMPERATURE, EarlierRun
+from pitcli.runs.divergence import loss_of_equal_gaps
+from pitcli.runs.earlier import NOT_CALIBRATED, TEMPERATURE, EarlierRun, calibration_problem
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
-from pitcli.settings.base import GapLoss
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
@@ -69,7 +69,9 @@ def run(config: RewardConfig) -> None:
         first = trees[0].conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
         several = config.members
-        plan = DryRunPlan(lambda model: gap_task(model, trees, config), several, first_row, trained=several)
+        left_out = [f"scoring {counted(len(held_out) + len(fresh), 'pairs')} for the report"]
+        left_out += ["--probe: one forward pass over all pairs"] if config.probe else []
+        plan = DryRunPlan(lambda model: gap_task(model, trees, config), several, first_row, several, left_out)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
@@ -77,6 +79,7 @@ def run(config: RewardConfig) -> None:
         model = base.load()
         add_members(model, config, init)
         result = train(model, gap_task(model, trees, config), config, folder)
+        diverged = refuse_diverged(folder, config, divergence_of(folder, result))
         scorer = PairScorer(model, base.chat, config)
         trained = trained_models(scorer, held_out)
         scores_N2 = trained.scores_N2
@@ -88,8 +91,8 @@ def run(config: RewardConfig) -> None:
         if config.probe:
             add_probe([(held_out, report), (fresh, fresh_report)], model, base.chat, training, config)
         fresh_results = {f"eval_{name}": value for name, value in fresh_report.items()}
-        results = {**result._asdict(), **report, TEMPERATURE: temperature, **fresh_results, **member_results(trained)}
-        finish(model, folder, [*trained.units], results)
+        results = {**report, TEMPERATURE: temperature, **fresh_results, **member_results(trained)}
+        finish(model, folder, [*trained.units], result._asdict() | diverged | results | calibration_results(held_out))
     show_reports(config, (held_out, report), (fresh, fresh_report))
     show_result(config, trained, report, temperature)
     show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
@@ -142,7 +145,7 @@ def show_result(config: RewardConfig, trained: TrainedModels, report: dict[str, 
         table("each member by itself, on the held-out pairs", ["member", *trained.members[0]], lines)
     note(f"gap temperature T, fitted on the held-out pairs: {temperature:.3f} (P(better) = sigmoid(gap / T))")
     loss = change(config.run_folder, "loss")
-    note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config):.3f} if all gaps are equal")
+    note(f"loss per pair in nats: {loss}; {loss_of_equal_gaps(config.gap_loss):.3f} if all gaps are equal")
     note(f"gap model saved in {config.run_folder}")
     warn_if_weak(report)
 
@@ -185,9 +188,9 @@ def member_results(trained: TrainedModels) -> dict[str, float]:
     }
 
 
-def loss_of_equal_gaps(config: RewardConfig) -> float:
-    orderings = 4 if config.gap_loss is GapLoss.five_term else 2
-    return float(gap_loss(config.gap_loss, torch.zeros(1, orderings)))
+def calibration_results(held_out: Sequence[PreferencePair]) -> dict[str, str]:
+    problem = calibration_problem(len(held_out))
+    return {NOT_CALIBRATED: problem} if problem else {}
 
 
 class PairMicroBatch(NamedTuple):

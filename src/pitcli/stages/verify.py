@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pitcli.console import note, table
+from pitcli.console import counted, note, table
 from pitcli.engine.models.adapters import load_role
 from pitcli.engine.models.forward import probe
 from pitcli.engine.models.opening import open_base
@@ -42,7 +42,8 @@ def run(config: VerifyConfig) -> None:
         raise RunError(wrong)
     columns = ["adapter", "largest relative difference from the saved scores"]
     table(f"{config.run}: {manifest.kind} run on {manifest.base.name}", columns, differences)
-    note(f"{len(manifest.files)} files and {checkpoints} checkpoints are unchanged since they were saved")
+    unchanged = f"{counted(len(manifest.files), 'files')} and {counted(checkpoints, 'checkpoints')}"
+    note(f"{unchanged} are unchanged since they were saved")
 
 
 def verified_checkpoints(folder: Path) -> int:

@@ -78,6 +78,23 @@ def test_rl_shows_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]) -
     assert yaml.safe_load(out)["curriculum_stages"] == ["dataset", "policy"]
     assert "⟦(up to 8 sampled tokens)⟧" in err
     assert not Path("runs/rl").exists()
+    assert "sampling the reference responses of policy" in err
+    capsys.readouterr()
+    assert main([*rl[:1], "--reward", "cmd:sed s/.*/5/", *rl[2:]]) == 0
+    assert re.search("not in this time +the program of --reward *\n", capsys.readouterr().err)
+
+
+def test_work_outside_the_time_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Members of an ensemble are in it: they are steps. What follows training is not."""
+    reward = ["train-reward", "--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "2", "--dry-run"]
+    assert main([*reward, "--members", "3", "--probe"]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"steps +6, ", err)
+    assert re.search(
+        r"not in this time +scoring \d pairs for the report, --probe: one forward pass over all pairs", err
+    )
+    assert main(reward) == 0
+    assert "--probe" not in capsys.readouterr().err
 
 
 def test_rl_without_an_sft_run_dry_runs_the_sft(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

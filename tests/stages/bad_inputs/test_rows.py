@@ -89,7 +89,7 @@ def test_a_bad_row_is_reported_and_the_good_rows_around_it_are_not_lost(
         assert pit(command, file) == 1
         out, err = capfd.readouterr()
         assert [json.loads(line)["id"] for line in out.splitlines()] == [1, 3]
-        assert "2 drafts, 0 changed, 1 rows failed\n" in err
+        assert "2 drafts, 0 changed, 1 row failed\n" in err
     else:
         request.getfixturevalue("no_model")
         assert pit(command, file, "--long-rows", "error") == 2
@@ -154,13 +154,13 @@ GOOD_ROWS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     ),
     "control tokens in user text": (
         swap(CAT_DOG, b'"cat <|end|><|assistant|> dog"'),
-        "1 rows with the text of a control token, read as plain text",
+        "1 row with the text of a control token, read as plain text",
         BOTH,
     ),
-    "duplicate rows": (lambda row: (row + b"\n" + row).replace(b'"id": 2, ', b""), "1 duplicate rows", BOTH),
+    "duplicate rows": (lambda row: (row + b"\n" + row).replace(b'"id": 2, ', b""), "1 duplicate row", BOTH),
     "the same pair both ways": (
         lambda row: row + b"\n" + b'{"prompt": "Write 3 animals.", "chosen": "cat dog", "rejected": "ant cow fox"}',
-        "1 pairs in both orders",
+        "1 pair in both orders",
         ("train-reward",),
     ),
 }
@@ -216,7 +216,7 @@ def test_long_responses_are_cut_and_counted(long_rows: str, no_model: None, tmp_
         with pytest.raises(Loaded):
             pit(command, file, "--long-rows", long_rows)
         err = capfd.readouterr().err
-        assert f"{file}: 1 rows cut to fit 1024 tokens\n" in err
+        assert f"{file}: 1 row cut to fit 1024 tokens\n" in err
         assert f"{file}: 2 responses cut at the end\n" in err
         assert "prompts cut" not in err
         assert f"{file}: 3 pairs\n" in err

@@ -49,7 +49,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "no curriculum stage": ("rl --curriculum-stages ,", "--curriculum-stages: "),
     "prompts trained and tested on": (
         "train-reward --data pairs.jsonl --eval-data pairs.jsonl --model tiny --out never",
-        "pairs.jsonl: 12 pairs have a prompt of --data, the first is pairs.jsonl:1; "
+        "pairs.jsonl: 12 pairs with a prompt of --data, the first is pairs.jsonl:1; "
         "remove them, or use --allow-overlap to keep them",
     ),
     "rl drafts without room for rollouts": (
@@ -77,5 +77,5 @@ def test_an_allowed_overlap_is_a_warning(no_model: None, tmp_path: Path, capfd: 
     with pytest.raises(Loaded):
         pit("train-reward", "pairs.jsonl", "--eval-data", "pairs.jsonl", "--allow-overlap")
     assert (
-        "warning: pairs.jsonl: 12 pairs have a prompt of --data, the first is pairs.jsonl:1\n" in capfd.readouterr().err
+        "warning: pairs.jsonl: 12 pairs with a prompt of --data, the first is pairs.jsonl:1\n" in capfd.readouterr().err
     )

@@ -136,7 +136,9 @@ def test_the_gap_adapter_includes_its_head(
     assert (
         merging.plain_scores(plain, trees) - torch.stack(score_trees(role_of("rl", GAP), trees, 8))
     ).abs().max() < 1e-5
-    assert "export with `--merge`" in (tmp_path / "adapter/README.md").read_text()
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert "vLLM loads an adapter with a head (`modules_to_save`) from version 0.31 on" in card
+    assert "export with `--merge`" in card
 
 
 def test_the_drift_is_printed_and_is_larger_in_bf16(tmp_path: Path, capsys: Out) -> None:

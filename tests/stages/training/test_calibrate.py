@@ -79,7 +79,7 @@ def test_the_smallest_certified_threshold_is_written_and_used(capsys: pytest.Cap
     assert threshold_of("certified.jsonl") == 0.61
     assert f"{certificate} (pit calibrate); --threshold overrides it" in capsys.readouterr().err
     assert threshold_of("given.jsonl", "--threshold", "0.7") == 0.7
-    assert "calibrate" not in capsys.readouterr().err
+    assert "pit calibrate" not in capsys.readouterr().err
     assert cli.main(["verify", "runs/rl", "--device", "cpu"]) == 0
 
 
@@ -110,7 +110,7 @@ def test_programs_and_people_as_judges(chains: list[dict[str, Any]], capsys: pyt
     calibration = read_calibration(Path("runs/rl"))
     assert calibration is not None
     assert (calibration.threshold, calibration.harm) == (0.61, 0.01)
-    assert "judge labels:labels.jsonl: no verdict on 1 comparisons, which count as worse" in capsys.readouterr().err
+    assert "judge labels:labels.jsonl: no verdict on 1 comparison, which count as worse" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

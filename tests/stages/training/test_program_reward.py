@@ -46,6 +46,15 @@ def test_the_run_contains_the_improver_only() -> None:
     assert yaml.safe_load(Path("runs/program/config.yaml").read_text())["reward"] == WORDS
 
 
+def test_a_bound_of_gap_models_is_refused_with_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rl", "--reward", "cmd:cat", "--gap-bound", "min"]) == 2
+    assert "error: --gap-bound is for gap models: expected a run folder as --reward, got cmd:cat" in (
+        capsys.readouterr().err
+    )
+    saved = yaml.safe_load(Path("runs/program/config.yaml").read_text())
+    assert RlConfig(**saved).gap_bound == "mean", "the settings of a run can be given again"
+
+
 def test_the_reward_is_the_difference_of_the_scores(tmp_path: Path) -> None:
     """All scores are equal: the gap is 0, P(better) one half, and there is nothing to learn."""
     rl.run(RlConfig(**{**SETTINGS, "reward": "cmd:sed s/.*/5/", "max_steps": 1}, out=tmp_path / "run"))

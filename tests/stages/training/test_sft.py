@@ -54,7 +54,7 @@ def test_saved_settings_repeat_the_run(project: Path, tmp_path: Path, warm: Warm
 
 @pytest.mark.parametrize(
     ("long_rows", "notes"),
-    [("skip", "1 rows longer than 1024 tokens skipped"), ("cut", "1 rows cut to fit 1024 tokens")],
+    [("skip", "1 row longer than 1024 tokens skipped"), ("cut", "1 row cut to fit 1024 tokens")],
 )
 def test_long_rows_are_skipped_or_cut(long_rows: str, notes: str, tmp_path: Path, capsys: Any) -> None:
     rows = [*preference_rows(6, seed=5), {"prompt": "word " * 1500, "chosen": "a", "rejected": "b"}]

@@ -35,7 +35,7 @@ def test_eval_data_that_was_trained_on_is_refused() -> None:
     rows = [*preference_rows(12, seed=77), read_rows(Path("pairs.jsonl"))[4]]
     write_rows(Path("overlapping.jsonl"), rows)
     with pytest.raises(
-        InputError, match=r"overlapping.jsonl: 1 pairs have a prompt of --data, the first is overlapping.jsonl:13"
+        InputError, match=r"overlapping.jsonl: 1 pair with a prompt of --data, the first is overlapping.jsonl:13"
     ):
         train_reward.run(RewardConfig(data="pairs.jsonl", eval_data="overlapping.jsonl", out=Path("never"), **SMALL))
     assert not Path("never").exists()

@@ -73,7 +73,7 @@ def _known_part(word: str) -> bool:
 @cache
 def word_list() -> frozenset[str]:
     """Whole lower-case words of SmolLM2's vocabulary (Apache-2.0): the commonest of English text."""
-    return frozenset((resources.files("pitcli") / "assets" / "instructions" / "words.txt").read_text().split())
+    return frozenset((resources.files("pitcli") / "assets" / "instructions" / "words.txt").read_text("utf-8").split())
 
 
 def _body(text: str, instructions: Sequence[Params]) -> str:

@@ -88,13 +88,11 @@ def _begin_manifest(config: ImproveConfig, now: dict[str, Any]) -> None:
         journal.unlink(missing_ok=True)
         write_file(manifest, json.dumps(now, indent=1))
         return
-    needed = [manifest] if config.rows_tell_what_is_done() else [manifest, journal]
-    if missing := [path for path in needed if not path.is_file()]:
-        lost = "the settings of the existing rows are" if missing[0] == manifest else "which drafts are done is"
+    refuse_differences(manifest, now)
+    if not config.rows_tell_what_is_done() and not journal.is_file():
         raise SettingsError(
-            f"--resume: {missing[0]} is missing, so {lost} unknown; use --overwrite to replace the rows"
+            f"--resume: {journal} is missing, so which drafts are done is unknown; use --overwrite to replace the rows"
         )
-    _refuse_differences(manifest, now)
 
 
 def _read_journal(path: Path, output: Path) -> tuple[Counter[int], int]:
@@ -115,8 +113,13 @@ def _read_journal(path: Path, output: Path) -> tuple[Counter[int], int]:
     return done, size
 
 
-def _refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
+def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
     """Raise SettingsError with every value that differs between the manifest and this command."""
+    if not manifest.is_file():
+        raise SettingsError(
+            f"--resume: {manifest} is missing, so the settings of the existing rows are unknown; "
+            "use --overwrite to replace the rows"
+        )
     try:
         before = json.loads(manifest.read_bytes())
         pairs = [(before[part], now[part]) for part in now]

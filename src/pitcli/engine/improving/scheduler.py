@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from pitcli.console import warn
+from pitcli.console import counted, warn
 from pitcli.data.rows import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
@@ -66,7 +66,7 @@ class Scheduler(NamedTuple):
             yield Attempt(rest[0], rest[0].response, [], StopReason.out_of_memory)
             return
         together = min(len(rest), self.config.sample_batch_size)
-        warn(f"out of memory with {together} drafts together; trying half as many (--sample-batch-size)")
+        warn(f"out of memory with {counted(together, 'drafts')} together; trying half as many (--sample-batch-size)")
         half = max(1, together // 2)
         for start in range(0, len(rest), half):
             yield from self.improve_within_memory(rest[start : start + half])

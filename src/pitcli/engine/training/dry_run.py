@@ -23,13 +23,15 @@ class DryRunPlan(NamedTuple):
     """What a dry run needs to know of a training command.
 
     task_on: builds its task for a model. roles: how many adapters the model has. first_row: (text, whether it is in the
-    loss) of each part of the first row. trained: how many of the adapters are trained, one after another.
+    loss) of each part of the first row. trained: how many of the adapters are trained, one after another. left_out:
+    work that the time does not include.
     """
 
     task_on: Callable[[RoleModel], Task]
     roles: int
     first_row: Sequence[tuple[str, bool]]
     trained: int = 1
+    left_out: Sequence[str] = ()
 
 
 def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base: Base, plan: DryRunPlan) -> None:
@@ -54,6 +56,7 @@ def dry_run(config: TrainingConfig, manifest: Manifest, lora: LoraSettings, base
     available, needed = memory_available(base.device), need.peak()
     lines = [
         *size_lines(sizes, training_seconds(need, sizes)),
+        *([("not in this time", ", ".join(plan.left_out))] if plan.left_out else []),
         *((name, f"{size / 2**20:,.0f} MiB") for name, size in need.parts()),
         ("memory at the peak", f"about {needed / 2**30:.2f} GiB of {available / 2**30:.2f} GiB"),
     ]

@@ -1,15 +1,50 @@
-"""The end of a training run: publishes its adapters, reads them back, and completes its manifest."""
+"""The end of a training run: refuses a diverged one, publishes its adapters, and completes its manifest."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from pitcli.console import warn
 from pitcli.engine.models.adapters import clear_role, read_role, save_role
 from pitcli.engine.models.forward import probe
 from pitcli.engine.models.roles import RoleModel, fingerprint
+from pitcli.engine.training.loop import TrainResult
 from pitcli.errors import RunError
-from pitcli.processes.collectives import barrier
+from pitcli.processes.collectives import barrier, on_rank_0
+from pitcli.runs.divergence import DIVERGED, divergence
 from pitcli.runs.folder import RunFolder
+from pitcli.runs.metrics import read_metrics
+from pitcli.settings.training import TrainingConfig
+
+
+def divergence_of(run: RunFolder, result: TrainResult) -> str | None:
+    """Return what shows in the metrics of a run that it diverged; the same on all ranks.
+
+    A run that stopped early kept a checkpoint from before.
+    """
+    manifest = run.manifest
+    if result.stopped:
+        return None
+    return on_rank_0(lambda: divergence(manifest.kind, manifest.config, read_metrics(run.path)))
+
+
+def refuse_diverged(run: RunFolder, config: TrainingConfig, problem: str | None) -> dict[str, str]:
+    """Return what to add to the results of a run. problem: what shows that it diverged, if anything.
+
+    Raises RunError, and leaves the run unfinished, if it diverged; with --keep-diverged, warns.
+    """
+    if problem is None:
+        return {}
+    results = {DIVERGED: problem}
+    if config.keep_diverged:
+        warn(f"training diverged: {problem}; kept because of --keep-diverged")
+        return results
+    run.keep_unfinished(results)
+    assert config.learning_rate is not None  # see with_learning_rate
+    raise RunError(
+        f"{run.path}: training diverged: {problem}; start over with --overwrite --learning-rate "
+        f"{config.learning_rate / 10:g}, or keep this model with --resume --keep-diverged"
+    )
 
 
 def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pitcli.console import note, warn
+from pitcli.console import counted, note, warn
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import iter_drafts
@@ -71,7 +71,7 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
         first = f"{shared[0].file}:{shared[0].line}"
-        text = f"{config.eval_data}: {len(shared)} pairs have a prompt of --data, the first is {first}"
+        text = f"{config.eval_data}: {counted(len(shared), 'pairs')} with a prompt of --data, the first is {first}"
         if not config.allow_overlap:
             raise InputError(f"{text}; remove them, or use --allow-overlap to keep them")
         warn(text)
@@ -86,10 +86,10 @@ def _read_pairs(
     limit = Limit(base.chat, base.max_length, room, responses_read(settings))
     pairs = fitting_pairs(pairs, limit, settings, notes)
     for what, count in notes.items():
-        note(f"{path}: {count} {what}")
+        note(f"{path}: {counted(count, what)}")
     counts = Counter(pair.file for pair in pairs)
     for file in map(file_label, split_commas(path)):
-        note(f"{file}: {counts[file]} pairs")
+        note(f"{file}: {counted(counts[file], 'pairs')}")
     return pairs
 
 
@@ -178,5 +178,5 @@ def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
     if errors or not drafts:
         raise InputError(listed(errors) or f"{path}: no rows")
     for what, count in notes.items():
-        note(f"{file_label(path)}: {count} {what}")
+        note(f"{file_label(path)}: {counted(count, what)}")
     return drafts

@@ -13,10 +13,9 @@ from pitcli.data.text_units import units
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training.linear_probe import feature_differences, fit_probe
 from pitcli.equations import cross_validated_log_loss, fit_temperature, log_losses, p_better, symmetrised_gap
-from pitcli.runs.earlier import TEMPERATURE
+from pitcli.runs.earlier import TEMPERATURE, calibration_problem
 from pitcli.settings.training import RewardConfig
 
-FEW_PAIRS = 30  # held-out pairs, below which a temperature is a guess
 MEANINGS = {
     "pairs": "number of pairs",
     "accuracy": "share of pairs that the gap ranks as labelled",
@@ -136,8 +135,8 @@ def add_probe(
 
 def warn_if_weak(report: dict[str, float]) -> None:
     """Warn of too few held-out pairs, and of a gap model that is no better than a coin flip or than the probe."""
-    if report["pairs"] < FEW_PAIRS:
-        warn(f"T was fitted on {report['pairs']} held-out pairs only, so P(better) says little; use more pairs")
+    if problem := calibration_problem(int(report["pairs"])):
+        warn(f"P(better) is not calibrated: {problem}; use more pairs, or a larger --held-out")
     if report["accuracy_low"] <= 0.5:
         warn(
             "the gap model is not shown to beat a coin flip on the held-out pairs, so RL and the stop rule get little "
