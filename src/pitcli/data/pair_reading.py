@@ -167,5 +167,6 @@ def _pairs_of_file(path: str, bad: BadRows, formats: Formats, options: ReadingOp
 
 def _counted_without_thoughts(pair: PreferencePair, notes: Counter[str]) -> PreferencePair:
     without = pair_without_thoughts(pair)
-    notes[CUT] += without is not pair
+    if without is not pair:
+        notes[CUT] += 1
     return without
