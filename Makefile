@@ -22,7 +22,7 @@ demo: install
 
 # every test but the studies, with a few repetitions of each fault; plain `pytest` skips the faults
 test: install $(VENV)/.smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not study" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check src tests examples benchmarks

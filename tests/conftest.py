@@ -30,6 +30,9 @@ WithRoles = Callable[..., "RoleModel"]
 Share = Callable[[str, Callable[[Path], object]], Path]
 FAULTS = Path(__file__).parent / "faults"
 
+# tiny models are fastest on one thread; and a dry run, which forks, hangs in a process that has used several
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest files first, so that no worker begins one of them last."""

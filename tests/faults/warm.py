@@ -237,17 +237,17 @@ def signal_in_step(at: tuple[str, int, int]) -> None:
 
 def kill_at_row(count: int) -> None:
     """SIGKILL before `pit improve` writes this row, counted from 1."""
-    from pitcli.stages import improve
+    from pitcli.engine.improving.output import ImprovedRows
 
-    original, left = improve.write_row, [count]
+    original, left = ImprovedRows.write, [count]
 
-    def write_row(*arguments: Any) -> None:
+    def write(*arguments: Any) -> None:
         left[0] -= 1
         if not left[0]:
             die()
         original(*arguments)
 
-    improve.write_row = write_row
+    ImprovedRows.write = write  # type: ignore[method-assign]
 
 
 def kill_before_loading(module: str) -> None:

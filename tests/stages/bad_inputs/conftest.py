@@ -54,7 +54,7 @@ def loaded_once(loaded_models: list[RoleModel], tiny_folder: Path, monkeypatch: 
     load = Base.load
 
     def load_once(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:
-        if self.folder != tiny_folder:
+        if self.folder != tiny_folder or adapters is None:  # None: a training, which adds adapters of its own
             return load(self, adapters)
         loaded_models[:] = loaded_models or [load(self)]
         for role, folder in (adapters or {}).items():

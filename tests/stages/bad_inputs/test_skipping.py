@@ -15,7 +15,7 @@ RENAMED = [
     {"ask": {"text": row["prompt"]}, "replies": [row["chosen"], row["rejected"]]} for row in preference_rows(12, seed=5)
 ]
 BAD: dict[str, Any] = {"ask": {"text": "Write 3 foods."}, "replies": ["pie", None]}
-REASON = "1 rows skipped: rejected: expected text, got null"
+REASON = "1 row skipped: rejected: expected text, got null"
 
 
 def write(name: str, *rows: object) -> str:
@@ -94,7 +94,7 @@ def test_sample_skips_bad_rows(capfd: pytest.CaptureFixture[str]) -> None:
     assert pit("sample", *flags, "--skip-bad") == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == [row["ask"]["text"] for row in RENAMED[:2]]
-    assert f"{data}: 1 rows skipped: prompt: empty\n" in err
+    assert f"{data}: 1 row skipped: prompt: empty\n" in err
 
 
 def test_later_stages_read_the_data_as_the_gap_model_did(

@@ -52,11 +52,11 @@ def test_torch_is_not_imported_if_there_is_nothing_to_do(done: Path) -> None:
 def test_a_changed_setting_runs_its_stage_and_the_stages_that_depend_on_it(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe(SMALL.replace("role: policy, max_steps: 1", "role: policy, max_steps: 2, learning_rate: 0.1"))
+    recipe(SMALL.replace("role: policy, max_steps: 1", "role: policy, max_steps: 2, learning_rate: 0.01"))
     dry = pit(capsys, "recipe.yaml", "--dry-run")
     changed = ["policy", "rl", "sample", "improve", "evaluate", "export"]
     assert ran(dry) == changed
-    assert decisions(dry)["policy"][1] == "learning_rate was None, is 0.1, max_steps was 1, is 2"
+    assert decisions(dry)["policy"][1] == "learning_rate was None, is 0.01, max_steps was 1, is 2"
     assert decisions(dry)["sample"][1] == "unless the output of policy stays the same"
     assert "--role policy --overwrite\n" in dry
     before = outputs(done / "made")

@@ -151,7 +151,7 @@ def test_truncated_responses_are_counted_and_no_draft_is_replaced(tmp_path: Path
         assert all(row["response"] == row["original_response"] for row in rows)
         assert not any(step["accepted"] or step["finished"] for row in rows for step in row["iterations"])
         assert {row["finished"] for row in rows} == {None}
-        expected = "--max-new-tokens 1 cut 11 of the improvements before their end; they were not accepted"
+        expected = "--max-new-tokens 1 cut 11 improvements before the end; they were not accepted"
         assert expected in capfd.readouterr().err
     run(tmp_path / "accepted", accept_truncated=True, **settings)
     rows = read_rows(tmp_path / "accepted")
