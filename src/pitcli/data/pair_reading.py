@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from pitcli.console import warn
+from pitcli.console import counted, warn
 from pitcli.data.bad_rows import REMEDY, TIES, BadRows, check_list, write_list
 from pitcli.data.completions import Row
 from pitcli.data.field_paths import suggested_fields, with_fields
@@ -118,9 +118,9 @@ def _problems(label: str, errors: list[RowError], bad: BadRows, formats: Formats
         return []
     lines = listed(errors)
     if not errors and bad.skipped:
-        lines = [*bad.first_lines(), f"{label}: no pairs left: {bad.skipped} rows were skipped"]
+        lines = [*bad.first_lines(), f"{label}: no pairs left, {counted(bad.skipped, 'rows skipped')}"]
     elif not errors and bad.notes[TIES]:
-        lines = [f"{label}: no pairs left: {bad.notes[TIES]} rows are ties"]
+        lines = [f"{label}: no pairs left, {counted(bad.notes[TIES], 'ties')}"]
     elif not errors:
         lines = [f"{label}: no pairs can be made from its ratings" if +formats.rows else f"{label}: no rows"]
     if suggestion := formats.unknown and suggested_fields(formats.unknown):

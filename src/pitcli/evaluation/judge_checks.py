@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pitcli.console import note, warn
+from pitcli.console import counted, note, warn
 from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.rows import Comparison, PreferencePair
 from pitcli.data.splits import prompt_key, prompt_sketch
@@ -41,7 +41,7 @@ def load_labelled(config: EvaluateConfig) -> list[LabelledPairs]:
         notes: Counter[str] = Counter()
         labelled.append(LabelledPairs(file, load_pairs(file, notes=notes, options=options_of(config, number > 0))))
         for text, count in notes.items():
-            note(f"{file}: {count} {text}")
+            note(f"{file}: {counted(count, text)}")
     return labelled
 
 
