@@ -121,7 +121,7 @@ def test_a_file_without_a_usable_row_is_an_error_that_says_why(skip: bool, tmp_p
     path = write(tmp_path / "rows.jsonl", EMPTY, SAME)
     errors = read_pairs(path, options=ReadingOptions(skip_bad=skip)).errors
     assert errors[:2] == [f"{path}:1:rejected: empty", f"{path}:2:rejected: the same text as chosen"]
-    assert errors[2:] == ([f"{path}: no pairs left, 2 rows skipped"] if skip else [])
+    assert errors[2:] == ([f"{path}: no pairs are left: 2 rows skipped"] if skip else [])
 
 
 @pytest.mark.parametrize("skip", [True, False])

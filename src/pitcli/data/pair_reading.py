@@ -118,9 +118,9 @@ def _problems(label: str, errors: list[RowError], bad: BadRows, formats: Formats
         return []
     lines = listed(errors)
     if not errors and bad.skipped:
-        lines = [*bad.first_lines(), f"{label}: no pairs left, {counted(bad.skipped, 'rows skipped')}"]
+        lines = [*bad.first_lines(), f"{label}: no pairs are left: {counted(bad.skipped, 'rows skipped')}"]
     elif not errors and bad.notes[TIES]:
-        lines = [f"{label}: no pairs left, {counted(bad.notes[TIES], 'ties')}"]
+        lines = [f"{label}: no pairs are left: {counted(bad.notes[TIES], 'ties')}"]
     elif not errors:
         lines = [f"{label}: no pairs can be made from its ratings" if +formats.rows else f"{label}: no rows"]
     if suggestion := formats.unknown and suggested_fields(formats.unknown):
