@@ -106,7 +106,7 @@ def test_thoughts_are_cut_from_sampled_responses(
 ) -> None:
     chat = chat_of(tiny_folder, TEMPLATES[name])
     ids = chat.tokenizer.encode(written, add_special_tokens=False)
-    assert (chat.decode(ids), chat.thoughts(ids)) == (response, thoughts)
+    assert chat.answer(ids) == (response, thoughts)
     assert chat.decode(chat.completion("The lark.")) == "The lark."
 
 
@@ -115,7 +115,7 @@ def test_thoughts_between_special_tokens_are_cut(tiny_folder: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
     chat = ChatFormat(tokenizer)
     ids = tokenizer.encode("[THINK]Hm.[/THINK]Ants<|end|>", add_special_tokens=False)
-    assert (chat.decode(ids), chat.thoughts(ids)) == ("Ants", "Hm.")
+    assert chat.answer(ids) == ("Ants", "Hm.")
 
 
 def test_control_text_before_a_response_is_learned_and_cut(tiny_folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pitcli.data.templates import ChatFormat
+from pitcli.data.thoughts import Answer
 from pitcli.engine.generation import static_batching
 from pitcli.engine.generation.sampling import Sample
 from pitcli.engine.improving.scoring import GapModel
@@ -32,7 +33,7 @@ def load(base: Base, adapters: object) -> StubModel:
     """Returns the stub instead of the model; from here on the tokenizer is a stub too."""
     ChatFormat.encode_text = lambda self, text: [0] * (1 + len(text) // 4)  # type: ignore[method-assign]
     ChatFormat.improver_prompt = lambda self, prompt, reference: [0] * 16  # type: ignore[method-assign]
-    ChatFormat.decode = lambda self, ids: "An answer that is better."  # type: ignore[method-assign]
+    ChatFormat.answer = lambda self, ids: Answer("An answer that is better.", "")  # type: ignore[method-assign]
     return StubModel()
 
 

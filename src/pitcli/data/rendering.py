@@ -7,7 +7,7 @@ and whether its outer white space is trimmed. A mark is inside of the white spac
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -105,10 +105,14 @@ class Rendering:
         shapes = [_shape(message, text) for message, text in zip(messages, texts, strict=True)]
         pieces = self._pieces(tuple(shapes), generation_prompt)
         parts = [Part(piece) if isinstance(piece, str) else Part(texts[piece], piece) for piece in pieces]
-        if any(map(self._literals.search, texts)) and self.text(messages, generation_prompt) != joined(parts):
+        if self.looks_for(texts) and self.text(messages, generation_prompt) != joined(parts):
             found = next(match[0] for text in texts if (match := self._literals.search(text)))
             raise RowProblem("", f"the chat template changes a text that has {found!r} in it; remove it from the row")
         return parts
+
+    def looks_for(self, texts: Iterable[str]) -> bool:
+        """Whether the template may change some text because of the words in it."""
+        return any(map(self._literals.search, texts))
 
     def _marked_pieces(self, shapes: Sequence[_Shape], generation_prompt: bool) -> list[str | int]:
         """Control texts, and the indices of the messages between them."""

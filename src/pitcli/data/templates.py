@@ -9,6 +9,7 @@ Otherwise the token ids are those that the tokenizer gives the rendered conversa
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pitcli.data.encoding import Encoder
@@ -65,6 +66,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.rendering = Rendering(tokenizer, template)
         self.encoder = Encoder(tokenizer)
+        self._roles_shown = lru_cache(maxsize=256)(self._refuse_roles)
         self.thought_tags = declared_tags(tokenizer)
         self.stop_id: int = self._stop_token()  # ends the responses that are learned
         self.stop_ids = tuple(sorted({self.stop_id, tokenizer.eos_token_id, *end_ids}))
@@ -75,7 +77,7 @@ class ChatFormat:
         begun = open_thought(self.turn.asked, self.thought_tags)
         self._begun_thought = begun.begin if begun else ""
         self._header = ""  # control text without special tokens that the model writes before y
-        self._header = self._answer(self.completion(ANY)).text.removesuffix(ANY)
+        self._header = self.answer(self.completion(ANY)).text.removesuffix(ANY)
         self._overhead = self._overheads()
 
     def _stop_token(self) -> int:
@@ -140,13 +142,10 @@ class ChatFormat:
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without its thoughts, its stop token and outer white space."""
-        return self._answer(token_ids).text
+        return self.answer(token_ids).text
 
-    def thoughts(self, token_ids: list[int]) -> str:
-        """The thoughts of a sampled response; empty if there are none."""
-        return self._answer(token_ids).thoughts
-
-    def _answer(self, token_ids: list[int]) -> Answer:
+    def answer(self, token_ids: list[int]) -> Answer:
+        """The text of a sampled response, as decode returns it, and its thoughts."""
         ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
         written = self.encoder.decode(ids, shown={mark for pair in self.thought_tags for mark in pair})
         text, thoughts = answer_of(self._begun_thought + written, self.thought_tags)
@@ -197,8 +196,13 @@ class ChatFormat:
 
     def refuse_changed_texts(self, prompt: Prompt, responses: Iterable[str]) -> None:
         """Raises RowProblem if the template refuses the roles, or changes a text because of the words in it."""
+        self._roles_shown(tuple(message.role for message in prompt))
         for response in responses:
-            self._parts(with_request(prompt, response))
+            if self.rendering.looks_for(message.content for message in with_request(prompt, response)):
+                self._parts(with_request(prompt, response))
+
+    def _refuse_roles(self, roles: tuple[str, ...]) -> None:
+        self._parts(with_request(tuple(Message(role, ANY) for role in roles), ANY))
 
     def gap_input(self, prompt: Prompt, response: str, reference_response: str) -> list[int]:
         """The ids that the gap model reads for r_gap(x, response, reference_response)."""

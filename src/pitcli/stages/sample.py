@@ -55,8 +55,7 @@ def run(config: SampleConfig) -> int:
             batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
             samples_in_order = generate_in_order(batching, [request for _, _, request in window])
             for (prompt, row, _), sample in zip(window, samples_in_order, strict=True):
-                response = base.chat.decode(sample.token_ids)
-                thoughts = base.chat.thoughts(sample.token_ids)
+                response, thoughts = base.chat.answer(sample.token_ids)
                 fields = {"response": response, **({"thoughts": thoughts} if thoughts else {})}
                 write_row({**row, **fields, "finished": sample.finished}, stream)
                 stream.flush()

@@ -73,9 +73,9 @@ def self_refine(writer: Writer, row: PromptWithReference, seed: int) -> Proposin
 
 
 def _proposal(writer: Writer, sample: Sample) -> Proposal:
-    thoughts = writer.chat.thoughts(sample.token_ids)
+    response, thoughts = writer.chat.answer(sample.token_ids)
     extra = {"thoughts": thoughts} if thoughts else {}
-    return Proposal(writer.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, extra)
+    return Proposal(response, len(sample.token_ids), sample.finished, extra)
 
 
 def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:
