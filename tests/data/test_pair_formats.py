@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pitcli.data.formats import iter_questions
-from pitcli.data.pair_formats import FORMATS, KNOWN, UnknownFormat, parse_pair, recognise
+from pitcli.data.known_formats import FORMATS, KNOWN, UnknownFormat
+from pitcli.data.pair_formats import parse_pair, recognise
 from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import Message
 from pitcli.data.strict_json import RowProblem
@@ -160,6 +161,22 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[Message, ...], dict[str, Any]]]
         },
         "ms-swift, rejected_messages",
         (SYSTEM("Be kind."), USER(QUESTION)),
+        {},
+    ),
+    "ms-swift, query": (
+        {"query": QUESTION, "response": GOOD, "rejected_response": BAD, "system": "Be kind.", "history": []},
+        "ms-swift, query",
+        (SYSTEM("Be kind."), USER(QUESTION)),
+        {},
+    ),
+    "OpenAI": (
+        {
+            "input": {"messages": [{"role": "user", "content": QUESTION}], "tools": []},
+            "preferred_output": [{"role": "assistant", "content": GOOD}],
+            "non_preferred_output": [{"role": "assistant", "content": BAD}],
+        },
+        "OpenAI preferences",
+        (USER(QUESTION),),
         {},
     ),
     "summarize-from-feedback": (

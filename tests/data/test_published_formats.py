@@ -76,6 +76,12 @@ LABELLED: dict[str, tuple[dict[str, Any], str, dict[str, Any] | None, dict[str, 
         {"prompt": ASKED, "response_1": GOOD, "response_2": BAD, "preference_strength": 0},
         {},
     ),
+    "a winner": (
+        {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "B", "judge": "u2"},
+        "two responses and a winner",
+        {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "tie"},
+        {"judge": "u2"},
+    ),
     "PKU": (
         {"prompt": ASKED, "response_0": BAD, "response_1": GOOD, "better_response_id": 1, "safer_response_id": 0},
         "PKU-SafeRLHF",

@@ -19,7 +19,8 @@ from pitcli.data.conversations import (
 )
 from pitcli.data.field_paths import with_fields
 from pitcli.data.ids import parse_id
-from pitcli.data.pair_formats import UnknownFormat, parse_pair, recognise
+from pitcli.data.known_formats import UnknownFormat
+from pitcli.data.pair_formats import parse_pair, recognise
 from pitcli.data.published_formats import summaries
 from pitcli.data.rows import Draft, Prompt
 from pitcli.data.strict_json import RowProblem

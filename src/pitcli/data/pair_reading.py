@@ -11,7 +11,8 @@ from pitcli.console import counted, warn
 from pitcli.data.bad_rows import REMEDY, TIES, BadRows, check_list, write_list
 from pitcli.data.completions import Row
 from pitcli.data.field_paths import suggested_fields, with_fields
-from pitcli.data.pair_formats import KNOWN, RATING_FIELD, RATINGS, UnknownFormat, canonical, parse_pairs, recognise
+from pitcli.data.known_formats import KNOWN, RATING_FIELD, RATINGS, UnknownFormat
+from pitcli.data.pair_formats import canonical, parse_pairs, recognise
 from pitcli.data.ratings import Rated, pairs_of_ratings, parse_rated
 from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import PreferencePair, Prompt, RowError

@@ -17,6 +17,7 @@ from pitcli.data.strict_json import RowProblem, describe
 Parse = Callable[[Row], Parts | list[Rated]]
 Choose = Callable[[Row], int]
 
+SIDES = {"model_a": 0, "model_b": 1, "response_a": 0, "response_b": 1, "a": 0, "b": 1}
 BOTH_BAD = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both")
 
 
@@ -61,20 +62,38 @@ def by_index(field: str, first: int = 0) -> Choose:
     return choose
 
 
+def by_winner(field: str) -> Choose:
+    """The label is model_a, model_b or a tie, as in Chatbot Arena."""
+
+    def choose(row: Row) -> int:
+        winner = row[field].lower() if isinstance(row[field], str) else row[field]
+        if not isinstance(winner, str) or winner not in (*SIDES, *BOTH_BAD):
+            shown = json.dumps(winner[:40]) if isinstance(winner, str) else describe(winner)
+            raise RowProblem(field, f"expected model_a, model_b or tie, got {shown}")
+        if winner in BOTH_BAD:
+            raise Tie
+        return SIDES[winner]
+
+    return choose
+
+
 def arena(row: Row) -> Parts:
     """A battle of Chatbot Arena: two conversations and the model that won."""
-    winner = row["winner"]
-    if not isinstance(winner, str) or winner not in ("model_a", "model_b", *BOTH_BAD):
-        shown = json.dumps(winner[:40]) if isinstance(winner, str) else describe(winner)
-        raise RowProblem("winner", f"expected model_a, model_b or tie, got {shown}")
-    if winner in BOTH_BAD:
-        raise Tie
     fields = ("conversation_a", "conversation_b")
-    better, worse = fields if winner == "model_a" else fields[::-1]
+    better = by_winner("winner")(row)
     conversations = {field: row[field] for field in fields}
     if isinstance(turn := row.get("turn"), int):  # in MT-Bench only this turn was judged, and others may follow it
         conversations = {field: turns[: 2 * turn] for field, turns in conversations.items() if isinstance(turns, list)}
-    return parse_implicit_prompt(conversations, better, worse)
+    return parse_implicit_prompt(conversations, fields[better], fields[1 - better])
+
+
+def openai_preference(row: Row) -> Parts:
+    """A row of OpenAI's preference fine-tuning: input.messages and the two outputs as messages."""
+    asked = row["input"]
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+        raise RowProblem("input", "expected an object with messages")
+    prompt = prompt_with_context({"input.messages": asked["messages"]}, "input.messages")
+    return with_completions(prompt, row, "preferred_output", "non_preferred_output")
 
 
 def conversation_pair(field: str) -> Parse:

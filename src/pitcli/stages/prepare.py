@@ -15,7 +15,8 @@ from pitcli import console
 from pitcli.data.conversations import written_prompt
 from pitcli.data.field_paths import suggested_fields
 from pitcli.data.formats import iter_drafts
-from pitcli.data.pair_formats import RATING_FIELD, parse_pair
+from pitcli.data.known_formats import RATING_FIELD
+from pitcli.data.pair_formats import parse_pair
 from pitcli.data.pair_reading import Reading, options_of, read_pairs
 from pitcli.data.preview import LengthOf, preview
 from pitcli.data.reading import file_label, write_row
