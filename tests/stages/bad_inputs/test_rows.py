@@ -16,6 +16,7 @@ import torch
 
 from pitcli.data.bad_rows import REMEDY
 from pitcli.data.templates import ChatFormat
+from pitcli.data.thoughts import Answer
 from pitcli.engine.models import forward
 from tests.stages.bad_inputs.rows import (
     ADDED,
@@ -246,7 +247,7 @@ def test_truncate_shortens_no_prompt_and_makes_no_equal_pair(
 def test_an_empty_improvement_leaves_the_draft_and_is_reported(
     tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ChatFormat, "decode", lambda self, token_ids: "")
+    monkeypatch.setattr(ChatFormat, "answer", lambda self, token_ids: Answer("", ""))
     (tmp_path / "rows.jsonl").write_bytes(FIRST["improve"] + b"\n" + LAST["improve"] + b"\n")
     assert pit("improve", tmp_path / "rows.jsonl", "--max-iters", "2") == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
