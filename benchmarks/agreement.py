@@ -44,7 +44,7 @@ def checks_of(
 
     ours, theirs: the figures of each run, the warm-up first. outside: the figures of both sides outside the runs.
     """
-    if workload.trains == "improve":
+    if workload.trains in ("improve", "endpoint"):
         return improvements(ours[0], theirs[0], OTHER_OUTPUTS[in_bf16])
     if workload.trains == "rl":
         expected = sizes["rl"] * SAMPLES * NEW_TOKENS

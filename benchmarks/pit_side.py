@@ -5,7 +5,11 @@ the length of samples, which is fixed so that both sides generate the same numbe
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,14 +29,18 @@ from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, separate_batch
 from pitcli.engine.training.loop import StepBatch, Task, train
 from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.tools import ExportConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
-from pitcli.stages import improve, rl, sft, train_reward
+from pitcli.stages import export, improve, rl, sft, train_reward
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 FOREVER = 100_000  # epochs: the learning rate stays constant until the parent process ends the run
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
-    {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve}[spec["trains"]](spec, side, gate)
+    {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve, "endpoint": run_improve}[spec["trains"]](
+        spec, side, gate
+    )
 
 
 def common(spec: Spec) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def made_folder(folder: Path) -> Path:
 
 def run_improve(spec: Spec, side: str, gate: Gate) -> None:
     """Run `pit improve` repeatedly; the model stays loaded, and the clock of a run starts after loading."""
-    output = Path(spec["scratch"], "improved.jsonl")
+    output = Path(spec["scratch"], f"improved-{side}.jsonl")
     config = ImproveConfig(
         **common(spec),
         run=Path(spec["sft_run"]),
@@ -190,15 +198,18 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         temperature=0.0,
         max_new_tokens=LONGEST_IMPROVEMENT,
         sample_batch_size=spec["sizes"]["drafts_at_once"],
+        **(served_by_llama_cpp(spec) if (spec["trains"], side) == ("endpoint", "ours") else {}),
     )
-    load = improve.load_scheduler
+    open_scheduler = improve.open_scheduler
     loaded: list[Any] = []
+    opened = ExitStack()
 
-    def load_once(*arguments: Any) -> Any:
+    @contextmanager
+    def open_once(*arguments: Any) -> Iterator[Any]:
         if not loaded:
-            loaded.append(load(*arguments))
+            loaded.append(opened.enter_context(open_scheduler(*arguments)))
         gate.begin()
-        return loaded[0]
+        yield loaded[0]
 
     def figures(steps: int) -> Figures:
         rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -206,7 +217,24 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         return {"written": written, "reasons": [row["stop_reason"] for row in rows]}
 
     gate.figures = figures
-    replace(improve, load_scheduler=load_once)
+    replace(improve, open_scheduler=open_once)
     while True:
         gate.arrive()
         improve.run(config)
+
+
+def served_by_llama_cpp(spec: Spec) -> dict[str, Any]:
+    """Serve the improver by llama.cpp, with the same weights in fp32; return the settings of a writer behind it.
+
+    The server ends with this process, whose pipe it reads.
+    """
+    folder, at_once = Path(spec["scratch"], "improver"), spec["sizes"]["drafts_at_once"]
+    export.run(ExportConfig(run=Path(spec["sft_run"]), out=folder, dtype="fp32", overwrite=True))
+    server = Path(__file__).with_name("llama_server.py")
+    options = ["--gguf", str(folder.with_suffix(".gguf")), "--slots", str(at_once), "--threads", str(THREADS)]
+    options += ["--context", str(spec["sizes"]["max_length"]), "--until-stdin-closes"]
+    command = [sys.executable, str(server), str(folder), *options]
+    folder.with_suffix(".gguf").unlink(missing_ok=True)
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    return {"writer": "openai:improver", "base_url": started.stdout.readline().strip(), "concurrency": at_once}

@@ -63,7 +63,7 @@ def main() -> None:
     }
     shape = llama_shape(prepared["config"], prepared["lora_rank"])
     prepared["steps"] = steps_of(base.chat, pairs, sizes, (request["runs"] + 2) * sizes.steps, shape)
-    if {"rl", "improve"} & set(request["trains"]):
+    if {"rl", "improve", "endpoint"} & set(request["trains"]):
         prepared |= trained_adapters(request, settings, rows, sizes, scratch)
         prepared["checked"] = [
             {"messages": improvement_request(pair.prompt, pair.rejected), "response": pair.chosen}

@@ -66,7 +66,7 @@ def entry_of(
 
 def amounts_of(spec: dict[str, Any], key: str, runs: int) -> list[float]:
     """Return the units of work of each run after the warm-up."""
-    if spec["trains"] == "improve":
+    if spec["trains"] in ("improve", "endpoint"):
         return [spec["sizes"]["drafts"]] * runs
     per_run = spec["sizes"]["steps"]
     return [sum(step[key] for step in spec["steps"][run * per_run : (run + 1) * per_run]) for run in range(1, runs + 1)]

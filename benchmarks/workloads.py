@@ -13,10 +13,11 @@ LONGEST_IMPROVEMENT = 64  # tokens
 class Workload(NamedTuple):
     """What both sides do in one comparison.
 
-    trains: the stage whose steps are measured, or improve. against: the other side: one of TRL's trainers, pit's own
-    code with each conversation in a separate row (separate), a loop around `generate`, or the machine's matrix products
-    (matmul). target: for the ratio of rates, ours / theirs; for matmul, our share of the peak. memory_target: for the
-    ratio of peak memory, ours / theirs.
+    trains: the stage whose steps are measured, improve, or endpoint: improve with the writer at llama.cpp. against: the
+    other side: one of TRL's trainers, pit's own code with each conversation in a separate row (separate), pit's writer
+    in its own process (here), a loop around `generate`, or the machine's matrix products (matmul). target: for the
+    ratio of rates, ours / theirs; for matmul, our share of the peak. memory_target: for the ratio of peak memory, ours
+    / theirs.
     """
 
     name: str
@@ -33,6 +34,7 @@ WORKLOADS = (
     Workload("rl", "rl", "RLOOTrainer", "samples", 2.0, memory_target=0.4),
     Workload("sft", "sft", "SFTTrainer", "tokens", 1.2),
     Workload("improve", "improve", "generate", "drafts", 2.0),
+    Workload("endpoint", "endpoint", "here", "drafts", 1.0),
     Workload("peak-sft", "sft", "matmul", "FLOP", 0.5),
     Workload("peak-gap", "gap", "matmul", "FLOP", 0.5),
 )

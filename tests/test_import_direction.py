@@ -17,6 +17,7 @@ FOLDERS = (
     "console",
     "equations",
     "data",
+    "endpoints",
     "runs",
     "engine.models",
     "engine.generation",
@@ -87,7 +88,7 @@ def test_the_command_line_and_the_data_load_without_torch() -> None:
     light = [
         name
         for name, _ in modules()
-        if part(name) in {"cli", "data", "settings", "errors", "console", "processes", "recipes"}
+        if part(name) in {"cli", "data", "endpoints", "settings", "errors", "console", "processes", "recipes"}
     ]
     imports = "; ".join(f"import pitcli.{name.removesuffix('.__init__')}" for name in light)
     heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes'}"

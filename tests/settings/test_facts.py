@@ -36,13 +36,16 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
             *("skip_bad", "list_bad", "fields"),  # the data's identity is that of the rows that were read
         }
     kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys() - ImproveConfig.named(Fact.later)
-    assert kept == {"input", "output", "resume", "overwrite", "dtype", "diff"}
+    assert kept == {"input", "output", "resume", "overwrite", "dtype", "diff"} | {
+        *("base_url", "concurrency", "request_timeout", "gap_url"),
+    }
 
 
 def test_a_setting_that_was_added_later_is_in_the_identity_unless_it_has_its_default() -> None:
     """So rows and runs from before it can be resumed."""
     assert ImproveConfig.named(Fact.later) == {
-        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated", "template_option")
+        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated", "template_option"),
+        "writer",
     }
     assert not ImproveConfig().identity().keys() & ImproveConfig.named(Fact.later)
     assert ImproveConfig(width=2).identity()["width"] == 2

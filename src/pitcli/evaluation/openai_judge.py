@@ -2,27 +2,20 @@
 
 import asyncio
 import json
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from pitcli.console import progress, warn
-from pitcli.data.rows import Comparison
-from pitcli.errors import RunError, SettingsError
+from pitcli.data.rows import Comparison, Message
+from pitcli.endpoints.client import Client, Endpoint, api_key, check_addresses, open_client
+from pitcli.endpoints.replies import NoReply
+from pitcli.errors import RunError
 from pitcli.evaluation.judge import Judge, Verdict
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-MAX_RETRIES = 5
-TIMEOUT_S = 300.0
 # The answer is one word, but some models reason before it.
 MAX_REPLY_TOKENS = 2048
 CACHE_WAIT_S = 60.0
@@ -47,19 +40,13 @@ _ANSWER = re.compile(r"\W*(A|B|TIE)\W*", re.IGNORECASE)
 _THOUGHT_END = "</think>"
 
 
-class _Endpoint(NamedTuple):
-    """A model, its address, and how many requests may be in flight at the same time."""
-
-    model: str
-    base_url: str | None
-    concurrency: int
-
-
 def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int = 8) -> Judge:
     """The judge `openai:MODEL`, at base_url or at OpenAI; the key is read from the environment and stored nowhere."""
     name = f"openai:{model}"
-    _check_address(base_url)
-    _api_key(base_url)
+    base_urls = () if base_url is None else (base_url,)
+    check_addresses(base_urls)
+    api_key(base_urls)
+    endpoint = Endpoint(f"--judge {name}", model, base_urls, concurrency)
     warned: set[str] = set()
 
     def warn_once(problem: str) -> None:
@@ -70,7 +57,6 @@ def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
         pairs = [_questions(comparison) for comparison in comparisons]
         questions = [question for pair in pairs for question in pair]
-        endpoint = _Endpoint(model, base_url, concurrency)
         try:
             with closing(_open_cache(cache)) as stored:
                 answers = asyncio.run(_answers(questions, endpoint=endpoint, stored=stored, warn_once=warn_once))
@@ -79,27 +65,6 @@ def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int
         return [_verdict(*(answers[question] for question in pair)) if pair else Verdict(0.5) for pair in pairs]
 
     return Judge(name, verdicts)
-
-
-def _check_address(base_url: str | None) -> None:
-    if base_url is None:
-        return
-    try:
-        parts = urlsplit(base_url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or re.search(r"\s", base_url):
-        raise SettingsError("--base-url: expected an address such as http://localhost:8000/v1")
-
-
-def _api_key(base_url: str | None) -> str:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key and base_url is None:
-        raise SettingsError(f"{KEY_VARIABLE}: not set; set this environment variable to the judge's key")
-    if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"{KEY_VARIABLE}: contains characters that cannot be part of a key")
-    return key or "none"
 
 
 def _questions(comparison: Comparison) -> tuple[str, str] | tuple[()]:
@@ -124,30 +89,24 @@ def _part(label: str, mark: str, text: str) -> str:
 
 
 async def _answers(
-    questions: Sequence[str], endpoint: _Endpoint, stored: sqlite3.Connection, warn_once: Callable[[str], None]
+    questions: Sequence[str], endpoint: Endpoint, stored: sqlite3.Connection, warn_once: Callable[[str], None]
 ) -> dict[str, str | None]:
     """A, B or TIE for each question, None for any other reply; only questions without a stored reply are asked."""
-    from openai import AsyncOpenAI
-
-    model, base_url, concurrency = endpoint
-    limit = asyncio.Semaphore(concurrency)
-    key = _api_key(base_url)
-    async with AsyncOpenAI(api_key=key, base_url=base_url, max_retries=MAX_RETRIES, timeout=TIMEOUT_S) as client:
-        names = {question: _cache_key(model, str(client.base_url), question) for question in questions}
+    async with open_client(endpoint) as client:
+        names = {question: _cache_key(endpoint.model, client.address(), question) for question in questions}
         replies = {question: _stored_reply(stored, name) for question, name in names.items()}
         missing = [question for question, reply in replies.items() if reply is None]
 
         async def ask(question: str, advance: Callable[..., None]) -> None:
-            async with limit:
-                reply = await _ask(client, model=model, question=question, warn_once=warn_once)
+            reply = await _ask(client, question=question, warn_once=warn_once)
             if reply:
-                replies[question] = reply = _without_key(reply, key)
+                replies[question] = reply = client.without_key(reply)
                 stored.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (names[question], reply))
                 _answer(reply, warn_once)
             advance()
 
         try:
-            with progress(f"openai:{model}", len(missing)) as advance:
+            with progress(f"openai:{endpoint.model}", len(missing)) as advance:
                 async with asyncio.TaskGroup() as group:
                     for question in missing:
                         group.create_task(ask(question, advance))
@@ -156,62 +115,18 @@ async def _answers(
     return {question: _answer(reply, warn_once) if reply else None for question, reply in replies.items()}
 
 
-async def _ask(client: "AsyncOpenAI", model: str, question: str, warn_once: Callable[[str], None]) -> str:
+async def _ask(client: Client, question: str, warn_once: Callable[[str], None]) -> str:
     """The text of the reply, empty if there is none. Raises SettingsError if every other request would fail too."""
-    from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-    host = client.base_url.netloc.decode()  # without user name and password
     try:
-        # Raw, because servers differ; the parts of the body that pit uses are checked below.
-        response = await client.chat.completions.with_raw_response.create(
-            model=model,
-            messages=[{"role": "user", "content": question}],
-            temperature=0,
-            max_completion_tokens=MAX_REPLY_TOKENS,
+        reply = await client.chat(
+            [Message("user", question)], temperature=0, **client.endpoint.length_limit(MAX_REPLY_TOKENS)
         )
-    # The texts of these errors quote the server, which may quote the key.
-    except APIStatusError as error:
-        if refusal := _refusal(error.status_code, host, model):
-            raise refusal from None
-        warn_once(f"{host} answered {error.status_code}")
-    except APITimeoutError:
-        warn_once(f"{host} did not answer within {TIMEOUT_S:g} s")
-    except APIConnectionError as error:
-        if type(error.__cause__).__name__ == "ConnectError":  # the class of whichever HTTP library openai uses
-            raise RunError(f"--judge openai:{model}: cannot connect to {host}; replies so far are kept") from None
-        warn_once(f"lost the connection to {host}")
-    else:
-        if text := _reply_text(response.text):
-            return text
-        warn_once(f"{host} answered without text")
-    return ""
-
-
-def _refusal(status: int, host: str, model: str) -> SettingsError | None:
-    if status in (401, 403):
-        given = os.environ.get(KEY_VARIABLE, "").strip()
-        why = f"{host} does not accept it" if given else f"not set, and {host} requires a key"
-        return SettingsError(f"{KEY_VARIABLE}: {why} ({status})")
-    if status == 404:
-        address = "or --base-url is wrong (most end in /v1)"
-        return SettingsError(f"--judge openai:{model}: {host} has no such model (404), {address}")
-    return None
-
-
-def _reply_text(body: str) -> str:
-    try:
-        parsed = json.loads(body)
-    except ValueError:
+    except NoReply as problem:
+        warn_once(problem.reason)
         return ""
-    match parsed:
-        case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            return text.strip().encode(errors="replace").decode()
-    return ""
-
-
-def _without_key(reply: str, key: str) -> str:
-    """Mask the key, which a server may repeat; keys as short as an answer are no secret, and answers must stay."""
-    return reply.replace(key, "[key]") if len(key) > len("TIE") else reply
+    if not reply.content.strip():
+        warn_once("an answer without text")
+    return reply.content.strip()
 
 
 def _answer(reply: str, warn_once: Callable[[str], None]) -> str | None:

@@ -100,6 +100,7 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
         case SampleConfig():
             found["policy"] = config.policy or finder.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL
+            found = {} if config.writer else found
         case RlConfig():
             improver = config.role is Role.improver
             if improver:
@@ -144,6 +145,9 @@ def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
 
 
 def _filled_improve(finder: PathFinder, config: ImproveConfig) -> dict[str, object]:
+    if config.writer:
+        needed = config.needs_gap_model() and not config.run
+        return {} if config.reward else {"reward": finder.default_run(GAP_RUN, needed=needed)}
     pit = config.method is Method.pit
     run = IMPROVER_RUN if pit else POLICY_RUN
     writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)

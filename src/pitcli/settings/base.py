@@ -142,6 +142,7 @@ class Section(StrEnum):
     rl = "Reinforcement learning"
     training = "Training"
     generation = "Generation"
+    endpoints = "Endpoints"
     stop = "Stopping"
     judges = "Judges"
     comparison = "Comparison and report"

@@ -18,10 +18,12 @@ from pitcli.settings.base import (
     Section,
     StopRule,
 )
+from pitcli.settings.endpoints import WriterSettings
 from pitcli.settings.pairs import PairRowSettings
+from pitcli.settings.values import split_commas
 
 
-class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings):
+class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSettings):
     """pit sample: sample drafts from the policy."""
 
     section = Section.generation
@@ -36,6 +38,12 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings):
     )
     output: Annotated[str, Fact.output, Section.common] = Field(
         "-", description="Output file for the drafts; - for stdout"
+    )
+    resume: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="With --writer: resume a stopped command: skip the drafts that are already in --output"
+    )
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(
+        False, description="With --writer: replace the file --output [default: off; without --writer, on]"
     )
     max_rows: Annotated[int | None, Section.data] = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
@@ -52,8 +60,20 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings):
             raise ValueError(f"--data {self.data} has no end: give --max-rows")
         return self
 
+    @model_validator(mode="after")
+    def _only_an_endpoint_resumes(self) -> Self:
+        if self.resume and self.writer is None:
+            raise ValueError("--resume is for --writer; without it, --output appears when all drafts are written")
+        if self.writer is not None and (self.policy or self.model):
+            raise ValueError("--policy and --model are for a writer in this process; remove them, or --writer")
+        return self
 
-class ImproveConfig(ModelSettings, SamplingSettings):
+    def rows_tell_what_is_done(self) -> bool:
+        """Whether the output alone shows which drafts are done; the draws of a prompt without an id look alike."""
+        return False
+
+
+class ImproveConfig(ModelSettings, SamplingSettings, WriterSettings):
     """pit improve: rewrite drafts until the gap model finds no improvement."""
 
     section = Section.method
@@ -148,6 +168,14 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     seed: Annotated[int, Section.generation] = Field(
         0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
     )
+    gap_url: Annotated[str | None, Fact.text | Fact.execution, Section.endpoints] = Field(
+        None,
+        description="Where the exported gap model is served by vLLM (vllm serve DIR --runner pooling), e.g. "
+        "http://localhost:8001, or several, comma-separated [default: the gap model runs in this process]",
+    )
+
+    def gap_urls(self) -> tuple[str, ...]:
+        return tuple(split_commas(self.gap_url or ""))
 
     def process(self) -> dict[str, Any]:
         """The settings on which the responses depend besides the models, the draft and the threshold."""
@@ -169,6 +197,12 @@ class ImproveConfig(ModelSettings, SamplingSettings):
     def _equal_tokens_needs_best_of_n(self) -> Self:
         if self.equal_tokens and self.method is not Method.best_of_n:
             raise ValueError("--equal-tokens is for --method best-of-n")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_is_for_this_process(self) -> Self:
+        if self.writer is not None and self.policy is not None:
+            raise ValueError("--policy is for a writer in this process; remove it, or --writer")
         return self
 
     @model_validator(mode="after")

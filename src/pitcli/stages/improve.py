@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pitcli.console import counted, error, next_command, note, progress, samples, warn, word_changes
 from pitcli.data.drafts import draft_without_thoughts
@@ -18,60 +18,25 @@ from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, row_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.text_units import differences
-from pitcli.engine.generation.methods import Writer, extra_room
-from pitcli.engine.generation.sampling import Decoding
+from pitcli.data.thoughts import THINK
+from pitcli.engine.generation.methods import extra_room
+from pitcli.engine.improving.opening import Models, open_scheduler, refuse_unusable_endpoints
 from pitcli.engine.improving.output import ImprovedRows, open_improved_rows, read_budgets
 from pitcli.engine.improving.scheduler import Scheduler
-from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt
 from pitcli.engine.improving.written import written
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
-from pitcli.engine.models.roles import POLICY
 from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.calibration import CALIBRATION, read_calibration
-from pitcli.runs.earlier import EarlierRun, find_run, gap_loss_of, gap_temperatures, warn_if_not_calibrated
+from pitcli.runs.earlier import EarlierRun, find_run, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
-from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, OutputFormat, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
 SHOWN_ROWS = 3
-
-
-class Models(NamedTuple):
-    """The runs to use: the writer's (None: the base model writes) and the one with the gap model or models."""
-
-    writer: EarlierRun | None
-    gap_run: EarlierRun | None
-
-    def runs(self) -> list[EarlierRun]:
-        gap_run = None if self.gap_run is self.writer else self.gap_run
-        return [run for run in (self.writer, gap_run) if run]
-
-    def gap_temperatures(self) -> dict[str, float]:
-        return gap_temperatures(self.gap_run.manifest) if self.gap_run else {}
-
-    def adapters(self) -> dict[str, Path]:
-        """Return the adapter folders by role."""
-        adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
-        return adapters | (self.gap_run.gap_models() if self.gap_run else {})
-
-    def digests(self) -> dict[str, str]:
-        return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
-
-    def origin(self) -> dict[str, Any]:
-        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended and by what reward."""
-        gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
-        writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
-        return {
-            "gap_data": list(gap_data.values()),
-            "training": last_metrics(writer.folder) if writer else {},
-            **({"reward_command": command} if writer and (command := writer.manifest.reward_command) else {}),
-        }
 
 
 class Tally:
@@ -90,7 +55,9 @@ class Tally:
 
     def add(self, attempt: Attempt) -> None:
         self.rows += 1
-        if attempt.stop_reason in FAILURES:
+        if attempt.problem:
+            self.on_error(RowError(self.label, attempt.draft.line, "", f"{attempt.problem}; --resume asks again"))
+        elif attempt.stop_reason in FAILURES:
             reason = f"{FAILURES[attempt.stop_reason]}; the draft is kept as it was"
             self.on_error(RowError(self.label, attempt.draft.line, "response", reason))
         self.cut += sum(not iteration["finished"] for iteration in attempt.iterations)
@@ -123,24 +90,27 @@ class Tally:
 def run(config: ImproveConfig) -> int:
     """Improve every draft and write the rows in the order of the input; return 1 if some rows failed."""
     refuse_output_as_input(config.input, config.output)
+    refuse_unusable_endpoints(config)
     models = find_models(config)
     config = with_threshold(config, models)
     tally, notes = Tally(config), Counter[str]()
     drafts = open_drafts(config, tally.on_error, notes)
-    base = open_base(config, models.runs())
+    # with a writer at an endpoint and no gap model, no model is needed here
+    base = open_base(config, models.runs()) if models.runs() or not config.writer else None
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
     made_with = partial(origin_of_rows, config, base, models)
-    with open_improved_rows(config, made_with) as rows:
-        scheduler = load_scheduler(config, base, models, budgets)
+    with (
+        open_improved_rows(config, made_with) as rows,
+        open_scheduler(config, base, models, budgets) as scheduler,
+        progress("improving", None, rows.stream) as advance,
+    ):
         usable = fitting_drafts(drafts, base, config, tally.on_error, notes, budgets)
-        batches = windows(usable, WINDOW * config.sample_batch_size, config.input)
-        with progress("improving", None, rows.stream) as advance:
-            while group := list(islice(batches, world_size())):
-                for attempt in improve_new(scheduler, group, rows):
-                    if attempt is not None:
-                        rows.write(attempt.draft, written(attempt, config, is_first=not rows.size))
-                        tally.add(attempt)
-                    advance(1, changed=tally.changed)
+        for attempt in new_attempts(scheduler, usable, rows):
+            if attempt is not None and not attempt.problem:
+                rows.write(attempt.draft, written(attempt, config, is_first=not rows.size))
+            if attempt is not None:
+                tally.add(attempt)
+            advance(1, changed=tally.changed)
     for text, count in notes.items():
         note(f"{file_label(config.input)}: {counted(count, text)}")
     tally.report()
@@ -148,6 +118,20 @@ def run(config: ImproveConfig) -> int:
         warn_if_not_calibrated(models.gap_run)
     # 0 on the other ranks: at a nonzero exit code, a launcher would kill rank 0 before it has finished
     return 1 if tally.failed and is_rank_0() else 0
+
+
+def new_attempts(scheduler: Scheduler, drafts: Iterator[Draft], rows: ImprovedRows) -> Iterator[Attempt | None]:
+    """Yield the attempt at each draft, or None if its row exists already, in the order of the drafts."""
+    config = scheduler.config
+    if scheduler.batching is not None:
+        most, is_file = WINDOW * scheduler.batching.slots, Path(config.input).is_file()
+        missing = (draft for draft in drafts if not rows.take(draft))
+        # from a pipe first one, two, four ..., so that the first rows come out before many are read
+        yield from scheduler.improve(missing, lambda yielded: most if is_file else min(most, 1 + yielded))
+        return
+    batches = windows(drafts, WINDOW * config.sample_batch_size, config.input)
+    while group := list(islice(batches, world_size())):
+        yield from improve_new(scheduler, group, rows)
 
 
 def open_drafts(
@@ -177,43 +161,39 @@ def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], rows: Improv
     return chain.from_iterable(map_over_ranks(pending, lambda mine: [list(attempts_at(window)) for window in mine]))
 
 
-def origin_of_rows(config: ImproveConfig, base: Base, models: Models) -> dict[str, Any]:
+def origin_of_rows(config: ImproveConfig, base: Base | None, models: Models) -> dict[str, Any]:
     """Return everything that the rows depend on; none of it may change when the command is resumed."""
     temperatures = [*models.gap_temperatures().values()]
     return {
         "settings": config.identity(),
-        "base": base.identity.model_dump(mode="json"),
+        "base": base.identity.model_dump(mode="json") if base else {},
         "adapters": models.digests(),
         "gap_temperature": temperatures if temperatures[1:] else next(iter(temperatures), None),
         "origin": {
             **models.origin(),
+            **({"gap_at_a_server": True} if config.gap_url and models.gap_run else {}),
             "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
         },
     }
 
 
-def load_scheduler(config: ImproveConfig, base: Base, models: Models, budgets: Mapping[int, int] | None) -> Scheduler:
-    model = base.load(models.adapters())
-    decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
-    policy = POLICY if models.writer and models.writer.manifest.role == POLICY else None
-    gap_model = None
-    if models.gap_run:
-        temperatures, loss = models.gap_temperatures(), gap_loss_of(models.gap_run.manifest)
-        gap_model = GapModel(model, base.chat, temperatures, config.sample_batch_size, loss, config.gap_bound)
-    return Scheduler(Writer(model, base.chat, decoding, policy), gap_model, config, budgets)
-
-
 def find_models(config: ImproveConfig) -> Models:
     """Find the writer (the improver or the policy) and the gap model."""
+    if config.writer:
+        return Models(None, find_gap_run(config, find_run(config.run, IMPROVER_RUN)))
     writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
+    return Models(writer, find_gap_run(config, writer))
+
+
+def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun | None:
     if config.reward is None and writer and writer.manifest.rl_gap_model:
         # an RL run contains the gap model that rewarded it, unless that was a program
-        return Models(writer, writer)
+        return writer
     reward = find_run(config.reward, GAP_RUN)
     if reward is None and config.needs_gap_model():
         remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
-    return Models(writer, reward)
+    return reward
 
 
 def with_threshold(config: ImproveConfig, models: Models) -> ImproveConfig:
@@ -239,23 +219,31 @@ def find_improver(config: ImproveConfig) -> EarlierRun:
     return improver
 
 
+def limit_of(config: ImproveConfig, base: Base | None) -> Limit | None:
+    """Return the limit on a conversation in this process; None if no model reads it here. Servers have their own."""
+    if base is None:
+        return None
+    extra = 0 if config.writer else extra_room(config.method, base.chat, config.max_new_tokens)
+    return Limit(base.chat, base.max_length, config.max_new_tokens + extra)
+
+
 def fitting_drafts(
     drafts: Iterable[tuple[int, Draft]],
-    base: Base,
+    base: Base | None,
     config: ImproveConfig,
     on_error: Callable[[RowError], None],
     notes: Counter[str],
     budgets: Mapping[int, int] | None = None,
 ) -> Iterator[Draft]:
     """Yield the drafts whose improvement fits the context; report the others as row errors."""
-    room = config.max_new_tokens + extra_room(config.method, base.chat, config.max_new_tokens)
-    limit = Limit(base.chat, base.max_length, room)
+    limit, tags = limit_of(config, base), base.chat.thought_tags if base else (THINK,)
     for line, read in drafts:
         try:
-            draft = draft_without_thoughts(read, base.chat.thought_tags)
+            draft = draft_without_thoughts(read, tags)
             if budgets is not None and row_key(draft) not in budgets:
                 raise RowProblem("", f"expected a row for this draft in --equal-tokens {config.equal_tokens}, got none")
-            check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
+            if limit is not None:
+                check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
             on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
         else:

@@ -2,8 +2,11 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
 
 from pitcli.console import counted, error, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
@@ -13,10 +16,18 @@ from pitcli.data.reading import file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import Row
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
-from pitcli.data.strict_json import RowProblem
+from pitcli.data.strict_json import RowProblem, encode
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
+from pitcli.engine.generation.endpoint import (
+    EndpointBatching,
+    EndpointWriter,
+    Unanswered,
+    endpoint_of,
+    replies_in_order,
+)
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.improving.output import open_improved_rows
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
 from pitcli.runs.earlier import find_run
@@ -26,79 +37,139 @@ from pitcli.settings.generating import SampleConfig
 SHOWN_ROWS = 2
 
 
+class Draw(NamedTuple):
+    """One of the draws of a prompt. row: what is written, without the response."""
+
+    line: int
+    question: Draft
+    number: int
+    row: Row
+    seed: int
+
+    def draft(self) -> Draft:
+        """Return what identifies the draw when a stopped command is resumed."""
+        return replace(self.question, id=f"{self.question.id or ''}.{self.number}")
+
+
+class Drafts:
+    """Writes the drafts, counts them, and keeps a few to show."""
+
+    def __init__(self, config: SampleConfig) -> None:
+        self.config = config
+        self.label = file_label(config.data)
+        self.notes: Counter[str] = Counter()
+        self.written = self.failed = self.truncated = 0
+        self._shown: list[tuple[str, str]] = []
+
+    def on_error(self, problem: RowError) -> None:
+        self.failed += 1
+        error(str(problem))
+
+    def row(self, draw: Draw, text: str, thoughts: str, finished: bool) -> Row:
+        """Count a draft; return its row."""
+        self.written += 1
+        self.truncated += not finished
+        if len(self._shown) < SHOWN_ROWS:
+            self._shown.append((draw.question.prompt[-1].content, text))
+        return {**draw.row, "response": text, **({"thoughts": thoughts} if thoughts else {}), "finished": finished}
+
+    def report(self) -> None:
+        config = self.config
+        samples(self._shown, labels=("prompt", "draft"))
+        for text, count in self.notes.items():
+            note(f"{self.label}: {counted(count, text)}")
+        failed = f", {counted(self.failed, 'rows failed')}" if self.failed else ""
+        note(counted(self.written, "drafts written") + failed)
+        if self.truncated:
+            cut = f"--max-new-tokens {config.max_new_tokens} cut {self.truncated} of the drafts"
+            warn(f"{cut}; their rows have finished: false")
+        drafts_file = "drafts.jsonl" if config.output == "-" else config.output
+        next_command(f"pit improve --input {shlex.quote(drafts_file)} --max-iters 5")
+
+
 def run(config: SampleConfig) -> int:
     """Write each row with a sampled `response`; return 1 if some rows failed, otherwise 0."""
     refuse_output_as_input(config.data, config.output)
+    drafts = Drafts(config)
+    questions = iter_questions(config.data, drafts.on_error, drafts.notes, options_of(config))
+    if config.writer:
+        sample_at_endpoint(config, questions, drafts)
+    else:
+        sample_here(config, questions, drafts)
+    drafts.report()
+    return 1 if drafts.failed else 0
+
+
+def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:
+    """Sample from a model in this process; a file appears once all of its drafts are written."""
     policy = find_run(config.policy, POLICY_RUN)
-    errors: list[RowError] = []
-    notes: Counter[str] = Counter()
-
-    def on_error(problem: RowError) -> None:
-        errors.append(problem)
-        error(str(problem))
-
-    questions = iter_questions(config.data, on_error, notes, options_of(config))
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
     note(base.describe())
-    drafts = truncated = 0
-    shown: list[tuple[str, str]] = []
     with (
         open_output(config.output) as stream,
         progress("sampling", (config.max_rows or 0) * config.draws or None, stream) as advance,
     ):
-        requests = fitting_requests(islice(questions, config.max_rows), base, config, on_error, notes)
+        requests = fitting_requests(draws_of(config, questions), base, config, drafts)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
-            longest = max(len(request.prompt) for _, _, request in window) + config.max_new_tokens
+            longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
             batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
-            samples_in_order = generate_in_order(batching, [request for _, _, request in window])
-            for (prompt, row, _), sample in zip(window, samples_in_order, strict=True):
-                response, thoughts = base.chat.answer(sample.token_ids)
-                fields = {"response": response, **({"thoughts": thoughts} if thoughts else {})}
-                write_row({**row, **fields, "finished": sample.finished}, stream)
+            samples_in_order = generate_in_order(batching, [request for _, request in window])
+            for (draw, _), sample in zip(window, samples_in_order, strict=True):
+                text, thoughts = base.chat.answer(sample.token_ids)
+                write_row(drafts.row(draw, text, thoughts, sample.finished), stream)
                 stream.flush()
-                drafts += 1
-                truncated += not sample.finished
-                if len(shown) < SHOWN_ROWS:
-                    shown.append((prompt, response))
                 advance(1)
-    samples(shown, labels=("prompt", "draft"))
-    for text, count in notes.items():
-        note(f"{file_label(config.data)}: {counted(count, text)}")
-    note(counted(drafts, "drafts written") + (f", {counted(len(errors), 'rows failed')}" if errors else ""))
-    if truncated:
-        warn(f"--max-new-tokens {config.max_new_tokens} cut {truncated} of the drafts; their rows have finished: false")
-    drafts_file = "drafts.jsonl" if config.output == "-" else config.output
-    next_command(f"pit improve --input {shlex.quote(drafts_file)} --max-iters 5")
-    return 1 if errors else 0
+
+
+def sample_at_endpoint(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:
+    """Ask the model behind an endpoint; a file grows by whole rows, and can be resumed."""
+    to_file = config.output != "-"
+    endpoint = endpoint_of(config, "the drafts so far are kept" + ("; --resume continues" if to_file else ""))
+    options, limit = config.template_options(), config.max_new_tokens
+    writer = EndpointWriter(endpoint, config.temperature, config.top_p, limit, options)
+    with (
+        open_improved_rows(config, lambda: {"settings": config.identity()}) as rows,
+        EndpointBatching(writer) as batching,
+        progress("sampling", (config.max_rows or 0) * config.draws or None, rows.stream) as advance,
+    ):
+        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.draft()))
+        asked = ((draw, writer.request(draw.question.prompt, draw.seed)) for draw in draws)
+        for draw, reply in replies_in_order(batching, asked, at_once=Path(config.data).is_file()):
+            if isinstance(reply, Unanswered):
+                drafts.on_error(RowError(drafts.label, draw.line, "", f"{reply.reason}; --resume asks again"))
+            else:
+                row = drafts.row(draw, reply.text, reply.thoughts, reply.finished)
+                rows.write(draw.draft(), f"{encode(row)}\n")
+            advance(1)
+
+
+def draws_of(config: SampleConfig, questions: Iterator[tuple[int, Draft]]) -> Iterator[Draw]:
+    """Yield --draws draws of each prompt; those of one with an id get the ids ID.1, ID.2, ..."""
+    for line, question in islice(questions, config.max_rows):
+        for number in range(config.draws):
+            row = dict(question.row)
+            if config.draws > 1 and question.id is not None:
+                row["id"] = f"{question.id}.{number + 1}"
+            yield Draw(line, question, number, row, row_seed(config.seed, question, number))
 
 
 def fitting_requests(
-    questions: Iterable[tuple[int, Draft]],
-    base: Base,
-    config: SampleConfig,
-    on_error: Callable[[RowError], None],
-    notes: Counter[str],
-) -> Iterator[tuple[str, Row, Request]]:
-    """Yield (last message, row to write, request) for each draw of each prompt whose response fits the context.
-
-    Report the other prompts as row errors. Draws of one prompt get the ids ID.1, ID.2, ... if the prompt has one.
-    """
-    for line, question in questions:
+    draws: Iterable[Draw], base: Base, config: SampleConfig, drafts: Drafts
+) -> Iterator[tuple[Draw, Request]]:
+    """Yield each draw whose response fits the context with its request; report the other prompts as row errors."""
+    for (line, question), group in groupby(draws, key=lambda draw: (draw.line, draw.question)):
         try:
             prompt = base.chat.policy_prompt(question.prompt)
-            note_system_message(base.chat, question.prompt, notes)
+            note_system_message(base.chat, question.prompt, drafts.notes)
             if len(prompt) + config.max_new_tokens > base.max_length:
                 room = f"{base.max_length} less --max-new-tokens {config.max_new_tokens}"
                 most = base.max_length - config.max_new_tokens
                 raise RowProblem("prompt", f"expected at most {most} tokens ({room}), got {len(prompt)}")
         except RowProblem as problem:
-            on_error(RowError(file_label(config.data), line, problem.field, problem.reason))
+            drafts.on_error(RowError(drafts.label, line, problem.field, problem.reason))
         else:
-            for draw in range(config.draws):
-                row = dict(question.row)
-                if config.draws > 1 and question.id is not None:
-                    row["id"] = f"{question.id}.{draw + 1}"
-                yield question.prompt[-1].content, row, Request(prompt, row_seed(config.seed, question, draw))
+            for draw in group:
+                yield draw, Request(prompt, draw.seed)

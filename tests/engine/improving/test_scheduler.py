@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pitcli.data.rows import Comparison, Draft, Message
-from pitcli.engine.generation.methods import PromptWithReference, Proposal, Proposing, Writer
+from pitcli.engine.generation.methods import LocalWriter, PromptWithReference, Proposal, Proposing, Writer
 from pitcli.engine.generation.sampling import Decoding, Sample
 from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.improving import scheduler as scheduler_module
@@ -75,7 +75,8 @@ class Batching:
 @pytest.mark.parametrize(("max_iters", "written"), [(0, 0), (1, 1), (3, 3)])
 def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that improves every time stops with the reason max_iters after that many responses."""
-    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, (2,)), None), None, ImproveConfig(max_iters=max_iters))  # type: ignore[arg-type]
+    writer = LocalWriter(None, None, Decoding(0, 1, 4, (2,)), None)  # type: ignore[arg-type]
+    scheduler = Scheduler(writer, None, ImproveConfig(max_iters=max_iters))
     count = iter(range(99))
 
     def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
@@ -98,7 +99,7 @@ class Longer:
 def test_width_keeps_the_proposal_with_the_largest_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three proposals per iteration of 1, 2 or 3 letters, in requests of two generations each; all tokens count."""
     config = ImproveConfig(max_iters=2, width=3)
-    scheduler = Scheduler(Writer(None, None, Decoding(0, 1, 4, (2,)), None), Longer(), config)  # type: ignore[arg-type]
+    scheduler = Scheduler(LocalWriter(None, None, Decoding(0, 1, 4, (2,)), None), Longer(), config)  # type: ignore[arg-type]
 
     def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
         yield Request([1], seed)

@@ -1,10 +1,10 @@
 """How each method proposes its next response: PIT's improver, a new sample of the policy, or Self-Refine."""
 
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pitcli.data.rows import Message, Prompt
-from pitcli.data.templates import ChatFormat
+from pitcli.data.templates import ChatFormat, with_request
 from pitcli.engine.generation.sampling import Decoding, Sample
 from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.roles import RoleModel
@@ -17,15 +17,6 @@ FEEDBACK_INSTRUCTION = (
 REFINE_INSTRUCTION = (
     "Rewrite your response so that it follows the feedback. Write only the new response, without a comment."
 )
-
-
-class Writer(NamedTuple):
-    """The model that generates responses. policy: the role of the policy (None: the base itself)."""
-
-    model: RoleModel
-    chat: ChatFormat
-    decoding: Decoding
-    policy: str | None
 
 
 class PromptWithReference(NamedTuple):
@@ -48,34 +39,54 @@ class Proposal(NamedTuple):
     extra: dict[str, Any]
 
 
-Proposing = Generator[Request, Sample, Proposal]  # yields requests, is sent their samples, returns the proposal
+class Writer(Protocol):
+    """What writes responses: a model in this process (LocalWriter) or behind an endpoint (EndpointWriter)."""
+
+    def request(self, prompt: Prompt, seed: int) -> Any:
+        """Return the request for the response to a prompt, in the form that the writer's batching admits."""
+
+    def proposal(self, sample: Any) -> Proposal:
+        """Read what the batching returns for a request."""
+
+
+class LocalWriter(NamedTuple):
+    """The model that generates responses. policy: the role of the policy (None: the base itself)."""
+
+    model: RoleModel
+    chat: ChatFormat
+    decoding: Decoding
+    policy: str | None
+
+    def request(self, prompt: Prompt, seed: int) -> Request:
+        return Request(self.chat.policy_prompt(prompt), seed)
+
+    def proposal(self, sample: Sample) -> Proposal:
+        thoughts = self.chat.thoughts(sample.token_ids)
+        extra = {"thoughts": thoughts} if thoughts else {}
+        return Proposal(self.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, extra)
+
+
+Proposing = Generator[Any, Any, Proposal]  # yields requests of the writer, is sent their samples, returns the proposal
 
 
 def improve_once(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """Sample y ~ improver(x, y_ref)."""
-    return _proposal(writer, (yield Request(writer.chat.improver_prompt(*row), seed)))
+    return writer.proposal((yield writer.request(with_request(*row), seed)))
 
 
 def resample(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """Sample y ~ policy(x); y_ref is ignored."""
-    return _proposal(writer, (yield Request(writer.chat.policy_prompt(row.prompt), seed)))
+    return writer.proposal((yield writer.request(row.prompt, seed)))
 
 
 def self_refine(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:
     """Sample the policy's feedback on y_ref, then its new response that follows the feedback (two requests)."""
-    chat = writer.chat
     prompt = (*row.prompt, Message("assistant", row.reference_response), Message("user", FEEDBACK_INSTRUCTION))
-    feedback = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed)))
+    feedback = writer.proposal((yield writer.request(prompt, seed)))
     prompt = (*prompt, Message("assistant", feedback.response), Message("user", REFINE_INSTRUCTION))
-    refined = _proposal(writer, (yield Request(chat.policy_prompt(prompt), seed ^ 1)))
+    refined = writer.proposal((yield writer.request(prompt, seed ^ 1)))
     tokens = feedback.generated_tokens + refined.generated_tokens
     return refined._replace(generated_tokens=tokens, extra={"feedback": feedback.response, **refined.extra})
-
-
-def _proposal(writer: Writer, sample: Sample) -> Proposal:
-    response, thoughts = writer.chat.answer(sample.token_ids)
-    extra = {"thoughts": thoughts} if thoughts else {}
-    return Proposal(response, len(sample.token_ids), sample.finished, extra)
 
 
 def extra_room(method: Method, chat: ChatFormat, max_new_tokens: int) -> int:

@@ -1,4 +1,7 @@
-"""The output of pit improve: a growing file, the manifest next to it, and which drafts are done when it is resumed."""
+"""The output of pit improve: a growing file, the manifest next to it, and which drafts are done when it is resumed.
+
+Also that of pit sample with a writer behind an endpoint.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ from pitcli.data.strict_json import RowProblem, describe
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.files import write_file
-from pitcli.settings.generating import ImproveConfig
+from pitcli.settings.generating import ImproveConfig, SampleConfig
 
 JOURNAL = ".progress"  # next to an output that does not itself show which drafts are done
 
@@ -51,7 +54,9 @@ class ImprovedRows:
 
 
 @contextmanager
-def open_improved_rows(config: ImproveConfig, made_with: Callable[[], dict[str, Any]]) -> Iterator[ImprovedRows]:
+def open_improved_rows(
+    config: ImproveConfig | SampleConfig, made_with: Callable[[], dict[str, Any]]
+) -> Iterator[ImprovedRows]:
     """Yield the output of pit improve. Only rank 0 writes.
 
     made_with: computes the settings, base, adapters and gap temperature that the rows are made with; stored as
@@ -80,7 +85,7 @@ def open_improved_rows(config: ImproveConfig, made_with: Callable[[], dict[str, 
         yield (opened or [ImprovedRows(stack.enter_context(open(os.devnull, "w")), done)])[0]
 
 
-def _begin_manifest(config: ImproveConfig, now: dict[str, Any]) -> None:
+def _begin_manifest(config: ImproveConfig | SampleConfig, now: dict[str, Any]) -> None:
     """Write the manifest of a new output; refuse to resume one that was made with other settings."""
     manifest = Path(f"{config.output}.manifest.json")
     journal = Path(f"{config.output}{JOURNAL}")

@@ -7,16 +7,26 @@ continue and with new ones.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pitcli.console import counted, warn
 from pitcli.data.rows import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
-from pitcli.engine.generation.methods import PROPOSE, PromptWithReference, Proposal, Proposing, Writer, extra_room
+from pitcli.engine.generation.endpoint import EndpointBatching, Unanswered
+from pitcli.engine.generation.methods import (
+    PROPOSE,
+    LocalWriter,
+    PromptWithReference,
+    Proposal,
+    Proposing,
+    Writer,
+    extra_room,
+)
 from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.improving.endpoint_gap import EndpointGapModel
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import (
     Attempt,
@@ -38,13 +48,14 @@ class Scheduler(NamedTuple):
     """Improves drafts with a writer, a gap model and the settings of pit improve.
 
     gap_model: None only with --stop none; then no gaps are reported. budgets: the tokens that each draft may cost, by
-    row key; they replace --max-iters (None: --max-iters is the limit).
+    row key; they replace --max-iters (None: --max-iters is the limit). batching: of a writer behind an endpoint.
     """
 
     writer: Writer
-    gap_model: GapModel | None
+    gap_model: GapModel | EndpointGapModel | None
     config: ImproveConfig
     budgets: Mapping[int, int] | None = None
+    batching: EndpointBatching | None = None
 
     def improve_within_memory(self, drafts: Sequence[Draft]) -> Iterator[Attempt]:
         """Yield the attempts of `improve`, with smaller batches if memory runs out.
@@ -71,37 +82,64 @@ class Scheduler(NamedTuple):
         for start in range(0, len(rest), half):
             yield from self.improve_within_memory(rest[start : start + half])
 
-    def improve(self, drafts: Sequence[Draft]) -> Iterator[Attempt]:
-        """Improve each draft until the stop rule or --max-iters ends it; yield the attempts in the drafts' order."""
-        attempts = [Attempt(draft, draft.response, []) for draft in drafts]
-        iterations = {i: self._begin(i, attempt) for i, attempt in enumerate(attempts) if self._continues(attempt)}
-        waiting = deque(request for iteration in iterations.values() for request in iteration.first_requests)
-        batching = self._open_batching([request for _, request in waiting])
+    def improve(self, drafts: Iterable[Draft], most: Callable[[int], int] | None = None) -> Iterator[Attempt]:
+        """Improve each draft until the stop rule or --max-iters ends it; yield the attempts in the drafts' order.
+
+        most: how many drafts may be in memory, given how many have been yielded (None: all).
+        """
+        source, attempts, iterations = enumerate(drafts), dict[int, Attempt](), dict[int, _Iteration]()
+        waiting = deque[tuple[int, Any]]()
+
+        def begin_more() -> None:
+            for index, draft in islice(source, most(yielded) - len(attempts) if most else None):
+                attempt = attempts[index] = Attempt(draft, draft.response, [])
+                if self._continues(attempt):
+                    iterations[index] = self._begin(index, attempt)
+                    waiting.extend(iterations[index].first_requests)
+
         yielded = 0
-        while iterations:
+        begin_more()
+        batching = self._open_batching([request for _, request in waiting])
+        while attempts:
+            while yielded in attempts and yielded not in iterations:
+                yield _ended(attempts.pop(yielded))
+                yielded += 1
+            begin_more()
             batching.admit([waiting.popleft() for _ in range(min(batching.free(), len(waiting)))])
-            next_requests: list[tuple[int, Request]] = []
-            complete: dict[int, list[Proposal]] = {}
-            for key, sample in batching.run(batching.refill):
-                index, number = divmod(key, self.config.width)
-                iteration = iterations[index]
-                try:
-                    next_requests.append((key, iteration.proposing[number].send(sample)))
-                except StopIteration as ended:
-                    iteration.proposals[number] = ended.value
-                if len(iteration.proposals) == self.config.width:
-                    complete[index] = [proposal for _, proposal in sorted(iteration.proposals.items())]
-            for index, attempt in self._judged(attempts, complete):
+            next_requests, changed = self._advanced(attempts, iterations, batching.run(batching.refill))
+            for index, attempt in changed:
                 attempts[index] = attempt
                 del iterations[index]
                 if self._continues(attempt):
                     iterations[index] = self._begin(index, attempt)
                     next_requests += iterations[index].first_requests
             waiting.extendleft(reversed(next_requests))
-            while yielded < len(attempts) and yielded not in iterations:
-                yield _ended(attempts[yielded])
-                yielded += 1
-        yield from map(_ended, attempts[yielded:])
+
+    def _advanced(
+        self,
+        attempts: Mapping[int, Attempt],
+        iterations: Mapping[int, "_Iteration"],
+        samples: Sequence[tuple[int, Any]],
+    ) -> tuple[list[tuple[int, Any]], list[tuple[int, Attempt]]]:
+        """Return the next requests of the proposals that need several, and the attempts whose iteration has ended."""
+        next_requests: list[tuple[int, Any]] = []
+        complete: dict[int, list[Proposal]] = {}
+        failed: dict[int, Attempt] = {}
+        for key, sample in samples:
+            index, number = divmod(key, self.config.width)
+            if index not in iterations or index in failed:
+                continue  # another proposal of this iteration got no reply
+            if isinstance(sample, Unanswered):
+                failed[index] = attempts[index]._replace(stop_reason=StopReason.no_reply, problem=sample.reason)
+                continue
+            iteration = iterations[index]
+            try:
+                next_requests.append((key, iteration.proposing[number].send(sample)))
+            except StopIteration as ended:
+                iteration.proposals[number] = ended.value
+            if len(iteration.proposals) == self.config.width:
+                complete[index] = [proposal for _, proposal in sorted(iteration.proposals.items())]
+        return next_requests, [*failed.items(), *self._judged(attempts, complete)]
 
     def _begin(self, index: int, attempt: Attempt) -> "_Iteration":
         """Start an iteration from the best response so far: --width proposals, each with its own seed."""
@@ -111,9 +149,12 @@ class Scheduler(NamedTuple):
         proposing = [PROPOSE[self.config.method](self.writer, row, seed + SEED_STEP * k) for k in range(width)]
         return _Iteration(proposing, [(index * width + k, next(started)) for k, started in enumerate(proposing)], {})
 
-    def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching:
-        """Open slots for conversations as long as these can become."""
+    def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching | EndpointBatching:
+        """Open slots for conversations as long as these can become; those of an endpoint are open already."""
         writer, config = self.writer, self.config
+        if self.batching is not None:
+            return self.batching
+        assert isinstance(writer, LocalWriter)
         new = writer.decoding.max_new_tokens
         longest = max((len(request.prompt) for request in requests), default=0) + 2 * new
         longest += extra_room(config.method, writer.chat, new)
@@ -130,7 +171,7 @@ class Scheduler(NamedTuple):
         return attempt.tokens() < self.budgets[row_key(attempt.draft)]
 
     def _judged(
-        self, attempts: Sequence[Attempt], complete: Mapping[int, Sequence[Proposal]]
+        self, attempts: Mapping[int, Attempt], complete: Mapping[int, Sequence[Proposal]]
     ) -> Iterator[tuple[int, Attempt]]:
         """Score the proposals of complete iterations, by index of their attempt; yield (index, attempt after it)."""
         # best-of-N compares each sample with the draft, the other methods compare with the best so far
@@ -145,7 +186,7 @@ class Scheduler(NamedTuple):
                 yield index, after_proposal(attempt, proposal, gap, self.config)
 
     def _scored(
-        self, attempts: Sequence[Attempt], complete: Mapping[int, Sequence[Proposal]], ranked: bool
+        self, attempts: Mapping[int, Attempt], complete: Mapping[int, Sequence[Proposal]], ranked: bool
     ) -> list[ScoredProposal]:
         """Return each proposal with its gap; with several gap models, also with the field gap_std of its record."""
         rows = [(attempts[index], proposal) for index, proposals in complete.items() for proposal in proposals]
@@ -170,7 +211,7 @@ class _Iteration(NamedTuple):
     """
 
     proposing: list[Proposing]
-    first_requests: list[tuple[int, Request]]
+    first_requests: list[tuple[int, Any]]
     proposals: dict[int, Proposal]
 
 

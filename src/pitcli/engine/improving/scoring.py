@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.models.gaps import score_comparisons
+from pitcli.engine.models.gaps import score_comparisons, scoring_tree
 from pitcli.engine.models.roles import RoleModel
 from pitcli.equations import bounded_gap, symmetrised_gap
 from pitcli.settings.base import GapBound, GapLoss
@@ -19,7 +19,8 @@ class GapModel(NamedTuple):
 
     temperatures: T of P(better) = sigmoid(gap / T), by role; one role per member. micro_batch_size: sequences per pass.
     loss: what the models were trained with, which decides what they read. bound: how the gaps of the members become one
-    (equations.bounded_gap).
+    (equations.bounded_gap). max_length: longest conversation in tokens, for responses of a writer that counts other
+    tokens (None: they are known to fit); a longer one gets the gap NaN.
     """
 
     model: RoleModel
@@ -28,6 +29,7 @@ class GapModel(NamedTuple):
     micro_batch_size: int
     loss: GapLoss
     bound: GapBound = GapBound.mean
+    max_length: int | None = None
 
     def gaps(self, comparisons: Sequence[Comparison]) -> Tensor:
         """Return gap(response, reference_response) / T of each comparison, shape (B,): the bound on the members'."""
@@ -46,9 +48,19 @@ class GapModel(NamedTuple):
         gap / T is P(better). Two equal responses have the gap 0; the model does not score them.
         """
         indices = [index for index, c in enumerate(comparisons) if c.response != c.reference_response]
-        different = [comparisons[index] for index in indices]
         gaps_MB = torch.zeros(len(self.temperatures), len(comparisons))
+        if self.max_length is not None:
+            too_long = [i for i in indices if self._longest(comparisons[i]) > self.max_length]
+            gaps_MB[:, too_long] = torch.nan
+            indices = [index for index in indices if index not in too_long]
+        different = [comparisons[index] for index in indices]
         for gaps_B, (role, temperature) in zip(gaps_MB, self.temperatures.items(), strict=True):
             scores_N2 = score_comparisons(self.model, self.chat, self.loss, different, self.micro_batch_size, role)
             gaps_B[indices] = symmetrised_gap(scores_N2[:, 0], scores_N2[:, 1]) / temperature
         return gaps_MB
+
+    def _longest(self, comparison: Comparison) -> int:
+        """Return the tokens of the longest conversation of a comparison."""
+        prompt, response, reference = comparison
+        trees = scoring_tree(prompt, [response], reference, self.chat, self.loss)
+        return max(map(len, trees.conversations()))

@@ -29,6 +29,7 @@ class StopReason(StrEnum):
     max_iters = "max_iters"  # or, with --equal-tokens, no tokens left
     non_finite_gap = "non_finite_gap"
     out_of_memory = "out_of_memory"
+    no_reply = "no_reply"  # the endpoint of the writer did not answer; no row is written
 
 
 # these count as failed rows; the draft is kept
@@ -42,7 +43,7 @@ class Attempt(NamedTuple):
     """The state of one draft while it is improved.
 
     best: the best response so far. iterations: a record of each. stop_reason: None until the draft stops. best_gap: for
-    best-of-n, gap / T of the best response over the draft.
+    best-of-n, gap / T of the best response over the draft. problem: why the writer gave no reply.
     """
 
     draft: Draft
@@ -50,6 +51,7 @@ class Attempt(NamedTuple):
     iterations: list[dict[str, Any]]
     stop_reason: StopReason | None = None
     best_gap: float = 0.0
+    problem: str = ""
 
     def tokens(self) -> int:
         """Return the tokens generated for this draft so far."""

@@ -56,13 +56,17 @@ def score_trees(model: RoleModel, trees: Sequence[Tree], micro_batch_size: int, 
 
 
 @torch.no_grad()
+def probe_tokens(vocabulary: int) -> list[int]:
+    """Return the fixed tokens of `probe`."""
+    return [(7 * index + 3) % vocabulary for index in range(PROBE_TOKENS)]
+
+
 def probe(model: RoleModel, role: str) -> list[float]:
     """Return a role's output on a few fixed tokens: the score of a gap model, the log-probs of other roles.
 
     Runs store these numbers, so that a later load can be checked against them.
     """
-    vocabulary = model.base.config.get_text_config().vocab_size
-    ids = [(7 * index + 3) % vocabulary for index in range(PROBE_TOKENS)]
+    ids = probe_tokens(model.base.config.get_text_config().vocab_size)
     with model.role(role):
         if is_gap(role):
             tree = Tree([ids], [-1], [0])
