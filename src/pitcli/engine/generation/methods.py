@@ -61,9 +61,9 @@ class LocalWriter(NamedTuple):
         return Request(self.chat.policy_prompt(prompt), seed)
 
     def proposal(self, sample: Sample) -> Proposal:
-        thoughts = self.chat.thoughts(sample.token_ids)
+        response, thoughts = self.chat.answer(sample.token_ids)
         extra = {"thoughts": thoughts} if thoughts else {}
-        return Proposal(self.chat.decode(sample.token_ids), len(sample.token_ids), sample.finished, extra)
+        return Proposal(response, len(sample.token_ids), sample.finished, extra)
 
 
 Proposing = Generator[Any, Any, Proposal]  # yields requests of the writer, is sent their samples, returns the proposal
