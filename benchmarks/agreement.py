@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gate import Figures
-from workloads import NEW_TOKENS, SAMPLES, Workload
+from workloads import NEW_TOKENS, RESPONSES, SAMPLES, Workload
 
 # largest differences allowed, (in fp32, in bf16); in bf16 the sides round at different points
 FIRST_LOSS = (1e-4, 2e-2)  # relative
@@ -14,6 +14,7 @@ FIRST_KL = (5e-3, 0.2)  # nats, of the whole sample
 # relative, after all runs: the samples differ, but Adam's steps have the same size; in bf16 TRL's adapters move less
 MOVED = (0.3, 0.6)
 REWARD = (1e-3, 0.2)  # relative to the mean absolute reward
+GAPS = (1e-5, 0.1)  # absolute, of gaps that are not divided by T
 OTHER_OUTPUTS = (0.1, 0.3)  # share of drafts: rounding can decide the sign of a gap or the larger of two logits
 
 
@@ -46,6 +47,8 @@ def checks_of(
     """
     if workload.trains in ("improve", "endpoint"):
         return improvements(ours[0], theirs[0], OTHER_OUTPUTS[in_bf16])
+    if workload.trains in RESPONSES:
+        return [gaps(ours[0]["gaps"], theirs[0]["gaps"], GAPS[in_bf16])]
     if workload.trains == "rl":
         expected = sizes["rl"] * SAMPLES * NEW_TOKENS
         mine, other = ours[0]["tokens"][0], theirs[0]["tokens"][0]
@@ -81,6 +84,14 @@ def rewards(ours: Sequence[float], theirs: Sequence[float], allowed: float) -> C
     apart = max(abs(mine - other) for mine, other in zip(ours, theirs, strict=True)) / size
     figure = "mean reward of the same texts, largest difference relative to the mean absolute reward"
     return Check(figure, sum(ours) / len(ours), sum(theirs) / len(theirs), apart, allowed)
+
+
+def gaps(ours: list[list[list[float]]], theirs: list[list[list[float]]], allowed: float) -> Check:
+    """Return a check of the largest difference between the gaps of the same pairs."""
+    flat = [[gap for matrix in side for row in matrix for gap in row] for side in (ours, theirs)]
+    sizes = [sum(map(abs, side)) / len(side) for side in flat]
+    apart = max(abs(mine - other) for mine, other in zip(*flat, strict=True))
+    return Check("mean absolute gap of all pairs; largest difference", sizes[0], sizes[1], apart, allowed)
 
 
 def improvements(ours: Figures, theirs: Figures, allowed: float) -> list[Check]:

@@ -19,7 +19,7 @@ import torch
 from gate import Figures, Gate, Spec
 from measuring import distance
 from torch import Tensor
-from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES
+from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, RESPONSES, SAMPLES
 
 from pitcli.data.formats import parse_draft
 from pitcli.data.rows import Comparison
@@ -28,19 +28,19 @@ from pitcli.engine.models.batches import Batch, length_sorted_chunks
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, separate_batch
 from pitcli.engine.training.loop import StepBatch, Task, train
+from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig
-from pitcli.settings.tools import ExportConfig
+from pitcli.settings.scoring import ScoreConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
-from pitcli.stages import export, improve, rl, sft, train_reward
+from pitcli.stages import export, improve, rl, score, sft, train_reward
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 FOREVER = 100_000  # epochs: the learning rate stays constant until the parent process ends the run
 
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
-    {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve, "endpoint": run_improve}[spec["trains"]](
-        spec, side, gate
-    )
+    runs = {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve, "endpoint": run_improve}
+    (runs | dict.fromkeys(RESPONSES, run_score))[spec["trains"]](spec, side, gate)
 
 
 def common(spec: Spec) -> dict[str, Any]:
@@ -238,3 +238,34 @@ def served_by_llama_cpp(spec: Spec) -> dict[str, Any]:
     started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     return {"writer": "openai:improver", "base_url": started.stdout.readline().strip(), "concurrency": at_once}
+
+
+def run_score(spec: Spec, side: str, gate: Gate) -> None:
+    """Run `pit score` repeatedly; the model stays loaded, and the clock of a run starts after loading."""
+    output = Path(spec["scratch"], "scored.jsonl")
+    config = ScoreConfig(
+        **{**common(spec), "max_length": None},  # a row has responses of two pairs, which may be longer together
+        reward=Path(spec["reward_run"]),
+        input=spec[f"{spec['trains']}_rows"],
+        against="all",
+        output=str(output),
+        overwrite=True,
+    )
+    load = score.load_gap_model
+    loaded: list[Any] = []
+
+    def load_once(*arguments: Any) -> Any:
+        if not loaded:
+            loaded.append(load(*arguments))
+        gate.begin()
+        return loaded[0]
+
+    def figures(steps: int) -> Figures:
+        matrices = [json.loads(line)["gaps"] for line in output.read_text().splitlines()]
+        return {"gaps": [[[gap * spec["gap_temperature"] for gap in row] for row in matrix] for matrix in matrices]}
+
+    gate.figures = figures
+    replace(score, load_gap_model=load_once)
+    while True:
+        gate.arrive()
+        score.run(config)

@@ -14,7 +14,7 @@ from typing import Any
 
 from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
 from random_models import model_of
-from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, SAMPLES, SEED, Sizes
+from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, RESPONSES, SAMPLES, SEED, Sizes
 
 from pitcli.data.examples import fitting_pairs, sft_examples
 from pitcli.data.long_rows import Limit
@@ -69,6 +69,9 @@ def main() -> None:
             {"messages": improvement_request(pair.prompt, pair.rejected), "response": pair.chosen}
             for pair in pairs[:CHECKED]
         ]
+    for trains in RESPONSES.keys() & set(request["trains"]):
+        prepared |= {f"{trains}_rows": str(responses_file(trains, pairs, sizes, scratch))}
+        prepared |= exported_gap_model(prepared | trained_adapters(request, settings, rows, sizes, scratch))
     Path(request["prepared"]).write_text(json.dumps(prepared))
 
 
@@ -154,6 +157,27 @@ def rl_step(pairs: list[PreferencePair]) -> dict[str, Any]:
         "rows": [{"prompt": improvement_request(pair.prompt, pair.rejected)} for pair in pairs],
         "units": len(pairs) * SAMPLES,
     }
+
+
+def responses_file(trains: str, pairs: list[PreferencePair], sizes: Sizes, scratch: Path) -> Path:
+    """Write rows with `responses`: those of a pair and, for more than two, those of the next pair; return the file."""
+    rows = []
+    for pair, other in zip(pairs[: sizes.drafts], [*pairs[1 : sizes.drafts], pairs[0]], strict=True):
+        texts = [pair.chosen, pair.rejected, other.chosen, other.rejected][: RESPONSES[trains]]
+        rows.append({**id_and_prompt(pair), "responses": texts})
+    path = scratch / f"{trains}.jsonl"
+    write_lines(path, rows)
+    return path
+
+
+def exported_gap_model(prepared: dict[str, Any]) -> dict[str, Any]:
+    """Export the trained gap model for transformers, once; return the adapters and its folder."""
+    folder = Path(prepared["reward_run"]).with_name("gap-model")
+    if not folder.exists():
+        line = ["export", prepared["reward_run"], "--out", str(folder), "--dtype", "fp32"]
+        subprocess.run([sys.executable, "-m", "pitcli", *line], check=True)
+    names = ("sft_run", "reward_run", "gap_temperature")
+    return {**{name: prepared[name] for name in names}, "gap_model": str(folder)}
 
 
 def orderings(chat: ChatFormat, pair: PreferencePair) -> dict[str, list[int]]:

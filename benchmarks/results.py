@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from agreement import Check
-from workloads import ALONE, GPU_PEAK_TARGET, LARGEST_PEAK_GB, Workload
+from workloads import ALONE, GPU_PEAK_TARGET, LARGEST_PEAK_GB, RESPONSES, Workload, pairs_of
 
 LIBRARIES = ("pitcli", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
 
@@ -68,6 +68,8 @@ def amounts_of(spec: dict[str, Any], key: str, runs: int) -> list[float]:
     """Return the units of work of each run after the warm-up."""
     if spec["trains"] in ("improve", "endpoint"):
         return [spec["sizes"]["drafts"]] * runs
+    if spec["trains"] in RESPONSES:
+        return [spec["sizes"]["drafts"] * pairs_of(spec["trains"])] * runs
     per_run = spec["sizes"]["steps"]
     return [sum(step[key] for step in spec["steps"][run * per_run : (run + 1) * per_run]) for run in range(1, runs + 1)]
 

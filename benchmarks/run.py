@@ -21,7 +21,7 @@ from workloads import ALONE, ALONE_WORKLOADS, SHAPES, WORKLOADS, Workload, sizes
 
 HERE = Path(__file__).parent
 LEARNING_RATES = {"sft": 2e-4, "gap": 2e-4, "rl": 1e-5}
-# settings to try for each of TRL's trainers; --no-tune uses the first
+# settings to try for each of the peers; --no-tune uses the first
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "SFTTrainer": [
         {},
@@ -32,6 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "RewardTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 10}],
     "RLOOTrainer": [{}, {"per_device_train_batch_size": 4}],
+    "classifier": [{}, {"batch_size": 8}, {"batch_size": 8, "similar_length": True}],
 }
 TUNING_PASSES = 2  # runs per setting after its warm-up
 
@@ -86,7 +87,7 @@ def parse_options() -> argparse.Namespace:
         "--tune",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="try several settings of TRL's trainers first and use the fastest",
+        help="try several settings of the peers first and use the fastest",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="folder for adapters and logs")

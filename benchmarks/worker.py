@@ -21,6 +21,8 @@ def main() -> None:
         from pit_side import run
     elif side == "generate":
         from peer_improve import run
+    elif side == "classifier":
+        from peer_score import run
     else:
         from peer_trainers import run
     try:

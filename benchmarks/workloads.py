@@ -8,16 +8,22 @@ NEW_TOKENS = 48  # exact length of each sample of an RL step
 ADAM_EPSILON = 1e-14  # for RL: after six steps a gap model's rewards are tiny, and 1e-8 would shrink the updates
 ITERATIONS = 3  # K: most improvements per draft
 LONGEST_IMPROVEMENT = 64  # tokens
+RESPONSES = {"score": 4, "score-two": 2}  # responses of a prompt, each compared with all the others
+
+
+def pairs_of(trains: str) -> int:
+    """Return how many pairs the responses of one prompt make."""
+    return RESPONSES[trains] * (RESPONSES[trains] - 1) // 2
 
 
 class Workload(NamedTuple):
     """What both sides do in one comparison.
 
-    trains: the stage whose steps are measured, improve, or endpoint: improve with the writer at llama.cpp. against: the
-    other side: one of TRL's trainers, pit's own code with each conversation in a separate row (separate), pit's writer
-    in its own process (here), a loop around `generate`, or the machine's matrix products (matmul). target: for the
-    ratio of rates, ours / theirs; for matmul, our share of the peak. memory_target: for the ratio of peak memory, ours
-    / theirs.
+    trains: the stage whose steps are measured, improve, score, or endpoint: improve with the writer at llama.cpp.
+    against: the other side: one of TRL's trainers, pit's own code with each conversation in a separate row (separate),
+    pit's writer in its own process (here), a loop around `generate`, a loop around the exported gap model (classifier),
+    or the machine's matrix products (matmul). target: for the ratio of rates, ours / theirs; for matmul, our share of
+    the peak. memory_target: for the ratio of peak memory, ours / theirs.
     """
 
     name: str
@@ -35,6 +41,8 @@ WORKLOADS = (
     Workload("sft", "sft", "SFTTrainer", "tokens", 1.2),
     Workload("improve", "improve", "generate", "drafts", 2.0),
     Workload("endpoint", "endpoint", "here", "drafts", 1.0),
+    Workload("score", "score", "classifier", "pairs", 2.0),
+    Workload("score-two", "score-two", "classifier", "pairs", 2.0),
     Workload("peak-sft", "sft", "matmul", "FLOP", 0.5),
     Workload("peak-gap", "gap", "matmul", "FLOP", 0.5),
 )

@@ -16,11 +16,12 @@ import yaml
 from pitcli import cli
 from pitcli.data.instructions.requests import request_problem, request_rows
 from pitcli.settings import commands as commands_of_pit
+from pitcli.stages.score import accuracy
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-GUIDE = [DOCS / f"{name}.md" for name in ("data", "train", "improve", "evaluate", "export", "recipes")]
+GUIDE = [DOCS / f"{name}.md" for name in ("data", "train", "improve", "score", "evaluate", "export", "recipes")]
 STAGES = sorted(path.stem for path in (ROOT / "src/pitcli/stages").glob("[a-z]*.py"))
 SEPARATORS = {"|", "||", "&&", ";", "&"}
 
@@ -121,7 +122,13 @@ def test_rows_shown_in_the_docs_have_the_fields_of_rows() -> None:
     shown = [json.loads(block) for page in PAGES for block in fenced(page.read_text(), "json")]
     rows = [row for row in shown if "iterations" in row]
     requests = [row for row in shown if "instructions" in row]
-    assert rows and requests and len(rows) + len(requests) == len(shown)
+    scored = [row for row in shown if "rank" in row]
+    results = [row for row in shown if "accuracy" in row]
+    assert len(rows) + len(requests) + len(scored) + len(results) == len(shown)
+    assert all((rows, requests, scored, results))
+    for row in scored:
+        assert row.keys() - {"prompt", "responses"} == {"gap", "p_better", "rank"}
+    assert [row.keys() for row in results] == [accuracy([0.5]).keys()]
     for row in requests:
         assert row.keys() == next(request_rows("instructions:train")).keys() and request_problem(row) is None
     for row in rows:

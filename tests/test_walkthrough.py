@@ -47,7 +47,9 @@ def lines(block: str) -> list[Line]:
         text = re.match(r'echo "([^"]+)" \| ', line)
         target = re.search(r" > (\S+)", line)
         found += [
-            Line(command, source and source[1], text and text[1], target and target[1]) for command in commands(line)
+            Line(command, source and source[1], text and text[1], target and target[1])
+            for command in commands(line)
+            if "gguf" not in command  # llama.cpp does not have the tokenizer of the embedded model
         ]
     return found
 

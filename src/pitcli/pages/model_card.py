@@ -29,7 +29,8 @@ class Exported(NamedTuple):
     """The facts for a card.
 
     base_name: the base's name on the hub, None if unknown; converted: whether the base was read from a GGUF file;
-    dtype: of merged weights, None for an adapter; drift: the result of the check of merged weights; rank: of the LoRA.
+    dtype: of merged weights, None for an adapter; gguf_file: the file for llama.cpp, if it is for that; drift: the
+    result of the check of merged weights; rank: of the LoRA.
     """
 
     role: AdapterRole
@@ -37,6 +38,7 @@ class Exported(NamedTuple):
     base_name: str | None
     converted: bool
     dtype: str | None
+    gguf_file: str | None
     drift: str
     rank: int
     license: str | None
@@ -156,7 +158,7 @@ def front_matter(exported: Exported) -> dict[str, Any]:
     if data.startswith("hub:") and "/" in data:
         known["datasets"] = ["/".join(data.removeprefix("hub:").split(":")[0].split("/")[:2])]
     return known | {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": "gguf" if exported.gguf_file else "transformers" if merged else "peft",
         "pipeline_tag": "text-classification" if gap else "text-generation",
         "tags": ["pit", "self-improvement", "reward-model" if gap else exported.role, *([] if merged else ["lora"])],
     }

@@ -8,11 +8,13 @@ from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_paths
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
-from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
+from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
+from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.preparing import PrepareConfig
-from pitcli.settings.tools import EvaluateConfig, ExportConfig, LabelConfig, PipelineConfig
+from pitcli.settings.scoring import ScoreConfig
+from pitcli.settings.tools import EvaluateConfig, LabelConfig, PipelineConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
 from pitcli.settings.values import shown_options
 
@@ -77,7 +79,7 @@ def writes_of(config: Settings) -> tuple[str, ...]:
             return (str(config.run_folder),)
         case SampleConfig() | LabelConfig():
             return (config.output,)
-        case ImproveConfig():
+        case ImproveConfig() | ScoreConfig():
             return (config.output, f"{config.output}.manifest.json")
         case EvaluateConfig():
             return tuple(str(config.out / name) for name in ("evaluation.json", "report.html", "verdicts.jsonl"))
@@ -110,8 +112,8 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             if not isinstance(reward, str):
                 inherited = _inherited_from_gap_model(finder, reward, config)
                 found |= {"reward": reward, **{name: inherited[name] for name in DATA & inherited.keys()}}
-        case ImproveConfig():
-            found = _filled_improve(finder, config)
+        case ImproveConfig() | ScoreConfig():
+            found = _filled_use(finder, config)
     if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
         finder.add_problem("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
@@ -144,7 +146,9 @@ def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
     }
 
 
-def _filled_improve(finder: PathFinder, config: ImproveConfig) -> dict[str, object]:
+def _filled_use(finder: PathFinder, config: ImproveConfig | ScoreConfig) -> dict[str, object]:
+    if isinstance(config, ScoreConfig):
+        return {"reward": config.reward or finder.default_run(GAP_MODELS_RUN, needed=True)}
     if config.writer:
         needed = config.needs_gap_model() and not config.run
         return {} if config.reward else {"reward": finder.default_run(GAP_RUN, needed=needed)}

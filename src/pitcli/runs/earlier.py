@@ -9,7 +9,7 @@ from pitcli.errors import RunError
 from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.settings.base import GapLoss, LoraSettings
-from pitcli.settings.default_runs import DefaultRun
+from pitcli.settings.default_runs import GAP_MODELS_RUN, DefaultRun
 
 TEMPERATURE = "gap_temperature"
 NOT_CALIBRATED = "not_calibrated"  # the result of a gap model's run that says why P(better) says little
@@ -50,6 +50,21 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
         raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
     if problem := manifest.results.get(DIVERGED):  # kept by --keep-diverged
         warn(f"{folder}: its training diverged: {problem}")
+    return EarlierRun(folder, manifest)
+
+
+def find_gap_models(named: Path | None) -> EarlierRun:
+    """The run with the gap models that --reward names, of training them or of RL; otherwise runs/reward or runs/rl.
+
+    Raises RunError if there is none, if it is not finished, or if it contains no gap model.
+    """
+    folders = [Path(folder) for folder in GAP_MODELS_RUN.folders]
+    folder = named or next((folder for folder in folders if folder.exists()), None)
+    if folder is None:
+        raise RunError(f"--reward: no gap model in {' or '.join(map(str, folders))}; {GAP_MODELS_RUN.remedy}")
+    manifest = load_manifest(folder, GAP_MODELS_RUN.remedy)
+    if not manifest.gap_roles():
+        raise RunError(f"{folder}: expected a run with a gap model, got a {manifest.kind} run; {GAP_MODELS_RUN.remedy}")
     return EarlierRun(folder, manifest)
 
 

@@ -63,12 +63,6 @@ class Method(StrEnum):
     resample = "resample"
 
 
-class ExportRole(StrEnum):
-    policy = "policy"
-    improver = "improver"
-    gap = "gap"
-
-
 class Dtype(StrEnum):
     bf16 = "bf16"
     fp16 = "fp16"

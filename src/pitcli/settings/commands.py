@@ -4,15 +4,16 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
+from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.judging import CalibrateConfig
 from pitcli.settings.preparing import PrepareConfig
+from pitcli.settings.scoring import ScoreConfig
 from pitcli.settings.tools import (
     AgreeConfig,
     AnnotateConfig,
     DoctorConfig,
     EvaluateConfig,
-    ExportConfig,
     LabelConfig,
     PipelineConfig,
     ReportConfig,
@@ -96,6 +97,16 @@ COMMANDS: dict[str, Command] = {
         ),
         in_recipes=True,
         distributed=True,
+    ),
+    "score": Command(
+        ScoreConfig,
+        Purpose.use,
+        (
+            "pit score --input samples.jsonl --output scored.jsonl",
+            "pit score --input improved.jsonl --against original_response",
+            "pit score --labels --input pairs.jsonl",
+        ),
+        in_recipes=True,
     ),
     "evaluate": Command(
         EvaluateConfig,

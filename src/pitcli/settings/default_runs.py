@@ -34,6 +34,9 @@ class DefaultRun(NamedTuple):
 
 
 GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), kinds=("reward",), role="gap", made_by="pit train-reward")
+GAP_MODELS_RUN = DefaultRun(
+    "reward", (REWARD_FOLDER, RL_FOLDER), kinds=("reward", "rl"), role="gap", made_by="pit train-reward"
+)
 SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), kinds=("sft",), role="improver", made_by="pit sft --role improver")
 SFT_POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft",), role="policy", made_by="pit sft --role policy")
 POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft", "rl"), role="policy", made_by="pit sft --role policy")

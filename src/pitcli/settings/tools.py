@@ -1,12 +1,11 @@
 """Settings of the commands that do not train: data preparation, checks, evaluation."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, ExportRole, Fact, Section, Settings
+from pitcli.settings.base import Device, Fact, Section, Settings
 from pitcli.settings.judging import IndependentJudgeSettings, JudgeSettings
 from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import Files, Judges
@@ -72,73 +71,6 @@ class ReportConfig(Settings):
     out: Annotated[Path | None, Fact.output, Section.common] = Field(
         None, description="Output file, an HTML page [default: report.html in the run folder]"
     )
-
-
-class ExportConfig(Settings):
-    """pit export: export a trained model, with its card, for other tools."""
-
-    section = Section.card
-
-    run: Annotated[Path, Fact.run | Fact.argument] = Field(..., description="Run folder")
-    out: Annotated[Path, Fact.output, Section.common] = Field(..., description="Output folder")
-    role: Annotated[ExportRole | None, Section.common] = Field(
-        None,
-        description="Model of the run to export; an RL run also contains its gap model "
-        "[default: the model that the run trained]",
-    )
-    member: Annotated[int | None, Section.model] = Field(
-        None, ge=1, description="Of an ensemble of gap models, which to export, counted from 1 [default: the first]"
-    )
-    merge: Annotated[bool, Section.model] = Field(
-        True,
-        description="Merge the adapter into the base and write one whole model. A 4-bit base is merged as dequantised, "
-        "as it was trained on. Needs host memory for the loaded base and the model in --dtype (7B: 4 + 14 GiB); "
-        "on a CPU also for the model in fp32",
-    )
-    adapter: Annotated[bool, Section.common] = Field(
-        False, description="Write the adapter alone instead, as peft and vLLM load it"
-    )
-    dtype: Annotated[Dtype, Section.model] = Field(Dtype.bf16, description="With --merge: data type of the weights")
-    base_name: Annotated[str | None, Fact.text] = Field(
-        None,
-        description="OWNER/NAME of the base model on the hub [default: the name in the run, if that is a hub name]",
-    )
-    evaluation: Annotated[Path | None, Fact.file] = Field(
-        None,
-        description="evaluation.json of pit evaluate; its results for this model are shown on the card [default: none]",
-    )
-    license: Annotated[str | None, Fact.text] = Field(
-        None, description="Licence of the model, as the hub spells it, e.g. apache-2.0 [default: none]"
-    )
-    push_to_hub: Annotated[str | None, Fact.text, Section.common] = Field(
-        None,
-        description="Upload to OWNER/NAME on the hub as a private model; the token is read from hf auth login or "
-        "HF_TOKEN [default: no upload]",
-    )
-    public: bool = Field(False, description="With --push-to-hub: make the model public")
-    overwrite: Annotated[bool, Fact.start, Section.common] = Field(False, description="Replace the export in --out")
-    device: Annotated[Device, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
-
-    @model_validator(mode="after")
-    def _merge_or_adapter(self) -> Self:
-        if self.adapter if "merge" in self.model_fields_set and self.merge else not (self.merge or self.adapter):
-            raise ValueError("give one of --merge and --adapter")
-        if self.adapter and "dtype" in self.model_fields_set:
-            raise ValueError("--dtype is for --merge: an adapter is written in the type that it was trained in")
-        if self.public and not self.push_to_hub:
-            raise ValueError("--public is for --push-to-hub")
-        return self
-
-    @model_validator(mode="after")
-    def _hub_names(self) -> Self:
-        for flag, name in (("--base-name", self.base_name), ("--push-to-hub", self.push_to_hub)):
-            if name is not None and not is_hub_name(name):
-                raise ValueError(f"{flag}: expected OWNER/NAME, got {name}")
-        return self
-
-
-def is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
 class EvaluateConfig(IndependentJudgeSettings, PairRowSettings):

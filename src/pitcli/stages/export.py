@@ -1,4 +1,4 @@
-"""pit export: writes what a run trained as a model or an adapter for transformers, peft and vLLM, with a model card."""
+"""pit export: writes what a run trained as a model or an adapter for other tools, with a model card."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
 from pitcli.engine.models.gaps import scoring_tree
+from pitcli.engine.models.gguf_file import check_architecture, form_of, load_gguf, write_gguf
 from pitcli.engine.models.hub import check_signed_in, upload
 from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
@@ -35,14 +36,16 @@ from pitcli.engine.models.roles import GAP, POLICY
 from pitcli.engine.models.trees import Tree
 from pitcli.errors import RunError, SettingsError
 from pitcli.pages.model_card import Exported, model_card, read_evaluation
+from pitcli.pages.modelfile import modelfile
 from pitcli.runs.earlier import EarlierRun, gap_loss_of
 from pitcli.runs.files import DIGESTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
 from pitcli.settings.base import Dtype, GapLoss, ModelSettings, Precision
-from pitcli.settings.tools import ExportConfig
+from pitcli.settings.exporting import ExportConfig, ExportFormat, Quantisation
 
 DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
 CARD = "README.md"
+MODELFILE = "Modelfile"
 MOST_DRIFT = 0.5  # mean; in nats, or relative to the largest score. A model that drifts further is a different model
 LEAST_AGREEMENT = 0.8
 # (prompt, draft, better response): any texts will do, since they only compare two copies of one model
@@ -77,19 +80,21 @@ def run(config: ExportConfig) -> None:
     out = Path(os.path.abspath(config.out))
     refuse_occupied(out, config.overwrite)
     adapter, manifest = chosen_member(config, role, manifest)
+    gguf_file = gguf_name(role, config)
     digest = manifest.files[f"{adapter}/{WEIGHTS}"]
     evaluation = read_evaluation(config.evaluation, role, digest) if config.evaluation else None
     if config.push_to_hub:
         check_signed_in()
     earlier = EarlierRun(config.run, manifest)
     source = Source(earlier, config.run / adapter, role, open_base(_settings(config), [earlier]))
-    base_name = config.base_name or hub_name(source.base)
+    base_name = named_base(config, source.base)
     exported = Exported(
         role=role,
         manifest=manifest,
         base_name=base_name,
         converted=source.base.folder.parent == cache_folder() / "models",
-        dtype=None if config.adapter else config.dtype,
+        dtype=None if config.adapter else config.quantise or config.dtype,
+        gguf_file=gguf_file,
         drift="",
         rank=saved_lora(source.adapter).r,
         license=config.license,
@@ -97,12 +102,9 @@ def run(config: ExportConfig) -> None:
     )
     drifts: list[Drift] = []
     if config.adapter:
-        if base_name is None:
-            raise SettingsError(
-                f"--base-name: required, because others cannot load the base {manifest.base.name} by that name; give "
-                "its OWNER/NAME on the hub, or use --merge"
-            )
         publish_dir(out, partial(write_adapter_export, source, exported))
+    elif gguf_file:
+        publish_dir(out, partial(write_gguf_export, source, exported, config, drifts))
     else:
         publish_dir(out, partial(write_merged_export, source, exported, DTYPES[config.dtype], drifts))
     note(f"{role} of {config.run} written to {config.out}")
@@ -111,7 +113,7 @@ def run(config: ExportConfig) -> None:
     if config.push_to_hub:
         note(f"uploaded to {upload(out, config.push_to_hub, config.public)}")
     drift = drifts[0]._asdict() if drifts else None
-    form = "adapter" if config.adapter else "merged"
+    form = "adapter" if config.adapter else "gguf" if gguf_file else "merged"
     print(json.dumps({"out": str(config.out), "form": form, "role": role, "base": base_name, "drift": drift}))
 
 
@@ -162,6 +164,17 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         raise SettingsError(f"--overwrite: {out} contains {unknown}; move them, or name another")
 
 
+def named_base(config: ExportConfig, base: Base) -> str | None:
+    """Return the base's name on the hub, None if unknown; SettingsError if an adapter needs one."""
+    name = config.base_name or hub_name(base)
+    if config.adapter and name is None:
+        raise SettingsError(
+            f"--base-name: required, because others cannot load the base {base.identity.name} by that name; give "
+            "its OWNER/NAME on the hub, or use --merge"
+        )
+    return name
+
+
 def hub_name(base: Base) -> str | None:
     """Return the OWNER/NAME of a base from the hub, or of smollm2, which a wheel packages; otherwise None."""
     if base.identity.name == "smollm2":
@@ -206,16 +219,51 @@ def write_merged_export(
         scale = max(1.0, float(ours.abs().max()))
     else:
         drift, scale = logprob_drift(ours, plain_logprobs(loaded, examples)), 1.0
-    rows = shown_drift(drift, gap)
-    title = f"{role} merged in {exported.dtype}, compared with the {role} as pit runs it, on {len(PROBES)} prompts"
-    table(title, ["measure", "value"], rows)
-    refuse_another_model(drift, scale, gap)
     if ChatFormat(load_tokenizer(folder)).digest() != base.identity.template:
         raise RunError("nothing was written: the exported tokenizer encodes a conversation differently from the run's")
-    drift_text = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
-    card = model_card(exported._replace(drift=drift_text), base.chat)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    finish(source, exported, drift, scale, folder)
     drifts.append(drift)
+
+
+def gguf_name(role: str, config: ExportConfig) -> str | None:
+    """Return the name of the GGUF file, None for another format; SettingsError if this one cannot be written."""
+    if config.format is not ExportFormat.gguf:
+        return None
+    if role == GAP:
+        raise SettingsError("--format gguf: expected an improver or a policy, got a gap model; use safetensors")
+    return f"{role}-{form_of(config.dtype, config.quantise).name}.gguf"
+
+
+def write_gguf_export(
+    source: Source, exported: Exported, config: ExportConfig, drifts: list[Drift], folder: Path
+) -> None:
+    """Merge, write one GGUF file, read it back with transformers and compare; append the drift to `drifts`."""
+    base, role = source.base, source.role
+    model = base.load({role: source.adapter})
+    check_architecture(model.base.config)
+    keep_layout(model)
+    examples = probe_examples(base.chat, role)
+    ours, settings = role_logprobs(model, role, examples), model.base.config
+    weights = merged_weights(model, role, DTYPES[config.dtype])
+    del model
+    path = folder / str(exported.gguf_file)
+    write_gguf(path, settings, weights, base.chat, form_of(config.dtype, config.quantise))
+    drift = logprob_drift(ours, plain_logprobs(load_gguf(path, base.device), examples))
+    (folder / MODELFILE).write_text(modelfile(path.name, base.chat), encoding="utf-8")
+    four_bits = config.quantise is Quantisation.q4_k_m  # they move the log-probs of a small model by half a nat
+    finish(source, exported, drift, 2.0 if four_bits else 1.0, folder)
+    drifts.append(drift)
+
+
+def finish(source: Source, exported: Exported, drift: Drift, scale: float, folder: Path) -> None:
+    """Print the drift, write the card; RunError if the drift shows another model."""
+    rows = shown_drift(drift, source.role == GAP)
+    title = f"{source.role} merged in {exported.dtype}, compared with the {source.role} as pit runs it, on "
+    table(f"{title}{len(PROBES)} prompts", ["measure", "value"], rows)
+    refuse_another_model(drift, scale, source.role == GAP)
+    drift_text = "\n".join([f"On {len(PROBES)} fixed prompts:\n", *(f"- {what}: {value:.3g}" for what, value in rows)])
+    card = model_card(exported._replace(drift=drift_text), source.base.chat)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def probe_examples(chat: ChatFormat, role: str) -> list[Example]:
@@ -248,5 +296,5 @@ def refuse_another_model(drift: Drift, scale: float, gap: bool) -> None:
         raise RunError(
             f"nothing was written: expected a merged model that differs by at most {MOST_DRIFT * scale:.3g} on average "
             f"and agrees on {least:.0%}, got {drift.mean:.3g} and {drift.agreement:.0%}; use --dtype fp32 to avoid "
-            "rounding, or --adapter to avoid merging"
+            "rounding, --quantise q8_0 for less of it, or --adapter to avoid merging"
         )

@@ -1,6 +1,7 @@
 """pit export on real runs of the embedded model: what other libraries load equals what pit runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,11 @@ def test_the_adapter_files_serve_vllm_and_pit(tmp_path: Path) -> None:
         "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
         "modules_to_save": None,
     }
-    assert "--max-lora-rank 8 " in (tmp_path / "adapter/README.md").read_text(), "vLLM does not accept 4"
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert "--max-lora-rank 8 " in card, "vLLM does not accept 4"
+    (shown,) = re.findall(r"--lora-modules '(\{.*?\})'", card)
+    assert json.loads(shown) == {"name": "improver", "path": "FOLDER", "base_model_name": "ada/tiny"}
+    assert "--lora-modules improver=FOLDER" in card
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", "digests.json"}
     assert saved_lora(tmp_path / "adapter").r == 4
@@ -137,8 +142,9 @@ def test_the_gap_adapter_includes_its_head(
         merging.plain_scores(plain, trees) - torch.stack(score_trees(role_of("rl", GAP), trees, 8))
     ).abs().max() < 1e-5
     card = (tmp_path / "adapter/README.md").read_text()
-    assert "vLLM loads an adapter with a head (`modules_to_save`) from version 0.31 on" in card
-    assert "export with `--merge`" in card
+    assert "vLLM: export with `--merge`. From version 0.31 on it also loads an adapter with a head" in card
+    tensors = safe_open(tmp_path / "adapter/adapter_model.safetensors", framework="pt").keys()
+    assert "base_model.model.score.weight" in tensors, "vLLM finds the head by this name"
 
 
 def test_the_drift_is_printed_and_is_larger_in_bf16(tmp_path: Path, capsys: Out) -> None:

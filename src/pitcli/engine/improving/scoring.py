@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.models.gaps import score_comparisons, scoring_tree
+from pitcli.engine.models.gaps import Responses, score_all_pairs, score_comparisons, scoring_tree
 from pitcli.engine.models.roles import RoleModel
 from pitcli.equations import bounded_gap, symmetrised_gap
 from pitcli.settings.base import GapBound, GapLoss
@@ -64,3 +64,14 @@ class GapModel(NamedTuple):
         prompt, response, reference = comparison
         trees = scoring_tree(prompt, [response], reference, self.chat, self.loss)
         return max(map(len, trees.conversations()))
+
+    def member_gap_matrices(self, groups: Sequence[Responses]) -> list[Tensor]:
+        """Return gap(y_i, y_j) / T of all responses of each group by each of the M members, shape (M, K, K)."""
+        by_member = [
+            [
+                symmetrised_gap(scores_KK, scores_KK.T) / temperature
+                for scores_KK in score_all_pairs(self.model, self.chat, self.loss, groups, self.micro_batch_size, role)
+            ]
+            for role, temperature in self.temperatures.items()
+        ]
+        return [torch.stack(gaps) for gaps in zip(*by_member, strict=True)]

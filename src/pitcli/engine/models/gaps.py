@@ -6,6 +6,7 @@ as the policy writes it and scores r(x, y); its r_gap(x, y1, y2) is r(x, y1) - r
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,15 @@ from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.roles import GAP, RoleModel
-from pitcli.engine.models.trees import Tree, group_tree, ordered_tree, swapped_tree
+from pitcli.engine.models.trees import Tree, all_pairs_tree, group_tree, ordered_tree, swapped_tree
 from pitcli.settings.base import GapLoss
+
+
+class Responses(NamedTuple):
+    """Different responses to one prompt, each to be compared with all the others."""
+
+    prompt: Prompt
+    texts: Sequence[str]
 
 
 def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
@@ -69,3 +77,57 @@ def score_comparisons(
         trees += [scoring_tree(prompt, part, reference, chat, loss) for part in parts]
     scores = score_trees(model, trees, micro_batch_size, role)
     return torch.cat([torch.empty(0, 2), *(both_orders(scores_N, loss) for scores_N in scores)])
+
+
+def score_all_pairs(
+    model: RoleModel,
+    chat: ChatFormat,
+    loss: GapLoss,
+    groups: Sequence[Responses],
+    micro_batch_size: int,
+    role: str = GAP,
+) -> list[Tensor]:
+    """Return r_gap(y_i, y_j) of all responses of each group, shape (K, K), with zeros on the diagonal, on the CPU.
+
+    The responses of a group share their prompt, and those with one reference the reference too.
+    """
+    parts = [
+        part for number, group in enumerate(groups) for part in _parts(number, group, chat, loss, micro_batch_size)
+    ]
+    scores = score_trees(model, [part.tree for part in parts], micro_batch_size, role)
+    gaps = [torch.zeros(len(group.texts), len(group.texts)) for group in groups]
+    for (group, rows, _), scores_N in zip(parts, scores, strict=True):
+        if loss is GapLoss.pointwise:
+            gaps[group][rows] += scores_N[:, None]
+            gaps[group][:, rows] -= scores_N
+            continue
+        count = len(gaps[group])
+        for reference, scores_of_others in zip(rows, scores_N.split(count - 1), strict=True):
+            gaps[group][[row for row in range(count) if row != reference], reference] = scores_of_others
+    return gaps
+
+
+class _Part(NamedTuple):
+    """A tree with a part of the responses of a group: as references or, for a pointwise gap model, as what is read."""
+
+    group: int
+    rows: list[int]
+    tree: Tree
+
+
+def _parts(group: int, responses: Responses, chat: ChatFormat, loss: GapLoss, micro_batch_size: int) -> list[_Part]:
+    """Split the comparisons of a group into trees of at most `micro_batch_size` leaves, or of one reference."""
+    count = len(responses.texts)
+    if count < 2:
+        return []
+    together = max(1, micro_batch_size // (1 if loss is GapLoss.pointwise else count - 1))
+    parts = []
+    for start in range(0, count, together):
+        rows = list(range(start, min(start + together, count)))
+        if loss is GapLoss.pointwise:
+            completions = [chat.completion(responses.texts[row]) for row in rows]
+            tree = group_tree(chat.policy_prompt(responses.prompt), completions)
+        else:
+            tree = all_pairs_tree(responses.prompt, responses.texts, rows, chat)
+        parts.append(_Part(group, rows, tree))
+    return parts

@@ -121,6 +121,15 @@ class RoleModel(nn.Module):
             layer.training = train  # of the layer itself only: its submodules can have dropout
         self._active = (role, train)
 
+    def merge(self, role: str) -> None:
+        """Switch to a role for good and add its adapter to the base's weights, which saves a fifth of each pass.
+
+        Only for a base in fp32 that is not quantised: other weights would be rounded, and the role would change.
+        """
+        assert self.peft is not None and self.base.dtype == torch.float32
+        self.use(role)
+        self.peft.merge_adapter([role])
+
     def role_parameters(self, role: str) -> dict[str, Tensor]:
         """Return the trainable tensors of a role by name."""
         assert self.peft is not None

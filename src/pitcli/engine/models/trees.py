@@ -73,6 +73,23 @@ def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: s
     return Tree(segments, parents, leaves)
 
 
+def all_pairs_tree(prompt: Prompt, responses: Sequence[str], references: Sequence[int], chat: ChatFormat) -> Tree:
+    """Return the tree in which each of some responses is the reference of all the others; they share x and [x; y_ref].
+
+    references: indices of these responses. The leaves are the others of the first one in their order, then of the next.
+    """
+    completions = [chat.completion(response) for response in responses]
+    shared, after_x = split_prompts(prompt, [responses[index] for index in references], chat)
+    segments, parents, leaves = [shared], [-1], list[int]()
+    for reference, after in zip(references, after_x, strict=True):
+        parent = len(segments)
+        others = [completion for index, completion in enumerate(completions) if index != reference]
+        leaves += range(parent + 1, parent + 1 + len(others))
+        segments += [after, *others]
+        parents += [0, *[parent] * len(others)]
+    return Tree(segments, parents, leaves)
+
+
 def split_prompts(
     prompt: Prompt, reference_responses: Sequence[str], chat: ChatFormat
 ) -> tuple[list[int], list[list[int]]]:

@@ -1,0 +1,65 @@
+"""Settings of pit score."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from pitcli.settings.base import Fact, GapBound, ModelSettings, Section
+from pitcli.settings.pairs import PairRowSettings
+
+OTHERS, ALL = "others", "all"  # what --against may be besides a field
+
+
+class ScoreConfig(ModelSettings, PairRowSettings):
+    """pit score: score responses by the gap model, and rank them."""
+
+    section = Section.method
+
+    input: Annotated[str, Fact.file | Fact.execution, Section.common] = Field(
+        "-",
+        description="Rows with prompt and response, in any shape that pit improve reads, or with prompt and responses, "
+        "a list; .jsonl, .csv, .tsv, each also as .gz, .parquet or hub:OWNER/NAME; - for stdin",
+    )
+    labels: Annotated[bool, Section.common] = Field(
+        False,
+        description="Read --input as preference pairs, score chosen against rejected, and print the accuracy as one "
+        "JSON object on stdout; the rows go to --output if it is a file",
+    )
+    against: Annotated[str | None, Fact.text, Section.common] = Field(
+        None,
+        description="What a response is compared with: a field of its row, e.g. original_response or answers.0.text; "
+        f"{OTHERS}: the mean over the other responses to the prompt, in one row or in neighbouring rows; {ALL}: also "
+        f"write its gap over each of them [default: original_response if the row has it, otherwise {OTHERS}]",
+    )
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        "-", description="Output file for the scored rows; - for stdout"
+    )
+    resume: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Resume a stopped command: skip the rows that are already in --output"
+    )
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
+    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder with the gap model, of pit train-reward or pit rl "
+        "[default: runs/reward if it exists, otherwise runs/rl]",
+    )
+    gap_bound: GapBound = Field(
+        GapBound.mean,
+        description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
+        "standard deviation",
+    )
+    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
+        32, ge=1, description="Maximum number of sequences per forward pass"
+    )
+
+    @model_validator(mode="after")
+    def _labels_or_responses(self) -> Self:
+        if self.labels and self.against is not None:
+            raise ValueError("--against is not for --labels: chosen is compared with rejected")
+        pairs_only = sorted(self.model_fields_set & PairRowSettings.model_fields.keys())
+        if pairs_only and not self.labels:
+            raise ValueError(f"--{pairs_only[0].replace('_', '-')} is for preference pairs; use it with --labels")
+        if self.labels and self.resume and self.output == "-":
+            raise ValueError("--resume needs --output FILE")
+        return self

@@ -1,0 +1,207 @@
+"""pit score: scores and ranks responses by the gap model, and measures its accuracy on preference pairs."""
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+
+from pitcli.console import counted, error, next_command, note, progress, warn
+from pitcli.data.candidates import Candidates, Row, iter_candidates, labelled
+from pitcli.data.long_rows import Limit, check_conversation
+from pitcli.data.pair_reading import load_pairs, options_of
+from pitcli.data.reading import file_label, load_rows, refuse_output_as_input, write_row
+from pitcli.data.rows import RowError
+from pitcli.data.splits import prompt_sketch
+from pitcli.data.streams import WINDOW, open_growing, windows
+from pitcli.data.strict_json import RowProblem, encode
+from pitcli.engine.improving.output import refuse_differences
+from pitcli.engine.improving.ranking import Scores, score, without_scores
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.opening import Base, open_base
+from pitcli.equations import log_losses
+from pitcli.errors import is_out_of_memory
+from pitcli.evaluation.statistics import mean_interval
+from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, gap_temperatures, warn_if_not_calibrated
+from pitcli.runs.files import file_digest, write_file
+from pitcli.settings.base import GapLoss
+from pitcli.settings.scoring import ALL, ScoreConfig
+
+
+class Tally:
+    """Counts what became of the rows. gaps: of the pairs of --labels."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self.label = file_label(config.input)
+        self.notes = Counter[str]()
+        self.failed = self.rows = 0
+        self.gaps: list[float] = []
+
+    def on_error(self, problem: RowError) -> None:
+        self.failed += 1
+        error(str(problem))
+
+    def add(self, candidates: Candidates, scores: Scores | None, rows: int) -> None:
+        """Count the new rows of candidates. scores: None if they do not fit into memory."""
+        self.rows += rows
+        if scores is None or not scores.are_finite():
+            reason = "no finite gap" if scores else "out of memory even by itself"
+            self.on_error(RowError(self.label, candidates.lines[0], "", reason))
+        self.gaps.append(scores.gap[0] if scores else math.nan)
+
+
+class ScoredRows(NamedTuple):
+    """The output, and how many rows of each kind (row_key) it has from an earlier start. stream: None: no rows."""
+
+    stream: TextIO | None
+    done: Counter[str]
+
+    def take(self, row: Row) -> bool:
+        """Return whether the row is done, and use that up."""
+        if not self.done or not self.done[row_key(row)]:
+            return False
+        self.done[row_key(row)] -= 1
+        return True
+
+    def write(self, row: Row) -> None:
+        if self.stream is not None:
+            write_row(row, self.stream)
+            self.stream.flush()
+
+
+def run(config: ScoreConfig) -> int:
+    """Write every row with its scores, in the order of the input; return 1 if some rows failed, otherwise 0."""
+    refuse_output_as_input(config.input, config.output)
+    gap_run, tally = find_gap_models(config.reward), Tally(config)
+    candidates = open_candidates(config, gap_run, tally)
+    base = open_base(config, [gap_run])
+    rows_go_out = not (config.labels and config.output == "-")
+    with open_growing(config.output, config.resume, config.overwrite) if rows_go_out else nullcontext() as stream:
+        rows = ScoredRows(stream, written_before(config, base, gap_run))
+        gap_model = load_gap_model(config, base, gap_run)
+        usable = fitting(candidates, base, gap_model.loss, tally)
+        with progress("scoring", None, stream) as advance:
+            for window in windows(usable, WINDOW * config.micro_batch_size, config.input):
+                pending = [(each, [not rows.take(row) for row in each.rows]) for each in window]
+                if not any(any(are_new) for _, are_new in pending):
+                    continue
+                # as a whole, so that its rows do not depend on where the command was stopped
+                for (each, are_new), scores in zip(pending, scored(gap_model, window, config), strict=True):
+                    if any(are_new):
+                        tally.add(each, scores, sum(are_new))
+                    for row, is_new in zip(scores.rows(each) if scores else (), are_new, strict=False):
+                        if is_new:
+                            rows.write(row)
+                    advance(len(each.responses))
+    report(config, tally, gap_run)
+    return 1 if tally.failed else 0
+
+
+def open_candidates(config: ScoreConfig, gap_run: EarlierRun, tally: Tally) -> Iterator[Candidates]:
+    if not config.labels:
+        return iter_candidates(config.input, config.against, tally.on_error, tally.notes)
+    pairs = load_pairs(config.input, notes=tally.notes, options=options_of(config))
+    if set(prompt_sketch(pairs)) & set(gap_run.manifest.data.prompts):
+        warn(f"{gap_run.folder} was trained on prompts of {tally.label}: its accuracy on other prompts is lower")
+    return map(labelled, pairs)
+
+
+def load_gap_model(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> GapModel:
+    temperatures, loss = gap_temperatures(gap_run.manifest), gap_loss_of(gap_run.manifest)
+    model = base.load(gap_run.gap_models())
+    if len(temperatures) == 1 and base.dtype is torch.float32 and not base.identity.load_in_4bit:
+        model.merge(*temperatures)
+    return GapModel(model, base.chat, temperatures, config.micro_batch_size, loss, config.gap_bound)
+
+
+def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: Tally) -> Iterator[Candidates]:
+    """Yield the candidates that fit into the context; report the others as row errors."""
+    limit = Limit(base.chat, base.max_length, responses=1 if loss is GapLoss.pointwise else 2)
+    for each in candidates:
+        texts = dict(enumerate(each.responses)) | ({} if each.reference is None else {-1: each.reference})
+        named = {f"response {index + 1}" if index >= 0 else "reference": text for index, text in texts.items()}
+        try:
+            check_conversation(each.prompt, named, limit, tally.notes)
+        except RowProblem as problem:
+            tally.on_error(RowError(tally.label, each.lines[0], problem.field, problem.reason))
+        else:
+            yield each
+
+
+def scored(gap_model: GapModel, window: Sequence[Candidates], config: ScoreConfig) -> Iterator[Scores | None]:
+    """Yield the scores of each of the candidates, in smaller parts if memory runs out; None: even one is too large."""
+    try:
+        yield from score(gap_model, window, config.against == ALL)
+        return
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    if len(window) == 1 and gap_model.micro_batch_size == 1:
+        yield None
+        return
+    smaller = gap_model._replace(micro_batch_size=max(1, gap_model.micro_batch_size // 2))
+    middle = max(1, len(window) // 2)
+    for part in (window[:middle], window[middle:]):
+        if part:
+            yield from scored(smaller, part, config)
+
+
+def written_before(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> Counter[str]:
+    """Return how many rows of each kind the output has; begin the manifest of a new output.
+
+    Raises SettingsError if the existing rows were scored with other settings or models.
+    """
+    if config.output == "-" or not Path(config.output).is_file():
+        return Counter()
+    now = {
+        "settings": config.identity(),
+        "base": base.identity.model_dump(mode="json"),
+        "adapters": {role: file_digest(folder / WEIGHTS) for role, folder in gap_run.gap_models().items()},
+    }
+    manifest = Path(f"{config.output}.manifest.json")
+    done = Counter(load_rows(config.output, lambda row, file, line: row_key(row)))
+    if done:
+        refuse_differences(manifest, now)
+    else:
+        write_file(manifest, json.dumps(now, indent=1))
+    return done
+
+
+def row_key(row: Row) -> str:
+    return json.dumps(without_scores(row), sort_keys=True)
+
+
+def report(config: ScoreConfig, tally: Tally, gap_run: EarlierRun) -> None:
+    for text, count in tally.notes.items():
+        note(f"{tally.label}: {counted(count, text)}")
+    failed = f", {counted(tally.failed, 'rows failed')}" if tally.failed else ""
+    note(f"{counted(tally.rows, 'pairs' if config.labels else 'rows')} scored{failed}")
+    warn_if_not_calibrated(gap_run)
+    if config.labels:
+        gaps = tally.gaps if config.output == "-" else load_rows(config.output, lambda row, *_: gap_of(row))
+        print(encode(accuracy(gaps)))
+    elif config.output != "-" and tally.rows:
+        next_command(f"jq -r .p_better {shlex.quote(config.output)}")
+
+
+def gap_of(row: Row) -> float:
+    return math.nan if row["gap"] is None else float(row["gap"])
+
+
+def accuracy(gaps: Sequence[float]) -> dict[str, Any]:
+    """Return how often chosen has the larger score, with a 95% interval; a pair without a finite gap is wrong."""
+    right = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
+    finite = [gap for gap in gaps if math.isfinite(gap)]
+    return {
+        "pairs": len(gaps),
+        "accuracy": sum(right) / len(right),
+        "accuracy_ci": list(mean_interval(right)),
+        "log_loss": float(log_losses(finite, 1.0).mean()) if finite else None,
+        "mean_gap": sum(finite) / len(finite) if finite else None,
+    }
