@@ -26,8 +26,10 @@ BOXES: dict[str, tuple[float, float, str]] = {
     "settings": (0, 4.4, "what can be set?"),
     "equations": (1, 4.4, "the paper"),
     "console": (2, 4.4, "what people read"),
-    "processes": (3, 4.4, "which rank is this?"),
-    "errors": (4, 4.4, "what may go wrong?"),
+    "panel": (3, 4.4, "how does training go?"),
+    "events": (4, 4.4, "what programs read"),
+    "processes": (5, 3.9, "which rank is this?"),
+    "errors": (5, 4.6, "what may go wrong?"),
 }
 FILES = {
     "pairs.jsonl": (0, 1.2),

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from pitcli.console import counted, sparkline
+from pitcli.console import counted
+from pitcli.panel import sparkline
 
 TRAINING = """
-from pitcli.console import training_panel
+from pitcli.panel import training_panel
 rows = [{"step": n, "loss": 9.0, "kl": 0.0} for n in range(3)]
 with training_panel("training [b]", 6, ("loss", "kl", "accuracy"), rows, 8) as show:
     for number in range(2):

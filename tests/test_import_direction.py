@@ -13,8 +13,10 @@ PACKAGE = Path(pitcli.__file__).parent
 FOLDERS = (
     "errors",
     "processes",
+    "events",
     "settings",
     "console",
+    "panel",
     "equations",
     "data",
     "endpoints",
@@ -88,7 +90,8 @@ def test_the_command_line_and_the_data_load_without_torch() -> None:
     light = [
         name
         for name, _ in modules()
-        if part(name) in {"cli", "data", "endpoints", "settings", "errors", "console", "processes", "recipes"}
+        if part(name)
+        in {"cli", "data", "endpoints", "settings", "errors", "events", "console", "panel", "processes", "recipes"}
     ]
     imports = "; ".join(f"import pitcli.{name.removesuffix('.__init__')}" for name in light)
     heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes'}"

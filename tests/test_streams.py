@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pitcli import console
+from pitcli import console, panel
 from pitcli.data.streams import open_growing, open_output
 from pitcli.errors import naming
 from pitcli.runs.files import publish_dir, write_file
@@ -108,7 +108,7 @@ def test_no_panel_if_stderr_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then calls any stream a terminal
     console._console.cache_clear()
-    with console.training_panel("t", 1, names=(), rows=(), per_step=1) as show:
+    with panel.training_panel("t", 1, names=(), rows=(), per_step=1) as show:
         show({"loss": 1.0})
     console._console.cache_clear()
 

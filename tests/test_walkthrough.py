@@ -28,7 +28,12 @@ class Walk(NamedTuple):
 
 
 # with this many pairs, the fold that the guide tests on gives drafts that are improved; the README has fixed drafts
-WALKS = {"README": Walk([ROOT / "README.md"], 24), "start": Walk([DOCS / "start.md"], 120), "guide": Walk(GUIDE, 120)}
+WALKS = {
+    "README": Walk([ROOT / "README.md"], 24),
+    "start": Walk([DOCS / "start.md"], 120),
+    "guide": Walk(GUIDE, 120),
+    "agents": Walk([DOCS / "agents.md"], 120),
+}
 
 
 class Line(NamedTuple):
@@ -79,6 +84,7 @@ def newcomer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         for row in rows:
             asked = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
             pairs.write(json.dumps({field: asked + row[field] for field in ("chosen", "rejected")}) + "\n")
+    shutil.copy("hh.jsonl", "pairs.jsonl")
     with Path("rated.jsonl").open("w") as rated:
         for row in rows:
             for field, rating in (("chosen", 4), ("rejected", 2)):

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from pitcli import __version__, console
+from pitcli import __version__, console, events
 from pitcli.errors import PitError, is_out_of_memory, naming
 from pitcli.processes.collectives import leave_group
 from pitcli.processes.ranks import is_rank_0, rank
@@ -28,11 +28,20 @@ OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-t
 REPLACED = {"--skip-long": "--long-rows skip", "--truncate": "--long-rows truncate"}  # flags of earlier versions
 LINGER = 10.0  # seconds in which rank 0 reports an error that all processes have
 
+# the same for every command, and kept from version to version
+EXIT_CODES = """\
+0    done
+1    some rows failed, each named on stderr
+2    bad input or settings: nothing was done
+3    disk, memory, lock, damaged run, diverged training
+130  interrupted; 143 terminated; 141 stdout was closed"""
+
 app = typer.Typer(
     name="pit",
     cls=SectionedGroup,
     help="Learn to improve text from preference pairs, and improve drafts (PIT, arXiv 2310.00898).\n\n"
     "`pit COMMAND --help` shows the options of a command, with examples.",
+    epilog=f"\b\nExit codes of every command:\n{EXIT_CODES}",
     # Rich help costs 0.1 s per call, and its boxes are bad to copy; the docs quote the plain help too.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,6 +57,7 @@ def _add_commands() -> None:
             cls=SectionedCommand,
             # \b: click must not wrap the lines that follow it
             help=f"{command.summary}\n\n\b\n{'Examples' if command.examples[1:] else 'Example'}:\n{examples}",
+            epilog=f"\b\nExit codes:\n{EXIT_CODES}",
             short_help=command.summary,
             rich_help_panel=command.purpose,
         )(command_of(command.settings, partial(start, name)))
@@ -71,6 +81,17 @@ def _pit(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. A traceback is shown only for a bug, or with PIT_DEBUG=1."""
+    with events.turned_on(sys.argv[1:] if arguments is None else arguments):
+        try:
+            code = _run(arguments)
+        except SystemExit as ended:
+            console.emit("end", exit_code=ended.code)
+            raise
+        console.emit("end", exit_code=code)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     _prepare_streams()
     try:

@@ -1,29 +1,19 @@
-"""Output for people, on stderr: notes, warnings, progress bars, tables, samples, and the live training panel."""
+"""Output on stderr: for people notes, warnings, progress bars, tables and samples; for programs events (events.py)."""
 
 import re
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from pitcli import events
 from pitcli.processes.ranks import is_rank_0
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.panel import Panel
-    from rich.progress import Progress
+    from rich.console import Console
 
 SAMPLE_CHARACTERS = 300
-BLOCKS = "▁▂▃▄▅▆▇█"
-PANEL_COLUMNS = 88
-SPARKLINE_COLUMNS = 48
-SPARKLINE_STEPS = 2000  # the latest steps that a sparkline shows
-SPEED_STEPS = 20
-SPEED_SECONDS = 600  # the period over which the time left is estimated
 
 # Control characters (but not tab and newline), bidirectional overrides and lone surrogates: rows are untrusted text,
 # and a terminal executes the escape sequences in its input.
@@ -40,6 +30,15 @@ def _console() -> "Console":
 def enable_output() -> None:
     """Let a rank other than 0 print."""
     _console().quiet = False
+
+
+def emit(event: str, **fields: object) -> bool:
+    """Write an event if programs read stderr (--json-progress); returns whether they do, so that no text is due."""
+    if not events.are_on():
+        return False
+    if not _console().quiet:
+        events.write(event, fields)
+    return True
 
 
 def visible(text: str) -> str:
@@ -75,6 +74,8 @@ def next_command(line: str) -> None:
 
 
 def _labelled(label: str, style: str, message: str) -> None:
+    if emit(label.rstrip(": ") or "note", message=message):
+        return
     from rich.text import Text
 
     # soft_wrap: one message is one line, for grep and log files.
@@ -88,6 +89,9 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
     rows: the stream that rows are written to meanwhile; if it is a terminal too, no bar is shown, as it would overwrite
     them.
     """
+    if events.are_on():
+        yield _progress_events(description, total)
+        return
     if not _console().is_terminal or (rows is not None and rows.isatty()):
         yield lambda n=1, **fields: None
         return
@@ -106,108 +110,28 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
         task = bar.add_task(visible(description), total=total, rate="", shown="")
 
         def advance(n: int = 1, **fields: object) -> None:
-            shown = " ".join(f"{name}={_cell(value)}" for name, value in fields.items())
+            shown = " ".join(f"{name}={cell(value)}" for name, value in fields.items())
             speed = bar.tasks[0].speed
             bar.update(task, advance=n, shown=shown, rate=f"{speed:.3g}/s" if speed else "")
 
         yield advance
 
 
-class Sparkline(NamedTuple):
-    """The values of a metric as a sparkline that fits the available width."""
+def _progress_events(task: str, total: int | None) -> Callable[..., None]:
+    start, done = time.monotonic(), 0
 
-    values: Sequence[float]
+    def advance(n: int = 1, **fields: object) -> None:
+        nonlocal done
+        done += n
+        emit("progress", task=task, done=done, total=total, seconds=round(time.monotonic() - start, 3), **fields)
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        # A terminal without UTF-8 cannot show the blocks.
-        if not options.ascii_only:
-            yield sparkline(self.values, min(options.max_width, SPARKLINE_COLUMNS))
-
-
-def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` blocks; each shows the mean of an equal part of the values.
-
-    The lowest block is the minimum of the means, the highest the maximum.
-    """
-    count = min(width, len(values))
-    means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
-    low, high = min(means, default=0.0), max(means, default=0.0)
-    top = len(BLOCKS) - 1
-    return "".join(BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
-
-
-@contextmanager
-def training_panel(
-    title: str, total: int, names: Sequence[str], rows: Sequence[Mapping[str, float]], per_step: int
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Show a live panel of training if stderr is a terminal; yields show(metrics), to be called after each step.
-
-    The panel has a bar with the time left, and the latest value and a sparkline of each metric in `names`. rows: the
-    metrics of the steps before a resumed run continues. per_step: rows of data per step, for the speed of tasks without
-    a metric `tokens`.
-    """
-    if not (_console().is_interactive and sys.stderr is not None and sys.stderr.isatty()):
-        yield lambda metrics: None
-        return
-    from rich import progress as bars
-    from rich.live import Live
-
-    columns = [bars.BarColumn(bar_width=None), bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
-    bar = bars.Progress(*columns, speed_estimate_period=SPEED_SECONDS, expand=True)
-    task = bar.add_task("", total=total, completed=len(rows))
-    history: dict[str, deque[float]] = {}
-    done: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)], maxlen=SPEED_STEPS)
-
-    def add(metrics: Mapping[str, float]) -> None:
-        for name in names:
-            if name in metrics:
-                history.setdefault(name, deque(maxlen=SPARKLINE_STEPS)).append(metrics[name])
-
-    def show(metrics: Mapping[str, float]) -> None:
-        add(metrics)
-        done.append((time.monotonic(), metrics.get("tokens", per_step)))
-        bar.advance(task)
-        unit = "tokens/s" if "tokens" in metrics else "rows/s"
-        live.update(_panel(title, bar, history, (unit, _speed(done))))
-
-    for row in rows:
-        add(row)
-    # redirect_stdout would send the output on stdout to stderr.
-    with Live(
-        _panel(title, bar, history, None), console=_console(), redirect_stdout=False, refresh_per_second=4
-    ) as live:
-        yield show
-
-
-def _speed(done: Sequence[tuple[float, float]]) -> float:
-    """The amount per second, from steps as (end time, amount); the first one only marks the start of the second."""
-    (began, _), (ended, _) = done[0], done[-1]
-    return sum(amount for _, amount in list(done)[1:]) / max(ended - began, 1e-9)
-
-
-def _panel(
-    title: str, bar: "Progress", history: Mapping[str, Sequence[float]], speed: tuple[str, float] | None
-) -> "Panel":
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, justify="right", min_width=9)
-    grid.add_column(no_wrap=True, ratio=1, style="cyan")
-    for name, values in history.items():
-        grid.add_row(Text(visible(name)), Text(_cell(float(values[-1]))), Sparkline(list(values)))
-    if speed:
-        unit, number = speed
-        grid.add_row(Text(unit), Text(f"{number:,.0f}" if number >= 10 else f"{number:.2g}"))
-    width = min(_console().width, PANEL_COLUMNS)
-    return Panel(Group(bar, grid), title=Text(visible(title)), title_align="left", border_style="dim", width=width)
+    return advance
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns of numbers are right-aligned, and no cell is truncated."""
+    if emit("table", title=title, columns=columns, rows=rows):
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -218,18 +142,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         grid.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(_cell(value)) for value in row))
+        grid.add_row(*(Text(cell(value)) for value in row))
     # A log file has no width; with the default of 80 columns the cells would be folded.
     console = _console() if _console().is_terminal else Console(stderr=True, width=10_000, quiet=not is_rank_0())
     console.print(grid)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
 def samples(rows: Sequence[Sequence[str]], labels: Sequence[str] = ("prompt", "before", "after")) -> None:
     """Print each row as a block: one shortened text per label."""
+    if events.are_on():
+        for texts in rows:
+            emit("sample", **dict(zip(labels, texts, strict=True)))
+        return
     from rich.text import Text
 
     width = max(map(len, labels)) + 2
@@ -242,6 +170,8 @@ def samples(rows: Sequence[Sequence[str]], labels: Sequence[str] = ("prompt", "b
 
 def marked(parts: Sequence[tuple[str, bool]]) -> None:
     """Print one text in parts; marked parts are bold green, or between ⟦ and ⟧ if there are no colours."""
+    if emit("text", parts=parts):
+        return
     from rich.text import Text
 
     plain = not _has_colours()
@@ -257,6 +187,9 @@ def word_changes(title: str, parts: Iterable[tuple[str, str]]) -> None:
 
     Without colours (NO_COLOR, or stderr is not a terminal), they are between [- and -], and {+ and +}, as in git.
     """
+    if events.are_on():
+        emit("changes", title=title, parts=list(parts))
+        return
     from rich.text import Text
 
     text = Text.assemble((f"{visible(title)}\n", "bold"))

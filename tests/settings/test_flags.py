@@ -49,13 +49,13 @@ def test_only_start_settings_and_none_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config_class", UNUSUAL)
 def test_one_flag_per_field(config_class: type[Settings]) -> None:
     names = list(inspect.signature(command_of(config_class, lambda config: None)).parameters)
-    assert sorted(names) == sorted(["config", *config_class.model_fields])
+    assert sorted(names) == sorted(["config", "json_progress", *config_class.model_fields])
 
 
-def test_common_options_come_first_and_config_last() -> None:
+def test_common_options_come_first_and_others_last() -> None:
     names = list(inspect.signature(command_of(RlConfig, lambda config: None)).parameters)
     assert names[:5] == ["data", "curriculum", "model", "out", "resume"]
-    assert names[-1] == "config"
+    assert names[-2:] == ["config", "json_progress"]
 
 
 def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:

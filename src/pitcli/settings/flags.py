@@ -15,19 +15,21 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
+from pitcli.events import FLAG
 from pitcli.settings.base import READ, Fact, GapLoss, Section, Settings, facts_of
 from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
 
+JSON_HELP = "Write events to stderr, one JSON object per line, instead of text for people [default: off]"
 CONFIG_HELP = "YAML file with these settings (learning_rate: 1e-4); flags override it [default: none]"
 
 
 def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callable[..., int | None]:
     """A function for Typer with one flag per field and --config; it validates the settings, then calls `run`."""
 
-    def command(config: str | None, **flags: object) -> int | None:
+    def command(config: str | None, json_progress: bool | None, **flags: object) -> int | None:
         given = {name: value for name, value in flags.items() if value is not None}
         return run(settings_of(config_class, given, config))
 
@@ -37,6 +39,10 @@ def command_of(config_class: type[S], run: Callable[[S], int | None]) -> Callabl
     }
     parameters["config"] = Annotated[
         str | None, typer.Option(help=CONFIG_HELP, metavar="<file>", rich_help_panel=Section.other)
+    ]
+    # read by cli.main, so that even an error in the arguments is an event
+    parameters["json_progress"] = Annotated[
+        bool | None, typer.Option(FLAG, help=JSON_HELP, metavar=FLAG, rich_help_panel=Section.other)
     ]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

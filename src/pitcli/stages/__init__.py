@@ -2,6 +2,8 @@
 
 import importlib
 
+from pitcli import __version__
+from pitcli.console import emit
 from pitcli.errors import RunError, SettingsError, is_out_of_memory
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.folder import refuse_busy
@@ -17,6 +19,7 @@ def start(command: str, config: Settings) -> int:
 
     Whatever can be refused without torch is refused first, because importing torch takes seconds.
     """
+    emit("start", command=command, pit=__version__)
     if world_size() > 1 and not COMMANDS[command].distributed:
         several = ", ".join(DISTRIBUTED)
         raise SettingsError(

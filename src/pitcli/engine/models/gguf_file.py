@@ -202,7 +202,8 @@ def load_gguf(path: Path, device: torch.device) -> PreTrainedModel:
     # alone in a folder, so that files next to it are not read; and without transformers' progress bar
     with reading(path), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
         Path(alone, path.name).symlink_to(path.resolve())
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
         )
-    return loaded.to(device).eval()  # type: ignore[arg-type]
+    plain: PreTrainedModel = loaded.to(device).eval()
+    return plain

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from pitcli.console import training_panel
 from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import RoleModel, fingerprint
 from pitcli.engine.training.checkpoints import (
@@ -25,6 +24,7 @@ from pitcli.engine.training.checkpoints import (
 from pitcli.engine.training.schedule import member_seed, micro_batch_rows, planned_steps, stage_of
 from pitcli.equations import learning_rate_factor
 from pitcli.errors import RunError
+from pitcli.panel import training_panel
 from pitcli.processes.collectives import RankLost, all_reduce_gradients, all_reduce_metrics
 from pitcli.processes.ranks import rank, world_size
 from pitcli.runs.folder import TRACKERS, RunFolder
