@@ -33,7 +33,12 @@ def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]
 
 def row_key(draft: Draft) -> int:
     """Identifies a row when a stopped command is resumed: 60 bits of a hash of its id and text."""
-    key = json.dumps([draft.id, draft.prompt, draft.response])
+    return content_key([draft.id, draft.prompt, draft.response])
+
+
+def content_key(value: object) -> int:
+    """60 bits of a hash of a JSON value; the order of the fields of objects does not matter."""
+    key = json.dumps(value, sort_keys=True)
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 4
 
 

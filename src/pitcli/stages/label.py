@@ -1,6 +1,5 @@
 """pit label: turns rows into preference pairs, labelled by any judge."""
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,16 +10,15 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, load_rows, refuse_output_as_input, write_row
+from pitcli.data.reading import OnError, file_label, refuse_output_as_input, write_row
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
-from pitcli.data.streams import open_growing, windows
+from pitcli.data.streams import content_key, open_growing, windows
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.improving.output import refuse_differences
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
-from pitcli.runs.files import write_file
+from pitcli.runs.done_rows import rows_before, take
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
@@ -52,7 +50,7 @@ def run(config: LabelConfig) -> int:
         open_growing(config.output, config.resume, config.overwrite) as stream,
         progress("labelling", None, stream) as advance,
     ):
-        done = written_before(config)
+        done = rows_before(config.output, pair_key, {"settings": config.identity()})
         notes.update({"pairs already written": done.total()} if done else {})
         for pair in labelled(usable, config, notes, advance, done):
             write_row(pair, stream)
@@ -106,39 +104,14 @@ def different(candidates: Iterable[Candidate], notes: Counter[str]) -> Iterator[
             yield candidate._replace(comparison=comparison)
 
 
-def written_before(config: LabelConfig) -> Counter[str]:
-    """Return how many pairs of each kind (pair_key) the output has; begin the manifest of a new output.
-
-    Raises SettingsError if the existing pairs were labelled with other settings.
-    """
-    if config.output == "-" or not Path(config.output).is_file():
-        return Counter()
-    now, manifest = {"settings": config.identity()}, Path(f"{config.output}.manifest.json")
-    pairs = Counter(load_rows(config.output, lambda row, file, line: pair_key(row)))
-    if pairs:
-        refuse_differences(manifest, now)
-    else:
-        write_file(manifest, json.dumps(now, indent=1))
-    return pairs
-
-
-def pair_key(row: dict[str, Any]) -> str:
+def pair_key(row: dict[str, Any]) -> int:
     """Return what is the same whichever response the judge prefers."""
     rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected", "judge", "p_chosen")}
-    return json.dumps([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])], sort_keys=True)
-
-
-def take(done: Counter[str], candidate: Candidate) -> bool:
-    """Return whether the candidate's pair is written already, and use that pair up."""
-    if not done:
-        return False
-    key = pair_key(pair_row(candidate, Verdict(1.0), judge=""))
-    done.subtract([key] if (is_done := done[key] > 0) else [])
-    return is_done
+    return content_key([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])])
 
 
 def labelled(
-    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any, done: Counter[str]
+    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any, done: Counter[int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the pairs that the judge decides with --min-confidence.
 
@@ -147,7 +120,9 @@ def labelled(
     fields: dict[Prompt, dict[str, Any]] = {}  # of the prompts in the current window only: the input may be large
     judge = load_judge(config.judge, config, fields, cache=Path(config.output).parent / "openai-cache.sqlite").judge
     for window in windows(candidates, judge.per_call, config.input):
-        are_done = [take(done, candidate) for candidate in window]
+        are_done = [
+            bool(done) and take(done, pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window
+        ]
         if done.total():
             continue
         fields.clear()

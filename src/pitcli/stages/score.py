@@ -1,12 +1,10 @@
 """pit score: scores and ranks responses by the gap model, and measures its accuracy on preference pairs."""
 
-import json
 import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -18,9 +16,8 @@ from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.reading import file_label, load_rows, refuse_output_as_input, write_row
 from pitcli.data.rows import RowError
 from pitcli.data.splits import prompt_sketch
-from pitcli.data.streams import WINDOW, open_growing, windows
+from pitcli.data.streams import WINDOW, content_key, open_growing, windows
 from pitcli.data.strict_json import RowProblem, encode
-from pitcli.engine.improving.output import refuse_differences
 from pitcli.engine.improving.ranking import Scores, score, without_scores
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.loading import WEIGHTS
@@ -28,8 +25,9 @@ from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import log_losses
 from pitcli.errors import is_out_of_memory
 from pitcli.evaluation.statistics import mean_interval
+from pitcli.runs.done_rows import rows_before, take
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, gap_temperatures, warn_if_not_calibrated
-from pitcli.runs.files import file_digest, write_file
+from pitcli.runs.files import file_digest
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
 
@@ -39,6 +37,7 @@ class Tally:
 
     def __init__(self, config: ScoreConfig) -> None:
         self.label = file_label(config.input)
+        self.of_labels = config.labels
         self.notes = Counter[str]()
         self.failed = self.rows = 0
         self.gaps: list[float] = []
@@ -53,21 +52,19 @@ class Tally:
         if scores is None or not scores.are_finite():
             reason = "no finite gap" if scores else "out of memory even by itself"
             self.on_error(RowError(self.label, candidates.lines[0], "", reason))
-        self.gaps.append(scores.gap[0] if scores else math.nan)
+        if self.of_labels:
+            self.gaps.append(scores.gap[0] if scores else math.nan)
 
 
 class ScoredRows(NamedTuple):
     """The output, and how many rows of each kind (row_key) it has from an earlier start. stream: None: no rows."""
 
     stream: TextIO | None
-    done: Counter[str]
+    done: Counter[int]
 
     def take(self, row: Row) -> bool:
         """Return whether the row is done, and use that up."""
-        if not self.done or not self.done[row_key(row)]:
-            return False
-        self.done[row_key(row)] -= 1
-        return True
+        return bool(self.done) and take(self.done, row_key(row))
 
     def write(self, row: Row) -> None:
         if self.stream is not None:
@@ -83,7 +80,7 @@ def run(config: ScoreConfig) -> int:
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
     with open_growing(config.output, config.resume, config.overwrite) if rows_go_out else nullcontext() as stream:
-        rows = ScoredRows(stream, written_before(config, base, gap_run))
+        rows = ScoredRows(stream, rows_before(config.output, row_key, origin_of_rows(config, base, gap_run)))
         gap_model = load_gap_model(config, base, gap_run)
         usable = fitting(candidates, base, gap_model.loss, tally)
         with progress("scoring", None, stream) as advance:
@@ -152,29 +149,17 @@ def scored(gap_model: GapModel, window: Sequence[Candidates], config: ScoreConfi
             yield from scored(smaller, part, config)
 
 
-def written_before(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> Counter[str]:
-    """Return how many rows of each kind the output has; begin the manifest of a new output.
-
-    Raises SettingsError if the existing rows were scored with other settings or models.
-    """
-    if config.output == "-" or not Path(config.output).is_file():
-        return Counter()
-    now = {
+def origin_of_rows(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> dict[str, Any]:
+    """Return everything that the rows depend on; none of it may change when the command is resumed."""
+    return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
         "adapters": {role: file_digest(folder / WEIGHTS) for role, folder in gap_run.gap_models().items()},
     }
-    manifest = Path(f"{config.output}.manifest.json")
-    done = Counter(load_rows(config.output, lambda row, file, line: row_key(row)))
-    if done:
-        refuse_differences(manifest, now)
-    else:
-        write_file(manifest, json.dumps(now, indent=1))
-    return done
 
 
-def row_key(row: Row) -> str:
-    return json.dumps(without_scores(row), sort_keys=True)
+def row_key(row: Row) -> int:
+    return content_key(without_scores(row))
 
 
 def report(config: ScoreConfig, tally: Tally, gap_run: EarlierRun) -> None:

@@ -18,6 +18,7 @@ from pitcli.data.streams import open_growing, row_key
 from pitcli.data.strict_json import RowProblem, describe
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
+from pitcli.runs.done_rows import refuse_differences, take
 from pitcli.runs.files import write_file
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 
@@ -39,10 +40,7 @@ class ImprovedRows:
 
     def take(self, draft: Draft) -> bool:
         """Return whether the draft is done, and use that up: duplicate drafts are done once each."""
-        if not self._done or not self._done[row_key(draft)]:
-            return False
-        self._done[row_key(draft)] -= 1
-        return True
+        return bool(self._done) and take(self._done, row_key(draft))
 
     def write(self, draft: Draft, text: str) -> None:
         """Write what a draft has become; nothing is lost of it if the command is then killed."""
@@ -116,29 +114,6 @@ def _read_journal(path: Path, output: Path) -> tuple[Counter[int], int]:
     if path.is_file():
         os.truncate(path, read)
     return done, size
-
-
-def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
-    """Raise SettingsError with every value that differs between the manifest and this command."""
-    if not manifest.is_file():
-        raise SettingsError(
-            f"--resume: {manifest} is missing, so the settings of the existing rows are unknown; "
-            "use --overwrite to replace the rows"
-        )
-    try:
-        before = json.loads(manifest.read_bytes())
-        pairs = [(before[part], now[part]) for part in now]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise RunError(f"{manifest}: damaged, or written by another version of pit") from problem
-    flat = [side if isinstance(side, dict) else {"gap_temperature": side} for pair in pairs for side in pair]
-    problems = [
-        f"--resume: {key} was {old.get(key)!r} in {manifest} and is now {new.get(key)!r}"
-        for old, new in zip(flat[::2], flat[1::2], strict=True)
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if problems:
-        raise SettingsError(problems)
 
 
 def _done_rows(output: str) -> Counter[int]:

@@ -1,0 +1,58 @@
+"""The rows that a growing output has from an earlier start, and the manifest of what they were made with."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pitcli.data.reading import load_rows
+from pitcli.errors import RunError, SettingsError
+from pitcli.runs.files import write_file
+
+
+def rows_before(output: str, key: Callable[[dict[str, Any]], int], made_with: dict[str, Any]) -> Counter[int]:
+    """Return how many rows of each key the output has; begin the manifest of a new output.
+
+    Raises SettingsError if the rows were made with something else.
+    """
+    if output == "-" or not Path(output).is_file():
+        return Counter()
+    manifest = Path(f"{output}.manifest.json")
+    done = Counter(load_rows(output, lambda row, file, line: key(row)))
+    if done:
+        refuse_differences(manifest, made_with)
+    else:
+        write_file(manifest, json.dumps(made_with, indent=1))
+    return done
+
+
+def take(done: Counter[int], key: int) -> bool:
+    """Return whether a row with this key is done, and use that up: equal rows are done once each."""
+    if not done[key]:
+        return False
+    done[key] -= 1
+    return True
+
+
+def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
+    """Raise SettingsError with every value that differs between the manifest and this command."""
+    if not manifest.is_file():
+        raise SettingsError(
+            f"--resume: {manifest} is missing, so the settings of the existing rows are unknown; "
+            "use --overwrite to replace the rows"
+        )
+    try:
+        before = json.loads(manifest.read_bytes())
+        pairs = [(before[part], now[part]) for part in now]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise RunError(f"{manifest}: damaged, or written by another version of pit") from problem
+    flat = [side if isinstance(side, dict) else {"gap_temperature": side} for pair in pairs for side in pair]
+    problems = [
+        f"--resume: {key} was {old.get(key)!r} in {manifest} and is now {new.get(key)!r}"
+        for old, new in zip(flat[::2], flat[1::2], strict=True)
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if problems:
+        raise SettingsError(problems)
