@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -245,6 +245,16 @@ async def open_client(endpoint: Endpoint) -> AsyncIterator[Client]:
             for url in endpoint.base_urls or (None,)
         ]
         yield Client(endpoint, [_Server(await stack.enter_async_context(client)) for client in clients], key)
+
+
+async def all_of(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return the results of requests that run together; if one fails, end the rest and raise its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(request) for request in requests]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def check_addresses(base_urls: Sequence[str], option: str = "--base-url") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pitcli.console import progress, warn
 from pitcli.data.rows import Comparison, Message
-from pitcli.endpoints.client import Client, Endpoint, api_key, check_addresses, open_client
+from pitcli.endpoints.client import Client, Endpoint, all_of, api_key, check_addresses, open_client
 from pitcli.endpoints.replies import NoReply
 from pitcli.errors import RunError
 from pitcli.evaluation.judge import Judge, Verdict
@@ -105,13 +105,8 @@ async def _answers(
                 _answer(reply, warn_once)
             advance()
 
-        try:
-            with progress(f"openai:{endpoint.model}", len(missing)) as advance:
-                async with asyncio.TaskGroup() as group:
-                    for question in missing:
-                        group.create_task(ask(question, advance))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        with progress(f"openai:{endpoint.model}", len(missing)) as advance:
+            await all_of(ask(question, advance) for question in missing)
     return {question: _answer(reply, warn_once) if reply else None for question, reply in replies.items()}
 
 

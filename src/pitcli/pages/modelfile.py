@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from pitcli.data.templates import ChatFormat
+from pitcli.data.rows import Message
+from pitcli.data.strict_json import RowProblem
+from pitcli.data.templates import ANY, ChatFormat
 
 CONVERSATIONS = (  # in which the texts between the messages must be the same
     ("user",),
@@ -55,14 +57,8 @@ def ollama_template(chat: ChatFormat) -> str | None:
 
 def _between(chat: ChatFormat, roles: Sequence[str]) -> list[str]:
     """Return the texts before, between and after the messages of a conversation; empty if they are not all shown."""
-    marks = [f"\x01{number}\x02" for number in range(len(roles))]
-    messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
-        text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template can raise anything for roles that it does not know
+        parts = chat.rendering.parts(tuple(Message(role, ANY) for role in roles))
+    except RowProblem:
         return []
-    places = [text.find(mark) for mark in marks]
-    if -1 in places or places != sorted(places):
-        return []
-    ends = [0, *(place + len(mark) for place, mark in zip(places, marks, strict=True))]
-    return [text[end:start] for end, start in zip(ends, [*places, len(text)], strict=True)]
+    return [part.text for part in parts[::2]] if [part.message for part in parts[1::2]] == [*range(len(roles))] else []

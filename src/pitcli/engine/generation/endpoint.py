@@ -141,6 +141,8 @@ class EndpointBatching:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
         except Exception as error:
+            if self._opened.done():
+                raise
             self._opened.set_exception(error)
 
     def _begin(self, key: int, question: Question) -> None:

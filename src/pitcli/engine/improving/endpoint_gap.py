@@ -15,7 +15,7 @@ import torch
 from pitcli.console import warn
 from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
-from pitcli.endpoints.client import ABOUT_THE_REQUEST, Client, Endpoint, open_client
+from pitcli.endpoints.client import ABOUT_THE_REQUEST, Client, Endpoint, all_of, open_client
 from pitcli.endpoints.replies import NoReply
 from pitcli.engine.models.forward import probe_tokens
 from pitcli.engine.models.gaps import both_orders, scoring_tree
@@ -38,15 +38,7 @@ class EndpointGapModel:
 
     def gaps_with_std(self, comparisons: Sequence[Comparison]) -> tuple[list[float], None]:
         """Return the gaps / T; NaN if the server refuses a comparison, for example because it is too long for it."""
-        return self._runner.run(self._gaps(comparisons)), None
-
-    async def _gaps(self, comparisons: Sequence[Comparison]) -> list[float]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._gap(comparison)) for comparison in comparisons]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return self._runner.run(all_of(map(self._gap, comparisons))), None
 
     async def _gap(self, comparison: Comparison) -> float:
         prompt, response, reference = comparison
