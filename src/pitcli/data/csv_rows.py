@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, BinaryIO, cast
 
 from pitcli.data.reading import BYTE_ORDER_MARK, refuse_pointer, refuse_pointer_file, split_lines
-from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem
+from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, decoded
 from pitcli.errors import InputError
 
 Row = dict[str, Any]
@@ -83,11 +83,10 @@ def _text_lines(stream: BinaryIO, label: str, notes: Counter[str]) -> Iterator[s
                     line = line.removeprefix(BYTE_ORDER_MARK)  # noqa: PLW2901
             if len(line) > MAX_LINE_BYTES:
                 raise InputError(f"{label}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-            yield line.decode("utf-8")
+            yield decoded(line)
             number += 1
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02x} at byte {error.start + 1}"
-        raise InputError(f"{label}:{number}: not UTF-8: {byte}; convert the file with iconv -t UTF-8") from None
+    except RowProblem as problem:
+        raise InputError(f"{label}:{number}: {problem.reason}") from None
     except (OSError, EOFError, zlib.error) as error:
         refuse_pointer_file(label)
         raise InputError(f"{label}:{number}: cannot be read: {error}") from None

@@ -3,7 +3,7 @@
 from pitcli.data.conversations import checked_text, parse_prompt
 from pitcli.data.reading import BYTE_ORDER_MARK, file_label, open_stdin
 from pitcli.data.rows import Draft
-from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, check_values
+from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, check_values, decoded
 from pitcli.errors import InputError
 
 
@@ -15,14 +15,11 @@ def read_text_draft(path: str, prompt: str) -> Draft:
             data = stream.read(MAX_LINE_BYTES + 1)
         if len(data) > MAX_LINE_BYTES:
             raise RowProblem("", f"the text is longer than {MAX_LINE_BYTES // 2**20} MiB")
-        text = data.removeprefix(BYTE_ORDER_MARK).decode("utf-8").removesuffix("\n").removesuffix("\r")
+        text = decoded(data.removeprefix(BYTE_ORDER_MARK)).removesuffix("\n").removesuffix("\r")
         row = {"prompt": prompt, "response": checked_text(text, "")}
         check_values(row)
         return Draft(None, parse_prompt(prompt, "--prompt"), text, row, line=1)
     except OSError as error:
         raise InputError(f"{label}: cannot be opened: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1}"
-        raise InputError(f"{label}: {reason}; convert it: iconv -t UTF-8") from None
     except RowProblem as problem:
         raise InputError(f"{problem.field or label}: {problem.reason}") from None

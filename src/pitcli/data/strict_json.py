@@ -22,6 +22,15 @@ class RowProblem(ValueError):
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
+def decoded(data: bytes) -> str:
+    """The text of UTF-8; raises RowProblem with the first byte that is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at byte {error.start + 1}"
+        raise RowProblem("", f"not UTF-8: {byte}; convert it: iconv -t UTF-8") from None
+
+
 def parse_line(line: bytes) -> dict[str, Any]:
     """The object on a line; raises RowProblem with the field and the reason if the line is not valid."""
     if len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES:
@@ -29,9 +38,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
         raise RowProblem("", f"a NUL byte (column {line.index(0) + 1}); is the file UTF-16 or binary?")
     try:
-        row = _DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RowProblem("", f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}") from None
+        row = _DECODER.decode(decoded(line))
     except json.JSONDecodeError as error:
         raise RowProblem("", _explain(error)) from None
     except RecursionError:
