@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: english gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-gpu clean
+.PHONY: english gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-serve bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -76,6 +76,10 @@ bench: .venv-bench/.installed
 # slow (45 minutes on 2 cores): measure the cost of a step as it grows
 bench-costs: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/costs.py --out costs.json $(BENCH)
+
+# pit serve with 64 clients against one (5 minutes on 2 cores); for English, BENCH='--model smollm2 --requests 200'
+bench-serve: install $(VENV)/.smollm2
+	$(BIN)/python benchmarks/serve_load.py --out serve.json $(BENCH)
 
 # everything that a machine with a GPU needs to run examples/gpu/run_kit.sh without a network, in build/gpu-kit
 #   make gpu-kit DATA=hh.jsonl.gz

@@ -27,6 +27,7 @@ FOLDERS = (
     "engine.training",
     "evaluation",
     "pages",
+    "serving",
     "recipes",
     "stages",
     "cli",

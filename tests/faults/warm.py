@@ -116,7 +116,7 @@ class Warm:
 def serve() -> None:
     """Forks for each command; this process itself never computes, so no thread is lost in a fork."""
     from pitcli import cli
-    from pitcli.stages import improve, rl, sample, sft, train_reward, verify  # noqa: F401
+    from pitcli.stages import improve, rl, sample, serve, sft, train_reward, verify  # noqa: F401
 
     cli.LINGER = 0.0  # no launcher is waiting to end the other processes
     for line in sys.stdin:
@@ -337,6 +337,46 @@ def slow_generate(seconds: float) -> None:
     ContinuousBatching.run = slowly  # type: ignore[method-assign]
 
 
+def slow_pass(seconds: float) -> None:
+    """Makes every pass of a server's improvements this much longer."""
+    import time
+
+    from pitcli.engine.improving.live import LiveImprovements
+
+    original = LiveImprovements.advance
+
+    def slowly(self: LiveImprovements) -> Any:
+        time.sleep(seconds)
+        return original(self)
+
+    LiveImprovements.advance = slowly  # type: ignore[method-assign]
+
+
+def client_limits(seconds: float) -> None:
+    """Makes a server wait only this long for clients that neither read nor write."""
+    from pitcli.serving import guard
+    from pitcli.stages import serve
+
+    guard.READ_S = serve.STALLED_S = seconds
+
+
+def fail_pass(number: int) -> None:
+    """Makes this pass of a server's improvements, counted from 1, run out of memory, and the next one fail."""
+    from pitcli.engine.improving.live import LiveImprovements
+
+    original, passes = LiveImprovements.advance, [0]
+
+    def advance(self: LiveImprovements) -> Any:
+        passes[0] += 1
+        if passes[0] == number:
+            raise MemoryError
+        if passes[0] == number + 1:
+            raise ValueError("a bug")
+        return original(self)
+
+    LiveImprovements.advance = advance  # type: ignore[method-assign]
+
+
 def nan_gap_of_draft(name: str) -> None:
     """Makes the gap NaN for every improvement of one draft."""
     from pitcli.engine.improving import scheduler
@@ -363,6 +403,9 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "slow": slow,
     "slow_save": slow_save,
     "slow_generate": slow_generate,
+    "slow_pass": slow_pass,
+    "fail_pass": fail_pass,
+    "client_limits": client_limits,
 }
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ class Section(StrEnum):
     generation = "Generation"
     endpoints = "Endpoints"
     stop = "Stopping"
+    server = "Server"
     judges = "Judges"
     comparison = "Comparison and report"
     card = "Model card and hub"

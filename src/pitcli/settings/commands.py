@@ -9,6 +9,7 @@ from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.judging import CalibrateConfig
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.scoring import ScoreConfig
+from pitcli.settings.serving import ServeConfig
 from pitcli.settings.tools import (
     AgreeConfig,
     AnnotateConfig,
@@ -107,6 +108,11 @@ COMMANDS: dict[str, Command] = {
             "pit score --labels --input pairs.jsonl",
         ),
         in_recipes=True,
+    ),
+    "serve": Command(
+        ServeConfig,
+        Purpose.use,
+        ("pit serve --run runs/rl", "pit serve --upstream http://localhost:11434/v1 --collect kept.jsonl"),
     ),
     "evaluate": Command(
         EvaluateConfig,

@@ -73,7 +73,55 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
         return False
 
 
-class ImproveConfig(ModelSettings, SamplingSettings, WriterSettings):
+class ImprovingSettings(ModelSettings, SamplingSettings):
+    """Settings of the commands that improve drafts."""
+
+    section = Section.method
+
+    run: Annotated[Path | None, Fact.run, Section.common] = Field(
+        None, description="Run folder of the improver [default: runs/rl if it exists, otherwise runs/sft]"
+    )
+    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the gap model [default: the gap model inside --run, otherwise runs/reward]",
+    )
+    max_iters: Annotated[int, Fact.process, Section.common] = Field(
+        3, ge=0, description="Maximum number of improvements per draft"
+    )
+    width: Annotated[int, Fact.later | Fact.process] = Field(
+        1,
+        ge=1,
+        description="Improvements per iteration; the best of them by the gap is the one that the stop rule sees. Costs "
+        "this many times the tokens",
+    )
+    threshold: Annotated[float, Section.stop] = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="P(better) that an improvement must exceed to be kept [default: that of pit calibrate, if --run "
+        "has one for these settings, otherwise 0.5]",
+    )
+    patience: Annotated[int, Fact.process, Section.stop] = Field(
+        1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
+    )
+    gap_bound: Annotated[GapBound, Fact.later | Fact.process, Section.stop] = Field(
+        GapBound.mean,
+        description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
+        "standard deviation",
+    )
+    accept_truncated: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
+        False, description="Also accept improvements that --max-new-tokens cut before their end"
+    )
+    temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
+    sample_batch_size: Annotated[int, Section.hardware] = Field(
+        16, ge=1, description="Number of drafts improved together"
+    )
+    seed: Annotated[int, Section.generation] = Field(
+        0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
+    )
+
+
+class ImproveConfig(ImprovingSettings, WriterSettings):
     """pit improve: rewrite drafts until the gap model finds no improvement."""
 
     section = Section.method
@@ -112,26 +160,10 @@ class ImproveConfig(ModelSettings, SamplingSettings, WriterSettings):
         False, description="Resume a stopped command: skip the drafts whose rows are already in --output"
     )
     overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
-    run: Annotated[Path | None, Fact.run, Section.common] = Field(
-        None, description="Run folder of the improver [default: runs/rl if it exists, otherwise runs/sft]"
-    )
-    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None,
-        description="Run folder of the gap model [default: the gap model inside --run, otherwise runs/reward]",
-    )
     policy: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,
         description="Run folder of the policy, for the methods other than pit "
         "[default: runs/policy if it exists, otherwise the base model]",
-    )
-    max_iters: Annotated[int, Fact.process, Section.common] = Field(
-        3, ge=0, description="Maximum number of improvements per draft"
-    )
-    width: Annotated[int, Fact.later | Fact.process] = Field(
-        1,
-        ge=1,
-        description="Improvements per iteration; the best of them by the gap is the one that the stop rule sees. Costs "
-        "this many times the tokens",
     )
     equal_tokens: Annotated[str | None, Fact.file] = Field(
         None,
@@ -142,31 +174,6 @@ class ImproveConfig(ModelSettings, SamplingSettings, WriterSettings):
         StopRule.gap,
         description="gap: keep an improvement only if the gap model finds it better; none: make "
         "--max-iters improvements and keep each of them",
-    )
-    threshold: Annotated[float, Section.stop] = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="P(better) that an improvement must exceed to be kept [default: that of pit calibrate, if --run "
-        "has one for these settings, otherwise 0.5]",
-    )
-    patience: Annotated[int, Fact.process, Section.stop] = Field(
-        1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
-    )
-    gap_bound: Annotated[GapBound, Fact.later | Fact.process, Section.stop] = Field(
-        GapBound.mean,
-        description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
-        "standard deviation",
-    )
-    accept_truncated: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
-        False, description="Also accept improvements that --max-new-tokens cut before their end"
-    )
-    temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
-    sample_batch_size: Annotated[int, Section.hardware] = Field(
-        16, ge=1, description="Number of drafts improved together"
-    )
-    seed: Annotated[int, Section.generation] = Field(
-        0, ge=0, lt=2**32, description="Random seed; the samples of a row do not depend on the order of the rows"
     )
     gap_url: Annotated[str | None, Fact.text | Fact.execution, Section.endpoints] = Field(
         None,

@@ -20,20 +20,18 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.data.text_units import differences
 from pitcli.data.thoughts import THINK
 from pitcli.engine.generation.methods import extra_room
-from pitcli.engine.improving.opening import Models, open_scheduler, refuse_unusable_endpoints
+from pitcli.engine.improving.models import Models, find_models, with_threshold
+from pitcli.engine.improving.opening import open_scheduler, refuse_unusable_endpoints
 from pitcli.engine.improving.output import ImprovedRows, open_improved_rows, read_budgets
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt
 from pitcli.engine.improving.written import written
 from pitcli.engine.models.opening import Base, open_base
-from pitcli.errors import RunError
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
-from pitcli.runs.calibration import CALIBRATION, read_calibration
-from pitcli.runs.earlier import EarlierRun, find_run, warn_if_not_calibrated
+from pitcli.runs.earlier import warn_if_not_calibrated
 from pitcli.runs.files import file_digest
-from pitcli.settings.base import Method, OutputFormat, StopRule
-from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
+from pitcli.settings.base import OutputFormat
 from pitcli.settings.generating import ImproveConfig
 
 SHOWN_ROWS = 3
@@ -175,48 +173,6 @@ def origin_of_rows(config: ImproveConfig, base: Base | None, models: Models) -> 
             "equal_tokens": file_digest(Path(config.equal_tokens)) if config.equal_tokens else None,
         },
     }
-
-
-def find_models(config: ImproveConfig) -> Models:
-    """Find the writer (the improver or the policy) and the gap model."""
-    if config.writer:
-        return Models(None, find_gap_run(config, find_run(config.run, IMPROVER_RUN)))
-    writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
-    return Models(writer, find_gap_run(config, writer))
-
-
-def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun | None:
-    if config.reward is None and writer and writer.manifest.rl_gap_model:
-        # an RL run contains the gap model that rewarded it, unless that was a program
-        return writer
-    reward = find_run(config.reward, GAP_RUN)
-    if reward is None and config.needs_gap_model():
-        remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
-        raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
-    return reward
-
-
-def with_threshold(config: ImproveConfig, models: Models) -> ImproveConfig:
-    """Return the settings with the threshold of pit calibrate if none is given and its certificate applies."""
-    is_needed = config.stop is StopRule.gap and config.method is Method.pit and models.writer
-    if "threshold" in config.model_fields_set or not is_needed or models.writer is None:
-        return config
-    calibration = read_calibration(models.writer.folder)
-    if calibration is None:
-        return config
-    if changed := calibration.differences(config.process(), models.digests()):
-        certified = f"{models.writer.folder / CALIBRATION} is for {', '.join(changed)}"
-        note(f"{certified}: threshold {config.threshold:g}, without a certificate")
-        return config
-    note(f"{calibration.certificate()} (pit calibrate); --threshold overrides it")
-    return config.model_copy(update={"threshold": calibration.threshold})
-
-
-def find_improver(config: ImproveConfig) -> EarlierRun:
-    improver = find_run(config.run, IMPROVER_RUN)
-    if improver is None:
-        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
-    return improver
 
 
 def limit_of(config: ImproveConfig, base: Base | None) -> Limit | None:

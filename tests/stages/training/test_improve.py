@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pitcli.engine.improving.models import find_models
 from pitcli.errors import InputError, RunError
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.generating import ImproveConfig
@@ -152,7 +153,7 @@ def test_width_needs_a_gap_model_and_another_method_than_best_of_n(tmp_path: Pat
         pytest.raises(RunError, match=r"--reward: no gap model in runs/reward; pit train-reward makes one$"),
         chdir(tmp_path),
     ):
-        improve.find_models(ImproveConfig(width=2, stop=StopRule.none, method=Method.resample))
+        find_models(ImproveConfig(width=2, stop=StopRule.none, method=Method.resample))
 
 
 def test_rows_of_a_width_are_completed_after_a_stop(tmp_path: Path) -> None:

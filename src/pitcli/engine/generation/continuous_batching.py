@@ -52,7 +52,8 @@ class _RunningRequest:
 
     def __init__(self, key: int, request: Request, decoding: Decoding) -> None:
         self.key = key
-        self.uniforms_S = row_uniforms([request.seed], decoding.max_new_tokens)[0]
+        self.decoding = request.decoding or decoding
+        self.uniforms_S = row_uniforms([request.seed], self.decoding.max_new_tokens)[0]
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.guesses: list[int] = []
@@ -65,13 +66,13 @@ class _RunningRequest:
         self.tokens.append(token)
         self.logprobs.append(logprob)
 
-    def accept_guess(self, stop_ids: tuple[int, ...]) -> bool:
+    def accept_guess(self) -> bool:
         """Accept the next guess if it is the token just drawn; return whether it is.
 
         An accepted guess has been read already, so the token after it can be drawn without another pass.
         """
         guess = self.guesses[self.accepted : self.accepted + 1]
-        guessed = self.tokens[-1] not in stop_ids and guess == self.tokens[-1:]
+        guessed = self.tokens[-1] not in self.decoding.stop_ids and guess == self.tokens[-1:]
         self.accepted += guessed
         return guessed
 
@@ -119,11 +120,24 @@ class ContinuousBatching:
         ended: list[tuple[int, Sample]] = []
         with self.model.role(self.role):
             while self._running and len(ended) < until:
-                ended += self._draw_tokens()
-                for running in self._running.values():
-                    running.guess()
-                if self._running:
-                    self._read([(slot, run.tokens[-1:] + run.guesses) for slot, run in sorted(self._running.items())])
+                ended += self._draw_and_read()
+        return ended
+
+    def advance(self) -> list[tuple[int, Sample]]:
+        """Generate the next tokens of every request in one pass; return the (key, sample) of each that ended."""
+        with self.model.role(self.role):
+            return self._draw_and_read() if self._running else []
+
+    def drop(self, key: int) -> None:
+        """Stop a request without a sample; nothing happens if none with this key is running."""
+        self._running = {slot: running for slot, running in self._running.items() if running.key != key}
+
+    def _draw_and_read(self) -> list[tuple[int, Sample]]:
+        ended = self._draw_tokens()
+        for running in self._running.values():
+            running.guess()
+        if self._running:
+            self._read([(slot, run.tokens[-1:] + run.guesses) for slot, run in sorted(self._running.items())])
         return ended
 
     def _best_slot(self, prompt: list[int]) -> tuple[int, int]:
@@ -149,21 +163,29 @@ class ContinuousBatching:
         while drawing:
             rows = [first + running.accepted for running, first in drawing]
             self._draw_next_token([running for running, _ in drawing], logits_NV[rows])
-            drawing = [(running, first) for running, first in drawing if running.accept_guess(self.decoding.stop_ids)]
+            drawing = [(running, first) for running, first in drawing if running.accept_guess()]
         return [ended for slot in slots if (ended := self._end(slot))]
 
     def _end(self, slot: int) -> tuple[int, Sample] | None:
         """Drop a slot's wrong guesses from its cached tokens; return (key, sample) if its request has ended."""
         running, cached = self._running[slot], self._cached[slot]
         del cached[len(cached) - len(running.guesses) + running.accepted :]
-        finished = running.tokens[-1] in self.decoding.stop_ids
-        if not finished and len(running.tokens) < self.decoding.max_new_tokens:
+        finished = running.tokens[-1] in running.decoding.stop_ids
+        if not finished and len(running.tokens) < running.decoding.max_new_tokens:
             return None
         del self._running[slot]
         return running.key, Sample(running.tokens, running.logprobs, finished)
 
     def _draw_next_token(self, running: Sequence[_RunningRequest], logits_BV: Tensor) -> None:
-        decoding = self.decoding
+        by_decoding: dict[Decoding, list[int]] = {}
+        for row, run in enumerate(running):
+            by_decoding.setdefault(run.decoding, []).append(row)
+        for decoding, rows in by_decoding.items():
+            part = logits_BV if len(by_decoding) == 1 else logits_BV[rows]
+            self._draw_alike([running[row] for row in rows], part, decoding)
+
+    def _draw_alike(self, running: Sequence[_RunningRequest], logits_BV: Tensor, decoding: Decoding) -> None:
+        """Draw the next token of requests with the same decoding."""
         early = [row for row, run in enumerate(running) if len(run.tokens) < decoding.min_new_tokens]
         for token in decoding.stop_ids:
             logits_BV[early, token] = -torch.inf

@@ -58,7 +58,7 @@ class LocalWriter(NamedTuple):
     policy: str | None
 
     def request(self, prompt: Prompt, seed: int) -> Request:
-        return Request(self.chat.policy_prompt(prompt), seed)
+        return Request(self.chat.policy_prompt(prompt), seed, self.decoding)
 
     def proposal(self, sample: Sample) -> Proposal:
         response, thoughts = self.chat.answer(sample.token_ids)

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
@@ -12,49 +10,15 @@ from pitcli.engine.generation.endpoint import EndpointBatching, EndpointWriter, 
 from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.improving.endpoint_gap import NOT_FOUND, EndpointGapModel, open_endpoint_gap
+from pitcli.engine.improving.models import Models
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base
 from pitcli.engine.models.roles import POLICY, RoleModel, is_gap
 from pitcli.errors import SettingsError
 from pitcli.processes.ranks import world_size
 from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_temperatures
-from pitcli.runs.files import file_digest
-from pitcli.runs.metrics import last_metrics
 from pitcli.settings.generating import ImproveConfig
-
-
-class Models(NamedTuple):
-    """The runs to use: the writer's (None: the base model writes) and the one with the gap model or models."""
-
-    writer: EarlierRun | None
-    gap_run: EarlierRun | None
-
-    def runs(self) -> list[EarlierRun]:
-        gap_run = None if self.gap_run is self.writer else self.gap_run
-        return [run for run in (self.writer, gap_run) if run]
-
-    def gap_temperatures(self) -> dict[str, float]:
-        return gap_temperatures(self.gap_run.manifest) if self.gap_run else {}
-
-    def adapters(self) -> dict[str, Path]:
-        """Return the adapter folders by role."""
-        adapters: dict[str, Path] = {self.writer.manifest.role: self.writer.adapter} if self.writer else {}
-        return adapters | (self.gap_run.gap_models() if self.gap_run else {})
-
-    def digests(self) -> dict[str, str]:
-        return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
-
-    def origin(self) -> dict[str, Any]:
-        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended and by what reward."""
-        gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
-        writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
-        return {
-            "gap_data": list(gap_data.values()),
-            "training": last_metrics(writer.folder) if writer else {},
-            **({"reward_command": command} if writer and (command := writer.manifest.reward_command) else {}),
-        }
 
 
 def refuse_unusable_endpoints(config: ImproveConfig) -> None:

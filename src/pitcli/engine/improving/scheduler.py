@@ -87,14 +87,14 @@ class Scheduler(NamedTuple):
 
         most: how many drafts may be in memory, given how many have been yielded (None: all).
         """
-        source, attempts, iterations = enumerate(drafts), dict[int, Attempt](), dict[int, _Iteration]()
+        source, attempts, iterations = enumerate(drafts), dict[int, Attempt](), dict[int, Iteration]()
         waiting = deque[tuple[int, Any]]()
 
         def begin_more() -> None:
             for index, draft in islice(source, most(yielded) - len(attempts) if most else None):
                 attempt = attempts[index] = Attempt(draft, draft.response, [])
-                if self._continues(attempt):
-                    iterations[index] = self._begin(index, attempt)
+                if self.continues(attempt):
+                    iterations[index] = self.begin(index, attempt)
                     waiting.extend(iterations[index].first_requests)
 
         yielded = 0
@@ -102,7 +102,7 @@ class Scheduler(NamedTuple):
         batching = self._open_batching([request for _, request in waiting])
         while attempts:
             while yielded in attempts and yielded not in iterations:
-                yield _ended(attempts.pop(yielded))
+                yield at_end(attempts.pop(yielded))
                 yielded += 1
             begin_more()
             batching.admit([waiting.popleft() for _ in range(min(batching.free(), len(waiting)))])
@@ -110,15 +110,15 @@ class Scheduler(NamedTuple):
             for index, attempt in changed:
                 attempts[index] = attempt
                 del iterations[index]
-                if self._continues(attempt):
-                    iterations[index] = self._begin(index, attempt)
+                if self.continues(attempt):
+                    iterations[index] = self.begin(index, attempt)
                     next_requests += iterations[index].first_requests
             waiting.extendleft(reversed(next_requests))
 
     def _advanced(
         self,
         attempts: Mapping[int, Attempt],
-        iterations: Mapping[int, "_Iteration"],
+        iterations: Mapping[int, "Iteration"],
         samples: Sequence[tuple[int, Any]],
     ) -> tuple[list[tuple[int, Any]], list[tuple[int, Attempt]]]:
         """Return the next requests of the proposals that need several, and the attempts whose iteration has ended."""
@@ -141,13 +141,13 @@ class Scheduler(NamedTuple):
                 complete[index] = [proposal for _, proposal in sorted(iteration.proposals.items())]
         return next_requests, [*failed.items(), *self._judged(attempts, complete)]
 
-    def _begin(self, index: int, attempt: Attempt) -> "_Iteration":
+    def begin(self, index: int, attempt: Attempt) -> "Iteration":
         """Start an iteration from the best response so far: --width proposals, each with its own seed."""
         width = self.config.width
         row = PromptWithReference(attempt.draft.prompt, attempt.best)
         seed = row_seed(self.config.seed, attempt.draft, len(attempt.iterations) + 1)
         proposing = [PROPOSE[self.config.method](self.writer, row, seed + SEED_STEP * k) for k in range(width)]
-        return _Iteration(proposing, [(index * width + k, next(started)) for k, started in enumerate(proposing)], {})
+        return Iteration(proposing, [(index * width + k, next(started)) for k, started in enumerate(proposing)], {})
 
     def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching | EndpointBatching:
         """Open slots for conversations as long as these can become; those of an endpoint are open already."""
@@ -162,7 +162,7 @@ class Scheduler(NamedTuple):
         slots = min(len(requests), config.sample_batch_size)
         return open_batching(writer.model, role, writer.decoding, slots, longest)
 
-    def _continues(self, attempt: Attempt) -> bool:
+    def continues(self, attempt: Attempt) -> bool:
         """Return whether the attempt has another iteration."""
         if attempt.stop_reason is not None:
             return False
@@ -176,7 +176,8 @@ class Scheduler(NamedTuple):
         """Score the proposals of complete iterations, by index of their attempt; yield (index, attempt after it)."""
         # best-of-N compares each sample with the draft, the other methods compare with the best so far
         ranked = self.config.method is Method.best_of_n
-        scored = iter(self._scored(attempts, complete, ranked))
+        rows = [(attempts[index], proposal) for index, proposals in complete.items() for proposal in proposals]
+        scored = iter(self.scored(rows, ranked))
         for index, proposals in complete.items():
             attempt = attempts[index]
             proposal, gap = best_of_width(attempt, list(islice(scored, len(proposals))), self.config)
@@ -185,11 +186,11 @@ class Scheduler(NamedTuple):
             else:
                 yield index, after_proposal(attempt, proposal, gap, self.config)
 
-    def _scored(
-        self, attempts: Mapping[int, Attempt], complete: Mapping[int, Sequence[Proposal]], ranked: bool
-    ) -> list[ScoredProposal]:
-        """Return each proposal with its gap; with several gap models, also with the field gap_std of its record."""
-        rows = [(attempts[index], proposal) for index, proposals in complete.items() for proposal in proposals]
+    def scored(self, rows: Sequence[tuple[Attempt, Proposal]], ranked: bool) -> list[ScoredProposal]:
+        """Return each proposal with its gap; with several gap models, also with the field gap_std of its record.
+
+        ranked: compare with the draft instead of the best so far.
+        """
         if self.gap_model is None or not rows:
             return [ScoredProposal(proposal, None) for _, proposal in rows]
         comparisons = []
@@ -204,7 +205,7 @@ class Scheduler(NamedTuple):
         return list(map(ScoredProposal, proposals, gaps))
 
 
-class _Iteration(NamedTuple):
+class Iteration(NamedTuple):
     """The proposals of a draft's next iteration. The key of a request is index of the draft * --width + number.
 
     proposing: their generators. first_requests: (key, request) of each. proposals: those that have ended, by number.
@@ -215,5 +216,5 @@ class _Iteration(NamedTuple):
     proposals: dict[int, Proposal]
 
 
-def _ended(attempt: Attempt) -> Attempt:
+def at_end(attempt: Attempt) -> Attempt:
     return attempt._replace(stop_reason=attempt.stop_reason or StopReason.max_iters)

@@ -1,0 +1,225 @@
+"""The engine thread: the only one that uses the model; it improves and scores what all requests send.
+
+The event loop puts jobs into an inbox, and the thread sends their results back through the loop. A job that nobody
+waits for any more is dropped from the slots before the next pass.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from pitcli.console import error, warn
+from pitcli.data.drafts import draft_without_thoughts
+from pitcli.data.long_rows import Limit, check_conversation
+from pitcli.data.rows import Comparison, Draft
+from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
+from pitcli.engine.generation.methods import LocalWriter
+from pitcli.engine.generation.static_batching import StaticBatching
+from pitcli.engine.improving.live import LiveImprovements
+from pitcli.engine.improving.scheduler import Scheduler, at_end
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.improving.stop_rule import Attempt
+from pitcli.engine.models.roles import IMPROVER
+from pitcli.errors import is_out_of_memory
+
+Gaps = tuple[list[float], list[float] | None]  # gap / T of each comparison, and their standard deviations
+
+
+class EngineProblem(Exception):
+    """The engine failed while it worked on a job; its message is for the client."""
+
+
+class _Job:
+    """Work for the engine thread. An exception among the results ends it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.results: asyncio.Queue[Any] = asyncio.Queue()
+
+    def send(self, result: object) -> None:
+        """Pass a result to the event loop, from the engine thread."""
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(self.results.put_nowait, result)
+
+
+class _ImproveJob(_Job):
+    def __init__(self, scheduler: Scheduler, draft: Draft) -> None:
+        super().__init__()
+        self.scheduler, self.draft = scheduler, draft
+
+
+class _ScoreJob(_Job):
+    """gaps: those of the first comparisons, as far as they are scored."""
+
+    def __init__(self, gap_model: GapModel, comparisons: Sequence[Comparison]) -> None:
+        super().__init__()
+        self.gap_model, self.comparisons = gap_model, list(comparisons)
+        self.gaps: list[float] = []
+        self.stds: list[float] = []
+
+    def advance(self) -> bool:
+        """Score one micro-batch; send the gaps and return True after the last one."""
+        done = len(self.gaps)
+        gaps, stds = self.gap_model.gaps_with_std(self.comparisons[done : done + self.gap_model.micro_batch_size])
+        self.gaps += gaps
+        self.stds += stds or []
+        if len(self.gaps) < len(self.comparisons):
+            return False
+        self.send((self.gaps, self.stds or None))
+        return True
+
+
+class Engine:
+    """Improves drafts and scores comparisons for many requests at a time.
+
+    slots: drafts in progress. max_length: longest conversation in tokens.
+    """
+
+    def __init__(self, scheduler: Scheduler, max_length: int) -> None:
+        assert isinstance(scheduler.writer, LocalWriter) and isinstance(scheduler.gap_model, GapModel | None)
+        self.scheduler, self.max_length = scheduler, max_length
+        self.writer, self.gap_model = scheduler.writer, scheduler.gap_model
+        self._slots = scheduler.config.sample_batch_size
+        self._live = LiveImprovements(self._open_batching, scheduler.config.width)
+        self._jobs: dict[int, _ImproveJob] = {}  # by key of the improvement
+        self._scores: deque[_ScoreJob] = deque()
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._stopped = False
+        self.tokens = 0  # generated since the start
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the pass that is running; what is not done by then is forgotten."""
+        self._inbox.put(self._stop)
+        self._thread.join()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def in_progress(self) -> int:
+        """Return how many drafts are being improved and requests scored."""
+        return len(self._jobs) + len(self._scores)
+
+    def waiting(self) -> int:
+        """Return how many responses wait for a slot."""
+        return self._live.waiting()
+
+    async def improve(self, scheduler: Scheduler, draft: Draft) -> AsyncGenerator[Attempt, None]:
+        """Yield the attempt after each iteration; the last one has a stop reason.
+
+        Raises RowProblem if the draft cannot be improved, EngineProblem if the engine fails. If the iterator is closed
+        early, the draft leaves its slot.
+        """
+        job = _ImproveJob(scheduler, draft)
+        self._inbox.put(lambda: self._begin(job))
+        try:
+            while True:
+                attempt = await job.results.get()
+                if isinstance(attempt, Exception):
+                    raise attempt
+                yield attempt
+                if attempt.stop_reason is not None:
+                    return
+        finally:
+            self._inbox.put(lambda: self._drop(job))
+
+    async def gaps(self, gap_model: GapModel, comparisons: Sequence[Comparison]) -> Gaps:
+        """Return gap / T of each comparison; RowProblem if one does not fit, EngineProblem if the engine fails."""
+        job = _ScoreJob(gap_model, comparisons)
+        self._inbox.put(lambda: self._begin_scores(job))
+        try:
+            result = await job.results.get()
+        finally:
+            self._inbox.put(lambda: self._drop_scores(job))
+        if isinstance(result, Exception):
+            raise result
+        found: Gaps = result
+        return found
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._read_inbox(wait=not self.in_progress())
+            try:
+                self._work()
+            except Exception as problem:
+                self._recover(problem)
+
+    def _read_inbox(self, wait: bool) -> None:
+        """Take all messages; wait for one if there is nothing else to do."""
+        with suppress(Empty):
+            while True:
+                self._inbox.get(block=wait)()
+                wait = False
+
+    def _begin(self, job: _ImproveJob) -> None:
+        chat, config = self.writer.chat, job.scheduler.config
+        try:
+            draft = draft_without_thoughts(job.draft, chat.thought_tags)
+            limit = Limit(chat, self.max_length, config.max_new_tokens)
+            check_conversation(draft.prompt, {"response": draft.response}, limit, Counter())
+            attempt = Attempt(draft, draft.response, [])
+            if job.scheduler.continues(attempt):
+                self._jobs[self._live.add(job.scheduler, attempt)] = job
+            else:
+                job.send(at_end(attempt))
+        except Exception as problem:  # a RowProblem, and anything that this draft alone causes
+            job.send(problem)
+
+    def _begin_scores(self, job: _ScoreJob) -> None:
+        limit = Limit(self.writer.chat, self.max_length)
+        try:
+            for prompt, response, reference in job.comparisons:
+                check_conversation(prompt, {"response": response, "reference": reference}, limit, Counter())
+        except Exception as problem:
+            job.send(problem)
+        else:
+            self._scores.append(job)
+
+    def _drop(self, job: _ImproveJob) -> None:
+        for key in [key for key, other in self._jobs.items() if other is job]:
+            del self._jobs[key]
+            self._live.drop(key)
+
+    def _drop_scores(self, job: _ScoreJob) -> None:
+        if job in self._scores:
+            self._scores.remove(job)
+
+    def _work(self) -> None:
+        """Do one pass of the improvements, and score one micro-batch."""
+        for key, attempt in self._live.advance() if self._live else ():
+            self.tokens += attempt.iterations[-1]["generated_tokens"]
+            job = self._jobs[key] if attempt.stop_reason is None else self._jobs.pop(key)
+            job.send(attempt)
+        if self._scores and self._scores[0].advance():
+            self._scores.popleft()
+
+    def _open_batching(self) -> ContinuousBatching | StaticBatching:
+        return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)
+
+    def _recover(self, problem: Exception) -> None:
+        """Out of memory: half the slots. Otherwise, or with one slot left: the jobs fail, and the engine continues."""
+        if is_out_of_memory(problem) and self._slots > 1 and not self._scores:
+            self._slots //= 2
+            warn(f"out of memory; continuing with {self._slots} drafts together (--sample-batch-size)")
+        else:
+            failure = EngineProblem(
+                "out of memory on this request" if is_out_of_memory(problem) else "the engine failed on this request"
+            )
+            error(f"{failure}: {type(problem).__name__}: {problem}")
+            for job in [*self._jobs.values(), *self._scores]:
+                job.send(failure)
+            for key in self._jobs:
+                self._live.drop(key)
+            self._jobs.clear()
+            self._scores.clear()
+        self._live.restart(self._open_batching)
