@@ -229,7 +229,7 @@ def test_the_limit_counts_all_servers() -> None:
 
     with serving(answer) as server:
         ask(endpoint(server.url, concurrency=3), questions=12)
-    assert max(server.at_once) == 3
+    assert 1 < max(server.at_once) <= 3
 
 
 def test_many_requests_in_a_row_without_a_reply_end_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_drafts_are_in_the_order_of_the_prompts_each_with_its_seed() -> None:
     assert [row["id"] for row in rows] == [f"{draft['id']}.{draw}" for draft in drafts for draw in (1, 2)]
     assert len({request.body["seed"] for request in server.requests}) == 2 * ROWS
     assert all(0 <= request.body["seed"] < 2**31 for request in server.requests)
-    assert max(server.at_once) == 5
+    assert 1 < max(server.at_once) <= 5
     texts = {text_of(request): request.body["messages"][-1]["content"] for request in server.requests}
     assert [texts[row["response"]] for row in rows] == [row["prompt"] for row in rows]
     with serving(answer) as server:

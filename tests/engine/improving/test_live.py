@@ -8,7 +8,7 @@ from pitcli.data.rows import Draft, Message
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
-from pitcli.engine.generation.methods import Writer
+from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.live import LiveImprovements
@@ -33,7 +33,7 @@ def scheduler(
     config = ImproveConfig(max_iters=3, max_new_tokens=10, threshold=0.5, accept_truncated=True, width=request.param)
     decoding = Decoding(config.temperature, 1.0, 10, tiny_chat.stop_ids, min_new_tokens=1)
     gap_model = GapModel(model, tiny_chat, {GAP: 1.0}, 8, GapLoss.five_term)
-    return Scheduler(Writer(model, tiny_chat, decoding, None), gap_model, config)
+    return Scheduler(LocalWriter(model, tiny_chat, decoding, None), gap_model, config)
 
 
 @pytest.fixture(scope="module")
