@@ -119,7 +119,7 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     assert "--load-in-4bit / --no-load-in-4bit" in out
     assert "Prompts per rollout [default: 8]" in out
     assert "cmd:COMMAND, a program that scores rows [default: runs/reward] --policy" in out
-    assert "--device <auto|cpu|cuda>" in out
+    assert "--device <auto|cpu|cuda|mps>" in out
     assert "the policy [default: dataset]" in out
     assert "None" not in out
 

@@ -106,7 +106,7 @@ def test_all_problems_are_reported_at_once_with_their_place(tmp_path: Path) -> N
     [
         (SftConfig, {"seed": "1.5"}, "--seed: must be a valid integer, got 1.5"),
         (SftConfig, {"learning_rate": "nan"}, "--learning-rate: must be a finite number, got nan"),
-        (SftConfig, {"device": "gpu"}, "--device: must be 'auto', 'cpu' or 'cuda', got gpu"),
+        (SftConfig, {"device": "gpu"}, "--device: must be 'auto', 'cpu', 'cuda' or 'mps', got gpu"),
         (
             RlConfig,
             {"curriculum_stages": "dataset,polcy"},

@@ -473,3 +473,16 @@ def test_messages_that_are_not_utf8(diagnose: Diagnose, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stderr", None)
     (result,) = doctor.check_streams()
     assert (result.status, result.found) == ("ok", "stderr closed")
+
+
+def test_gpus_that_pit_was_not_tried_on_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    assert "an Intel GPU, which pit does not use" in next(doctor.check_device()).found
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "an Apple GPU, which pit was not tried on (--device mps" in next(doctor.check_device()).found
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**34, 2**34))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "AMD Instinct")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "AMD Instinct by ROCm, which pit was not tried on" in next(doctor.check_device()).found

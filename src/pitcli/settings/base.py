@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pitcli.settings.values import CommaSeparated, TemplateOptions, template_options
 
 DEFAULT_MODEL = "smollm2"
+DEVICE_HELP = "Device to run on; auto uses a CUDA or ROCm GPU if there is one; mps is an Apple GPU (untested)"
 TEMPERATURE = "Sampling temperature; 0 is greedy decoding"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
 
@@ -79,6 +80,7 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    mps = "mps"
 
 
 class Tracker(StrEnum):
@@ -201,9 +203,7 @@ class ModelSettings(Settings):
         description="NAME=VALUE sets a variable of the base's chat template, such as enable_thinking=false; "
         "comma-separated, or given several times [default: as in the earlier runs, otherwise none]",
     )
-    device: Annotated[Device, Fact.off_card, Section.hardware] = Field(
-        Device.auto, description="Device to run on; auto uses a GPU if one is available"
-    )
+    device: Annotated[Device, Fact.off_card, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
     # the run's identity has the type in use, not what was asked for: auto may be another type on another device
     dtype: Annotated[Precision | None, Fact.execution | Fact.off_card, Section.hardware] = Field(
         None,

@@ -7,8 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Dtype, Fact, Section, Settings
-from pitcli.settings.tools import DEVICE_HELP
+from pitcli.settings.base import DEVICE_HELP, Device, Dtype, Fact, Section, Settings
 
 
 class ExportRole(StrEnum):

@@ -5,12 +5,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Device, Fact, Section, Settings
+from pitcli.settings.base import DEVICE_HELP, Device, Fact, Section, Settings
 from pitcli.settings.judging import IndependentJudgeSettings, JudgeSettings
 from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import Files, Judges
-
-DEVICE_HELP = "Device to run on; auto uses a GPU if one is available"
 
 
 class DoctorConfig(Settings):

@@ -156,9 +156,10 @@ def check_device() -> Iterator[Result]:
     host = f"{cores} CPU cores, {gib(memory.available)} of {gib(memory.total)} memory free"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        found = f"{torch.cuda.get_device_name()}, {gib(free)} of {gib(total)} free; {host}"
+        rocm = " by ROCm, which pit was not tried on" if torch.version.hip else ""
+        found = f"{torch.cuda.get_device_name()}{rocm}, {gib(free)} of {gib(total)} free; {host}"
     else:
-        free, found = memory.available, f"no CUDA; {host}"
+        free, found = memory.available, f"no CUDA; {other_gpu()}{host}"
     if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").exists():
         cause = "the driver may be too old" if torch.version.cuda else "this torch build is for CPUs only"
         fix = "nvidia-smi" if torch.version.cuda else "pip install --force-reinstall torch"
@@ -167,6 +168,15 @@ def check_device() -> Iterator[Result]:
         yield Result("device", "warning", f"{found}; little memory for training", "pit sft --micro-batch-size 1")
     else:
         yield Result("device", "ok", found)
+
+
+def other_gpu() -> str:
+    """Return what is known about a GPU that is not used by default; empty if there is none."""
+    import torch
+
+    if torch.backends.mps.is_available():
+        return "an Apple GPU, which pit was not tried on (--device mps, without 4-bit); "
+    return "an Intel GPU, which pit does not use; " if torch.xpu.is_available() else ""
 
 
 def check_bf16() -> Iterator[Result]:

@@ -13,7 +13,7 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
 from pitcli.engine.models.gaps import scoring_tree
-from pitcli.engine.models.gguf_file import check_architecture, form_of, load_gguf, write_gguf
+from pitcli.engine.models.gguf_file import check_supported, form_of, load_gguf, write_gguf
 from pitcli.engine.models.hub import check_signed_in, upload
 from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
@@ -239,8 +239,8 @@ def write_gguf_export(
 ) -> None:
     """Merge, write one GGUF file, read it back with transformers and compare; append the drift to `drifts`."""
     base, role = source.base, source.role
+    check_supported(base.folder, base.chat)
     model = base.load({role: source.adapter})
-    check_architecture(model.base.config)
     keep_layout(model)
     examples = probe_examples(base.chat, role)
     ours, settings = role_logprobs(model, role, examples), model.base.config

@@ -14,6 +14,7 @@ from pitcli.engine.models.packing import tree_batch
 from pitcli.engine.models.precision import Bf16, autocast, best_dtype, compute_dtype, measure_bf16
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch, separate_batch
+from pitcli.errors import SettingsError
 from pitcli.runs.manifest import BaseIdentity
 from pitcli.settings.base import ModelSettings, Precision
 from tests.conftest import WithRoles
@@ -133,3 +134,26 @@ def test_a_run_is_used_in_its_own_type_unless_the_device_is_slow_in_it(
     assert opening._choose_dtype(ModelSettings(), first, CPU, 1_000_000) == expected
     explicit = ModelSettings(dtype=Precision.fp32)
     assert opening._choose_dtype(explicit, first, CPU, 1_000_000) == "fp32"
+
+
+def test_apple_gpus_have_bf16_from_macos_14_on_and_nothing_finer_than_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    mps = torch.device("mps")
+    for is_newer, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor, newer=is_newer: newer)
+        assert best_dtype(mps) is expected
+    assert (precision.finest_dtype(mps), precision.finest_dtype(CPU)) == (torch.float32, torch.float64)
+
+
+def test_apple_gpus_get_no_4_bit_base() -> None:
+    mps, whole, four_bit = torch.device("mps"), *(identity(bits) for bits in (False, True))
+    assert opening._in_4bit(None, None, CPU, LARGE)
+    assert not opening._in_4bit(None, None, mps, LARGE)
+    assert not opening._in_4bit(False, None, mps, LARGE)
+    assert not opening._in_4bit(None, whole, mps, LARGE)
+    for asked, first in ((True, None), (None, four_bit)):
+        with pytest.raises(SettingsError, match="--device mps: bitsandbytes has no 4-bit layers"):
+            opening._in_4bit(asked, first, mps, LARGE)
+
+
+def identity(load_in_4bit: bool) -> BaseIdentity:
+    return BaseIdentity(name="b", digest="d", template="t", load_in_4bit=load_in_4bit)

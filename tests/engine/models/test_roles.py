@@ -406,6 +406,18 @@ def test_pick_device_returns_the_named_device() -> None:
         pick_device(Device.cuda)
 
 
+def test_an_apple_gpu_is_used_only_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="--device mps: torch sees no Apple GPU"):
+        pick_device(Device.mps)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(Device.mps).type == "mps"
+    assert pick_device(Device.auto) == CPU
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="expected one process, got 2"):
+        pick_device(Device.mps)
+
+
 def earlier_run(tiny_folder: Path, tiny_chat: ChatFormat, **changes: object) -> EarlierRun:
     identity = {"digest": base_digest(tiny_folder), "template": tiny_chat.digest(), "load_in_4bit": True}
     base = BaseIdentity.model_validate({"name": "other", **identity, **changes})

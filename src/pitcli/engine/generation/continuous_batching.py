@@ -20,6 +20,7 @@ from pitcli.engine.generation.static_batching import Request, StaticBatching
 from pitcli.engine.models.attention import pieces_mask
 from pitcli.engine.models.batches import common_prefix, length_sorted_chunks, pad_right
 from pitcli.engine.models.packing import packs
+from pitcli.engine.models.precision import finest_dtype
 from pitcli.engine.models.roles import RoleModel
 
 REFILL = 4  # refill when a quarter of the slots are empty, so that several prompts are read in one pass
@@ -189,7 +190,8 @@ class ContinuousBatching:
         early = [row for row, run in enumerate(running) if len(run.tokens) < decoding.min_new_tokens]
         for token in decoding.stop_ids:
             logits_BV[early, token] = -torch.inf
-        uniforms_B = torch.stack([run.uniforms_S[len(run.tokens)] for run in running]).to(logits_BV.device)
+        uniforms_B = torch.stack([run.uniforms_S[len(run.tokens)] for run in running])
+        uniforms_B = uniforms_B.to(finest_dtype(logits_BV.device)).to(logits_BV.device)
         picked_B, logprobs_B = draw(logits_BV, uniforms_B, decoding)
         for run, token, logprob in zip(running, picked_B.tolist(), logprobs_B.tolist(), strict=True):
             run.add(token, logprob)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pitcli.engine.models.batches import pad_left
+from pitcli.engine.models.precision import finest_dtype
 from pitcli.engine.models.roles import RoleModel
 
 
@@ -43,7 +44,7 @@ def pick_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p
     """Sample by inverse CDF from the temperature-scaled, top-p truncated distribution; return token ids, shape (B,)."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities_BV = torch.softmax(logits_BV.double() / temperature, -1)
+    probabilities_BV = torch.softmax(logits_BV.to(finest_dtype(logits_BV.device)) / temperature, -1)
     if top_p < 1:
         sorted_BV, order_BV = probabilities_BV.sort(-1, descending=True)
         kept_BV = sorted_BV.cumsum(-1) - sorted_BV < top_p
@@ -72,7 +73,7 @@ def generate(
     device = model.device
     input_ids_BT, mask_BT = (tensor.to(device) for tensor in pad_left(prompts, model.pad_id))
     cache = DynamicCache(config=model.base.config)
-    uniforms_BS = row_uniforms(seeds, decoding.max_new_tokens).to(device)
+    uniforms_BS = row_uniforms(seeds, decoding.max_new_tokens).to(finest_dtype(device)).to(device)
     samples = [Sample([], [], False) for _ in seeds]
     rows = list(range(len(seeds)))  # the response that each row of the shrinking batch belongs to
     with model.role(role):

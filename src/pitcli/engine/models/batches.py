@@ -9,7 +9,7 @@ from torch import Tensor
 
 # the fixed cost of a pass, in tokens; on GPUs: thousands of small kernels, and the weights of a 4-bit base, which are
 # dequantised to bf16 in every pass
-PASS_TOKENS = {"cpu": 64, "cuda": 2048}
+PASS_TOKENS = {"cpu": 64, "cuda": 2048, "mps": 2048}
 
 
 class Batch(NamedTuple):

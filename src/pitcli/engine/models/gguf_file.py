@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.bases import reading
-from pitcli.engine.models.gguf_vocab import CONVERTER, add_vocab
+from pitcli.engine.models.gguf_vocab import CONVERTER, add_vocab, pre_tokenizer_of
 from pitcli.errors import RunError, SettingsError
 from pitcli.settings.base import Dtype
 from pitcli.settings.exporting import Quantisation
@@ -56,6 +57,14 @@ def form_of(dtype: Dtype, quantise: Quantisation | None) -> GgufForm:
         return GgufForm(Type.Q4_K, "q4_k_m")
     form = Type.Q8_0 if quantise is Quantisation.q8_0 else _WHOLE[dtype]
     return GgufForm(form, form.name.lower())
+
+
+def check_supported(folder: Path, chat: ChatFormat) -> None:
+    """Raise RunError if models of this architecture, or with this tokenizer, are not written."""
+    with reading(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_architecture(config)
+    pre_tokenizer_of(json.loads(chat.tokenizer.backend_tokenizer.to_str()))
 
 
 def check_architecture(config: PreTrainedConfig) -> None:

@@ -42,9 +42,18 @@ _FREE_FIELDS = {"r", "lora_alpha", "target_modules"} | {
 
 
 def pick_device(device: Device) -> torch.device:
-    """Return the device of --device; RunError if it is cuda and torch sees no CUDA device."""
+    """Return the device of --device; RunError if torch does not see it.
+
+    auto: a CUDA device (of ROCm too), otherwise the CPU; not mps, which was never tried.
+    """
     if device is Device.cuda and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is visible to torch")
+    if device is Device.mps and not torch.backends.mps.is_available():
+        raise RunError(
+            "--device mps: torch sees no Apple GPU; it needs Apple silicon, macOS 14 and torch's wheel for it"
+        )
+    if device is Device.mps and world_size() > 1:
+        raise RunError(f"--device mps: expected one process, got {world_size()}")
     if device is Device.auto:
         device = Device.cuda if torch.cuda.is_available() else Device.cpu
     if device is Device.cuda and world_size() > 1:

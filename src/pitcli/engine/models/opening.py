@@ -80,20 +80,35 @@ def open_base(settings: ModelSettings, earlier: Sequence[EarlierRun]) -> Base:
     architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     chat = open_chat(name, tokenizer, (token for token in end_tokens(folder) if token < architecture.vocab_size))
     parameters = parameter_count(folder)
-    inherited = first.load_in_4bit if first else parameters >= LEAST_IN_4BIT
     dtype = on_rank_0(lambda: _choose_dtype(settings, first, device, parameters))
     identity = BaseIdentity(
         name=name,
         digest=base_digest(folder),
         template=chat.digest(),
         template_options=options,
-        load_in_4bit=inherited if settings.load_in_4bit is None else settings.load_in_4bit,
+        load_in_4bit=_in_4bit(settings.load_in_4bit, first, device, parameters),
         dtype=dtype,
     )
     refuse_other_bases(identity, earlier)
     refuse_small_embeddings(name, chat, architecture)
     longest = longest_conversation(name, settings, architecture)
     return Base(folder, identity, tokenizer, chat, device, longest, parameters)
+
+
+def _in_4bit(asked: bool | None, first: BaseIdentity | None, device: torch.device, parameters: int) -> bool:
+    """Return whether the base is loaded in 4-bit: as asked, otherwise as in the first earlier run, or by its size.
+
+    Raises SettingsError if it should be on an Apple GPU, for which bitsandbytes has no 4-bit layers.
+    """
+    inherited = first.load_in_4bit if first else parameters >= LEAST_IN_4BIT and device.type != "mps"
+    chosen = inherited if asked is None else asked
+    if chosen and device.type == "mps":
+        why = "--load-in-4bit" if asked else "a run that was trained in 4-bit"
+        raise SettingsError(
+            f"--device mps: bitsandbytes has no 4-bit layers for Apple GPUs, and this is {why}; use --device cpu, or "
+            "train with --no-load-in-4bit"
+        )
+    return chosen
 
 
 def human(count: int) -> str:

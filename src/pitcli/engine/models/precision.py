@@ -24,7 +24,8 @@ FAST = 1.2  # times as fast as fp32, at least
 RIGHT = 0.01  # relative error of a product, at most; rounding to bf16 alone gives 0.002
 SMALL = 30_000_000  # parameters; products of smaller bases take less time than the calls around them
 SLOW = 4.0  # times slower than fp32: emulated, so that one product tells enough
-PRODUCT = {"cpu": (128, 576, 1536), "cuda": (2048, 2048, 2048)}  # rows, inputs, outputs
+PRODUCT = {"cpu": (128, 576, 1536)}  # rows, inputs, outputs
+PRODUCT_ON_GPU = (2048, 2048, 2048)
 PRODUCTS = 5
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -54,9 +55,16 @@ def best_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        good = torch.backends.mps.is_macos_or_newer(14, 0)
     else:
         good = bf16_of_this_cpu().is_good
     return torch.bfloat16 if good else torch.float32
+
+
+def finest_dtype(device: torch.device) -> torch.dtype:
+    """Return fp64 for sums that must not depend on rounding, or fp32 on Apple GPUs, which have nothing finer."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(base: PreTrainedModel) -> torch.autocast:
@@ -88,7 +96,7 @@ def _machine() -> str:
 @torch.no_grad()
 def measure_bf16(device: torch.device) -> Bf16:
     """Time the products of a linear layer, forward and backward, in both types; compare their results."""
-    rows, inputs, outputs = PRODUCT[device.type]
+    rows, inputs, outputs = PRODUCT.get(device.type, PRODUCT_ON_GPU)
     generator = torch.Generator().manual_seed(0)
     x_RI, weight_OI = (torch.randn(n, inputs, generator=generator).to(device) for n in (rows, outputs))
     exact_RI, seconds_fp32 = _products(x_RI, weight_OI)

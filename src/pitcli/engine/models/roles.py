@@ -39,7 +39,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     """Return a hash of the tensors' bytes; a change goes unnoticed with a probability of about 2^-64."""
     parts: list[object] = []
     for tensor in tensors:
-        bytes_N = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        held = tensor.detach().cpu() if tensor.device.type == "mps" else tensor.detach()  # no kernel there
+        bytes_N = held.contiguous().view(-1).view(torch.uint8)
         whole = len(bytes_N) // 8 * 8
         parts += [
             torch.hash_tensor(bytes_N[:whole].view(torch.int64)).view(torch.int64).item(),

@@ -140,7 +140,7 @@ def shape_of(folder: Path, rank: int) -> Shape:
 def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
     """Estimate what training needs by running the task's largest micro-batch on shallow copies of the model."""
     shape, width = shape_of(setup.folder, setup.lora.lora_rank), setup.dtype.itemsize
-    on_gpu = setup.device.type == "cuda"
+    on_gpu = setup.device.type != "cpu"
     process = 0 if on_gpu else psutil.Process().memory_info().rss  # it is not in a GPU's memory
     low, high = (1, 2) if on_gpu else PROBES  # a GPU's allocator counts exactly; a heap has holes
     low, high = min(low, max(1, shape.layers - 1)), min(high, max(2, shape.layers))
@@ -192,6 +192,8 @@ def memory_available(device: torch.device) -> int:
     """Return the bytes that this process can use, its own included, on the GPU, or on this machine or container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
     available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
         return min(available, int(limit))
@@ -251,8 +253,8 @@ def _both_passes(model: RoleModel, task: Task, micro_batch: Any) -> float:
     with autocast(model.base):
         loss, _ = task.loss(micro_batch)
     loss.backward()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)
     return time.perf_counter() - start
 
 
@@ -276,6 +278,9 @@ def _peak_bytes(device: torch.device, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":  # it has no peak: what its allocator keeps for the next pass comes near it
+        torch.mps.synchronize()
+        return torch.mps.driver_allocated_memory()
     if sys.platform != "linux":
         return psutil.Process().memory_info().rss
     if reset:
