@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.warm import Warm
-from tests.serving.conftest import Server, chat, turns
+from tests.serving.conftest import Server, chat, turns, until
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def test_models_health_and_metrics(server: Server) -> None:
 def test_the_log_has_no_prompt_unless_it_is_asked_for(server: Server, start: Any) -> None:
     secret = "Write 2 foods. Include xylophone."
     server.ask("/v1/chat/completions", chat(prompt=secret))
-    assert "POST /v1/chat/completions 200" in server.log()
+    until(lambda: "POST /v1/chat/completions 200" in server.log())  # a line is written after its reply
     assert "xylophone" not in server.log()
     talkative = start("--log-prompts")
     talkative.ask("/v1/chat/completions", chat(prompt=secret))
-    assert secret in talkative.log()
+    until(lambda: secret in talkative.log())

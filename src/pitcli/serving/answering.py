@@ -7,12 +7,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from pitcli.data.candidates import Candidates
 from pitcli.data.long_rows import TooLong
-from pitcli.data.rows import Comparison, Draft, Prompt
+from pitcli.data.rows import Draft, Prompt
 from pitcli.data.strict_json import RowProblem
+from pitcli.engine.improving.ranking import Scores
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import Attempt
-from pitcli.equations import p_better
 from pitcli.serving.engine import Engine, EngineProblem
 from pitcli.serving.errors import RequestError, bad_request
 from pitcli.serving.requests import (
@@ -26,7 +27,6 @@ from pitcli.serving.requests import (
     task_of,
 )
 from pitcli.serving.upstream import Upstream, WrittenDraft, different_seeds, options_of
-from pitcli.settings.base import GapBound
 
 TOO_LONG = "too_long"  # the draft of the upstream leaves no room for an improvement
 TIMEOUT = "timeout"
@@ -181,14 +181,11 @@ class Answering:
         """Return the gap of each response over the reference response, and P(better)."""
         prompt = question_of(request.prompt, "prompt")
         responses = [request.response] if isinstance(request.response, str) else request.response
-        comparisons = [Comparison(prompt, response, request.reference) for response in responses]
-        gap_model = self.engine.gap_model
-        assert gap_model is not None
-        gaps, stds = await self._in_time(self.engine.gaps(gap_model, comparisons), "response")
-        return [
-            {"gap": gap, "p_better": p_better(gap, 1.0), **({"gap_std": stds[index]} if stds else {})}
-            for index, gap in enumerate(gaps)
-        ]
+        candidates = Candidates(prompt, tuple(responses), request.reference, (), ())
+        scores: Scores = await self._in_time(self.engine.scores(candidates), "response")
+        found = {"gap": scores.gap, "p_better": scores.p_better}
+        found |= {"gap_std": scores.gap_std} if scores.gap_std else {}
+        return [{name: values[index] for name, values in found.items()} for index in range(len(responses))]
 
     async def _in_time(self, work: Any, param: str) -> Any:
         try:
@@ -205,21 +202,9 @@ class Answering:
 
     async def _ranked(self, prompt: Prompt, texts: Sequence[str]) -> list[float]:
         """Return P(better) of each text, the mean over the others; a single text has 0.5."""
-        different = list(dict.fromkeys(texts))
-        pairs = [(i, j) for i in range(len(different)) for j in range(i)]
-        gap_model = self.engine.gap_model
-        assert gap_model is not None
-        # the mean of an ensemble: only its gap is the negative of the gap in the other order
-        comparisons = [Comparison(prompt, different[i], different[j]) for i, j in pairs]
-        gaps, _ = await self.engine.gaps(gap_model._replace(bound=GapBound.mean), comparisons)
-        better = [[0.5] * len(different) for _ in different]
-        for (i, j), gap in zip(pairs, gaps, strict=True):
-            better[i][j], better[j][i] = p_better(gap, 1.0), p_better(-gap, 1.0)
-        places = [different.index(text) for text in texts]
-        others = max(1, len(texts) - 1)
-        return [
-            (sum(better[place][other] for other in places) - 0.5) / others if texts[1:] else 0.5 for place in places
-        ]
+        if len(texts) == 1:
+            return [0.5]
+        return (await self.engine.scores(Candidates(prompt, tuple(texts), None, (), ()))).p_better
 
     def _too_late(self) -> RequestError:
         message = f"not answered within {self.timeout_s:g} s (--request-timeout of pit serve)"

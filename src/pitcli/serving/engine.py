@@ -6,27 +6,28 @@ waits for any more is dropped from the slots before the next pass.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
 from pitcli.console import error, warn
+from pitcli.data.candidates import Candidates
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.rows import Comparison, Draft
+from pitcli.data.rows import Draft
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
 from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.live import LiveImprovements
+from pitcli.engine.improving.ranking import Scores, score
 from pitcli.engine.improving.scheduler import Scheduler, at_end
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import Attempt
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
-
-Gaps = tuple[list[float], list[float] | None]  # gap / T of each comparison, and their standard deviations
+from pitcli.settings.base import GapLoss
 
 
 class EngineProblem(Exception):
@@ -53,24 +54,9 @@ class _ImproveJob(_Job):
 
 
 class _ScoreJob(_Job):
-    """gaps: those of the first comparisons, as far as they are scored."""
-
-    def __init__(self, gap_model: GapModel, comparisons: Sequence[Comparison]) -> None:
+    def __init__(self, candidates: Candidates) -> None:
         super().__init__()
-        self.gap_model, self.comparisons = gap_model, list(comparisons)
-        self.gaps: list[float] = []
-        self.stds: list[float] = []
-
-    def advance(self) -> bool:
-        """Score one micro-batch; send the gaps and return True after the last one."""
-        done = len(self.gaps)
-        gaps, stds = self.gap_model.gaps_with_std(self.comparisons[done : done + self.gap_model.micro_batch_size])
-        self.gaps += gaps
-        self.stds += stds or []
-        if len(self.gaps) < len(self.comparisons):
-            return False
-        self.send((self.gaps, self.stds or None))
-        return True
+        self.candidates = candidates
 
 
 class Engine:
@@ -130,9 +116,9 @@ class Engine:
         finally:
             self._inbox.put(lambda: self._drop(job))
 
-    async def gaps(self, gap_model: GapModel, comparisons: Sequence[Comparison]) -> Gaps:
-        """Return gap / T of each comparison; RowProblem if one does not fit, EngineProblem if the engine fails."""
-        job = _ScoreJob(gap_model, comparisons)
+    async def scores(self, candidates: Candidates) -> Scores:
+        """Return the scores of responses; RowProblem if they do not fit, EngineProblem if the engine fails."""
+        job = _ScoreJob(candidates)
         self._inbox.put(lambda: self._begin_scores(job))
         try:
             result = await job.results.get()
@@ -140,7 +126,7 @@ class Engine:
             self._inbox.put(lambda: self._drop_scores(job))
         if isinstance(result, Exception):
             raise result
-        found: Gaps = result
+        found: Scores = result
         return found
 
     def _stop(self) -> None:
@@ -176,10 +162,13 @@ class Engine:
             job.send(problem)
 
     def _begin_scores(self, job: _ScoreJob) -> None:
-        limit = Limit(self.writer.chat, self.max_length)
+        prompt, responses, reference = job.candidates[:3]
+        texts = {f"response {index + 1}": text for index, text in enumerate(responses)}
+        texts |= {} if reference is None else {"reference": reference}
+        pointwise = self.gap_model is not None and self.gap_model.loss is GapLoss.pointwise
+        limit = Limit(self.writer.chat, self.max_length, responses=1 if pointwise else 2)
         try:
-            for prompt, response, reference in job.comparisons:
-                check_conversation(prompt, {"response": response, "reference": reference}, limit, Counter())
+            check_conversation(prompt, texts, limit, Counter())
         except Exception as problem:
             job.send(problem)
         else:
@@ -195,13 +184,15 @@ class Engine:
             self._scores.remove(job)
 
     def _work(self) -> None:
-        """Do one pass of the improvements, and score one micro-batch."""
+        """Do one pass of the improvements, and score the responses of one request."""
         for key, attempt in self._live.advance() if self._live else ():
             self.tokens += attempt.iterations[-1]["generated_tokens"]
             job = self._jobs[key] if attempt.stop_reason is None else self._jobs.pop(key)
             job.send(attempt)
-        if self._scores and self._scores[0].advance():
-            self._scores.popleft()
+        if self._scores:
+            assert self.gap_model is not None
+            scored = score(self.gap_model, [self._scores[0].candidates])
+            self._scores.popleft().send(scored[0])
 
     def _open_batching(self) -> ContinuousBatching | StaticBatching:
         return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)

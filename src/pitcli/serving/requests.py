@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pitcli.data.candidates import MOST
 from pitcli.data.conversations import checked_prompt, messages_of, parse_prompt, text_of
 from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem, parse_line
@@ -15,7 +16,6 @@ GAP = "pit/gap"
 _BEST_OF = re.compile(r"pit/best-of-(\d+)/(.+)", re.DOTALL)
 _UPSTREAM = re.compile(r"pit/(.+)", re.DOTALL)
 MOST_DRAFTS = 16  # of best-of-N
-MOST_DOCUMENTS = 64  # each is compared with each
 MOST_RESPONSES = 1024
 
 Body = TypeVar("Body", bound="_Body")
@@ -81,7 +81,7 @@ class RerankRequest(_Body):
     """query: a text or messages. documents: responses to it, as texts or {"text": ...}."""
 
     query: str | list[Any]
-    documents: list[Any] = Field(min_length=1, max_length=MOST_DOCUMENTS)
+    documents: list[Any] = Field(min_length=1, max_length=MOST)
     model: str = GAP
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
