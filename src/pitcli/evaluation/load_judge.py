@@ -111,6 +111,7 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
     base = open_base(config, [run])
     temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
     model = base.load(run.gap_models())
+    model.pack_weights()
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
         scores = [

@@ -114,6 +114,7 @@ def load_gap_model(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> GapM
     model = base.load(gap_run.gap_models())
     if len(temperatures) == 1 and base.dtype is torch.float32 and not base.identity.load_in_4bit:
         model.merge(*temperatures)
+    model.pack_weights()
     return GapModel(model, base.chat, temperatures, config.micro_batch_size, loss, config.gap_bound)
 
 

@@ -48,6 +48,7 @@ def open_scheduler(
             gap_model = opened.enter_context(at_server)
         if base and (gap_here or not config.writer):
             model = base.load({role: path for role, path in models.adapters().items() if gap_here or not is_gap(role)})
+            model.pack_weights()
             gap_model = _gap_model(config, base, models.gap_run, model) if gap_here and models.gap_run else gap_model
         if config.writer:
             options = base.identity.template_options if base else config.template_options()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pitcli.engine.models.packed_weights import pack_weights
 from pitcli.engine.models.tree_support import attends_by_branch, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
 from pitcli.processes.ranks import world_size
@@ -130,6 +131,11 @@ class RoleModel(nn.Module):
         assert self.peft is not None and self.base.dtype == torch.float32
         self.use(role)
         self.peft.merge_adapter([role])
+
+    def pack_weights(self) -> None:
+        """Store the base's weights as its CPU multiplies them fastest, for good: from now on nothing can be trained."""
+        if self.device.type == "cpu":
+            pack_weights(self.base)
 
     def role_parameters(self, role: str) -> dict[str, Tensor]:
         """Return the trainable tensors of a role by name."""

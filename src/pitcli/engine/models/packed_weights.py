@@ -1,0 +1,50 @@
+"""Weights packed once for the CPU's matrix products, for commands that do not train.
+
+torch packs the weights of a linear layer in every pass, or hands them to a slower library. With few rows, as when the
+next tokens of some responses are generated, that takes longer than the product itself.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 16  # that the layout is chosen for; it serves any number
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight is stored in the layout that oneDNN multiplies fastest; it has no gradient."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+
+    def forward(self, states: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        return product
+
+
+def pack_weights(model: nn.Module) -> None:
+    """Replace the linear layers of a base by packed ones, in place; adapters and a tied output layer stay.
+
+    A no-op if this torch cannot pack.
+    """
+    if not packing_works():
+        return
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if type(child) is nn.Linear and "lora_" not in f"{name}." and id(child.weight) not in tied:
+                setattr(module, child_name, PackedLinear(child))
+
+
+@cache
+def packing_works() -> bool:
+    """Return whether torch's private operators work as they are called here, by trying them."""
+    linear, states = nn.Linear(8, 4, bias=False), torch.ones(2, 3, 8)
+    try:
+        with torch.no_grad():
+            return torch.allclose(PackedLinear(linear)(states), linear(states), atol=1e-6)
+    except (AttributeError, RuntimeError, TypeError):
+        return False

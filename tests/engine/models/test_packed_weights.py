@@ -1,0 +1,69 @@
+"""Packed weights: the same states and gaps up to rounding, in both types, and without a second copy."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from pitcli.engine.models import packed_weights
+from pitcli.engine.models.loading import load_base
+from pitcli.engine.models.packed_weights import PackedLinear, packing_works
+from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
+from tests.conftest import WithRoles
+
+TOKENS = torch.arange(5, 45).view(2, 20)
+
+
+def model_in(dtype: torch.dtype, folder: str, with_roles: WithRoles) -> RoleModel:
+    base = load_base(folder, False, torch.device("cpu"), dtype)  # type: ignore[arg-type]
+    return with_roles(base, 0, IMPROVER, GAP)
+
+
+def logits_of(model: RoleModel, role: str | None) -> torch.Tensor:
+    with torch.no_grad(), model.role(role):
+        logits: torch.Tensor = model.base(TOKENS).logits
+    return logits.float()
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_same_up_to_rounding(tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, rounding: float) -> None:
+    assert packing_works()
+    model = model_in(dtype, tiny_folder, with_roles)
+    before = {role: logits_of(model, role) for role in (None, IMPROVER)}
+    model.pack_weights()
+    for role, logits in before.items():
+        assert (logits_of(model, role) - logits).abs().max() <= rounding * logits.abs().max()
+    assert not torch.equal(before[None], before[IMPROVER])
+
+
+def test_every_layer_of_the_base_is_packed_and_its_weight_is_gone(tiny_folder: str, with_roles: WithRoles) -> None:
+    model = model_in(torch.float32, tiny_folder, with_roles)
+    plain = {name: child for name, child in model.base.named_modules() if type(child) is nn.Linear}
+    of_base = {name for name in plain if "lora_" not in name and name != "lm_head"}
+    assert of_base
+    kept = sum(p.numel() for p in model.base.parameters())
+    gone = sum(plain[name].weight.numel() for name in of_base)
+    del plain
+    model.pack_weights()
+    gc.collect()
+    packed = {name for name, child in model.base.named_modules() if isinstance(child, PackedLinear)}
+    assert packed == of_base
+    assert sum(p.numel() for p in model.base.parameters()) == kept - gone
+
+
+def test_a_torch_without_these_operators_keeps_plain_weights(
+    tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*arguments: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(packed_weights.PackedLinear, "forward", missing)
+    packing_works.cache_clear()
+    try:
+        model = model_in(torch.float32, tiny_folder, with_roles)
+        before = logits_of(model, IMPROVER)
+        model.pack_weights()
+        assert torch.equal(logits_of(model, IMPROVER), before)
+    finally:
+        packing_works.cache_clear()
