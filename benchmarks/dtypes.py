@@ -1,12 +1,14 @@
 """pit in bf16 against pit in fp32 on a CPU: python benchmarks/dtypes.py [--stages sft,gap,rl,improve] [--pairs 5]
 
-One process loads SmolLM2 in both types and alternates their steps, so that whatever else the machine does meets both.
+With --packing bf16 or fp32: weights packed for the CPU, as commands that do not train have them, against plain ones in
+this type. One process loads SmolLM2 twice and alternates the steps, so that whatever else the machine does meets both.
 """
 
 import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from cost_steps import STEPS, with_roles
@@ -15,6 +17,7 @@ from matmul import DTYPES
 
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.models.loading import load_base
+from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import LoraSettings
 
 SIZES = {
@@ -30,13 +33,17 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(SIZES))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--packing", choices=list(DTYPES), help="compare packed with plain weights; stage improve only")
     options = parser.parse_args()
     folder = resolve_base(options.model)
     shape = llama_shape(json.loads((folder / "config.json").read_text()), LoraSettings().lora_rank)
-    models = {
-        name: with_roles(load_base(folder, False, torch.device("cpu"), dtype), False) for name, dtype in DTYPES.items()
-    }
-    for stage in options.stages.split(","):
+    for stage in ["improve"] if options.packing else options.stages.split(","):
+        if options.packing:
+            slow, fast = "plain", "packed"
+            models = {name: loaded(folder, options.packing, packed=name == fast) for name in (slow, fast)}
+        else:
+            slow, fast = "fp32", "bf16"
+            models = {name: loaded(folder, name, packed=stage == "improve") for name in (slow, fast)}
         request = {"device": "cpu", **SIZES[stage]}
         steps = {name: STEPS[stage](model, request, shape)[0] for name, model in models.items()}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -45,9 +52,16 @@ def main() -> None:
                 start = time.perf_counter()
                 steps[name]({})
                 seconds[name].append(time.perf_counter() - start)
-        ratios = sorted(fp32 / bf16 for fp32, bf16 in zip(seconds["fp32"][1:], seconds["bf16"][1:], strict=True))
+        ratios = sorted(one / other for one, other in zip(seconds[slow][1:], seconds[fast][1:], strict=True))
         medians = ", ".join(f"{name} {statistics.median(times[1:]):.2f} s" for name, times in seconds.items())
         print(f"{stage}: {medians}; {ratios[0]:.2f}, {statistics.median(ratios):.2f}, {ratios[-1]:.2f}", flush=True)
+
+
+def loaded(folder: Path, dtype: str, packed: bool) -> RoleModel:
+    model = with_roles(load_base(folder, False, torch.device("cpu"), DTYPES[dtype]), False)
+    if packed:
+        model.pack_weights()
+    return model
 
 
 if __name__ == "__main__":
