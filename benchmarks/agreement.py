@@ -9,6 +9,7 @@ from workloads import NEW_TOKENS, RESPONSES, SAMPLES, Workload
 # largest differences allowed, (in fp32, in bf16); in bf16 the sides round at different points
 FIRST_LOSS = (1e-4, 2e-2)  # relative
 SEPARATE_LOSS = (1e-5, 1e-2)  # relative: packed trees compared with separate rows
+FIRST_GRADIENT = (1e-3, 0.1)  # relative
 LATER_LOSS = (0.05, 0.05)  # relative: Adam amplifies gradients that are zero except for rounding
 FIRST_KL = (5e-3, 0.2)  # nats, of the whole sample
 # relative, after all runs: the samples differ, but Adam's steps have the same size; in bf16 TRL's adapters move less
@@ -60,6 +61,10 @@ def checks_of(
             Check("KL of the first step", kl, other_kl, max(kl, other_kl), FIRST_KL[in_bf16]),
             relative("distance that the adapter has moved", outside[0]["moved"], outside[1]["moved"], MOVED[in_bf16]),
         ]
+    gradients = []
+    if workload.against == "DPOTrainer":  # its first loss is ln 2, whatever the log-probs are
+        mine, other = min(1.0, ours[0]["grad_norm"][0]), theirs[0]["grad_norm"][0]
+        gradients = [relative("norm of the first gradient, clipped", mine, other, FIRST_GRADIENT[in_bf16])]
     share = 5.0 if workload.against == "RewardTrainer" else 1.0
     losses = [
         [loss * factor for run in side for loss in run["losses"]] for side, factor in ((ours, 1.0), (theirs, share))
@@ -69,6 +74,7 @@ def checks_of(
         relative(
             "loss of the first step" + (", theirs times 5" if share > 1 else ""), losses[0][0], losses[1][0], first
         ),
+        *gradients,
         relative(f"loss of step {len(losses[0])}", losses[0][-1], losses[1][-1], LATER_LOSS[in_bf16]),
     ]
 

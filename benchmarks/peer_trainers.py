@@ -11,8 +11,8 @@ from measuring import distance
 from peer_models import GapScores, Messages, in_bf16, load_gap, load_tokenizer, load_writer, on_gpu
 from transformers import TrainerCallback
 from transformers.utils import logging
-from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
-from workloads import ADAM_EPSILON, NEW_TOKENS, SAMPLES
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from workloads import ADAM_EPSILON, BETA, NEW_TOKENS, SAMPLES
 
 # the five terms of PIT eq. 2 as (chosen, rejected), with the keys of prepare.orderings
 TERMS = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
@@ -21,11 +21,12 @@ GRADIENT_NORM = 1.0
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
     logging.set_verbosity_error()
-    {"sft": run_sft, "gap": run_gap, "rl": run_rl}[spec["trains"]](spec, gate)
+    runs = {"sft": run_sft, "gap": run_gap, "rl": run_rl, "dpo-improver": run_dpo, "dpo-policy": run_dpo}
+    runs[spec["trains"]](spec, gate)
 
 
 def training(spec: Spec, rows: int, micro_batch: int) -> dict[str, Any]:
-    """Return the shared settings of the three trainers: constant learning rate, nothing logged or saved.
+    """Return the shared settings of the trainers: constant learning rate, nothing logged or saved.
 
     rows: per optimiser step. micro_batch: rows per forward pass, unless the settings in the spec replace it.
     """
@@ -144,6 +145,53 @@ def run_gap(spec: Spec, gate: Gate) -> None:
         processing_class=load_tokenizer(spec),
     )
     train_at_gate(trainer, gate)
+
+
+class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """A DPOTrainer whose rows have token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset
+
+
+class GradientNorms(TrainerCallback):
+    """Records the norm of each step's gradient, after it was clipped."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+
+def run_dpo(spec: Spec, gate: Gate) -> None:
+    """Train with DPOTrainer on a row per pair and context; the reference is the base without the adapter."""
+    rows = [
+        row
+        for step in spec["steps"]
+        for row in by_length(
+            step["rows"],
+            lambda row: len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])),
+        )
+    ]
+    settings = training(spec, len(spec["steps"][0]["rows"]), spec["sizes"]["micro"] // 2)
+    trainer = TokenisedDPOTrainer(
+        model=load_writer(spec, Path(spec["scratch"], "initial"), trains=True),
+        args=DPOConfig(
+            **settings,
+            beta=BETA,
+            max_grad_norm=GRADIENT_NORM,
+            max_length=None,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(spec),
+    )
+    trainer.model.delete_adapter("ref")  # a copy of the new adapter: the trainer switches adapters off instead
+    norms = GradientNorms()
+    trainer.add_callback(norms)
+    train_at_gate(trainer, gate, lambda steps: {"grad_norm": norms.norms[-steps:]})
 
 
 def run_rl(spec: Spec, gate: Gate) -> None:

@@ -19,7 +19,7 @@ import torch
 from gate import Figures, Gate, Spec
 from measuring import distance
 from torch import Tensor
-from workloads import ADAM_EPSILON, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, RESPONSES, SAMPLES
+from workloads import ADAM_EPSILON, BETA, ITERATIONS, LONGEST_IMPROVEMENT, NEW_TOKENS, RESPONSES, SAMPLES, Sizes
 
 from pitcli.data.formats import parse_draft
 from pitcli.data.rows import Comparison
@@ -28,11 +28,13 @@ from pitcli.engine.models.batches import Batch, length_sorted_chunks
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.models.trees import Tree, separate_batch
 from pitcli.engine.training.loop import StepBatch, Task, train
+from pitcli.settings.base import Role
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.scoring import ScoreConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
-from pitcli.stages import export, improve, rl, score, sft, train_reward
+from pitcli.stages import dpo, export, improve, rl, score, sft, train_reward
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 FOREVER = 100_000  # epochs: the learning rate stays constant until the parent process ends the run
@@ -40,6 +42,7 @@ FOREVER = 100_000  # epochs: the learning rate stays constant until the parent p
 
 def run(spec: Spec, side: str, gate: Gate) -> None:
     runs = {"sft": run_sft, "gap": run_gap, "rl": run_rl, "improve": run_improve, "endpoint": run_improve}
+    runs |= {"dpo-improver": run_dpo, "dpo-policy": run_dpo}
     (runs | dict.fromkeys(RESPONSES, run_score))[spec["trains"]](spec, side, gate)
 
 
@@ -59,7 +62,7 @@ def training(spec: Spec, side: str) -> dict[str, Any]:
     return {
         **common(spec),
         "data": spec["pairs"],
-        "batch_size": spec["sizes"][spec["trains"]],
+        "batch_size": Sizes(**spec["sizes"]).rows_of(spec["trains"]),
         "micro_batch_size": spec["sizes"]["rl_micro" if spec["trains"] == "rl" else "micro"],
         "learning_rate": spec["learning_rate"],
         "warmup_share": 0.0,
@@ -78,6 +81,12 @@ def run_sft(spec: Spec, side: str, gate: Gate) -> None:
 def run_gap(spec: Spec, side: str, gate: Gate) -> None:
     replace(train_reward, train=gated(spec, side, gate))
     train_reward.run(RewardConfig(**training(spec, side)))
+
+
+def run_dpo(spec: Spec, side: str, gate: Gate) -> None:
+    replace(dpo, train=gated(spec, side, gate))
+    role = Role(spec["trains"].removeprefix("dpo-"))
+    dpo.run(DpoConfig(**training(spec, side), role=role, beta=BETA, from_base=True))
 
 
 def run_rl(spec: Spec, side: str, gate: Gate) -> None:
@@ -143,7 +152,7 @@ def gated(spec: Spec, side: str, gate: Gate) -> Callable[..., Any]:
             rows = [json.loads(line) for line in lines]
             return {
                 "losses": [row["loss"] for row in rows],
-                **{name: [row[name] for row in rows] for name in ("kl", "gap") if name in rows[0]},
+                **{name: [row[name] for row in rows] for name in ("kl", "gap", "grad_norm") if name in rows[0]},
                 "tokens": tokens[-steps:],
             }
 

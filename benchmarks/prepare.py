@@ -125,6 +125,8 @@ def steps_of(
     return {
         "sft": [sft_step(rows_of(step, examples, sizes.sft), shape) for step in range(steps)],
         "gap": [gap_step(chat, rows_of(step, training, sizes.gap), shape) for step in range(steps)],
+        "dpo-improver": [dpo_step(chat, Role.improver, rows_of(step, pairs, sizes.dpo)) for step in range(steps)],
+        "dpo-policy": [dpo_step(chat, Role.policy, rows_of(step, pairs, sizes.dpo)) for step in range(steps)],
         "rl": [rl_step(rows_of(step, pairs, sizes.rl)) for step in range(steps)],
     }
 
@@ -149,6 +151,24 @@ def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dic
         "units": len(pairs),
         "flops": training_flops(shape, sum(map(sum, trees)), seen, 0),
     }
+
+
+def dpo_step(chat: ChatFormat, role: Role, pairs: list[PreferencePair]) -> dict[str, Any]:
+    """Return a step of pit dpo: a row per pair and context as token ids, its pairs."""
+    rows = [
+        {
+            "prompt_ids": prompt,
+            "chosen_ids": chat.completion(pair.chosen),
+            "rejected_ids": chat.completion(pair.rejected),
+        }
+        for pair in pairs
+        for prompt in (
+            [chat.policy_prompt(pair.prompt)]
+            if role is Role.policy
+            else [chat.improver_prompt(pair.prompt, reference) for reference in (pair.rejected, pair.chosen)]
+        )
+    ]
+    return {"rows": rows, "units": len(pairs)}
 
 
 def rl_step(pairs: list[PreferencePair]) -> dict[str, Any]:

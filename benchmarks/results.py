@@ -101,7 +101,7 @@ def read_text(path: str) -> str:
 
 def show(entries: Sequence[dict[str, Any]], stream: Any) -> None:
     """Print the table of results, and below it the checks."""
-    columns = "{:<9} {:<14} {:>10} {:>10} {:>20} {:>7} {:>5} {:>14} {:>6} {:>5}"
+    columns = "{:<12} {:<14} {:>10} {:>10} {:>20} {:>7} {:>5} {:>14} {:>6} {:>5}"
     print(
         columns.format(
             "work", "against", "ours", "theirs", "ratio min med max", "target", "met", "GB ours/theirs", "ratio", "met"

@@ -20,7 +20,7 @@ from worker_client import WorkerClient, WorkerFailed
 from workloads import ALONE, ALONE_WORKLOADS, SHAPES, WORKLOADS, Workload, sizes_of
 
 HERE = Path(__file__).parent
-LEARNING_RATES = {"sft": 2e-4, "gap": 2e-4, "rl": 1e-5}
+LEARNING_RATES = {"sft": 2e-4, "gap": 2e-4, "rl": 1e-5, "dpo-improver": 2e-5, "dpo-policy": 2e-5}
 # settings to try for each of the peers; --no-tune uses the first
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "SFTTrainer": [
@@ -31,6 +31,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"gradient_checkpointing": True},
     ],
     "RewardTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 10}],
+    "DPOTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 8}],
     "RLOOTrainer": [{}, {"per_device_train_batch_size": 4}],
     "classifier": [{}, {"batch_size": 8}, {"batch_size": 8, "similar_length": True}],
 }

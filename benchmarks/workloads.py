@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 SEED = 0
 SAMPLES = 4  # k: samples per prompt of an RL step
 NEW_TOKENS = 48  # exact length of each sample of an RL step
+BETA = 0.1  # of DPO
 ADAM_EPSILON = 1e-14  # for RL: after six steps a gap model's rewards are tiny, and 1e-8 would shrink the updates
 ITERATIONS = 3  # K: most improvements per draft
 LONGEST_IMPROVEMENT = 64  # tokens
@@ -39,6 +40,8 @@ WORKLOADS = (
     Workload("gap-tree", "gap", "separate", "pairs", 1.8),
     Workload("rl", "rl", "RLOOTrainer", "samples", 2.0, memory_target=0.4),
     Workload("sft", "sft", "SFTTrainer", "tokens", 1.2),
+    Workload("dpo-improver", "dpo-improver", "DPOTrainer", "pairs", 2.0),
+    Workload("dpo-policy", "dpo-policy", "DPOTrainer", "pairs", 1.3),
     Workload("improve", "improve", "generate", "drafts", 2.0),
     Workload("endpoint", "endpoint", "here", "drafts", 1.0),
     Workload("score", "score", "classifier", "pairs", 2.0),
@@ -53,14 +56,16 @@ LARGEST_PEAK_GB = 24.0  # of pit's side at the 8B shape
 class Sizes(NamedTuple):
     """The sizes of a run.
 
-    max_length: longest conversation in tokens. sft, gap, rl: rows per optimiser step (rl: prompts). micro, rl_micro:
-    sequences per forward pass of pit's side. steps: optimiser steps per run. drafts, drafts_at_once: drafts per run and
-    per batch. adapter_steps: training steps of the adapters that rl and improve start from. rows: read from the data.
+    max_length: longest conversation in tokens. sft, gap, dpo, rl: rows per optimiser step (rl: prompts). micro,
+    rl_micro: sequences per forward pass of pit's side. steps: optimiser steps per run. drafts, drafts_at_once: drafts
+    per run and per batch. adapter_steps: training steps of the adapters that rl and improve start from. rows: read from
+    the data.
     """
 
     max_length: int
     sft: int
     gap: int
+    dpo: int
     rl: int
     micro: int
     rl_micro: int
@@ -76,16 +81,33 @@ class Sizes(NamedTuple):
         def times(size: int) -> int:
             return max(1, round(size * factor))
 
-        return self._replace(sft=times(self.sft), gap=times(self.gap), rl=times(self.rl), drafts=times(self.drafts))
+        scaled = ("sft", "gap", "dpo", "rl", "drafts")
+        return self._replace(**{name: times(getattr(self, name)) for name in scaled})
+
+    def rows_of(self, trains: str) -> int:
+        """Return the rows per optimiser step of a training stage."""
+        return int(getattr(self, trains.partition("-")[0]))
 
 
 CPU = Sizes(
-    512, sft=16, gap=4, rl=2, micro=8, rl_micro=4, steps=1, drafts=16, drafts_at_once=8, adapter_steps=6, rows=256
+    512,
+    sft=16,
+    gap=4,
+    dpo=8,
+    rl=2,
+    micro=8,
+    rl_micro=4,
+    steps=1,
+    drafts=16,
+    drafts_at_once=8,
+    adapter_steps=6,
+    rows=256,
 )
 GPU = Sizes(
     1024,
     sft=64,
     gap=32,
+    dpo=32,
     rl=16,
     micro=16,
     rl_micro=16,

@@ -13,20 +13,27 @@ from pitcli.equations import (
     bradley_terry_gap_loss,
     clipped_policy_loss,
     cross_validated_log_loss,
+    dpo_loss,
     fit_temperature,
     five_term_loss,
     gap_loss,
     group_spread,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
     learning_rate_factor,
     leave_one_out_advantages,
+    log_ratios,
     p_better,
     pointwise_gap_loss,
+    preference_loss,
     rl_rewards,
     sequence_kl,
     symmetric_gap_loss,
     symmetrised_gap,
+    unchanged_preference_loss,
 )
-from pitcli.settings.base import GapBound, GapLoss
+from pitcli.settings.base import GapBound, GapLoss, PreferenceLoss
 
 
 def softplus(z: float) -> float:
@@ -174,6 +181,76 @@ def test_sequence_kl_sums_over_the_completion() -> None:
     logprobs_N, ref_logprobs_N = tensor(-2, -3, -1, -1, -1), tensor(-2.5, -3.25, -0.5, -1.25, -1)
     # 0.5 + 0.25; -0.5 + 0.25 + 0: k1 may be negative for a sample
     assert sequence_kl(logprobs_N, ref_logprobs_N, [2, 3]).tolist() == [0.75, -0.25]
+
+
+def test_log_ratios_are_sums_over_each_sequence() -> None:
+    assert log_ratios(tensor(-1, -2, -4), tensor(-2, -2, -1), [2, 1]).tolist() == [1, -3]
+
+
+def test_dpo_of_one_pair_in_two_contexts() -> None:
+    # margins 3 - 1 = 2 and -1 - 3 = -4, times beta 0.5: 1 and -2
+    loss = dpo_loss(torch.stack([tensor(3, 1), tensor(-1, 3)])[None], 0.5)
+    assert float(loss) == pytest.approx((softplus(-1) + softplus(2)) / 2)
+
+
+def test_dpo_of_an_improver_is_the_symmetric_loss_of_its_gap_over_the_copy() -> None:
+    d_wl, d_ll, d_ww, d_lw = 0.7, -0.4, 0.1, 0.9
+    gaps = 0.2 * tensor(d_wl - d_ll, d_lw - d_ww)  # r_gap(x, w, l) and r_gap(x, l, w): the copy is the zero
+    loss = dpo_loss(torch.stack([tensor(d_wl, d_ll), tensor(d_ww, d_lw)])[None], 0.2)
+    assert float(loss) == pytest.approx(float(symmetric_gap_loss(gaps[None])) / 2)
+
+
+def test_the_optimum_of_ipo_is_the_preference_over_the_copy() -> None:
+    """At E[label] = p the best d of (y given c) is that of exp(p / beta) / Z: margins (2 p - 1) / (2 beta)."""
+    beta, p = 0.25, 0.8
+    margin = (p - 0.5) / beta  # d(w | l) - d(l | l); with the labels swapped, its sign in the context l swaps
+    ratios = torch.tensor([[[margin, 0.0]]], dtype=torch.float64, requires_grad=True)
+    (p * ipo_loss(ratios, beta) + (1 - p) * ipo_loss(ratios.flip(-1), beta)).backward()
+    assert ratios.grad is not None
+    assert ratios.grad.abs().max() < 1e-12
+
+
+def test_ipo_of_one_pair_in_two_contexts() -> None:
+    # margins 2 and -4, target 1 / (2 * 0.25) = 2
+    assert float(ipo_loss(torch.stack([tensor(3, 1), tensor(-1, 3)])[None], 0.25)) == (0 + 36) / 2
+
+
+def test_kto_rates_each_response_by_itself() -> None:
+    # z = 1: w at 0.5 * (3 - 1) = 1 and 0.5 * (-1 - 1) = -1, l at 0.5 * (1 - 1) = 0 and 0.5 * (3 - 1) = 1
+    expected = (1 / (1 + exp(1)) + 1 / (1 + exp(-1)) + 0.5 + 1 / (1 + exp(-1))) / 4
+    assert float(kto_loss(torch.stack([tensor(3, 1), tensor(-1, 3)])[None], 0.5, 1.0)) == pytest.approx(expected)
+
+
+def test_the_reference_point_of_kto_is_not_negative() -> None:
+    assert kto_reference_point(tensor(3, -1)) == 1
+    assert kto_reference_point(tensor(-3, 1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "slopes"),
+    [
+        # d loss / d margin: -0.5 sigmoid(-0.5 * 2); the margin is d(w) - d(l)
+        (PreferenceLoss.dpo, (-0.5 / (1 + exp(1)), 0.5 / (1 + exp(1)))),
+        # 2 (2 - 1)
+        (PreferenceLoss.ipo, (2.0, -2.0)),
+        # sigmoid' of 0.5 (3 - 1) and of 0.5 (1 - 1), times 0.5, as a mean over two responses
+        (PreferenceLoss.kto, (-0.25 * exp(-1) / (1 + exp(-1)) ** 2, 0.25 * 0.25)),
+    ],
+)
+def test_gradients_of_the_preference_losses(kind: PreferenceLoss, slopes: tuple[float, float]) -> None:
+    """d(w) = 3, d(l) = 1, beta = 0.5, z = 1."""
+    ratios = torch.tensor([[[3.0, 1.0]]], dtype=torch.float64, requires_grad=True)
+    preference_loss(kind, ratios, 0.5, 1.0).backward()
+    assert ratios.grad is not None
+    assert ratios.grad.flatten().tolist() == pytest.approx(slopes)
+
+
+@pytest.mark.parametrize("kind", PreferenceLoss)
+def test_the_preference_losses_of_an_unchanged_role(kind: PreferenceLoss) -> None:
+    assert float(preference_loss(kind, torch.zeros(3, 2, 2), 0.3, 0.0)) == pytest.approx(
+        unchanged_preference_loss(kind, 0.3)
+    )
+    assert unchanged_preference_loss(PreferenceLoss.ipo, 0.5) == 1
 
 
 def test_rl_rewards() -> None:

@@ -1,6 +1,7 @@
 """The equations of the paper as pure functions of tensors (PIT = arXiv 2310.00898).
 
-Axes: B rows, T tokens, P prompts, K samples per prompt, 4 the orderings of a pair as in ORDERINGS.
+Axes: B rows, T tokens, P prompts, K samples per prompt, 4 the orderings of a pair as in ORDERINGS, C the contexts that
+the responses of a pair are written in: y_l and y_w for an improver, one for a policy, which sees x alone.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pitcli.settings.base import GapBound, GapLoss
+from pitcli.settings.base import GapBound, GapLoss, PreferenceLoss
 
 MAX_TEMPERATURE = 1e3  # of P(better); gaps that need more say nothing
 # (y1, y2) of r_gap(x, y1, y2): w is the chosen response, l the rejected one
@@ -138,13 +139,88 @@ def cross_validated_log_loss(gaps: Sequence[float], folds: int = 5) -> float:
     return float(torch.cat(losses).mean())
 
 
-def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
-    """KL of the sampled sequences to the reference policy, k1 estimator, summed over the tokens.
+def log_ratios(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """d(y) = log pi(y) - log pi_ref(y) of each sequence, the sum over its tokens. Returns nats of shape (B,).
 
-    sum_t [log pi(y_t) - log pi_ref(y_t)] for y ~ pi, so its mean is KL(pi || pi_ref). The N tokens are those of B
-    sequences of these lengths, concatenated. Returns nats of shape (B,).
+    The N tokens are those of B sequences of these lengths, concatenated.
     """
     return torch.stack([differences_T.sum() for differences_T in (logprobs_N - ref_logprobs_N).split(list(lengths))])
+
+
+def sequence_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """KL of the sampled sequences to the reference policy, k1 estimator: d(y) for y ~ pi, whose mean is the KL."""
+    return log_ratios(logprobs_N, ref_logprobs_N, lengths)
+
+
+def dpo_loss(ratios_BC2: Tensor, beta: float) -> Tensor:
+    """DPO (Rafailov et al., arXiv 2305.18290): -log sigmoid(beta [d(w | c) - d(l | c)]); mean over pairs and contexts.
+
+    ratios_BC2: d(y | c) = log pi(y | x, c) - log pi_ref(y | x, c) of the chosen and the rejected response.
+
+    For an improver the context c is the response to improve. What PIT maximises, E_y [r_gap(x, y, c)] - beta KL(pi ||
+    pi_ref), has the optimum pi(y | x, c) = pi_ref(y | x, c) exp(r_gap(x, y, c) / beta) / Z(x, c), so
+    r_gap(x, y, c) = beta [d(y | c) + log Z(x, c)]. The gap of the copy y = c is 0, and the difference from it has no Z:
+
+        r_gap(x, y, c) = beta [d(y | c) - d(c | c)]: the copy is the zero of the scale.
+
+    With P(y better than c) = sigmoid(r_gap(x, y, c)), the two observations of a pair cost
+    -log sigmoid(r_gap(x, w, l)) = -log sigmoid(beta [d(w | l) - d(l | l)]) and
+    -log sigmoid(-r_gap(x, l, w)) = -log sigmoid(beta [d(w | w) - d(l | w)]): the loss above in the contexts l and w,
+    and symmetric_gap_loss of the gap that the improver itself implies. ln 2 if pi = pi_ref.
+    """
+    return -logsigmoid(beta * preference_margins(ratios_BC2)).mean()
+
+
+def ipo_loss(ratios_BC2: Tensor, beta: float) -> Tensor:
+    """IPO (Azar et al., arXiv 2310.12036): (d(w | c) - d(l | c) - 1 / (2 beta))^2; mean over pairs and contexts.
+
+    For an improver it is the in-context form of SRPO (arXiv 2406.01660). It maximises the probability p(y better than
+    c | x) itself, in place of r_gap in dpo_loss. A copy is better than itself with p = 1/2, so
+    p(y better than c) - 1/2 = beta [d(y | c) - d(c | c)]. Regression on the observed 1 for (w, l) and 0 for (l, w),
+    whose mean is p, has the targets d(w | l) - d(l | l) = 1 / (2 beta) and d(l | w) - d(w | w) = -1 / (2 beta).
+    1 / (4 beta^2) if pi = pi_ref.
+    """
+    return (preference_margins(ratios_BC2) - 1 / (2 * beta)).square().mean()
+
+
+def kto_loss(ratios_BC2: Tensor, beta: float, reference_point: float) -> Tensor:
+    """KTO (Ethayarajh et al., arXiv 2402.01306), weights 1: each response is rated by itself; mean over all of them.
+
+    1 - sigmoid(beta [d(w | c) - z]) and 1 - sigmoid(beta [z - d(l | c)]). reference_point: z, see kto_reference_point.
+    1/2 if pi = pi_ref.
+    """
+    d_w, d_l = (ratios_BC2 - reference_point).unbind(-1)
+    return torch.cat([torch.sigmoid(-beta * d_w), torch.sigmoid(beta * d_l)]).mean()
+
+
+def kto_reference_point(mismatched_ratios_N: Tensor) -> float:
+    """z of kto_loss, without gradient: max(0, mean of d(y') over responses y' of other rows), KTO's estimate of the KL.
+
+    mismatched_ratios_N: d(y' | x, c), where y' answers another prompt.
+    """
+    return max(0.0, float(mismatched_ratios_N.mean()))
+
+
+def preference_margins(ratios_BC2: Tensor) -> Tensor:
+    """d(w | c) - d(l | c), shape (B, C), in nats; beta times it is the reward margin, above 0 if y_w is preferred."""
+    d_w, d_l = ratios_BC2.unbind(-1)
+    return d_w - d_l
+
+
+def preference_loss(kind: PreferenceLoss, ratios_BC2: Tensor, beta: float, reference_point: float) -> Tensor:
+    """The loss that --loss names. reference_point: of KTO."""
+    match kind:
+        case PreferenceLoss.dpo:
+            return dpo_loss(ratios_BC2, beta)
+        case PreferenceLoss.ipo:
+            return ipo_loss(ratios_BC2, beta)
+        case PreferenceLoss.kto:
+            return kto_loss(ratios_BC2, beta, reference_point)
+
+
+def unchanged_preference_loss(kind: PreferenceLoss, beta: float) -> float:
+    """The loss of pi = pi_ref, with which training begins."""
+    return {PreferenceLoss.dpo: math.log(2), PreferenceLoss.ipo: 1 / (4 * beta**2), PreferenceLoss.kto: 0.5}[kind]
 
 
 def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float, missing_eos_penalty: float) -> Tensor:

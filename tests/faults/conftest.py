@@ -27,9 +27,11 @@ TRAIN = {  # two micro-batches per step
     "reward": f"train-reward {SMALL} --micro-batch-size 16 --epochs 2 --max-steps 8 --save-every 2 --out run",
     "rl": "rl --force --curriculum --data pairs.jsonl --batch-size 4 --micro-batch-size 8 --learning-rate 1e-3 "
     "--max-steps 8 --updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 2 --out run",
+    "dpo": "dpo --loss kto --sft runs/sft --data pairs.jsonl --batch-size 8 --micro-batch-size 16 --learning-rate 1e-3 "
+    "--epochs 2 --max-steps 8 --save-every 2 --out run",
 }
 IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 2 --max-new-tokens 8 --sample-batch-size 4"
-ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver"}
+ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver", "dpo": "improver"}
 
 
 def run_digests(folder: Path) -> dict[str, str]:
@@ -40,7 +42,7 @@ def run_digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def project(share: Share, warm: Warm) -> Path:
-    """A folder with 40 pairs, 11 drafts, and one small run each of sft, reward and rl."""
+    """A folder with 40 pairs, 11 drafts, and one small run each of sft, reward, rl and dpo."""
 
     def fill(folder: Path) -> None:
         pairs = list(preference_rows(40, seed=3))

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.faults
         ("rl", "loss", "loss"),
         ("rl", "gradient", "grad_norm"),
         ("rl", "reward", "reward"),
+        ("dpo", "loss", "loss"),
+        ("dpo", "gradient", "grad_norm"),
     ],
 )
 def test_training_stops_and_saves_nothing_non_finite(

@@ -17,7 +17,12 @@ from tests.faults.warm import Ended, Warm
 TrainedByTwo = Callable[[str], tuple[Path, list[Ended]]]
 
 # one process has as many rows per micro-batch as each of two has, so twice as many micro-batches
-MICRO = {"sft": "--micro-batch-size 4", "reward": "--micro-batch-size 16", "rl": "--micro-batch-size 8"}
+MICRO = {
+    "sft": "--micro-batch-size 4",
+    "reward": "--micro-batch-size 16",
+    "rl": "--micro-batch-size 8",
+    "dpo": "--micro-batch-size 16",
+}
 
 
 def line(kind: str, out: str) -> list[str]:
@@ -62,7 +67,7 @@ def test_two_processes_train_as_one_does(kind: str, workspace: Path, by_two: Tra
 @pytest.mark.parametrize("kind", TRAIN)
 def test_training_with_a_sharded_base_equals_training_without(kind: str, workspace: Path, warm: Warm) -> None:
     """In 4-bit, and with one micro-batch more in one process than in the other."""
-    odd = {"sft": "3", "reward": "12", "rl": "6"}[kind]
+    odd = {"sft": "3", "reward": "12", "rl": "6", "dpo": "12"}[kind]
     for out, more in (("whole", []), ("sharded", ["--shard-base"])):
         for ended in warm.together(workspace, *line(kind, out), "--micro-batch-size", odd, "--max-steps", "4", *more):
             assert ended.code == 0, ended.err

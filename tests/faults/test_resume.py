@@ -13,7 +13,8 @@ from tests.faults.warm import Fault, Warm
 
 pytestmark = pytest.mark.faults
 
-# when each run is killed; 40 pairs give 6 sft steps (with identity pairs), 5 reward steps and 10 rollouts per epoch
+# when each run is killed; 40 pairs give 6 sft steps (with identity pairs), 5 reward or dpo steps and 10 rollouts per
+# epoch
 CASES: dict[str, dict[str, tuple[int, Fault]]] = {
     "sft": {
         "step 1": (1, {"kill_after_step": 1}),
@@ -35,6 +36,13 @@ CASES: dict[str, dict[str, tuple[int, Fault]]] = {
         "mid-epoch": (2, {"kill_after_step": 3}),
         "epoch edge": (2, {"kill_after_step": 8}),
         "stage edge": (2, {"kill_after_step": 4}),
+    },
+    "dpo": {
+        "step 1": (1, {"kill_after_step": 1}),
+        "accumulation boundary": (2, {"kill_in_backward": 5}),
+        "mid-epoch": (2, {"kill_after_step": 3}),
+        "epoch edge": (2, {"kill_after_step": 5}),
+        "stage edge": (3, {"kill_before_publishing": "improver"}),
     },
 }
 EQUAL: list[str] = []
@@ -96,11 +104,11 @@ def test_resumed_equals_uninterrupted(
     assert sum("optimizer.safetensors" in name for name in found) >= 2
     assert found == uninterrupted[kind, save_every]
     EQUAL.append(f"{kind} {moment}")
-    if len(EQUAL) == sum(map(len, CASES.values())):
+    if len(EQUAL) == (count := sum(map(len, CASES.values()))):
         record(
             "bit-exact resume on CPU",
-            "15 of 15 equal at tolerance 0",
-            f"{len(EQUAL)} of 15 equal, every file of the run",
+            f"{count} of {count} equal at tolerance 0",
+            f"{len(EQUAL)} of {count} equal, every file of the run",
         )
 
 

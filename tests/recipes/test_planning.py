@@ -7,10 +7,12 @@ import pytest
 
 from pitcli.engine.models import bases
 from pitcli.engine.models.opening import open_base
+from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.tools import PipelineConfig
 from pitcli.settings.training import RlConfig, SftConfig
@@ -138,3 +140,24 @@ def test_a_recipe_with_the_earlier_setting_for_long_rows_skips_them(place: str) 
     (stage,) = planned(f"shared: {{{shared}}}\nstages:\n  - sft: {{{own}}}\n")
     assert isinstance(stage.config, SftConfig)
     assert (stage.config.long_rows, "long_rows" in stage.given) == ("skip", True)
+
+
+def test_dpo_starts_from_the_sft_of_an_earlier_stage_and_improve_uses_it() -> None:
+    shutil.rmtree("runs/rl")
+    _, dpo, improve = planned(
+        "stages:\n  - sft: {out: runs/sft, data: pairs.jsonl}\n  - dpo: {}\n"
+        "  - improve: {input: drafts.jsonl, output: rows.jsonl, stop: none}\n"
+    )
+    assert isinstance(dpo.config, DpoConfig)
+    assert (dpo.config.sft, dpo.config.model, dpo.writes) == (Path("runs/sft"), None, ("runs/dpo",))
+    assert "runs/sft" in dpo.reads
+    assert isinstance(improve.config, ImproveConfig)
+    assert improve.config.run == Path("runs/dpo")
+
+
+def test_dpo_without_a_start_is_a_problem_of_the_recipe() -> None:
+    with pytest.raises(SettingsError) as problem:
+        planned("stages:\n  - dpo: {role: policy}\n  - name: base\n    dpo: {from_base: true, out: runs/base}\n")
+    start, data = problem.value.problems
+    assert "dpo: sft: no earlier stage writes runs/policy, and it is not in" in start
+    assert data.endswith("base: data: must be given")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch import zeros
 
-from pitcli.equations import gap_loss
+from pitcli.equations import gap_loss, unchanged_preference_loss
 from pitcli.runs.divergence import divergence, loss_of_equal_gaps
-from pitcli.settings.base import GapLoss
+from pitcli.settings.base import GapLoss, PreferenceLoss
 from pitcli.settings.default_runs import Kind
 
 RL = {"max_kl": 30.0, "max_truncated_share": 0.95}
@@ -130,3 +130,15 @@ def test_rl_that_ran_away(last: dict[str, float], expected: str) -> None:
 )
 def test_healthy_rl(rows: list[dict[str, float]]) -> None:
     assert divergence("rl", RL, rows) is None
+
+
+@pytest.mark.parametrize("loss", PreferenceLoss)
+def test_a_preference_loss_far_above_that_of_the_start_is_found(loss: PreferenceLoss) -> None:
+    start = unchanged_preference_loss(loss, 0.1)
+    problem = of("dpo", [start, *[start * 1.9] * 20], loss=loss)
+    end = f"is {start * 1.9:.2f} at the end (mean of the last 4 steps)"
+    assert problem == f"the loss per pair was {start:.2f} in the first step and {end}"
+    assert of("dpo", [start, *[start * 1.9] * 3, *[start * 0.8] * 20]) is None, "it came back"
+    assert of("dpo", [start, start * 1.3, start * 1.2]) is None
+    assert of("dpo", [start, start * 2], batch=4) is None, "two small batches"
+    assert of("dpo", [start, start * 7], batch=4) is not None

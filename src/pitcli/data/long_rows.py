@@ -137,4 +137,10 @@ def _with_responses_of(pair: PreferencePair, size: int, chat: ChatFormat) -> Pre
     chosen, rejected = truncated("chosen", pair.chosen), truncated("rejected", pair.rejected)
     if chosen == rejected:
         raise SameWhenCut("rejected", f"the same text as chosen after both are cut to {size} tokens")
-    return replace(pair, chosen=chosen, rejected=rejected, chosen_truncated=chosen != pair.chosen)
+    return replace(
+        pair,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_truncated=chosen != pair.chosen,
+        rejected_truncated=rejected != pair.rejected,
+    )

@@ -22,6 +22,7 @@ class PreferencePair:
     line: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)
     chosen_truncated: bool = False  # a truncated text must not teach the model where to stop
+    rejected_truncated: bool = False
     whole_prompt: Prompt | None = None  # if the prompt was cut: folds must be disjoint by what it was
 
 

@@ -12,7 +12,12 @@ from pitcli.pages.trained_run import TrainedRun, concerns
 from pitcli.runs.manifest import Manifest
 
 MISSING = "–"
-KINDS = {"sft": "Supervised fine-tuning of the", "reward": "Training of the", "rl": "Reinforcement learning of the"}
+KINDS = {
+    "sft": "Supervised fine-tuning of the",
+    "reward": "Training of the",
+    "rl": "Reinforcement learning of the",
+    "dpo": "Preference optimisation of the",
+}
 SHARES = {"accuracy", "longer_wins_accuracy", "shorter_wins_accuracy", "swap_flip_rate"}
 # results of train-reward on held-out pairs
 HELD_OUT = {

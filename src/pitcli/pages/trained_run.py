@@ -92,7 +92,8 @@ def concerns(run: TrainedRun) -> list[str]:
     about_pairs = [*_about_pairs(run, "", "held-out pairs"), *_about_pairs(run, "eval_", "pairs of --eval-data")]
     about_training: Iterable[str] = ()
     if run.rows:
-        about_training = _about_rollouts(run) if "kl" in run.rows[-1] else _about_fitting(run)
+        has_rollouts = "kl" in run.rows[-1] and "reward_margin" not in run.rows[-1]
+        about_training = _about_rollouts(run) if has_rollouts else _about_fitting(run)
     return [*_about_divergence(run), *_about_state(run), *about_pairs, *about_training]
 
 

@@ -9,6 +9,7 @@ from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_pat
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.pairs import DataSettings
@@ -104,19 +105,30 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found["model"] = None if found["policy"] else DEFAULT_MODEL
             found = {} if config.writer else found
         case RlConfig():
-            improver = config.role is Role.improver
-            if improver:
-                found["sft"] = config.sft or finder.default_run(SFT_RUN, needed=True)
-            found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
-            reward = config.reward or finder.default_run(GAP_RUN, needed=True)
-            if not isinstance(reward, str):
-                inherited = _inherited_from_gap_model(finder, reward, config)
-                found |= {"reward": reward, **{name: inherited[name] for name in DATA & inherited.keys()}}
+            found = _filled_rl(finder, config)
+        case DpoConfig():
+            named = config.sft or config.from_base
+            found["sft"] = None if named else finder.default_run(config.start_run, needed=True)
+            found["model"] = DEFAULT_MODEL if config.from_base else None
         case ImproveConfig() | ScoreConfig():
             found = _filled_use(finder, config)
-    if isinstance(config, SftConfig | RewardConfig) and not (config.data or found.get("data")):
+    needs_data = isinstance(config, SftConfig | RewardConfig) or (isinstance(config, DpoConfig) and config.from_base)
+    if needs_data and not (config.data or found.get("data")):
         finder.add_problem("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
+
+
+def _filled_rl(finder: PathFinder, config: RlConfig) -> dict[str, object]:
+    found: dict[str, object] = {}
+    improver = config.role is Role.improver
+    if improver:
+        found["sft"] = config.sft or finder.default_run(SFT_RUN, needed=True)
+    found["policy"] = config.policy or finder.default_run(SFT_POLICY_RUN, needed=not improver)
+    reward = config.reward or finder.default_run(GAP_RUN, needed=True)
+    if not isinstance(reward, str):
+        inherited = _inherited_from_gap_model(finder, reward, config)
+        found |= {"reward": reward, **{name: inherited[name] for name in DATA & inherited.keys()}}
+    return found
 
 
 def _inherited_from_gap_model(finder: PathFinder, run: Path | None, config: TrainingConfig) -> dict[str, object]:

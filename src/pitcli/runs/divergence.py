@@ -21,6 +21,7 @@ ENOUGH_ROWS = 64  # a mean over this many rows varies little
 TEXT_NOISE = 1.3  # about three times the relative standard deviation of the loss of one row
 # times the loss of equal gaps, of a mean over enough rows or over fewer: the first steps overshoot, and are made up for
 PAIR_RISE, SHORT_RISE = 2.0, 6.0
+PREFERENCE_RISE = 1.5  # times the loss of the reference, of a mean over enough rows
 LEAST_RISE = 0.1  # in nats: at losses near zero, ratios say little
 EXPLODED, NOT_BACK = 1.5, 1.2  # a mean this far above the limit, with an end this far above the start, is not noise
 LOST_AGAIN = 0.3  # of the loss at the start: so much above its lowest mean, the loss is not that of a trained model
@@ -37,7 +38,7 @@ def divergence(kind: Kind, config: Mapping[str, Any], rows: Rows) -> str | None:
         return None
     if kind == "rl":
         return _of_rl(config, rows)
-    of_losses = _of_reward if kind == "reward" else _of_sft
+    of_losses = {"reward": _of_reward, "dpo": _of_dpo}.get(kind, _of_sft)
     members: dict[float, list[float]] = {}
     for row in rows:
         members.setdefault(row.get("member", 1.0), []).append(row.get("loss", math.nan))
@@ -81,6 +82,18 @@ def _of_reward(config: Mapping[str, Any], losses: Sequence[float]) -> str | None
             f"the loss per pair rose to {highest:.2f} and is {end:.2f} at the end{means_of}; a model that says nothing "
             f"has {equal:.2f}"
         )
+    return None
+
+
+def _of_dpo(config: Mapping[str, Any], losses: Sequence[float]) -> str | None:
+    """The loss ends far above that of the first step, in which the role is its reference."""
+    batch = int(config.get("batch_size", ENOUGH_ROWS))
+    means = _rolling_means(losses, batch)
+    steps = len(losses) + 1 - len(means)
+    start, end = losses[0], means[-1]
+    if end > (PREFERENCE_RISE if batch * steps >= ENOUGH_ROWS else SHORT_RISE) * start:
+        means_of = f" (mean of the last {counted(steps, 'steps')})" if steps > 1 else ""
+        return f"the loss per pair was {start:.2f} in the first step and is {end:.2f} at the end{means_of}"
     return None
 
 

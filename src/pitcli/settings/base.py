@@ -27,6 +27,12 @@ class GapLoss(StrEnum):
     pointwise = "pointwise"
 
 
+class PreferenceLoss(StrEnum):
+    dpo = "dpo"
+    ipo = "ipo"
+    kto = "kto"
+
+
 class Stage(StrEnum):
     dataset = "dataset"
     policy = "policy"

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.judging import CalibrateConfig
@@ -78,6 +79,13 @@ COMMANDS: dict[str, Command] = {
         RlConfig,
         Purpose.train,
         ("pit rl --curriculum", "pit rl --role policy", 'pit rl --reward "cmd:python verifier.py"'),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "dpo": Command(
+        DpoConfig,
+        Purpose.train,
+        ("pit dpo --data data/reward.jsonl", "pit dpo --loss ipo", "pit dpo --role policy --loss kto"),
         in_recipes=True,
         distributed=True,
     ),

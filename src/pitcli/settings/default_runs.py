@@ -5,13 +5,15 @@ If a flag is not given, its run is searched for in the folders, in their order.
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["sft", "reward", "rl"]
+Kind = Literal["sft", "reward", "rl", "dpo"]
 
 POLICY_FOLDER = "runs/policy"
 SFT_FOLDER = "runs/sft"
 REWARD_FOLDER = "runs/reward"
 RL_FOLDER = "runs/rl"
 RLHF_FOLDER = "runs/rlhf"
+DPO_FOLDER = "runs/dpo"
+DPO_POLICY_FOLDER = "runs/dpo-policy"
 
 
 class DefaultRun(NamedTuple):
@@ -39,5 +41,13 @@ GAP_MODELS_RUN = DefaultRun(
 )
 SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), kinds=("sft",), role="improver", made_by="pit sft --role improver")
 SFT_POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft",), role="policy", made_by="pit sft --role policy")
-POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft", "rl"), role="policy", made_by="pit sft --role policy")
-IMPROVER_RUN = DefaultRun("run", (RL_FOLDER, SFT_FOLDER), kinds=("rl", "sft"), role="improver", made_by="pit rl")
+POLICY_RUN = DefaultRun(
+    "policy", (POLICY_FOLDER,), kinds=("sft", "rl", "dpo"), role="policy", made_by="pit sft --role policy"
+)
+IMPROVER_RUN = DefaultRun(
+    "run", (RL_FOLDER, DPO_FOLDER, SFT_FOLDER), kinds=("rl", "dpo", "sft"), role="improver", made_by="pit rl"
+)
+DPO_START_RUNS = {  # by role
+    "improver": SFT_RUN._replace(kinds=("sft", "dpo")),
+    "policy": SFT_POLICY_RUN._replace(setting="sft", kinds=("sft", "dpo")),
+}

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
 from pitcli.events import FLAG
-from pitcli.settings.base import READ, Fact, GapLoss, Section, Settings, facts_of
+from pitcli.settings.base import READ, Fact, GapLoss, Role, Section, Settings, facts_of
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
@@ -102,6 +103,8 @@ def smaller_command(config: TrainingConfig) -> str:
     least = 1
     if isinstance(config, RewardConfig):  # sequences of a pair, which are read together
         least = 4 if config.gap_loss is GapLoss.five_term else 2
+    if isinstance(config, DpoConfig):
+        least = 4 if config.role is Role.improver else 2
     smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
     if config.micro_batch_size // 2 < least:
         cut = " --long-rows cut" if config.long_rows is LongRows.error else ""

@@ -79,7 +79,8 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     section = Section.method
 
     run: Annotated[Path | None, Fact.run, Section.common] = Field(
-        None, description="Run folder of the improver [default: runs/rl if it exists, otherwise runs/sft]"
+        None,
+        description="Run folder of the improver [default: the first that exists of runs/rl, runs/dpo and runs/sft]",
     )
     reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,

@@ -45,8 +45,8 @@ class CalibrateConfig(IndependentJudgeSettings):
 
     run: Annotated[Path | None, Fact.run, Section.common] = Field(
         None,
-        description="Run folder of the improver; the threshold is written to it [default: runs/rl if it exists, "
-        "otherwise runs/sft]",
+        description="Run folder of the improver; the threshold is written to it [default: the first that exists of "
+        "runs/rl, runs/dpo and runs/sft]",
     )
     input: Annotated[str, Fact.file, Section.common] = Field(
         ...,

@@ -2,18 +2,15 @@
 
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from pitcli.console import next_command, note, samples
+from pitcli.console import next_command, note
 from pitcli.data.examples import sft_examples
-from pitcli.data.rows import PreferencePair
-from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.data.templates import Example
 from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import completion_logprobs
@@ -21,7 +18,7 @@ from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
-from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
+from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
@@ -35,7 +32,6 @@ from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import SftConfig
 
 SHOWN_ROWS = 2
-SHOWN_TOKENS = 96
 
 
 def run(config: SftConfig) -> None:
@@ -63,8 +59,10 @@ def run(config: SftConfig) -> None:
             start_from(model, config.role, start.adapter)
         result = train(model, sft_task(model, examples, config), config, folder)
         note(f"loss per token in nats: {change(config.run_folder, 'loss')}")
-        shown = show_samples(model, base.chat, config.role, pairs[:SHOWN_ROWS])
-        problem = divergence_of(folder, result) or unusable_responses(model, base.chat, config.role, shown, pairs)
+        shown = show_answers(model, base.chat, config.role, pairs[:SHOWN_ROWS])
+        problem = divergence_of(folder, result) or unusable_responses(
+            model, base.chat, config.role, shown, pairs, start=None
+        )
         finish(model, folder, [config.role], result._asdict() | refuse_diverged(folder, config, problem))
     note(f"{config.role} saved in {config.run_folder}")
     suggest_next(config, data.path)
@@ -92,38 +90,6 @@ def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -
     lengths = [len(example.prompt) + len(example.completion) for example in examples]
     rows = PlannedRows(lengths, config.micro_batch_size, build)
     return task_over_rows([config.role], rows, loss, config, model.device)
-
-
-def show_samples(model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[str]:
-    """Show the trained model's greedy responses to the first rows, next to the rejected ones; return them."""
-    texts = greedy_responses(model, chat, role, role_prompts(chat, role, pairs))
-    rows = [(pair.prompt[-1].content, pair.rejected, text) for pair, text in zip(pairs, texts, strict=True)]
-    samples(rows, labels=("prompt", "rejected", f"{role} (greedy)"))
-    return texts
-
-
-def unusable_responses(
-    model: RoleModel, chat: ChatFormat, role: Role, shown: Sequence[str], pairs: Sequence[PreferencePair]
-) -> str | None:
-    """Return what is wrong with the trained model's greedy responses, None if nothing is."""
-
-    def more() -> list[tuple[list[int], str]]:
-        rows = pairs[:CHECKED_ROWS]
-        return list(zip(role_prompts(chat, role, rows), [pair.chosen for pair in rows], strict=True))
-
-    return unusable_answers(shown, more, ask=partial(greedy_responses, model, chat), trained=role, start=None)
-
-
-def role_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[list[int]]:
-    if role is Role.policy:
-        return [chat.policy_prompt(pair.prompt) for pair in pairs]
-    return [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
-
-
-def greedy_responses(model: RoleModel, chat: ChatFormat, role: str | None, prompts: Sequence[list[int]]) -> list[str]:
-    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
-    written = generate(model, role, prompts, seeds=[0] * len(prompts), decoding=decoding)
-    return [chat.decode(sample.token_ids) for sample in written]
 
 
 def suggest_next(config: SftConfig, data: str) -> None:

@@ -67,6 +67,18 @@ def test_too_little_memory_is_an_error(
     assert "GiB; 0.0 GiB available; use --gradient-checkpointing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("role", ["improver", "policy"])
+def test_dpo_measures_its_trees(role: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["dpo", "--role", role, "--from-base", "--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "3"]
+    assert main([*line, "--loss", "kto", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert (yaml.safe_load(out)["loss"], yaml.safe_load(out)["max_steps"]) == ("kto", 3)
+    assert "⟦sun is very hot" in err.replace("⟦ ", "⟦")
+    in_largest = 8 // (4 if role == "improver" else 2)
+    assert f"{in_largest} rows, the longest of" in err
+    assert not Path("runs").exists()
+
+
 def test_rl_shows_its_rollouts(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
     assert main(["sft", *small]) == 0

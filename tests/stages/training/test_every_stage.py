@@ -1,4 +1,4 @@
-"""What sft, train-reward and rl have in common: which files they write, and which tensors they change."""
+"""What sft, train-reward, rl and dpo have in common: which files they write, and which tensors they change."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from pitcli.engine.models.opening import Base
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training import loop as training
 from pitcli.errors import InputError
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
-from pitcli.stages import rl, sft, train_reward
+from pitcli.stages import dpo, rl, sft, train_reward
 from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
 
 
@@ -52,8 +53,9 @@ def base_watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RoleModel, dict[st
         ("improver", lambda out: sft.run(SftConfig(data="pairs.jsonl", out=out, max_steps=3, **SMALL))),
         ("gap", lambda out: train_reward.run(RewardConfig(data="pairs.jsonl", out=out, max_steps=3, **SMALL))),
         ("improver", lambda out: rl.run(RlConfig(out=out, max_steps=3, **RL_SMALL))),
+        ("improver", lambda out: dpo.run(DpoConfig(out=out, max_steps=3, learning_rate=1e-3))),
     ],
-    ids=["sft", "reward", "rl"],
+    ids=["sft", "reward", "rl", "dpo"],
 )
 def test_every_adapter_tensor_moves_and_no_base_tensor_does(
     role: str,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 LOGIT_ROWS = 512
+KL_ROWS = LOGIT_ROWS // 4  # at a time for a KL, which needs more copies of the logits
 
 
 def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
@@ -15,6 +16,19 @@ def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor
     """
     logprobs_N: Tensor = _TokenLogprobs.apply(hidden_ND, output_layer, targets_N, temperature)
     return logprobs_N
+
+
+@torch.no_grad()
+def next_token_kl(hidden_ND: Tensor, reference_hidden_ND: Tensor, output_layer: nn.Module) -> Tensor:
+    """Return KL(p || p_ref) of the next token after each state, shape (N,), nats.
+
+    hidden_ND, reference_hidden_ND: the states of the two models after the same tokens.
+    """
+    found = []
+    for states in zip(hidden_ND.split(KL_ROWS), reference_hidden_ND.split(KL_ROWS), strict=True):
+        logprobs_CV, reference_CV = (output_layer(states_CD).float().log_softmax(-1) for states_CD in states)
+        found.append((logprobs_CV.exp() * (logprobs_CV - reference_CV)).sum(-1))
+    return torch.cat(found)
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -16,6 +16,7 @@ from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.attention import branches_of
 from pitcli.engine.models.batches import Batch, common_prefix, pad_right
+from pitcli.settings.base import Role
 
 
 class Tree(NamedTuple):
@@ -52,8 +53,38 @@ def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
     """Return the tree of the four orderings of a pair; leaves as in equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
     chosen, rejected = chat.completion(pair.chosen), chat.completion(pair.rejected)
     shared, (after_chosen, after_rejected) = split_prompts(pair.prompt, [pair.chosen, pair.rejected], chat)
-    segments = [shared, after_chosen, chosen, rejected, after_rejected, chosen, rejected]
-    return Tree(segments, [-1, 0, 1, 1, 0, 4, 4], [5, 2, 6, 3])
+    return crossed_tree(shared, [after_chosen, after_rejected], [chosen, rejected])._replace(leaves=[5, 2, 6, 3])
+
+
+def preference_tree(pair: PreferencePair, chat: ChatFormat, role: Role, rated: PreferencePair | None = None) -> Tree:
+    """Return the tree of both responses of a pair as a role writes them.
+
+    Policy: the leaves are w, l. Improver: w, l after [x; l], then w, l after [x; w]. A truncated response has no stop
+    token. rated: another pair whose responses to write instead, in the contexts of this one.
+    """
+    rated = rated or pair
+    completions = [
+        chat.completion(rated.chosen, ends=not rated.chosen_truncated),
+        chat.completion(rated.rejected, ends=not rated.rejected_truncated),
+    ]
+    if role is Role.policy:
+        return group_tree(chat.policy_prompt(pair.prompt), completions)
+    shared, contexts = split_prompts(pair.prompt, [pair.rejected, pair.chosen], chat)
+    return crossed_tree(shared, contexts, completions)
+
+
+def crossed_tree(shared: list[int], contexts: Sequence[list[int]], completions: Sequence[list[int]]) -> Tree:
+    """Return the tree of each completion after each context, which share what is before them.
+
+    The leaves are the completions of the first context, then of the next.
+    """
+    segments, parents, leaves = [shared], [-1], list[int]()
+    for context in contexts:
+        parent = len(segments)
+        segments += [context, *completions]
+        parents += [0, *[parent] * len(completions)]
+        leaves += range(parent + 1, parent + 1 + len(completions))
+    return Tree(segments, parents, leaves)
 
 
 def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat) -> Tree:

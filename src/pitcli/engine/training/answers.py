@@ -1,12 +1,59 @@
 """Whether the greedy responses of a trained role can be used; a diverged role always writes the same, or nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from pitcli.console import counted
+from pitcli.console import counted, samples
+from pitcli.data.rows import PreferencePair
+from pitcli.data.templates import ChatFormat
+from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.models.roles import RoleModel
+from pitcli.settings.base import Role
 
 CHECKED_ROWS = 8  # if the responses to the few shown rows look unusable
+SHOWN_TOKENS = 96
 
 Ask = Callable[[str | None, Sequence[list[int]]], list[str]]  # the greedy responses of a role to prompts
+
+
+def show_answers(model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[str]:
+    """Show the trained model's greedy responses to the first rows, next to the rejected ones; return them."""
+    texts = greedy_responses(model, chat, role, role_prompts(chat, role, pairs))
+    rows = [(pair.prompt[-1].content, pair.rejected, text) for pair, text in zip(pairs, texts, strict=True)]
+    samples(rows, labels=("prompt", "rejected", f"{role} (greedy)"))
+    return texts
+
+
+def unusable_responses(
+    model: RoleModel,
+    chat: ChatFormat,
+    role: Role,
+    shown: Sequence[str],
+    pairs: Sequence[PreferencePair],
+    start: str | None,
+) -> str | None:
+    """Return what is wrong with the trained model's greedy responses to pairs, None if nothing is.
+
+    shown: its responses to the first pairs. start: the role before training.
+    """
+
+    def more() -> list[tuple[list[int], str]]:
+        rows = pairs[:CHECKED_ROWS]
+        return list(zip(role_prompts(chat, role, rows), [pair.chosen for pair in rows], strict=True))
+
+    return unusable_answers(shown, more, ask=partial(greedy_responses, model, chat), trained=role, start=start)
+
+
+def role_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[list[int]]:
+    if role is Role.policy:
+        return [chat.policy_prompt(pair.prompt) for pair in pairs]
+    return [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
+
+
+def greedy_responses(model: RoleModel, chat: ChatFormat, role: str | None, prompts: Sequence[list[int]]) -> list[str]:
+    decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
+    written = generate(model, role, prompts, seeds=[0] * len(prompts), decoding=decoding)
+    return [chat.decode(sample.token_ids) for sample in written]
 
 
 def unusable_answers(

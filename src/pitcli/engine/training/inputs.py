@@ -23,11 +23,12 @@ from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
+from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
 from pitcli.settings.values import split_commas
 
-RL_SHARE = 0.1  # of the learning rate of SFT
+RL_SHARE = 0.1  # of the learning rate of SFT; for DPO too
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -96,14 +97,14 @@ def _read_pairs(
 def responses_read(settings: DataSettings) -> int:
     """Return how many responses the longest conversation of a command has: 1 if it reads no reference response."""
     match settings:
-        case SftConfig(role=Role.policy) | RewardConfig(gap_loss=GapLoss.pointwise):
+        case SftConfig(role=Role.policy) | DpoConfig(role=Role.policy) | RewardConfig(gap_loss=GapLoss.pointwise):
             return 1
     return 2
 
 
 def with_learning_rate(config: Config, base: Base) -> Config:
     """Return the settings with the learning rate that suits the size of the base, if none is given; print both."""
-    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
+    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig | DpoConfig) else 1.0)
     rate = config.learning_rate or usual
     note(f"{base.describe()}; learning rate {rate:g}" + (", by its size" if config.learning_rate is None else ""))
     return config.model_copy(update={"learning_rate": rate})
@@ -116,7 +117,7 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """
     if config.init is None:
         return []
-    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, pit train-reward and pit rl make runs"))
+    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, pit train-reward, pit rl and pit dpo make runs"))
     found = saved_lora(run.adapter)
     if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""The optimisation loop of sft, train-reward and rl, which differ only in their batches and their loss."""
+"""The optimisation loop of sft, train-reward, rl and dpo, which differ only in their batches and their loss."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ from pitcli.settings.base import OptimSettings, Tracker
 # the metrics in the training panel, if the task has them
 WATCHED = (
     *("loss", "accuracy", "reward", "gap", "p_better", "kl", "entropy", "truncated_share", "copy_rate"),
-    *("zero_spread_share", "length_ratio", "grad_norm"),
+    *("zero_spread_share", "length_ratio", "reward_margin", "grad_norm"),
 )
 
 TRAINING_PASSES = 3  # forward and backward together cost about three forward passes

@@ -1,0 +1,54 @@
+"""Settings of pit dpo."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from pitcli.settings.base import Fact, LoraSettings, PreferenceLoss, Role, Section
+from pitcli.settings.default_runs import DPO_FOLDER, DPO_POLICY_FOLDER, DPO_START_RUNS, DefaultRun
+from pitcli.settings.training import TrainingConfig
+
+
+class DpoConfig(TrainingConfig, LoraSettings):
+    """pit dpo: train an improver or policy by DPO, without a gap model."""
+
+    section = Section.training
+
+    role: Annotated[Role, Fact.own, Section.common] = Field(
+        Role.improver,
+        description="Role to train: an improver (y_w over y_l, for y_l and for y_w as the response to improve) or a "
+        "policy (y_w over y_l, given x)",
+    )
+    loss: Annotated[PreferenceLoss, Section.common] = Field(
+        PreferenceLoss.dpo,
+        description="dpo: logistic loss of the reward margin; ipo: squared distance of the margin from 1/(2 beta); "
+        "kto: each response is rated by itself",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="Weight of the KL to the start: the smaller, the further the role moves from it"
+    )
+    sft: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder of the role to start from, which is also the reference of the KL: of pit sft or pit "
+        "dpo [default: runs/sft; with --role policy runs/policy]",
+    )
+    from_base: Annotated[bool, Section.runs] = Field(
+        False, description="Start from the base model with a new adapter instead of --sft"
+    )
+    learning_rate: Annotated[float | None, Fact.own] = Field(
+        None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"
+    )
+
+    default_folders = {"policy": DPO_POLICY_FOLDER, "improver": DPO_FOLDER}  # noqa: RUF012
+
+    @property
+    def start_run(self) -> DefaultRun:
+        """The run that --sft names, and its default folder."""
+        return DPO_START_RUNS[self.role.value]
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.from_base and self.sft:
+            raise ValueError(f"--from-base starts from no run: expected no --sft, got {self.sft}")
+        return self
