@@ -112,9 +112,9 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found["model"] = DEFAULT_MODEL if config.from_base else None
         case ImproveConfig() | ScoreConfig():
             found = _filled_use(finder, config)
-    needs_data = isinstance(config, SftConfig | RewardConfig) or (isinstance(config, DpoConfig) and config.from_base)
-    if needs_data and not (config.data or found.get("data")):
-        finder.add_problem("data", "must be given")
+    if isinstance(config, SftConfig | RewardConfig | DpoConfig) and not (config.data or found.get("data")):
+        if not isinstance(config, DpoConfig) or config.from_base:  # otherwise its data is that of --sft
+            finder.add_problem("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
 
