@@ -98,8 +98,10 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             if config.model is not None:
                 found.pop("load_in_4bit", None)
             found["model"] = found.get("model") or (None if config.init else DEFAULT_MODEL)
+            _require_data(finder, config, found)
         case RewardConfig():
             found["model"] = None if config.init else DEFAULT_MODEL
+            _require_data(finder, config, found)
         case SampleConfig():
             found["policy"] = config.policy or finder.default_run(POLICY_RUN, needed=False)
             found["model"] = None if found["policy"] else DEFAULT_MODEL
@@ -110,12 +112,16 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             named = config.sft or config.from_base
             found["sft"] = None if named else finder.default_run(config.start_run, needed=True)
             found["model"] = DEFAULT_MODEL if config.from_base else None
+            if config.from_base:  # otherwise its data is that of the start
+                _require_data(finder, config, found)
         case ImproveConfig() | ScoreConfig():
             found = _filled_use(finder, config)
-    if isinstance(config, SftConfig | RewardConfig | DpoConfig) and not (config.data or found.get("data")):
-        if not isinstance(config, DpoConfig) or config.from_base:  # otherwise its data is that of --sft
-            finder.add_problem("data", "must be given")
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
+
+
+def _require_data(finder: PathFinder, config: TrainingConfig, found: dict[str, object]) -> None:
+    if not (config.data or found.get("data")):
+        finder.add_problem("data", "must be given")
 
 
 def _filled_rl(finder: PathFinder, config: RlConfig) -> dict[str, object]:
