@@ -36,9 +36,6 @@ class DpoConfig(TrainingConfig, LoraSettings):
     from_base: Annotated[bool, Section.runs] = Field(
         False, description="Start from the base model with a new adapter instead of --sft"
     )
-    learning_rate: Annotated[float | None, Fact.own] = Field(
-        None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"
-    )
 
     default_folders = {"policy": DPO_POLICY_FOLDER, "improver": DPO_FOLDER}  # noqa: RUF012
 

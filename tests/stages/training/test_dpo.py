@@ -19,6 +19,7 @@ from pitcli.runs.manifest import load_manifest
 from pitcli.settings.base import PreferenceLoss, Role
 from pitcli.settings.dpo import DpoConfig
 from pitcli.stages import dpo
+from pitcli.stages.dpo import kl_columns
 from tests.stages.training.conftest import SMALL, read_rows
 
 FAST = {"learning_rate": 3e-3, "batch_size": 4, "max_rows": 4, "epochs": 15, "warmup_share": 0.0}
@@ -168,3 +169,10 @@ def test_a_diverged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(line) == 3
     assert "training diverged: " in capsys.readouterr().err
     assert not (tmp_path / "run" / "improver").exists()
+
+
+def test_the_tokens_from_which_the_kl_is_estimated() -> None:
+    # the middle one of 5 stands for all 5; of 40, tokens 8 and 24 of it stand for 40 / 2 each; 1 for itself
+    columns, weights = kl_columns([5, 40, 1])
+    assert columns == [2, 5 + 8, 5 + 24, 45]
+    assert weights == [5, 20, 20, 1]

@@ -28,7 +28,7 @@ from pitcli.settings.pairs import DataSettings
 from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
 from pitcli.settings.values import split_commas
 
-RL_SHARE = 0.1  # of the learning rate of SFT; for DPO too
+RL_SHARE = 0.1  # of the learning rate of SFT
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -104,7 +104,7 @@ def responses_read(settings: DataSettings) -> int:
 
 def with_learning_rate(config: Config, base: Base) -> Config:
     """Return the settings with the learning rate that suits the size of the base, if none is given; print both."""
-    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig | DpoConfig) else 1.0)
+    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
     rate = config.learning_rate or usual
     note(f"{base.describe()}; learning rate {rate:g}" + (", by its size" if config.learning_rate is None else ""))
     return config.model_copy(update={"learning_rate": rate})
