@@ -172,7 +172,7 @@ def test_a_diverged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_tokens_from_which_the_kl_is_estimated() -> None:
-    # the middle one of 5 stands for all 5; of 40, tokens 8 and 24 of it stand for 40 / 2 each; 1 for itself
+    # the middle one of 5 counts for all 5; tokens 8 and 24 of 40 count for 20 each; the only one of 1 for itself
     columns, weights = kl_columns([5, 40, 1])
     assert columns == [2, 5 + 8, 5 + 24, 45]
     assert weights == [5, 20, 20, 1]
