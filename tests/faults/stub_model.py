@@ -28,6 +28,9 @@ class StubModel:
     packs_trees = False
     base = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
 
+    def pack_weights(self) -> None:
+        pass
+
 
 def load(base: Base, adapters: object) -> StubModel:
     """Returns the stub instead of the model; from here on the tokenizer is a stub too."""
