@@ -206,6 +206,7 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         max_iters=ITERATIONS,
         temperature=0.0,
         max_new_tokens=LONGEST_IMPROVEMENT,
+        accept_truncated=True,  # as the loop does
         sample_batch_size=spec["sizes"]["drafts_at_once"],
         **(served_by_llama_cpp(spec) if (spec["trains"], side) == ("endpoint", "ours") else {}),
     )
