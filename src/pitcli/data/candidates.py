@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pitcli.data.conversations import written_prompt
 from pitcli.data.drafts import RESPONSE, parse_draft
 from pitcli.data.field_paths import value_at
+from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import OnError, file_label
 from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
@@ -38,6 +39,13 @@ class Candidates(NamedTuple):
     rows: tuple[Row, ...]
     lines: tuple[int, ...]
     are_listed: bool = False
+
+
+def check_candidates(candidates: Candidates, limit: Limit, notes: Counter[str]) -> None:
+    """Raises RowProblem or TooLong, as check_conversation does, if the responses cannot be compared."""
+    texts = {f"response {index + 1}": text for index, text in enumerate(candidates.responses)}
+    texts |= {} if candidates.reference is None else {"reference": candidates.reference}
+    check_conversation(candidates.prompt, texts, limit, notes)
 
 
 def iter_candidates(

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 from pitcli.console import error, warn
-from pitcli.data.candidates import Candidates
+from pitcli.data.candidates import Candidates, check_candidates
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.rows import Draft
@@ -162,13 +162,10 @@ class Engine:
             job.send(problem)
 
     def _begin_scores(self, job: _ScoreJob) -> None:
-        prompt, responses, reference = job.candidates[:3]
-        texts = {f"response {index + 1}": text for index, text in enumerate(responses)}
-        texts |= {} if reference is None else {"reference": reference}
         pointwise = self.gap_model is not None and self.gap_model.loss is GapLoss.pointwise
         limit = Limit(self.writer.chat, self.max_length, responses=1 if pointwise else 2)
         try:
-            check_conversation(prompt, texts, limit, Counter())
+            check_candidates(job.candidates, limit, Counter())
         except Exception as problem:
             job.send(problem)
         else:
@@ -191,8 +188,8 @@ class Engine:
             job.send(attempt)
         if self._scores:
             assert self.gap_model is not None
-            scored = score(self.gap_model, [self._scores[0].candidates])
-            self._scores.popleft().send(scored[0])
+            [scores] = score(self.gap_model, [self._scores[0].candidates])
+            self._scores.popleft().send(scores if scores.are_finite() else EngineProblem("no finite gap"))
 
     def _open_batching(self) -> ContinuousBatching | StaticBatching:
         return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)

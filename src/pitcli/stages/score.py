@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 from pitcli.console import counted, error, next_command, note, progress, warn
-from pitcli.data.candidates import Candidates, Row, iter_candidates, labelled
-from pitcli.data.long_rows import Limit, check_conversation
+from pitcli.data.candidates import Candidates, Row, check_candidates, iter_candidates, labelled
+from pitcli.data.long_rows import Limit
 from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.reading import file_label, load_rows, refuse_output_as_input, write_row
 from pitcli.data.rows import RowError
@@ -122,10 +122,8 @@ def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: 
     """Yield the candidates that fit into the context; report the others as row errors."""
     limit = Limit(base.chat, base.max_length, responses=1 if loss is GapLoss.pointwise else 2)
     for each in candidates:
-        texts = dict(enumerate(each.responses)) | ({} if each.reference is None else {-1: each.reference})
-        named = {f"response {index + 1}" if index >= 0 else "reference": text for index, text in texts.items()}
         try:
-            check_conversation(each.prompt, named, limit, tally.notes)
+            check_candidates(each, limit, tally.notes)
         except RowProblem as problem:
             tally.on_error(RowError(tally.label, each.lines[0], problem.field, problem.reason))
         else:

@@ -28,7 +28,7 @@ def logits_of(model: RoleModel, role: str | None) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_same_up_to_rounding(tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, rounding: float) -> None:
-    assert packing_works()
+    assert packing_works(dtype)
     model = model_in(dtype, tiny_folder, with_roles)
     before = {role: logits_of(model, role) for role in (None, IMPROVER)}
     model.pack_weights()
@@ -52,7 +52,7 @@ def test_every_layer_of_the_base_is_packed_and_its_weight_is_gone(tiny_folder: s
     assert sum(p.numel() for p in model.base.parameters()) == kept - gone
 
 
-def test_a_torch_without_these_operators_keeps_plain_weights(
+def test_a_machine_without_these_operators_keeps_plain_weights(
     tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*arguments: object) -> None:
@@ -61,7 +61,7 @@ def test_a_torch_without_these_operators_keeps_plain_weights(
     monkeypatch.setattr(packed_weights.PackedLinear, "forward", missing)
     packing_works.cache_clear()
     try:
-        model = model_in(torch.float32, tiny_folder, with_roles)
+        model = model_in(torch.bfloat16, tiny_folder, with_roles)
         before = logits_of(model, IMPROVER)
         model.pack_weights()
         assert torch.equal(logits_of(model, IMPROVER), before)

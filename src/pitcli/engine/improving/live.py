@@ -79,12 +79,8 @@ class LiveImprovements:
             index, number = divmod(key, self._width)
             improvement = self._improvements[index]
             assert improvement.iteration is not None
-            try:
-                next_requests.append((key, improvement.iteration.proposing[number].send(sample)))
-            except StopIteration as stopped:
-                improvement.iteration.proposals[number] = stopped.value
-            if len(improvement.iteration.proposals) == self._width:
-                improvement.complete = [p for _, p in sorted(improvement.iteration.proposals.items())]
+            next_requests += [(key, request) for request in improvement.iteration.receive(number, sample)]
+            improvement.complete = improvement.iteration.complete()
         self._waiting.extendleft(reversed(next_requests))
         complete = [index for index, improvement in self._improvements.items() if improvement.complete]
         is_idle = batching.free() == self._slots

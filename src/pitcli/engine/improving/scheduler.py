@@ -132,13 +132,9 @@ class Scheduler(NamedTuple):
             if isinstance(sample, Unanswered):
                 failed[index] = attempts[index]._replace(stop_reason=StopReason.no_reply, problem=sample.reason)
                 continue
-            iteration = iterations[index]
-            try:
-                next_requests.append((key, iteration.proposing[number].send(sample)))
-            except StopIteration as ended:
-                iteration.proposals[number] = ended.value
-            if len(iteration.proposals) == self.config.width:
-                complete[index] = [proposal for _, proposal in sorted(iteration.proposals.items())]
+            next_requests += [(key, request) for request in iterations[index].receive(number, sample)]
+            if proposals := iterations[index].complete():
+                complete[index] = proposals
         return next_requests, [*failed.items(), *self._judged(attempts, complete)]
 
     def begin(self, index: int, attempt: Attempt) -> "Iteration":
@@ -214,6 +210,20 @@ class Iteration(NamedTuple):
     proposing: list[Proposing]
     first_requests: list[tuple[int, Any]]
     proposals: dict[int, Proposal]
+
+    def receive(self, number: int, sample: Any) -> list[Any]:
+        """Pass a sample to the proposal that asked for it; return its next request, none if the proposal has ended."""
+        try:
+            return [self.proposing[number].send(sample)]
+        except StopIteration as ended:
+            self.proposals[number] = ended.value
+            return []
+
+    def complete(self) -> list[Proposal]:
+        """Return the proposals by number if all have ended, otherwise none."""
+        if len(self.proposals) < len(self.proposing):
+            return []
+        return [proposal for _, proposal in sorted(self.proposals.items())]
 
 
 def at_end(attempt: Attempt) -> Attempt:

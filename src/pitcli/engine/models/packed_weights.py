@@ -28,23 +28,25 @@ class PackedLinear(nn.Module):
 def pack_weights(model: nn.Module) -> None:
     """Replace the linear layers of a base by packed ones, in place; adapters and a tied output layer stay.
 
-    A no-op if this torch cannot pack.
+    A layer stays as it is if this torch or this CPU cannot pack its type.
     """
-    if not packing_works():
-        return
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            if type(child) is nn.Linear and "lora_" not in f"{name}." and id(child.weight) not in tied:
+            is_own = type(child) is nn.Linear and "lora_" not in f"{name}."
+            if is_own and id(child.weight) not in tied and packing_works(child.weight.dtype):
                 setattr(module, child_name, PackedLinear(child))
 
 
 @cache
-def packing_works() -> bool:
-    """Return whether torch's private operators work as they are called here, by trying them."""
-    linear, states = nn.Linear(8, 4, bias=False), torch.ones(2, 3, 8)
+def packing_works(dtype: torch.dtype) -> bool:
+    """Return whether torch's private operators work as they are called here, by trying them.
+
+    They need a CPU that computes in the type; plain layers are emulated on the others.
+    """
+    linear, states = nn.Linear(8, 4, bias=False, dtype=dtype), torch.ones(2, 3, 8, dtype=dtype)
     try:
         with torch.no_grad():
-            return torch.allclose(PackedLinear(linear)(states), linear(states), atol=1e-6)
+            return torch.allclose(PackedLinear(linear)(states), linear(states), atol=8 * torch.finfo(dtype).eps)
     except (AttributeError, RuntimeError, TypeError):
         return False

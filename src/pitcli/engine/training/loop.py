@@ -34,8 +34,8 @@ from pitcli.settings.base import OptimSettings, Tracker
 
 # the metrics in the training panel, if the task has them
 WATCHED = (
-    *("loss", "accuracy", "reward", "gap", "p_better", "kl", "entropy", "truncated_share", "copy_rate"),
-    *("zero_spread_share", "length_ratio", "reward_margin", "grad_norm"),
+    *("loss", "accuracy", "reward_margin", "reward", "gap", "p_better", "kl", "entropy", "truncated_share"),
+    *("copy_rate", "zero_spread_share", "length_ratio", "grad_norm"),
 )
 
 TRAINING_PASSES = 3  # forward and backward together cost about three forward passes
