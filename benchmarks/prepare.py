@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flops import TREE_PARENTS, Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
+from flops import Shape, llama_shape, seen_in_row, seen_in_tree, training_flops
 from random_models import model_of
 from workloads import LONGEST_IMPROVEMENT, NEW_TOKENS, RESPONSES, SAMPLES, SEED, Sizes
 
@@ -144,12 +144,12 @@ def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
 
 def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dict[str, Any]:
     """Return a step of train-reward: its rows as token ids, its pairs, its FLOP."""
-    trees = [tree_lengths(chat, pair) for pair in pairs]
-    seen = sum(seen_in_tree(tree, TREE_PARENTS) for tree in trees)
+    trees = [ordered_tree(pair, chat) for pair in pairs]
+    seen = sum(seen_in_tree([len(ids) for ids in tree.segments], tree.parents) for tree in trees)
     return {
         "rows": [orderings(chat, pair) for pair in pairs],
         "units": len(pairs),
-        "flops": training_flops(shape, sum(map(sum, trees)), seen, 0),
+        "flops": training_flops(shape, sum(tree.tokens() for tree in trees), seen, 0),
     }
 
 
@@ -206,11 +206,6 @@ def orderings(chat: ChatFormat, pair: PreferencePair) -> dict[str, list[int]]:
     return {
         first + second: chat.gap_input(pair.prompt, texts[first], texts[second]) for first in "wl" for second in "wl"
     }
-
-
-def tree_lengths(chat: ChatFormat, pair: PreferencePair) -> list[int]:
-    """Return the lengths of the segments of a pair's tree, in the order of TREE_PARENTS."""
-    return [len(segment) for segment in ordered_tree(pair, chat).segments]
 
 
 def trained_adapters(

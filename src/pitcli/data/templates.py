@@ -173,12 +173,6 @@ class ChatFormat:
         """The ids of x, y_ref and the request to improve, up to the start of the response."""
         return self.policy_prompt(with_request(prompt, reference_response))
 
-    def before_reference(self, prompt: Prompt) -> list[int]:
-        """The ids of x up to y_ref. A template may show x otherwise in policy_prompt: with a system message in it."""
-        parts = self._parts(with_request(prompt, ANY))
-        *_, reference, _ = sorted(part.message for part in parts if part.message >= 0)
-        return self.encoder.parts(parts[: [part.message for part in parts].index(reference)])
-
     def completion(self, response: str, ends: bool = True) -> list[int]:
         """The ids of y and of the stop token, as they follow a prompt; without the stop token if y was cut."""
         parts = self.rendering.parts((*QUESTION, Message("assistant", response)), generation_prompt=False)

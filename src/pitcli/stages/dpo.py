@@ -59,12 +59,8 @@ def run(config: DpoConfig) -> None:
     config = with_learning_rate(with_lora_of(config, start), base)
     manifest = new_manifest("dpo", config.role, config, base, data, earlier=earlier)
     if config.dry_run:
-        tree = preference_tree(pairs[0], base.chat, config.role)
-        prompt = tree.conversations()[0][: -len(tree.segments[tree.leaves[0]])]
-        first_row = [
-            (base.chat.written(prompt), False),
-            (base.chat.written(tree.segments[tree.leaves[0]]), True),
-        ]
+        prompt, completion = preference_tree(pairs[0], base.chat, config.role).examples()[0]
+        first_row = [(base.chat.written(prompt), False), (base.chat.written(completion), True)]
         plan = DryRunPlan(lambda model: PreferenceTask(model, base.chat, pairs, config, start).task(), 2, first_row)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
@@ -167,7 +163,7 @@ class PreferenceTask(NamedTuple):
         micro_batches = []
         for chunk, rows_of_chunk in zip(trees, rows, strict=True):
             batch = tree_batch(self.model, chunk, of_tokens=True)
-            lengths = [len(tree.segments[leaf]) for tree in chunk for leaf in tree.leaves]
+            lengths = [length for tree in chunk for length in tree.completion_lengths()]
             columns_K, weights_K = (torch.tensor(values, device=device) for values in kl_columns(lengths))
             nothing = Reading(
                 torch.zeros(len(batch.targets_N), device=device), torch.zeros(len(columns_K), width, device=device)

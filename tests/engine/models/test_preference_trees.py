@@ -19,6 +19,7 @@ from pitcli.settings.base import Role
 from tests.conftest import WithRoles
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
+ALIKE = PreferencePair("3", PAIR.prompt, "cat dog fox " * 5 + "axe", "cat dog fox " * 5 + "red saw", {})
 LONGER = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
 
 
@@ -44,15 +45,12 @@ def model(tiny_folder: object, tiny_chat: ChatFormat, with_roles: WithRoles) -> 
 @pytest.mark.parametrize("role", Role)
 def test_the_leaves_are_both_responses_in_each_context(role: Role, tiny_chat: ChatFormat) -> None:
     tree = preference_tree(PAIR, tiny_chat, role)
-    assert tree.conversations() == [prompt + completion for prompt, completion in conversations(PAIR, tiny_chat, role)]
-    assert [tree.segments[leaf] for leaf in tree.leaves] == [tiny_chat.completion(PAIR.chosen)] * 1 + [
-        tiny_chat.completion(PAIR.rejected)
-    ] + ([tiny_chat.completion(PAIR.chosen), tiny_chat.completion(PAIR.rejected)] if role is Role.improver else [])
+    assert tree.examples() == conversations(PAIR, tiny_chat, role)
 
 
 def test_a_truncated_response_has_no_stop_token(tiny_chat: ChatFormat) -> None:
     cut = replace(PAIR, rejected_truncated=True)
-    chosen, rejected = (preference_tree(cut, tiny_chat, Role.policy).segments[leaf] for leaf in (1, 2))
+    chosen, rejected = (example.completion for example in preference_tree(cut, tiny_chat, Role.policy).examples())
     assert chosen[-1] == tiny_chat.stop_id != rejected[-1]
     assert rejected == tiny_chat.completion(PAIR.rejected)[:-1]
 
@@ -77,11 +75,12 @@ def gradients(model: RoleModel, logprobs: list[Tensor], contexts: int) -> tuple[
 
 @pytest.mark.parametrize("role", Role)
 def test_log_probs_and_gradients_equal_separate_passes(role: Role, model: RoleModel, tiny_chat: ChatFormat) -> None:
-    pairs = [PAIR, LONGER]
+    pairs = [PAIR, LONGER, ALIKE]
     trees = [preference_tree(pair, tiny_chat, role) for pair in pairs]
     batch = tree_batch(model, trees, of_tokens=True)
-    assert len(batch.input_ids_BT) == 2  # packed
-    lengths = [len(tree.segments[leaf]) for tree in trees for leaf in tree.leaves]
+    assert len(batch.input_ids_BT) == 3  # packed
+    assert trees[2].tokens() < trees[2].completion_lengths()[0] * (2 if role is Role.policy else 7)  # begin alike
+    lengths = [length for tree in trees for length in tree.completion_lengths()]
     model.use(IMPROVER, train=True)
     packed = list(completion_logprobs(model, batch).split(lengths))
     separate = [

@@ -1,5 +1,6 @@
 """Packed trees give the same scores and gradients as separate passes."""
 
+import random
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -32,11 +33,13 @@ from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from pitcli.engine.models.trees import (
+    SHARED_TOKENS,
     Tree,
     completion_batch,
     group_tree,
     ordered_tree,
     packed_batch,
+    prefix_tree,
     separate_batch,
     swapped_tree,
 )
@@ -212,6 +215,38 @@ def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
     ]
 
 
+def test_a_prefix_tree_has_each_beginning_once() -> None:
+    long = list(range(10, 10 + SHARED_TOKENS))
+    tree = prefix_tree(
+        [Example([1, 2], [*long, 3]), Example([1, 2], [4, 5]), Example([1, 2], [*long, 6, 7]), Example([1], [2, *long])]
+    )
+    assert tree.segments == [[1, 2], long, [3], [6, 7], [4, 5]]
+    assert tree.parents == [-1, 0, 1, 1, 0]
+    assert tree.leaves == [2, 4, 3, 1]
+    assert tree.prompts == [2, 2, 2, 1]
+    assert prefix_tree([Example([1], [*long[1:], 3]), Example([1], [*long[1:], 4])]).segments == [
+        [1, *long[1:]],
+        [3],
+        [4],
+    ]
+    short = [Example([1], [2, *long[2:], 3]), Example([1], [2, *long[2:], 4]), Example([1], [5])]
+    assert prefix_tree(short).segments == [[1], [2, *long[2:], 3], [2, *long[2:], 4], [5]]
+    assert prefix_tree([Example([1], [2])] * 2) == Tree([[1, 2]], [-1], [0, 0], [1, 1])
+
+
+def test_a_prefix_tree_has_the_conversations_that_it_is_made_of() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        pools = [[rng.randrange(3) for _ in range(rng.randint(1, 12))] for _ in range(3)]
+        examples = [
+            Example([9, *rng.choice(pools)], rng.choice(pools) + rng.choice(pools)) for _ in range(rng.randint(1, 6))
+        ]
+        tree = prefix_tree(examples)
+        assert tree.examples() == examples
+        assert tree.lengths() == [len(example.prompt) + len(example.completion) for example in examples]
+        assert tree.tokens() <= sum(tree.lengths())
+
+
 def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
     assert swapped_tree(PAIR.prompt, ["cat", "red"], "dog fox", tiny_chat).conversations() == [
         tiny_chat.gap_input(PAIR.prompt, "cat", "dog fox"),
@@ -226,7 +261,8 @@ def test_a_packed_pair_has_x_once_and_each_response_three_times(tiny_chat: ChatF
     chosen, rejected = (len(tiny_chat.encode_text(text)) for text in (PAIR.chosen, PAIR.rejected))
     tree = ordered_tree(PAIR, tiny_chat)
     # each response once as reference, before a bridge, and twice as completion, before a stop token
-    assert tree.tokens() == x + 3 * chosen + 3 * rejected + 2 * bridge + 4
+    shared = 3  # "cat": both references begin with it, and both completions after either
+    assert tree.tokens() == x + 3 * chosen + 3 * rejected + 2 * bridge + 4 - shared
     assert sum(map(len, tree.conversations())) == 4 * x + 4 * chosen + 4 * rejected + 4 * bridge + 4
 
 

@@ -1,12 +1,12 @@
-"""Trees: conversations with a shared prefix in one sequence, so that the prefix is read once (tree attention).
+"""Trees: conversations in one sequence, in which what they begin with alike is read once (tree attention).
 
 r(w,l), r(w,w), r(l,l) and r(l,w) share x, and two each share [x; y_ref]. So a pair is laid out as
 [x, w, (w), (l), l, (w), (l)]. Each token sees only its own branch back to x, and positions count along that branch.
-That is |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores. In RL the samples of one prompt share it
-likewise.
+That is |x| + 6|y| tokens instead of 4|x| + 8|y|, with the same scores, and fewer if w and l begin alike, as a text and
+its improvement often do. In RL the samples of one prompt share it likewise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,19 +16,24 @@ from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.attention import branches_of
 from pitcli.engine.models.batches import Batch, common_prefix, pad_right
+from pitcli.equations import ORDERINGS
 from pitcli.settings.base import Role
+
+SHARED_TOKENS = 8  # the fewest that are worth a segment of their own after the first one
 
 
 class Tree(NamedTuple):
-    """Conversations with shared prefixes.
+    """Conversations with shared beginnings.
 
     segments: token ids, each parent before its children. parents: the index of the segment that each one continues (-1
-    for the root). leaves: the indices of the segments that end a conversation, in the order of their scores.
+    for the root). leaves: the indices of the segments that end a conversation, in the order of their scores. prompts:
+    the tokens of each conversation before its completion; not needed if only scores are read.
     """
 
     segments: list[list[int]]
     parents: list[int]
     leaves: list[int]
+    prompts: Sequence[int] = ()
 
     def conversations(self) -> list[list[int]]:
         """Return the token ids of the whole conversation that ends in each leaf."""
@@ -37,6 +42,11 @@ class Tree(NamedTuple):
             written.append(segment if parent < 0 else written[parent] + segment)
         return [written[leaf] for leaf in self.leaves]
 
+    def examples(self) -> list[Example]:
+        """Return the prompt and the completion of each conversation."""
+        conversations = zip(self.conversations(), self.prompts, strict=True)
+        return [Example(ids[:prompt], ids[prompt:]) for ids, prompt in conversations]
+
     def lengths(self) -> list[int]:
         """Return how many tokens each conversation has."""
         until: list[int] = []
@@ -44,16 +54,83 @@ class Tree(NamedTuple):
             until.append(len(segment) + (0 if parent < 0 else until[parent]))
         return [until[leaf] for leaf in self.leaves]
 
+    def completion_lengths(self) -> list[int]:
+        """Return how many tokens the completion of each conversation has."""
+        return [length - prompt for length, prompt in zip(self.lengths(), self.prompts, strict=True)]
+
     def tokens(self) -> int:
         """Return the tokens of the packed tree."""
         return sum(len(segment) for segment in self.segments)
 
 
+def prefix_tree(examples: Sequence[Example]) -> Tree:
+    """Return the tree of some conversations; its leaves are in their order.
+
+    All share the first segment. After it, a beginning is shared if that saves SHARED_TOKENS for each of them.
+    """
+    conversations = [prompt + completion for prompt, completion in examples]
+    tree = Tree([], [], [0] * len(examples), [len(prompt) for prompt, _ in examples])
+
+    def grow(rows: Sequence[int], start: int, parent: int) -> None:
+        """Add the segment that these conversations share from `start` on, and all after it."""
+        end = start + shared_tokens(conversations[row][start:] for row in rows)
+        segment = len(tree.segments)
+        tree.segments.append(conversations[rows[0]][start:end])
+        tree.parents.append(parent)
+        going_on: dict[int, list[int]] = {}
+        for row in rows:
+            if len(conversations[row]) == end:
+                tree.leaves[row] = segment
+            else:
+                going_on.setdefault(conversations[row][end], []).append(row)
+        for group in going_on.values():
+            together = shared_tokens(conversations[row][end:] for row in group) >= SHARED_TOKENS
+            for part in [group] if together else [[row] for row in group]:
+                grow(part, end, segment)
+
+    grow(range(len(examples)), 0, -1)
+    return tree
+
+
+def shared_tokens(sequences: Iterable[Sequence[int]]) -> int:
+    """Return how many leading tokens all of the sequences share."""
+    first, *others = sequences
+    return min((common_prefix(first, other) for other in others), default=len(first))
+
+
+def comparison_tree(prompt: Prompt, comparisons: Sequence[tuple[str, str]], chat: ChatFormat) -> Tree:
+    """Return the tree of what a gap model of pairs reads for each (response, reference) of one prompt."""
+    contexts = {reference: chat.improver_prompt(prompt, reference) for _, reference in comparisons}
+    return prefix_tree([Example(contexts[reference], chat.completion(y)) for y, reference in comparisons])
+
+
 def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
     """Return the tree of the four orderings of a pair; leaves as in equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
-    chosen, rejected = chat.completion(pair.chosen), chat.completion(pair.rejected)
-    shared, (after_chosen, after_rejected) = split_prompts(pair.prompt, [pair.chosen, pair.rejected], chat)
-    return crossed_tree(shared, [after_chosen, after_rejected], [chosen, rejected])._replace(leaves=[5, 2, 6, 3])
+    text = {"w": pair.chosen, "l": pair.rejected}
+    return comparison_tree(pair.prompt, [(text[first], text[second]) for first, second in ORDERINGS], chat)
+
+
+def swapped_tree(prompt: Prompt, responses: Sequence[str], reference: str, chat: ChatFormat) -> Tree:
+    """Return the tree of both orders of each response and the reference.
+
+    The leaves are (response, reference), (reference, response) of the first response, then of the next.
+    """
+    both = [order for response in responses for order in ((response, reference), (reference, response))]
+    return comparison_tree(prompt, both, chat)
+
+
+def all_pairs_tree(prompt: Prompt, responses: Sequence[str], references: Sequence[int], chat: ChatFormat) -> Tree:
+    """Return the tree in which each of some responses is the reference of all the others.
+
+    references: indices of these responses. The leaves are the others of the first one in their order, then of the next.
+    """
+    comparisons = [
+        (response, responses[reference])
+        for reference in references
+        for index, response in enumerate(responses)
+        if index != reference
+    ]
+    return comparison_tree(prompt, comparisons, chat)
 
 
 def preference_tree(pair: PreferencePair, chat: ChatFormat, role: Role, rated: PreferencePair | None = None) -> Tree:
@@ -69,79 +146,18 @@ def preference_tree(pair: PreferencePair, chat: ChatFormat, role: Role, rated: P
     ]
     if role is Role.policy:
         return group_tree(chat.policy_prompt(pair.prompt), completions)
-    shared, contexts = split_prompts(pair.prompt, [pair.rejected, pair.chosen], chat)
-    return crossed_tree(shared, contexts, completions)
-
-
-def crossed_tree(shared: list[int], contexts: Sequence[list[int]], completions: Sequence[list[int]]) -> Tree:
-    """Return the tree of each completion after each context, which share what is before them.
-
-    The leaves are the completions of the first context, then of the next.
-    """
-    segments, parents, leaves = [shared], [-1], list[int]()
-    for context in contexts:
-        parent = len(segments)
-        segments += [context, *completions]
-        parents += [0, *[parent] * len(completions)]
-        leaves += range(parent + 1, parent + 1 + len(completions))
-    return Tree(segments, parents, leaves)
-
-
-def swapped_tree(prompt: Prompt, responses: Sequence[str], reference_response: str, chat: ChatFormat) -> Tree:
-    """Return the tree of both orders of each response and the reference; the responses share x and [x; reference].
-
-    The leaves are (response, reference), (reference, response) of the first response, then of the next.
-    """
-    reference = chat.completion(reference_response)
-    shared, (after_reference, *after_responses) = split_prompts(prompt, [reference_response, *responses], chat)
-    segments = [shared, after_reference]
-    parents, leaves = [-1, 0], []
-    for response, after_response in zip(responses, after_responses, strict=True):
-        first = len(segments)
-        segments += [chat.completion(response), after_response, reference]
-        parents += [1, 0, first + 1]
-        leaves += [first, first + 2]
-    return Tree(segments, parents, leaves)
-
-
-def all_pairs_tree(prompt: Prompt, responses: Sequence[str], references: Sequence[int], chat: ChatFormat) -> Tree:
-    """Return the tree in which each of some responses is the reference of all the others; they share x and [x; y_ref].
-
-    references: indices of these responses. The leaves are the others of the first one in their order, then of the next.
-    """
-    completions = [chat.completion(response) for response in responses]
-    shared, after_x = split_prompts(prompt, [responses[index] for index in references], chat)
-    segments, parents, leaves = [shared], [-1], list[int]()
-    for reference, after in zip(references, after_x, strict=True):
-        parent = len(segments)
-        others = [completion for index, completion in enumerate(completions) if index != reference]
-        leaves += range(parent + 1, parent + 1 + len(others))
-        segments += [after, *others]
-        parents += [0, *[parent] * len(others)]
-    return Tree(segments, parents, leaves)
-
-
-def split_prompts(
-    prompt: Prompt, reference_responses: Sequence[str], chat: ChatFormat
-) -> tuple[list[int], list[list[int]]]:
-    """Return what the improver's prompts with these references share up to the reference, and the rest of each."""
-    prompts = [chat.improver_prompt(prompt, reference) for reference in reference_responses]
-    before = chat.before_reference(prompt)
-    # a reference that begins with white space may change the token before it
-    shared = min(common_prefix(before, ids) for ids in prompts)
-    return before[:shared], [ids[shared:] for ids in prompts]
+    contexts = [chat.improver_prompt(pair.prompt, reference) for reference in (pair.rejected, pair.chosen)]
+    return prefix_tree([Example(context, completion) for context in contexts for completion in completions])
 
 
 def group_tree(prompt: list[int], completions: Sequence[list[int]]) -> Tree:
     """Return the tree of several completions of one prompt; leaves in their order."""
-    return Tree([prompt, *completions], [-1, *[0] * len(completions)], list(range(1, len(completions) + 1)))
+    return prefix_tree([Example(prompt, completion) for completion in completions])
 
 
 def completion_batch(examples: Sequence[Example], pad_id: int) -> Batch:
     """Return a batch with one example per row; the states that predict its completion are selected."""
-    return separate_batch(
-        [group_tree(example.prompt, [example.completion]) for example in examples], pad_id, of_tokens=True
-    )
+    return separate_batch([prefix_tree([example]) for example in examples], pad_id, of_tokens=True)
 
 
 def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) -> Batch:
@@ -150,13 +166,12 @@ def separate_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) 
     It selects the last state of each leaf or, with of_tokens, the states that predict the tokens of the leaves.
     """
     conversations = [ids for tree in trees for ids in tree.conversations()]
-    leaves = [tree.segments[leaf] for tree in trees for leaf in tree.leaves]
+    prompts = [prompt for tree in trees for prompt in (tree.prompts if of_tokens else [None] * len(tree.leaves))]
     input_ids_BT = pad_right(conversations, pad_id)
-    selected = []
-    for row, (ids, leaf) in enumerate(zip(conversations, leaves, strict=True)):
-        path = range(len(ids) - len(leaf) - 1, len(ids))
-        columns, targets = (path[:-1], leaf) if of_tokens else (path[-1:], [])
-        selected.append(_SelectedStates(row, columns, targets))
+    selected = [
+        _selected(row, range(len(ids)), ids, prompt)
+        for row, (ids, prompt) in enumerate(zip(conversations, prompts, strict=True))
+    ]
     branches_BS2 = branches_of([([-1], [len(ids)]) for ids in conversations])
     return Batch(input_ids_BT, None, branches_BS2, *_flat(selected), tokens=sum(map(len, conversations)))
 
@@ -167,12 +182,10 @@ def packed_batch(trees: Sequence[Tree], pad_id: int, of_tokens: bool = False) ->
     position_ids_BT = torch.zeros_like(input_ids_BT)
     selected = []
     for row, tree in enumerate(trees):
-        position_ids_BT[row, : tree.tokens()], ends = _layout(tree)
-        for leaf in tree.leaves:
-            segment = tree.segments[leaf]
-            path = [ends[tree.parents[leaf]], *range(ends[leaf] + 1 - len(segment), ends[leaf] + 1)]
-            columns, targets = (path[:-1], segment) if of_tokens else (path[-1:], [])
-            selected.append(_SelectedStates(row, columns, targets))
+        position_ids_BT[row, : tree.tokens()], columns = _layout(tree)
+        prompts = tree.prompts if of_tokens else [None] * len(tree.leaves)
+        for leaf, ids, prompt in zip(tree.leaves, tree.conversations(), prompts, strict=True):
+            selected.append(_selected(row, columns[leaf], ids, prompt))
     branches_BS2 = branches_of([(tree.parents, [len(ids) for ids in tree.segments]) for tree in trees])
     tokens = sum(tree.tokens() for tree in trees)
     return Batch(input_ids_BT, position_ids_BT, branches_BS2, *_flat(selected), tokens=tokens)
@@ -186,6 +199,16 @@ class _SelectedStates(NamedTuple):
     targets: Sequence[int]
 
 
+def _selected(row: int, path: Sequence[int], ids: list[int], prompt: int | None) -> _SelectedStates:
+    """The states that predict the completion after a prompt of that length, or the last one.
+
+    path: the columns of the conversation's tokens.
+    """
+    if prompt is None:
+        return _SelectedStates(row, path[-1:], [])
+    return _SelectedStates(row, path[prompt - 1 : -1], ids[prompt:])
+
+
 def _flat(selected: Sequence[_SelectedStates]) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows_N, columns_N and targets_N of a batch."""
     rows = [states.row for states in selected for _ in states.columns]
@@ -194,13 +217,12 @@ def _flat(selected: Sequence[_SelectedStates]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(columns), torch.tensor(targets, dtype=torch.long)
 
 
-def _layout(tree: Tree) -> tuple[Tensor, list[int]]:
-    """Return (positions along the branches, shape (T,); index of the last token of each segment)."""
+def _layout(tree: Tree) -> tuple[Tensor, list[list[int]]]:
+    """Return (positions along the branches, shape (T,); the columns from the root to the end of each segment)."""
+    paths: list[list[int]] = []
     positions: list[int] = []
-    ends, depth = list[int](), list[int]()
     for segment, parent in zip(tree.segments, tree.parents, strict=True):
-        start = 0 if parent < 0 else depth[parent]
-        depth.append(start + len(segment))
-        positions += range(start, depth[-1])
-        ends.append(len(positions) - 1)
-    return torch.tensor(positions), ends
+        before = paths[parent] if parent >= 0 else []
+        paths.append([*before, *range(len(positions), len(positions) + len(segment))])
+        positions += range(len(before), len(paths[-1]))
+    return torch.tensor(positions), paths

@@ -55,7 +55,7 @@ def feature_differences(
         with model.role(None), progress("reading pairs for the probe", len(part)) as advance:
             for chunk in length_sorted_chunks(lengths, max(1, micro_batch_size // 2), model.device):
                 batch = tree_batch(model, [part[index] for index in chunk], of_tokens=True)
-                counts = [len(part[index].segments[leaf]) for index in chunk for leaf in part[index].leaves]
+                counts = [count for index in chunk for count in part[index].completion_lengths()]
                 states = hidden_states(model, batch).float().cpu().split(counts)
                 for number, index in enumerate(chunk):
                     rows[index] = features(states[2 * number]) - features(states[2 * number + 1])

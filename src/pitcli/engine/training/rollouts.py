@@ -194,7 +194,8 @@ def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
         rows = [row for chunk in chunks for row in chunk]
-        layout = lay_out(model, [prompts[row] for row in rows], [[0] * new] * (k * len(rows)), config)
+        different = [[sample] * new for sample in range(k)]  # equal ones would share a segment
+        layout = lay_out(model, [prompts[row] for row in rows], different * len(rows), config)
         empty = [torch.zeros(len(batch.targets_N)) for batch in layout.batches]
         return StepBatch(layout.micro_batches(empty, empty, model.device), {})
 
