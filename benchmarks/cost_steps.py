@@ -17,8 +17,8 @@ from random_models import model_of
 from workloads import NEW_TOKENS
 
 from pitcli.data.templates import Example
-from pitcli.engine.generation.continuous_batching import ContinuousBatching
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.continuous_batching import ContinuousBatching, generate_all
+from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
@@ -85,7 +85,7 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     def step(phases: dict[str, float]) -> None:
         ended = timed(phases, request["device"])
         with autocast(model.base):
-            drawn = generate(model, IMPROVER, [prompt], list(range(k)), decoding, samples_per_prompt=k)
+            drawn = generate_all(model, IMPROVER, decoding, [Request(prompt, seed) for seed in range(k)])
             ended("sampling")
             segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
             for sample in drawn:

@@ -9,7 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from pitcli.engine.generation import continuous_batching as module
-from pitcli.engine.generation.continuous_batching import ContinuousBatching, generate_in_order, open_batching
+from pitcli.engine.generation.continuous_batching import (
+    ContinuousBatching,
+    generate_all,
+    generate_in_order,
+    open_batching,
+)
 from pitcli.engine.generation.sampling import Decoding, Sample, generate
 from pitcli.engine.generation.static_batching import Request, StaticBatching
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
@@ -108,6 +113,31 @@ def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest
     samples = dict(slots.run(3))
     expected = [alone(model, IMPROVER, request, slots.decoding) for request in requests]
     assert_same([samples[key] for key in range(3)], expected)
+
+
+def test_samples_of_a_prompt_read_it_once(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later ones copy its keys and values, also if the first sample has begun since."""
+    reads: list[list[int]] = []
+    original = ContinuousBatching._read
+
+    def counted(self: ContinuousBatching, ids_of_slots: Sequence[tuple[int, list[int]]]) -> None:
+        reads.extend(ids for _, ids in ids_of_slots)
+        original(self, ids_of_slots)
+
+    monkeypatch.setattr(ContinuousBatching, "_read", counted)
+    slots = ContinuousBatching(model, IMPROVER, DECODING, 5)
+    requests = [Request([3, 4, 5, 6], seed) for seed in range(3)] + [Request([8, 9, 10], seed) for seed in range(2)]
+    slots.admit(list(enumerate(requests[:4])))
+    assert reads == [[3, 4, 5, 6], [8, 9, 10], [6], [6]]
+    samples = dict(slots.advance())
+    reads.clear()
+    slots.admit([(4, requests[4])])
+    assert reads == [[10]]
+    samples |= dict(slots.run(5))
+    assert_same([samples[key] for key in range(5)], [alone(model, IMPROVER, r, DECODING) for r in requests])
+    assert len({tuple(sample.token_ids) for sample in samples.values()}) == 5
+    assert_same(generate_all(model, IMPROVER, DECODING, requests), [samples[key] for key in range(5)])
+    assert generate_all(model, IMPROVER, DECODING, []) == []
 
 
 @pytest.mark.parametrize("all_right", [False, True])

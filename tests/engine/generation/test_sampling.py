@@ -21,8 +21,10 @@ from transformers import (
 
 from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
+from pitcli.engine.generation.continuous_batching import generate_all
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
+from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.batches import Batch
@@ -148,14 +150,6 @@ def test_the_last_token_may_be_the_stop_token(model: RoleModel, free: list[Sampl
             assert_same(drawn, [Sample(free[0].token_ids[:steps], free[0].logprobs[:steps], finished)])
 
 
-def test_several_samples_of_a_prompt(model: RoleModel) -> None:
-    prompts, seeds, decoding = PROMPTS[:3], list(range(9)), Decoding(1.0, 0.9, STEPS, (5,))
-    together = generate(model, IMPROVER, prompts, seeds, decoding, samples_per_prompt=3)
-    repeated = generate(model, IMPROVER, [prompt for prompt in prompts for _ in range(3)], seeds, decoding)
-    assert_same(together, repeated)
-    assert len({tuple(sample.token_ids) for sample in together}) > 6
-
-
 OTHERS = {
     "a sliding window": MistralConfig(
         vocab_size=24,
@@ -262,10 +256,10 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         parameter.data.copy_(model.role_parameters(IMPROVER)[name.replace(REFERENCE, IMPROVER)])
 
     def noisy(*arguments: Any, **more: Any) -> list[Sample]:
-        samples = generate(*arguments, **more)
+        samples = generate_all(*arguments, **more)
         return [sample._replace(logprobs=[p - 0.01 for p in sample.logprobs]) for sample in samples]
 
-    monkeypatch.setattr(rollouts, "generate", noisy)
+    monkeypatch.setattr(rollouts, "generate_all", noisy)
     monkeypatch.setattr(rollouts, "training_rounds_differently", lambda model: rounded)
     drafts = [PromptWithReference((Message("user", f"Write {count} animals."),), "cat dog") for count in (2, 3)]
     config = RlConfig(
@@ -296,7 +290,8 @@ def test_samples_of_a_prompt_share_it_in_the_update(
     micro_batch_size: int, model: RoleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Log-probs and gradients equal those of one row per sample, at the indices that lay_out returns."""
-    drawn = generate(model, IMPROVER, PROMPTS[:4], SEEDS, Decoding(1.0, 1.0, STEPS, (4,)), samples_per_prompt=2)
+    requests = [Request(PROMPTS[row // 2], seed) for row, seed in enumerate(SEEDS)]
+    drawn = generate_all(model, IMPROVER, Decoding(1.0, 1.0, STEPS, (4,)), requests)
     config = RlConfig(samples_per_prompt=2, micro_batch_size=micro_batch_size)
     examples = [Example(PROMPTS[row // 2], sample.token_ids) for row, sample in enumerate(drawn)]
 

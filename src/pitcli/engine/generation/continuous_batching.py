@@ -1,8 +1,8 @@
 """Continuous batching: when a response ends, its slot goes to the next request.
 
-A slot is a row of the KV cache. Its keys and values stay until the slot is reused, and a request takes the free slot
-that shares the longest prefix with its prompt (prefix cache). So the next iteration of an improvement does not read x
-again.
+A slot is a row of the KV cache. Its keys and values stay until the slot is reused, and a request begins with those of
+the slot that shares the longest prefix with its prompt (prefix cache). So the next iteration of an improvement does not
+read x again, and samples of one prompt read it once.
 """
 
 from collections import deque
@@ -23,6 +23,7 @@ from pitcli.engine.models.packing import packs
 from pitcli.engine.models.precision import finest_dtype
 from pitcli.engine.models.roles import RoleModel
 
+CPU_SLOTS = 16  # with more, a CPU is hardly faster, and its cache larger
 REFILL = 4  # refill when a quarter of the slots are empty, so that several prompts are read in one pass
 
 
@@ -46,6 +47,13 @@ def open_batching(
     """
     kind = ContinuousBatching if packs(model, longest) else StaticBatching
     return kind(model, role, decoding, max(1, slots))
+
+
+def generate_all(model: RoleModel, role: str | None, decoding: Decoding, requests: Sequence[Request]) -> list[Sample]:
+    """Return the samples of the requests, in their order."""
+    slots = min(len(requests), CPU_SLOTS) if model.device.type == "cpu" else len(requests)
+    longest = max((len(request.prompt) for request in requests), default=0) + decoding.max_new_tokens
+    return [*generate_in_order(open_batching(model, role, decoding, slots, longest), requests)]
 
 
 class _RunningRequest:
@@ -98,7 +106,8 @@ class ContinuousBatching:
         dtype = torch.float32 if model.reads_branches else model.base.dtype
         self._index = SlotIndex(slots, model.device, dtype)
         layers = model.base.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[SlotCacheLayer(self._index) for _ in range(layers)])
+        self._layers = [SlotCacheLayer(self._index) for _ in range(layers)]
+        self._cache = Cache(layers=[*self._layers])
 
     def free(self) -> int:
         """Return how many requests can be admitted now."""
@@ -106,11 +115,18 @@ class ContinuousBatching:
 
     def admit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Read the prompts of (key, request) pairs into free slots; `run` returns each sample with its key."""
+        firsts = {tuple(request.prompt): key for key, request in reversed(requests)}
+        alone = [(key, request) for key, request in requests if firsts[tuple(request.prompt)] == key]
+        repeated = [(key, request) for key, request in requests if firsts[tuple(request.prompt)] != key]
+        for part in (alone, repeated):
+            if part:
+                self._admit(part)
+
+    def _admit(self, requests: Sequence[tuple[int, Request]]) -> None:
         reads = []
         for key, request in requests:
-            slot, shared = self._best_slot(request.prompt)
+            slot, shared = self._begin(request.prompt)
             self._running[slot] = _RunningRequest(key, request, self.decoding)
-            del self._cached[slot][shared:]
             reads.append((slot, request.prompt[shared:]))
         with self.model.role(self.role):
             for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads), self.model.device):
@@ -141,15 +157,21 @@ class ContinuousBatching:
             self._read([(slot, run.tokens[-1:] + run.guesses) for slot, run in sorted(self._running.items())])
         return ended
 
-    def _best_slot(self, prompt: list[int]) -> tuple[int, int]:
-        """Return (free slot with the longest shared prefix, tokens of that prefix).
+    def _begin(self, prompt: list[int]) -> tuple[int, int]:
+        """Return (a free slot, how many tokens of the prompt it has cached): the longest prefix that any slot has.
 
         The prompt's last token is always read again, because the first new token is drawn from its state.
         """
+        shared = [min(common_prefix(cached, prompt), len(prompt) - 1) for cached in self._cached]
         free = [slot for slot in range(len(self._cached)) if slot not in self._running]
-        shared = {slot: min(common_prefix(self._cached[slot], prompt), len(prompt) - 1) for slot in free}
         slot = max(free, key=lambda slot: (shared[slot], -len(self._cached[slot])))
-        return slot, shared[slot]
+        source = max(range(len(shared)), key=lambda slot: shared[slot])
+        if shared[source] > shared[slot]:
+            self._cached[slot] = self._cached[source][: shared[source]]
+            for layer in self._layers:
+                layer.copy(source, slot, shared[source])
+        del self._cached[slot][shared[source] :]
+        return slot, shared[source]
 
     @torch.no_grad()
     def _draw_tokens(self) -> list[tuple[int, Sample]]:

@@ -60,6 +60,12 @@ class SlotCacheLayer(CacheLayerMixin):
         self.values = index.write(self.values, value_states)
         return index.read(self.keys), index.read(self.values)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first keys and values of a slot to another."""
+        for cached in (self.keys, self.values):
+            assert cached is not None  # the source has been written
+            cached[target, :length] = cached[source, :length]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the first write allocates the slots."""
 

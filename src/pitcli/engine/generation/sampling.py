@@ -61,13 +61,11 @@ def generate(
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     decoding: Decoding,
-    samples_per_prompt: int = 1,
 ) -> list[Sample]:
-    """Sample responses by static batching.
+    """Sample one response per prompt by static batching.
 
-    role: the adapter that generates (None: the base itself). seeds: one per response; the samples of one prompt are
-    neighbours, here and in the result. Each prompt is read once, whatever samples_per_prompt is. Finished rows leave
-    the batch when half of it has finished. The log-probs are those of the temperature-scaled distribution before top-p,
+    role: the adapter that generates (None: the base itself). seeds: one per response. Finished rows leave the batch
+    when half of it has finished. The log-probs are those of the temperature-scaled distribution before top-p,
     in nats.
     """
     device = model.device
@@ -78,9 +76,6 @@ def generate(
     rows = list(range(len(seeds)))  # the response that each row of the shrinking batch belongs to
     with model.role(role):
         hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
-        if samples_per_prompt > 1:
-            cache.batch_repeat_interleave(samples_per_prompt)
-            hidden_BD, mask_BT = (t.repeat_interleave(samples_per_prompt, 0) for t in (hidden_BD, mask_BT))
         for step in range(decoding.max_new_tokens):
             logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
             if step < decoding.min_new_tokens:

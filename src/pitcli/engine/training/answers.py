@@ -6,7 +6,9 @@ from functools import partial
 from pitcli.console import counted, samples
 from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.continuous_batching import generate_all
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import Role
 
@@ -52,7 +54,7 @@ def role_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) 
 
 def greedy_responses(model: RoleModel, chat: ChatFormat, role: str | None, prompts: Sequence[list[int]]) -> list[str]:
     decoding = Decoding(0.0, 1.0, SHOWN_TOKENS, chat.stop_ids)
-    written = generate(model, role, prompts, seeds=[0] * len(prompts), decoding=decoding)
+    written = generate_all(model, role, decoding, [Request(prompt, seed=0) for prompt in prompts])
     return [chat.decode(sample.token_ids) for sample in written]
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 from pitcli.data.rows import Comparison
 from pitcli.data.templates import ChatFormat
 from pitcli.data.text_units import units
+from pitcli.engine.generation.continuous_batching import generate_all
 from pitcli.engine.generation.methods import PromptWithReference
-from pitcli.engine.generation.sampling import Decoding, Sample, generate
+from pitcli.engine.generation.sampling import Decoding, Sample
+from pitcli.engine.generation.static_batching import Request
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.forward import completion_logprobs
@@ -113,10 +115,8 @@ def sample_groups(
     """
 
     def draw(rows: Sequence[int]) -> list[list[Sample]]:
-        seeds = [seed + 7919 * (row * k + number) for row in rows for number in range(k)]
-        drawn = generate(
-            model, role, prompts=[prompts[row] for row in rows], seeds=seeds, decoding=decoding, samples_per_prompt=k
-        )
+        requests = [Request(prompts[row], seed + 7919 * (row * k + number)) for row in rows for number in range(k)]
+        drawn = generate_all(model, role, decoding, requests)
         return [drawn[start : start + k] for start in range(0, len(drawn), k)]
 
     return [sample for group in map_over_ranks(range(len(prompts)), draw, model.sharded) for sample in group]
