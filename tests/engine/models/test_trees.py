@@ -231,6 +231,9 @@ def test_a_prefix_tree_has_each_beginning_once() -> None:
     ]
     short = [Example([1], [2, *long[2:], 3]), Example([1], [2, *long[2:], 4]), Example([1], [5])]
     assert prefix_tree(short).segments == [[1], [2, *long[2:], 3], [2, *long[2:], 4], [5]]
+    # two of three share enough
+    two = [Example([1], [2, *long, 3]), Example([1], [2, *long, 4]), Example([1], [2, 5]), Example([1], [6])]
+    assert prefix_tree(two).segments == [[1], [2], long, [3], [4], [5], [6]]
     assert prefix_tree([Example([1], [2])] * 2) == Tree([[1, 2]], [-1], [0, 0], [1, 1])
 
 

@@ -7,6 +7,7 @@ its improvement often do. In RL the samples of one prompt share it likewise.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class Tree(NamedTuple):
 def prefix_tree(examples: Sequence[Example]) -> Tree:
     """Return the tree of some conversations; its leaves are in their order.
 
-    All share the first segment. After it, a beginning is shared if that saves SHARED_TOKENS for each of them.
+    All share the first segment. After it, a beginning is shared if two of them share SHARED_TOKENS there.
     """
     conversations = [prompt + completion for prompt, completion in examples]
     tree = Tree([], [], [0] * len(examples), [len(prompt) for prompt, _ in examples])
@@ -84,7 +85,8 @@ def prefix_tree(examples: Sequence[Example]) -> Tree:
             else:
                 going_on.setdefault(conversations[row][end], []).append(row)
         for group in going_on.values():
-            together = shared_tokens(conversations[row][end:] for row in group) >= SHARED_TOKENS
+            rests = [conversations[row][end:] for row in group]
+            together = any(common_prefix(*pair) >= SHARED_TOKENS for pair in combinations(rests, 2))
             for part in [group] if together else [[row] for row in group]:
                 grow(part, end, segment)
 
