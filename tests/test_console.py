@@ -152,6 +152,32 @@ def test_word_changes_without_a_terminal_are_in_brackets() -> None:
     assert (done.stdout, done.stderr) == ("", "a.jsonl:1\\x1b\none [-two-]{+2\\x1b[0m+} three\n\n")
 
 
+SHARES = """
+from pitcli.console import edit_shares
+edits = [
+    {"from": "b", "to": "x\\x1b", "at": [2, 4], "gap": 1.0, "share": 1.0},
+    {"from": "d ", "to": "", "at": [7, 7], "gap": -0.1, "share": -0.1},
+    {"from": "", "to": " f", "at": [8, 10], "gap": 0.02, "share": None},
+]
+edit_shares("a.jsonl:1: gap +1.00", "a x\\x1b c e f", edits)
+"""
+
+
+def test_edits_are_in_the_colour_of_their_share() -> None:
+    """Green, red if the text is better without them, yellow if there is no share; struck out what they removed."""
+    _, sent = on_terminal(program=SHARES, COLORTERM="truecolor")
+    line = sent.replace("\r", "").splitlines()[1]
+    assert "a \x1b[1;9;38;2;0;210;0mb\x1b[0m\x1b[1;38;2;0;210;0mx\\x1b\x1b[0m\x1b[2m(100%)" in line
+    assert "\x1b[9;31md \x1b[0m\x1b[2m(-10%)" in line
+    assert "\x1b[33m f\x1b[0m\x1b[2m(gap +0.02)" in line
+
+
+def test_edits_without_a_terminal_are_in_brackets() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARES], capture_output=True, text=True, check=True)
+    expected = "a.jsonl:1: gap +1.00\na [-b-]{+x\\x1b+}(100%) c [-d -](-10%)e{+ f+}(gap +0.02)\n\n"
+    assert (done.stdout, done.stderr) == ("", expected)
+
+
 @pytest.mark.parametrize(
     ("count", "things", "shown"),
     [

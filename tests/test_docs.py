@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pitcli import cli
+from pitcli.data.explained import parse_edits
 from pitcli.data.instructions.requests import request_problem, request_rows
 from pitcli.settings import commands as commands_of_pit
 from pitcli.stages.score import accuracy
@@ -21,7 +22,8 @@ from pitcli.stages.score import accuracy
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-GUIDE = [DOCS / f"{name}.md" for name in ("data", "train", "improve", "score", "evaluate", "export", "recipes")]
+GUIDE_NAMES = ("data", "train", "improve", "score", "explain", "evaluate", "export", "recipes")
+GUIDE = [DOCS / f"{name}.md" for name in GUIDE_NAMES]
 STAGES = sorted(path.stem for path in (ROOT / "src/pitcli/stages").glob("[a-z]*.py"))
 SEPARATORS = {"|", "||", "&&", ";", "&"}
 
@@ -124,8 +126,11 @@ def test_rows_shown_in_the_docs_have_the_fields_of_rows() -> None:
     requests = [row for row in shown if "instructions" in row]
     scored = [row for row in shown if "rank" in row]
     results = [row for row in shown if "accuracy" in row]
-    assert len(rows) + len(requests) + len(scored) + len(results) == len(shown)
-    assert all((rows, requests, scored, results))
+    explained = [row for row in shown if "edits" in row]
+    assert len(rows) + len(requests) + len(scored) + len(results) + len(explained) == len(shown)
+    assert all((rows, requests, scored, results, explained))
+    for row in explained:
+        assert row["edits"] == [e.fields() for e in parse_edits(row, row["original_response"], row["response"])]
     for row in scored:
         assert row.keys() - {"prompt", "responses"} == {"gap", "p_better", "rank"}
     assert [row.keys() for row in results] == [accuracy([0.5]).keys()]

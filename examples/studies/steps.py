@@ -134,6 +134,9 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
             improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
         ],
         "best-of-4": [improve(scale, seed, name, BEST_OF_4)],
+        "pit-pruned": [trained, improve(scale, seed, name, f"--run runs/rl {ONCE} --prune-edits")],
+        "pit-stop-pruned": [trained, improve(scale, seed, name, "--run runs/rl --max-iters 5 --prune-edits")],
+        "pit-explained": [*pit, "pit explain --input pit.jsonl --output pit-explained.jsonl --reward runs/rl"],
     }
     return steps[kind]
 

@@ -2,10 +2,10 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pitcli import events
 from pitcli.processes.ranks import is_rank_0
@@ -199,6 +199,47 @@ def word_changes(title: str, parts: Iterable[tuple[str, str]]) -> None:
             shown = f"[-{shown}-]" if kind == "-" else f"{{+{shown}+}}"
         text.append(shown, {"-": "red strike", "+": "bold green"}.get(kind, ""))
     _console().print(text, "", sep="\n", soft_wrap=True)
+
+
+def edit_shares(title: str, text: str, edits: Sequence[Mapping[str, Any]]) -> None:
+    """Print a text with its edits as explained rows have them: green by their share of the gap, red if they lower it.
+
+    What an edit removed is struck out. Without colours as `word_changes`. Its share is behind it, or its gap.
+    """
+    if emit("edits", title=title, text=text, edits=edits):
+        return
+    from rich.text import Text
+
+    plain = not _has_colours()
+    shown, end = Text.assemble((f"{visible(title)}\n", "bold")), 0
+    for edit in edits:
+        start, edit_end = edit["at"]
+        shown.append(visible(text[end:start]))
+        style = _share_style(edit["gap"], edit["share"])
+        for part, left, right, also in ((edit["from"], "[-", "-]", " strike"), (edit["to"], "{+", "+}", "")):
+            if part:
+                shown.append(f"{left}{visible(part)}{right}" if plain else visible(part), style + also)
+        shown.append(f"({share_text(edit['gap'], edit['share'])})", "dim")
+        end = edit_end
+    shown.append(visible(text[end:]))
+    _console().print(shown, "", sep="\n", soft_wrap=True)
+
+
+def share_text(gap: float | None, share: float | None) -> str:
+    """The share of an edit, otherwise its gap."""
+    if share is not None:
+        return f"{share:.0%}"
+    return "no gap" if gap is None else f"gap {gap:+.2f}"
+
+
+def _share_style(gap: float | None, share: float | None) -> str:
+    """The colour of an edit: red if the text is better without it, otherwise greener with its share."""
+    if gap is None or share is None:
+        return "yellow"
+    if gap <= 0:
+        return "red"
+    grey, bold = round(150 * (1 - min(1.0, share))), "bold " if share >= 0.5 else ""
+    return f"{bold}rgb({grey},{210 - grey * 2 // 5},{grey})"
 
 
 def _has_colours() -> bool:

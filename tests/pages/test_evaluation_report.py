@@ -1,6 +1,7 @@
 """The report of constructed evaluations: what it shows, what it must not show, and that rows are never markup."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -440,3 +441,30 @@ def test_long_samples_are_truncated_visibly() -> None:
     text = words(Page(render(evaluation(samples=[sample]))))
     assert f"({len(long.strip()) - SAMPLE_CHARACTERS} more characters)" in text
     assert len(text) < 2 * SAMPLE_CHARACTERS
+
+
+def test_explained_rows_have_the_share_of_each_edit() -> None:
+    """Hostile texts are shown as text; what an edit removes is in the draft, and its label once in either text."""
+    edits: list[dict[str, Any]] = [
+        {"from": "b", "to": "<x>", "at": [2, 5], "gap": 1.5, "share": 0.75, "low": 0.5, "high": 1.2},
+        {"from": "d ", "to": "", "at": [8, 8], "gap": -0.25, "share": -0.125},
+        {"from": "", "to": " f", "at": [9, 11], "gap": None, "share": None},
+    ]
+    texts = {"original_response": "a b c d e", "response": "a <x> c e f"}
+    sample = ShownRow(system="pit", prompt="p", p_better=None, judged=None, edits=edits, **texts)
+    html = render(evaluation(samples=[sample]))
+    before, after = re.findall(r'<div class="text">(.*?)</div>', html[html.index('id="samples"') :])
+    assert before == (
+        'a <del class="edit" style="--share: 0.75" title="gap +1.50, share 75%, 50% to 120% by one gap model">b</del>'
+        ' c <del class="edit lowers" style="--share: 0.00" title="gap -0.25, share -12%">d </del>'
+        '<small class="share">-12%</small>e'
+    )
+    assert after == (
+        'a <ins class="edit" style="--share: 0.75" title="gap +1.50, share 75%, 50% to 120% by one gap model">'
+        '&lt;x&gt;</ins><small class="share">75%</small> c e'
+        '<ins class="edit" style="--share: 0.00" title="no gap"> f</ins><small class="share">no gap</small>'
+    )
+    assert "the greener the more" in html
+    assert "the greener the more" not in render(evaluation(samples=[sample.model_copy(update={"edits": []})]))
+    for marked, text in ((before, texts["original_response"]), (after, texts["response"])):
+        assert unescape(re.sub(r"<small.*?</small>|<[^>]*>", "", marked)) == text

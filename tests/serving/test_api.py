@@ -87,6 +87,23 @@ def test_curl_needs_no_header(server: Server) -> None:
     assert reply["choices"][0]["message"]["content"]
 
 
+def test_explanations_are_those_of_pit_explain(server: Server, folder: Path, warm: Warm) -> None:
+    row = {"prompt": "Write 3 foods.", "response": "pie cake fig", "original_response": "ham cake cow 🙂 fig pie"}
+    (folder / "one.jsonl").write_text(json.dumps(row))
+    ended = warm.run(folder, "explain", "--input", "one.jsonl")
+    assert ended.code == 0, ended.err
+    (explained,) = map(json.loads, ended.out.splitlines())
+    body = {"prompt": row["prompt"], "draft": row["original_response"], "response": row["response"]}
+    found = server.ask("/explain", body).body
+    score = server.ask("/score", {**body, "reference": body["draft"]}).body["data"][0]
+    assert found["gap"] == pytest.approx(score["gap"], abs=1e-5)
+    assert len(found["edits"]) == len(explained["edits"]) > 1
+    for edit, other in zip(found["edits"], explained["edits"], strict=True):
+        assert {**edit, "gap": 0, "share": 0} == {**other, "gap": 0, "share": 0}
+        assert edit["gap"] == pytest.approx(other["gap"], abs=1e-5)
+    assert server.ask("/explain", {**body, "response": body["draft"]}).body == {"gap": 0.0, "edits": []}
+
+
 def test_rerank_and_score_agree(server: Server) -> None:
     texts = ["pie cow", "pie cake fig", "ham"]
     score = server.ask("/score", {"prompt": "Write 3 foods.", "response": texts[:2], "reference": "ham"}).body

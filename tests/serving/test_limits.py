@@ -66,6 +66,8 @@ def test_a_request_that_cannot_be_answered(server: Server, body: Any, status: in
         ("/v1/rerank", {"query": "", "documents": ["a"]}, "query: empty"),
         ("/v1/rerank", {"query": "x", "documents": ["a"] * 65}, "documents: "),
         ("/score", {"prompt": "x", "response": "a", "reference": ""}, "reference: "),
+        ("/explain", {"prompt": "x", "response": "a"}, "draft: "),
+        ("/explain", {"prompt": "x", "response": "pie " * 9000, "draft": "a"}, "conversation of at most"),
         ("/score", {"prompt": "x", "response": "pie " * 9000, "reference": "a"}, "conversation of at most"),
         ("/pairs", {"prompt": "x", "chosen": "a", "rejected": "b"}, "start pit serve with --collect"),
         ("/nothing", {}, "POST /nothing: Not Found"),

@@ -97,6 +97,33 @@ def test_by_keyboard_alone(collecting: Server, opened: Open, folder: Path, warm:
     assert len((folder / "prepared" / "all.jsonl").read_text().splitlines()) == 2
 
 
+def test_the_changes_are_explained_on_demand(start: Start, opened: Open) -> None:
+    page = opened(start("--max-iters 1 --threshold 0 --accept-truncated"))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Draft", exact=True).fill(f"{DRAFT} 🙂🙂")
+    page.get_by_role("button", name="Improve", exact=True).click()
+    expect(page.locator("#result")).to_be_focused(timeout=30_000)
+    expect(page.locator("#summary")).to_contain_text("Improved")
+    improvement = page.locator("#after").text_content()
+    assert "explain" not in asked
+    button = page.get_by_role("button", name="Explain the changes")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Explained.", timeout=30_000)
+    expect(page.locator("#explained")).to_contain_text("Share of the gap")
+    assert asked.count("explain") == 1
+    expect(button).to_be_disabled()
+    marks = page.locator("#after ins.edit, #before del.edit")
+    labels = page.locator("#result small.share")
+    assert marks.count() >= labels.count() >= 1
+    assert "gap" in (marks.first.get_attribute("title") or "")
+    page.evaluate("document.querySelectorAll('small.share').forEach((label) => label.remove())")
+    assert page.locator("#before").text_content() == f"{DRAFT} 🙂🙂"
+    assert page.locator("#after").text_content() == improvement
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 400])
 def test_widths_and_colours(collecting: Server, opened: Open, width: int, scheme: str) -> None:

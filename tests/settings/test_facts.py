@@ -45,7 +45,7 @@ def test_a_setting_that_was_added_later_is_in_the_identity_unless_it_has_its_def
     """So rows and runs from before it can be resumed."""
     assert ImproveConfig.named(Fact.later) == {
         *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated", "template_option"),
-        "writer",
+        *("writer", "prune_edits"),
     }
     assert not ImproveConfig().identity().keys() & ImproveConfig.named(Fact.later)
     assert ImproveConfig(width=2).identity()["width"] == 2

@@ -7,6 +7,7 @@ const REASONS = {
 };
 let running = null;  // the AbortController of the request in progress
 let choice = null;   // the pair that can be kept
+let shown = null;    // what the result shows, for the explanation of its changes
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -97,6 +98,10 @@ function show(prompt, asked, pit, text) {
   drawChart(pit.drafts ?? pit.iterations);
   listSteps(pit.drafts ?? pit.iterations, Boolean(pit.drafts));
   const pair = { prompt, draft: pit.draft, improvement: text, model: asked };
+  shown = pair;
+  get("explain").hidden = !pit.changed;
+  get("explain").disabled = false;
+  get("explained").textContent = "";
   if (get("choice")) get("choice").hidden = !pit.changed;
   choice = pit.changed ? pair : null;
   keepButtons(false);
@@ -113,6 +118,54 @@ function sides(parts) {
     if (kind !== "+") before.append(kind === "-" ? element("del", text) : text);
     if (kind !== "-") after.append(kind === "+" ? element("ins", text) : text);
   }
+}
+
+async function explain() {
+  const { prompt, draft, improvement } = shown, asked = shown;
+  get("explain").disabled = true;
+  get("problem").textContent = "";
+  get("status").textContent = "Explaining…";
+  try {
+    const body = JSON.stringify({ prompt, draft, response: improvement });
+    const response = await fetch("/explain", { method: "POST", headers: headers(), body });
+    if (!response.ok) throw new Error(await failure(response));
+    const { gap, edits } = await response.json();
+    if (shown !== asked) return;  // another result is shown by now
+    showEdits(improvement, edits);
+    get("explained").textContent = `Share of the gap (${gap.toFixed(2)}) that goes if an edit alone is reverted: ` +
+      "the greener the more. Red: the gap model prefers the text without it.";
+    get("status").textContent = "Explained.";
+  } catch (problem) {
+    get("explain").disabled = false;
+    get("status").textContent = "";
+    get("problem").textContent = "Error: " + problem.message;
+  }
+}
+
+function showEdits(improvement, edits) {
+  const before = get("before"), after = get("after"), points = Array.from(improvement);  // edits count characters, not UTF-16
+  before.replaceChildren();
+  after.replaceChildren();
+  let end = 0;
+  for (const edit of edits) {
+    const kept = points.slice(end, edit.at[0]).join("");
+    before.append(kept, ...marked("del", edit, edit.from, !edit.to));
+    after.append(kept, ...marked("ins", edit, edit.to, true));
+    end = edit.at[1];
+  }
+  before.append(points.slice(end).join(""));
+  after.append(points.slice(end).join(""));
+}
+
+function marked(tag, edit, text, hasLabel) {
+  if (!text) return [];
+  const mark = element(tag, text, edit.gap !== null && edit.gap <= 0 ? "edit lowers" : "edit");
+  mark.style.setProperty("--share", Math.min(1, Math.max(0, edit.share ?? 0)));
+  const percent = (share) => Math.round(100 * share) + "%";
+  const gap = edit.gap === null ? "no gap" : "gap " + (edit.gap < 0 ? "" : "+") + edit.gap.toFixed(2);
+  mark.title = gap + (edit.share === null ? "" : ", share " + percent(edit.share)) +
+    (edit.low === undefined ? "" : `, ${percent(edit.low)} to ${percent(edit.high)} by one gap model`);
+  return hasLabel ? [mark, element("small", edit.share === null ? gap : percent(edit.share), "share")] : [mark];
 }
 
 function drawChart(steps) {
@@ -209,6 +262,7 @@ get("result").addEventListener("keydown", (event) => {
   if (event.key === "1") keep("draft");
   if (event.key === "2") keep("improvement");
 });
+get("explain").addEventListener("click", explain);
 get("keep-draft")?.addEventListener("click", () => keep("draft"));
 get("keep-improvement")?.addEventListener("click", () => keep("improvement"));
 if (get("model")) {

@@ -13,12 +13,11 @@ from pitcli.data.reading import OnError, file_label
 from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem, describe
-from pitcli.settings.scoring import ALL, OTHERS
+from pitcli.settings.scoring import ALL, ORIGINAL, OTHERS
 
 Row = dict[str, Any]
 
 RESPONSES = "responses"
-ORIGINAL = "original_response"
 MOST = 64  # responses that are compared with one another; the work grows with their square
 ALONE = (
     "expected another response to compare with, got one; name a field with --against, or put the responses to a prompt "
@@ -136,7 +135,11 @@ def _reference(row: Row, prompt: Prompt, against: str | None) -> str | None:
     """The response that the others are compared with; None if they are compared with one another."""
     if against in (OTHERS, ALL) or (against is None and row.get(ORIGINAL) is None):
         return None
-    field = against or ORIGINAL
+    return response_at(row, against or ORIGINAL, prompt)
+
+
+def response_at(row: Row, field: str, prompt: Prompt) -> str:
+    """Another response to the prompt, in a field of the row (--against); RowProblem if there is none."""
     try:
         value = value_at(row, field)
     except RowProblem as problem:

@@ -29,6 +29,11 @@ def units(text: str) -> list[str]:
     return text.split() if text.isascii() else _UNITS.findall(text)
 
 
+def unit_spans(text: str) -> list[tuple[int, int]]:
+    """Where each unit begins and ends."""
+    return [found.span() for found in _UNITS.finditer(text)]
+
+
 def pieces(text: str) -> list[str]:
     """The units, each with the white space before it, and the white space at the end: joined, they are the text."""
     return _PIECES.findall(text)

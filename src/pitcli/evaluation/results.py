@@ -230,7 +230,8 @@ class Answers(_Result):
 class ShownRow(_Result):
     """One row of a system, shown in the report for a person to read.
 
-    p_better: by the system's gap model. judged: P(better) by the first judge.
+    p_better: by the system's gap model. judged: P(better) by the first judge. edits: as pit explain writes them; empty
+    if the row is not explained.
     """
 
     system: str
@@ -239,6 +240,7 @@ class ShownRow(_Result):
     response: str
     p_better: float | None
     judged: float | None
+    edits: list[dict[str, Any]] = []
 
 
 class Evaluation(_Result):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pitcli.console import counted, note, warn
 from pitcli.data.drafts import parse_draft
+from pitcli.data.explained import EDITS, ExplainedEdit, parse_edits
 from pitcli.data.reading import listed, parsed_rows
 from pitcli.data.rows import Comparison, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
@@ -20,7 +21,7 @@ ORIGINAL = "original"
 WRITTEN = frozenset(
     {
         *("response", "original_response", "thoughts", "original_thoughts"),
-        *("iterations", "stop_reason", "finished", "generated_tokens"),
+        *("iterations", "stop_reason", "finished", "generated_tokens", EDITS),
     }
 )
 MADE = ("padded", "constant")  # the names of made_controls
@@ -37,7 +38,7 @@ class Step(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One draft (original) and the response that a system made from it."""
+    """One draft (original) and the response that a system made from it. edits: if pit explain has explained it."""
 
     seed: int
     prompt: Prompt
@@ -46,6 +47,7 @@ class Row(NamedTuple):
     steps: tuple[Step, ...]
     generated_tokens: int | None
     dataset: str
+    edits: tuple[ExplainedEdit, ...] = ()
 
     def response_after(self, iteration: int) -> str:
         """The best response after this many iterations, or after the last one if there were fewer."""
@@ -176,6 +178,7 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
         steps=steps,
         generated_tokens=tokens if isinstance(tokens, int) else None,
         dataset=str(row[by]) if by is not None else "all",
+        edits=tuple(parse_edits(row, draft.response, response)),
     )
 
 
@@ -261,7 +264,7 @@ def made_controls(system: System, seed: int) -> list[System]:
 
     def rewritten(name: str, texts: Iterable[str]) -> System:
         rows = {
-            key: row._replace(response=text, steps=(), generated_tokens=None)
+            key: row._replace(response=text, steps=(), generated_tokens=None, edits=())
             for (key, row), text in zip(system.rows.items(), texts, strict=True)
         }
         return System(name, files=(), rows=rows, records=())

@@ -25,6 +25,7 @@ from pitcli.evaluation.results import (
 )
 from pitcli.evaluation.systems import ORIGINAL
 from pitcli.pages import plots
+from pitcli.pages.edit_shares import with_shares
 from pitcli.pages.figures import Plot, plotting
 from pitcli.pages.page import template
 from pitcli.pages.plots import grouped
@@ -142,6 +143,8 @@ def _marked(tag: str, differs: bool, text: str) -> Markup:
 
 
 def _marked_row(row: ShownRow) -> _MarkedRow:
+    if row.edits and max(len(row.original_response), len(row.response)) <= SAMPLE_CHARACTERS:
+        return _MarkedRow(row, _shortened(row.prompt.strip()), *with_shares(row.response, row.edits))
     texts = (row.prompt, row.original_response, row.response)
     prompt, original, response = (_shortened(text.replace("\r\n", "\n").strip()) for text in texts)
     return _MarkedRow(row, prompt, *differences(original, response))

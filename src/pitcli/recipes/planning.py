@@ -14,7 +14,7 @@ from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.preparing import PrepareConfig
-from pitcli.settings.scoring import ScoreConfig
+from pitcli.settings.scoring import ScoringSettings
 from pitcli.settings.tools import EvaluateConfig, LabelConfig, PipelineConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig, TrainingConfig
 from pitcli.settings.values import shown_options
@@ -80,7 +80,7 @@ def writes_of(config: Settings) -> tuple[str, ...]:
             return (str(config.run_folder),)
         case SampleConfig() | LabelConfig():
             return (config.output,)
-        case ImproveConfig() | ScoreConfig():
+        case ImproveConfig() | ScoringSettings():
             return (config.output, f"{config.output}.manifest.json")
         case EvaluateConfig():
             return tuple(str(config.out / name) for name in ("evaluation.json", "report.html", "verdicts.jsonl"))
@@ -114,7 +114,7 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found["model"] = DEFAULT_MODEL if config.from_base else None
             if config.from_base:  # otherwise its data is that of the start
                 _require_data(finder, config, found)
-        case ImproveConfig() | ScoreConfig():
+        case ImproveConfig() | ScoringSettings():
             found = _filled_use(finder, config)
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
 
@@ -164,8 +164,8 @@ def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
     }
 
 
-def _filled_use(finder: PathFinder, config: ImproveConfig | ScoreConfig) -> dict[str, object]:
-    if isinstance(config, ScoreConfig):
+def _filled_use(finder: PathFinder, config: ImproveConfig | ScoringSettings) -> dict[str, object]:
+    if isinstance(config, ScoringSettings):
         return {"reward": config.reward or finder.default_run(GAP_MODELS_RUN, needed=True)}
     if config.writer:
         needed = config.needs_gap_model() and not config.run

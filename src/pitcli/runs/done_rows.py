@@ -1,14 +1,31 @@
-"""The rows that a growing output has from an earlier start, and the manifest of what they were made with."""
+"""An output that grows by rows: those from an earlier start, and the manifest of what they were made with."""
 
 import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
-from pitcli.data.reading import load_rows
+from pitcli.data.reading import load_rows, write_row
 from pitcli.errors import RunError, SettingsError
 from pitcli.runs.files import write_file
+
+
+class GrowingRows(NamedTuple):
+    """An output, and how many rows of each key it has from an earlier start. stream: None: no rows are written."""
+
+    stream: TextIO | None
+    done: Counter[int]
+    key: Callable[[dict[str, Any]], int]
+
+    def take(self, row: dict[str, Any]) -> bool:
+        """Return whether the row is done, and use that up."""
+        return bool(self.done) and take(self.done, self.key(row))
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.stream is not None:
+            write_row(row, self.stream)
+            self.stream.flush()
 
 
 def rows_before(output: str, key: Callable[[dict[str, Any]], int], made_with: dict[str, Any]) -> Counter[int]:

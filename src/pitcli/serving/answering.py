@@ -9,8 +9,9 @@ from typing import Any
 
 from pitcli.data.candidates import Candidates
 from pitcli.data.long_rows import TooLong
-from pitcli.data.rows import Draft, Prompt
+from pitcli.data.rows import Comparison, Draft, Prompt
 from pitcli.data.strict_json import RowProblem
+from pitcli.engine.improving.explaining import Explanation
 from pitcli.engine.improving.ranking import Scores
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import Attempt
@@ -18,6 +19,7 @@ from pitcli.serving.engine import Engine, EngineProblem
 from pitcli.serving.errors import RequestError, bad_request
 from pitcli.serving.requests import (
     ChatRequest,
+    ExplainRequest,
     RerankRequest,
     ScoreRequest,
     Task,
@@ -186,6 +188,12 @@ class Answering:
         found = {"gap": scores.gap, "p_better": scores.p_better}
         found |= {"gap_std": scores.gap_std} if scores.gap_std else {}
         return [{name: values[index] for name, values in found.items()} for index in range(len(responses))]
+
+    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+        """Return the gap of the response over the draft, and its edits as pit explain writes them."""
+        improvement = Comparison(question_of(request.prompt, "prompt"), request.response, request.draft)
+        found: Explanation = await self._in_time(self.engine.explanation(improvement), "response")
+        return {"gap": found.gap, "edits": [edit.fields() for edit in found.edits]}
 
     async def _in_time(self, work: Any, param: str) -> Any:
         try:

@@ -24,6 +24,7 @@ from pitcli.serving.requests import (
     GAP,
     IMPROVE,
     ChatRequest,
+    ExplainRequest,
     PairRequest,
     RerankRequest,
     ScoreRequest,
@@ -105,6 +106,10 @@ class Server:
         data = [{"index": i, "object": "score", "score": s["p_better"], **s} for i, s in enumerate(scores)]
         return JSONResponse({"object": "list", "model": body.model, "data": data})
 
+    async def explain(self, request: Request) -> Response:
+        body: ExplainRequest = read_body(await request.body(), ExplainRequest)
+        return JSONResponse(await unless_client_leaves(request, self.answering.explain(body)))
+
     async def keep(self, request: Request) -> Response:
         """Append the pair that somebody chose on the page."""
         if self.pairs is None:
@@ -141,6 +146,7 @@ class Server:
             Route("/v1/rerank", self.rerank, methods=["POST"]),
             Route("/score", self.score, methods=["POST"]),
             Route("/v1/score", self.score, methods=["POST"]),
+            Route("/explain", self.explain, methods=["POST"]),
             Route("/pairs", self.keep, methods=["POST"]),
         ]
 

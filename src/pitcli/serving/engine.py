@@ -16,10 +16,11 @@ from pitcli.console import error, warn
 from pitcli.data.candidates import Candidates, check_candidates
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.rows import Draft
+from pitcli.data.rows import Comparison, Draft
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
 from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.static_batching import StaticBatching
+from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.live import LiveImprovements
 from pitcli.engine.improving.ranking import Scores, score
 from pitcli.engine.improving.scheduler import Scheduler, at_end
@@ -54,9 +55,11 @@ class _ImproveJob(_Job):
 
 
 class _ScoreJob(_Job):
-    def __init__(self, candidates: Candidates) -> None:
+    """candidates: the texts, which must fit into the context. compute: what to do with them."""
+
+    def __init__(self, candidates: Candidates, compute: Callable[[GapModel], Scores | Explanation]) -> None:
         super().__init__()
-        self.candidates = candidates
+        self.candidates, self.compute = candidates, compute
 
 
 class Engine:
@@ -118,7 +121,21 @@ class Engine:
 
     async def scores(self, candidates: Candidates) -> Scores:
         """Return the scores of responses; RowProblem if they do not fit, EngineProblem if the engine fails."""
-        job = _ScoreJob(candidates)
+        found: Scores = await self._scored(_ScoreJob(candidates, lambda gap_model: score(gap_model, [candidates])[0]))
+        return found
+
+    async def explanation(self, improvement: Comparison) -> Explanation:
+        """Return what each edit of a response does, compared with its draft; raises as `scores` does."""
+        prompt, response, draft = improvement
+        longest = self.max_length  # a response without an edit may be longer than both texts
+
+        def compute(gap_model: GapModel) -> Explanation:
+            return explain(gap_model._replace(max_length=longest), [improvement])[0]
+
+        found: Explanation = await self._scored(_ScoreJob(Candidates(prompt, (response,), draft, (), ()), compute))
+        return found
+
+    async def _scored(self, job: _ScoreJob) -> Any:
         self._inbox.put(lambda: self._begin_scores(job))
         try:
             result = await job.results.get()
@@ -126,8 +143,7 @@ class Engine:
             self._inbox.put(lambda: self._drop_scores(job))
         if isinstance(result, Exception):
             raise result
-        found: Scores = result
-        return found
+        return result
 
     def _stop(self) -> None:
         self._stopped = True
@@ -188,8 +204,8 @@ class Engine:
             job.send(attempt)
         if self._scores:
             assert self.gap_model is not None
-            [scores] = score(self.gap_model, [self._scores[0].candidates])
-            self._scores.popleft().send(scores if scores.are_finite() else EngineProblem("no finite gap"))
+            found = self._scores[0].compute(self.gap_model)
+            self._scores.popleft().send(found if found.are_finite() else EngineProblem("no finite gap"))
 
     def _open_batching(self) -> ContinuousBatching | StaticBatching:
         return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)

@@ -103,6 +103,14 @@ class ScoreRequest(_Body):
     model: str = GAP
 
 
+class ExplainRequest(_Body):
+    """An improvement whose edits are to be explained, and the draft before it."""
+
+    prompt: str | list[Any]
+    draft: str = Field(min_length=1)
+    response: str = Field(min_length=1)
+
+
 class PairRequest(BaseModel):
     """A preference: what somebody chose, and what not. kept: draft or improvement. model: as asked for."""
 

@@ -9,7 +9,7 @@ from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.judging import CalibrateConfig
 from pitcli.settings.preparing import PrepareConfig
-from pitcli.settings.scoring import ScoreConfig
+from pitcli.settings.scoring import ExplainConfig, ScoreConfig
 from pitcli.settings.serving import ServeConfig
 from pitcli.settings.tools import (
     AgreeConfig,
@@ -114,6 +114,15 @@ COMMANDS: dict[str, Command] = {
             "pit score --input samples.jsonl --output scored.jsonl",
             "pit score --input improved.jsonl --against original_response",
             "pit score --labels --input pairs.jsonl",
+        ),
+        in_recipes=True,
+    ),
+    "explain": Command(
+        ExplainConfig,
+        Purpose.use,
+        (
+            "pit explain --input improved.jsonl --output explained.jsonl --diff",
+            "pit explain --input rewrites.jsonl --against draft",
         ),
         in_recipes=True,
     ),

@@ -176,6 +176,11 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         description="gap: keep an improvement only if the gap model finds it better; none: make "
         "--max-iters improvements and keep each of them",
     )
+    prune_edits: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
+        False,
+        description="Drop the edits of an accepted improvement that do nothing by the gap model: whose reversal does "
+        "not lower its gap",
+    )
     gap_url: Annotated[str | None, Fact.text | Fact.execution, Section.endpoints] = Field(
         None,
         description="Where the exported gap model is served by vLLM (vllm serve DIR --runner pooling), e.g. "
@@ -199,7 +204,8 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         return self.written_format() is OutputFormat.rows and not self.only_changed
 
     def needs_gap_model(self) -> bool:
-        return self.stop is StopRule.gap or self.method is Method.best_of_n or self.width > 1
+        needs_gap = self.width > 1 or self.prune_edits
+        return self.stop is StopRule.gap or self.method is Method.best_of_n or needs_gap
 
     @model_validator(mode="after")
     def _equal_tokens_needs_best_of_n(self) -> Self:
@@ -227,4 +233,10 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
     def _width_is_not_for_best_of_n(self) -> Self:
         if self.width > 1 and self.method is Method.best_of_n:
             raise ValueError("--width is not for --method best-of-n; use a larger --max-iters")
+        return self
+
+    @model_validator(mode="after")
+    def _prune_edits_is_for_rewriting(self) -> Self:
+        if self.prune_edits and self.method not in (Method.pit, Method.self_refine):
+            raise ValueError(f"--prune-edits is not for --method {self.method}, whose samples are no edits of a draft")
         return self

@@ -1,4 +1,4 @@
-"""Settings of pit score."""
+"""Settings of the commands that score: pit score and pit explain."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -8,10 +8,31 @@ from pydantic import Field, model_validator
 from pitcli.settings.base import Fact, GapBound, ModelSettings, Section
 from pitcli.settings.pairs import PairRowSettings
 
+ORIGINAL = "original_response"  # the field of the draft in improved rows
 OTHERS, ALL = "others", "all"  # what --against may be besides a field
 
 
-class ScoreConfig(ModelSettings, PairRowSettings):
+class ScoringSettings(ModelSettings):
+    """Settings of the commands that score rows by the gap model."""
+
+    output: Annotated[str, Fact.output, Section.common] = Field(
+        "-", description="Output file for the rows with what was found; - for stdout"
+    )
+    resume: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Resume a stopped command: skip the rows that are already in --output"
+    )
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
+    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
+        None,
+        description="Run folder with the gap model, of pit train-reward or pit rl "
+        "[default: runs/reward if it exists, otherwise runs/rl]",
+    )
+    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
+        32, ge=1, description="Maximum number of sequences per forward pass"
+    )
+
+
+class ScoreConfig(ScoringSettings, PairRowSettings):
     """pit score: score responses by the gap model, and rank them."""
 
     section = Section.method
@@ -32,25 +53,10 @@ class ScoreConfig(ModelSettings, PairRowSettings):
         f"{OTHERS}: the mean over the other responses to the prompt, in one row or in neighbouring rows; {ALL}: also "
         f"write its gap over each of them [default: original_response if the row has it, otherwise {OTHERS}]",
     )
-    output: Annotated[str, Fact.output, Section.common] = Field(
-        "-", description="Output file for the scored rows; - for stdout"
-    )
-    resume: Annotated[bool, Fact.start, Section.common] = Field(
-        False, description="Resume a stopped command: skip the rows that are already in --output"
-    )
-    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
-    reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
-        None,
-        description="Run folder with the gap model, of pit train-reward or pit rl "
-        "[default: runs/reward if it exists, otherwise runs/rl]",
-    )
     gap_bound: GapBound = Field(
         GapBound.mean,
         description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
         "standard deviation",
-    )
-    micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
-        32, ge=1, description="Maximum number of sequences per forward pass"
     )
 
     @model_validator(mode="after")
@@ -63,3 +69,21 @@ class ScoreConfig(ModelSettings, PairRowSettings):
         if self.labels and self.resume and self.output == "-":
             raise ValueError("--resume needs --output FILE")
         return self
+
+
+class ExplainConfig(ScoringSettings):
+    """pit explain: show what each edit of an improvement does, by the gap model."""
+
+    section = Section.method
+
+    input: Annotated[str, Fact.file | Fact.execution, Section.common] = Field(
+        "-",
+        description="Improved rows, as pit improve writes them, or others with a prompt, a response and its draft; "
+        ".jsonl, .csv, .tsv, each also as .gz, .parquet or hub:OWNER/NAME; - for stdin",
+    )
+    against: Annotated[str, Fact.text, Section.common] = Field(
+        ORIGINAL, description="The field with the draft, e.g. draft or answers.0.text"
+    )
+    diff: Annotated[bool, Fact.execution, Section.output] = Field(
+        False, description="Show each improvement with its edits and their shares, on stderr"
+    )

@@ -121,7 +121,7 @@ def parse_chain(row: dict[str, Any], file: str, line: int) -> Chain:
     draft = improved_draft(row, file, line)
     try:
         proposals = tuple(
-            (Proposal(step["response"], step["generated_tokens"], step["finished"], {}), gap_of(step))
+            (Proposal(step["response"], step["generated_tokens"], step["finished"] is not False, {}), gap_of(step))
             for step in row["iterations"]
         )
     except (KeyError, TypeError):

@@ -246,6 +246,7 @@ def rows_to_show(aligned: AlignedSystems, verdicts: Sequence[JudgeVerdicts], con
             response=row.response,
             p_better=gap_p_better(row),
             judged=verdicts[0].p_better(row.against_original()),
+            edits=[edit.fields() for edit in row.edits],
         )
         for row in first.at(drawn)
     ]

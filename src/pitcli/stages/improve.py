@@ -43,7 +43,7 @@ class Tally:
     def __init__(self, config: ImproveConfig) -> None:
         self.config = config
         self.label = file_label(config.input)
-        self.rows = self.changed = self.failed = self.cut = 0
+        self.rows = self.changed = self.failed = self.cut = self.pruned = 0
         self.shown: list[tuple[str, str, str]] = []
 
     def on_error(self, problem: RowError) -> None:
@@ -58,7 +58,8 @@ class Tally:
         elif attempt.stop_reason in FAILURES:
             reason = f"{FAILURES[attempt.stop_reason]}; the draft is kept as it was"
             self.on_error(RowError(self.label, attempt.draft.line, "response", reason))
-        self.cut += sum(not iteration["finished"] for iteration in attempt.iterations)
+        self.cut += sum(iteration["finished"] is False for iteration in attempt.iterations)
+        self.pruned += sum(iteration.get("pruned_edits", 0) for iteration in attempt.iterations)
         if not attempt.changed():
             return
         self.changed += 1
@@ -72,7 +73,8 @@ class Tally:
         config = self.config
         samples(self.shown, labels=("prompt", "draft", "improved"))
         failed = f", {counted(self.failed, 'rows failed')}" if self.failed else ""
-        note(f"{counted(self.rows, 'drafts')}, {self.changed} changed{failed}")
+        pruned = f", {counted(self.pruned, 'edits dropped')}" if config.prune_edits else ""
+        note(f"{counted(self.rows, 'drafts')}, {self.changed} changed{pruned}{failed}")
         if self.cut:
             fate = (
                 "could be accepted"

@@ -5,28 +5,27 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TextIO
-
-import torch
+from functools import partial
+from typing import Any
 
 from pitcli.console import counted, error, next_command, note, progress, warn
 from pitcli.data.candidates import Candidates, Row, check_candidates, iter_candidates, labelled
 from pitcli.data.long_rows import Limit
 from pitcli.data.pair_reading import load_pairs, options_of
-from pitcli.data.reading import file_label, load_rows, refuse_output_as_input, write_row
+from pitcli.data.reading import file_label, load_rows, refuse_output_as_input
 from pitcli.data.rows import RowError
 from pitcli.data.splits import prompt_sketch
 from pitcli.data.streams import WINDOW, content_key, open_growing, windows
 from pitcli.data.strict_json import RowProblem, encode
+from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.improving.ranking import Scores, score, without_scores
-from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.improving.scoring import within_memory
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import log_losses
-from pitcli.errors import is_out_of_memory
 from pitcli.evaluation.statistics import mean_interval
-from pitcli.runs.done_rows import rows_before, take
-from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, gap_temperatures, warn_if_not_calibrated
+from pitcli.runs.done_rows import GrowingRows, rows_before
+from pitcli.runs.earlier import EarlierRun, find_gap_models, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
@@ -56,22 +55,6 @@ class Tally:
             self.gaps.append(scores.gap[0] if scores else math.nan)
 
 
-class ScoredRows(NamedTuple):
-    """The output, and how many rows of each kind (row_key) it has from an earlier start. stream: None: no rows."""
-
-    stream: TextIO | None
-    done: Counter[int]
-
-    def take(self, row: Row) -> bool:
-        """Return whether the row is done, and use that up."""
-        return bool(self.done) and take(self.done, row_key(row))
-
-    def write(self, row: Row) -> None:
-        if self.stream is not None:
-            write_row(row, self.stream)
-            self.stream.flush()
-
-
 def run(config: ScoreConfig) -> int:
     """Write every row with its scores, in the order of the input; return 1 if some rows failed, otherwise 0."""
     refuse_output_as_input(config.input, config.output)
@@ -80,8 +63,10 @@ def run(config: ScoreConfig) -> int:
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
     with open_growing(config.output, config.resume, config.overwrite) if rows_go_out else nullcontext() as stream:
-        rows = ScoredRows(stream, rows_before(config.output, row_key, origin_of_rows(config, base, gap_run)))
-        gap_model = load_gap_model(config, base, gap_run)
+        done = rows_before(config.output, row_key, origin_of_rows(config, base, gap_run))
+        rows = GrowingRows(stream, done, row_key)
+        gap_model = load_gap_model(base, gap_run, config.micro_batch_size, config.gap_bound)
+        compare = partial(score, pairwise=config.against == ALL)
         usable = fitting(candidates, base, gap_model.loss, tally)
         with progress("scoring", None, stream) as advance:
             for window in windows(usable, WINDOW * config.micro_batch_size, config.input):
@@ -89,7 +74,7 @@ def run(config: ScoreConfig) -> int:
                 if not any(any(are_new) for _, are_new in pending):
                     continue
                 # as a whole, so that its rows do not depend on where the command was stopped
-                for (each, are_new), scores in zip(pending, scored(gap_model, window, config), strict=True):
+                for (each, are_new), scores in zip(pending, within_memory(gap_model, window, compare), strict=True):
                     if any(are_new):
                         tally.add(each, scores, sum(are_new))
                     for row, is_new in zip(scores.rows(each) if scores else (), are_new, strict=False):
@@ -109,15 +94,6 @@ def open_candidates(config: ScoreConfig, gap_run: EarlierRun, tally: Tally) -> I
     return map(labelled, pairs)
 
 
-def load_gap_model(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> GapModel:
-    temperatures, loss = gap_temperatures(gap_run.manifest), gap_loss_of(gap_run.manifest)
-    model = base.load(gap_run.gap_models())
-    if len(temperatures) == 1 and base.dtype is torch.float32 and not base.identity.load_in_4bit:
-        model.merge(*temperatures)
-    model.pack_weights()
-    return GapModel(model, base.chat, temperatures, config.micro_batch_size, loss, config.gap_bound)
-
-
 def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: Tally) -> Iterator[Candidates]:
     """Yield the candidates that fit into the context; report the others as row errors."""
     limit = Limit(base.chat, base.max_length, responses=1 if loss is GapLoss.pointwise else 2)
@@ -128,24 +104,6 @@ def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: 
             tally.on_error(RowError(tally.label, each.lines[0], problem.field, problem.reason))
         else:
             yield each
-
-
-def scored(gap_model: GapModel, window: Sequence[Candidates], config: ScoreConfig) -> Iterator[Scores | None]:
-    """Yield the scores of each of the candidates, in smaller parts if memory runs out; None: even one is too large."""
-    try:
-        yield from score(gap_model, window, config.against == ALL)
-        return
-    except (MemoryError, RuntimeError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-    if len(window) == 1 and gap_model.micro_batch_size == 1:
-        yield None
-        return
-    smaller = gap_model._replace(micro_batch_size=max(1, gap_model.micro_batch_size // 2))
-    middle = max(1, len(window) // 2)
-    for part in (window[:middle], window[middle:]):
-        if part:
-            yield from scored(smaller, part, config)
 
 
 def origin_of_rows(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> dict[str, Any]:

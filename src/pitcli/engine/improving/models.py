@@ -61,7 +61,9 @@ def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun
         return writer
     reward = find_run(config.reward, GAP_RUN)
     if reward is None and config.needs_gap_model():
-        remedy = ", or use --stop none" if config.method is not Method.best_of_n and config.width == 1 else ""
+        remedy = (
+            ", or use --stop none" if not config.model_copy(update={"stop": StopRule.none}).needs_gap_model() else ""
+        )
         raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
     return reward
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+import torch
 from transformers import AutoConfig
 
 from pitcli.endpoints.client import Endpoint, check_addresses
@@ -18,6 +19,7 @@ from pitcli.engine.models.roles import POLICY, RoleModel, is_gap
 from pitcli.errors import SettingsError
 from pitcli.processes.ranks import world_size
 from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_temperatures
+from pitcli.settings.base import GapBound
 from pitcli.settings.generating import ImproveConfig
 
 
@@ -63,10 +65,20 @@ def open_scheduler(
         yield Scheduler(LocalWriter(model, base.chat, decoding, policy), gap_model, config, budgets)
 
 
+def load_gap_model(base: Base, run: EarlierRun, micro_batch_size: int, bound: GapBound) -> GapModel:
+    """Return the gap model or models of a run, by themselves: for commands that score and generate nothing."""
+    temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
+    model = base.load(run.gap_models())
+    if len(temperatures) == 1 and base.dtype is torch.float32 and not base.identity.load_in_4bit:
+        model.merge(*temperatures)
+    model.pack_weights()
+    return GapModel(model, base.chat, temperatures, micro_batch_size, loss, bound)
+
+
 def _gap_model(config: ImproveConfig, base: Base, run: EarlierRun, model: RoleModel) -> GapModel:
     temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
-    # a writer at an endpoint may count other tokens than the gap model
-    longest = base.max_length if config.writer else None
+    # a writer at an endpoint may count other tokens than the gap model; without an edit a text may be longer
+    longest = base.max_length if config.writer or config.prune_edits else None
     return GapModel(model, base.chat, temperatures, config.sample_batch_size, loss, config.gap_bound, longest)
 
 

@@ -27,6 +27,7 @@ from pitcli.engine.generation.methods import (
 )
 from pitcli.engine.generation.static_batching import Request, StaticBatching
 from pitcli.engine.improving.endpoint_gap import EndpointGapModel
+from pitcli.engine.improving.pruning import prune
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import (
     Attempt,
@@ -135,7 +136,11 @@ class Scheduler(NamedTuple):
             next_requests += [(key, request) for request in iterations[index].receive(number, sample)]
             if proposals := iterations[index].complete():
                 complete[index] = proposals
-        return next_requests, [*failed.items(), *self._judged(attempts, complete)]
+        judged = dict(self._judged(attempts, complete))
+        if self.config.prune_edits and self.gap_model is not None:
+            steps = [(attempts[index], attempt) for index, attempt in judged.items()]
+            judged = dict(zip(judged, prune(self.gap_model, steps), strict=True))
+        return next_requests, [*failed.items(), *judged.items()]
 
     def begin(self, index: int, attempt: Attempt) -> "Iteration":
         """Start an iteration from the best response so far: --width proposals, each with its own seed."""

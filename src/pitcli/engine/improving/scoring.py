@@ -1,7 +1,7 @@
 """Gaps as pit uses them: symmetrised and calibrated."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,11 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.gaps import Responses, score_all_pairs, score_comparisons, scoring_tree
 from pitcli.engine.models.roles import RoleModel
 from pitcli.equations import bounded_gap, symmetrised_gap
+from pitcli.errors import is_out_of_memory
 from pitcli.settings.base import GapBound, GapLoss
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class GapModel(NamedTuple):
@@ -75,3 +79,23 @@ class GapModel(NamedTuple):
             for role, temperature in self.temperatures.items()
         ]
         return [torch.stack(gaps) for gaps in zip(*by_member, strict=True)]
+
+
+def within_memory(
+    gap_model: GapModel, items: Sequence[Item], score: Callable[[GapModel, Sequence[Item]], Iterable[Result]]
+) -> Iterator[Result | None]:
+    """Yield the result of each item, in smaller parts if memory runs out; None: even one is too large."""
+    try:
+        yield from score(gap_model, items)
+        return
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    if len(items) == 1 and gap_model.micro_batch_size == 1:
+        yield None
+        return
+    smaller = gap_model._replace(micro_batch_size=max(1, gap_model.micro_batch_size // 2))
+    middle = max(1, len(items) // 2)
+    for part in (items[:middle], items[middle:]):
+        if part:
+            yield from within_memory(smaller, part, score)

@@ -58,8 +58,10 @@ class Attempt(NamedTuple):
         return sum(iteration["generated_tokens"] for iteration in self.iterations)
 
     def seen(self) -> list[str]:
-        """Return the draft and every response proposed since."""
-        return [self.draft.response, *(iteration["response"] for iteration in self.iterations)]
+        """Return the draft and every response proposed since, also as it was before --prune-edits."""
+        names = ("response", "unpruned_response")
+        proposed = [iteration[name] for iteration in self.iterations for name in names if name in iteration]
+        return [self.draft.response, *proposed]
 
     def changed(self) -> bool:
         return self.best != self.draft.response
