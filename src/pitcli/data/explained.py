@@ -32,7 +32,7 @@ class ExplainedEdit(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """The edit as rows have it."""
         edit = self.edit
-        found = {"from": edit.removed, "to": edit.added, "at": [edit.start, edit.end]}
+        found: dict[str, Any] = {"from": edit.removed, "to": edit.added, "at": [edit.start, edit.end]}
         found |= {"gap": self.gap, "share": self.share}
         return found if self.low is None else {**found, "low": self.low, "high": self.high}
 
