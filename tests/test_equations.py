@@ -13,6 +13,7 @@ from pitcli.equations import (
     bradley_terry_gap_loss,
     clipped_policy_loss,
     cross_validated_log_loss,
+    distillation_advantages,
     dpo_loss,
     fit_temperature,
     five_term_loss,
@@ -315,6 +316,36 @@ def test_clipping_counts_tokens() -> None:
     loss, clipped = clipped_policy_loss(tensor(log(1.5), log(1.5), 0), tensor(0, 0, 0), tensor(1, 1, 1), clip_range=0.2)
     assert float(loss) == pytest.approx(-3.4)
     assert float(clipped) == 2
+
+
+def test_distillation_advantages_are_differences_without_gradient() -> None:
+    # the improver gives the first token e times the policy's probability, and the second one half of it
+    ours = tensor(-2, -1).requires_grad_()
+    advantages = distillation_advantages(tensor(-1, -1 - log(2)).requires_grad_(), ours)
+    assert advantages.tolist() == pytest.approx([1, -log(2)])
+    assert not advantages.requires_grad
+
+
+def test_the_policy_gradient_of_distillation_is_that_of_the_reverse_kl() -> None:
+    """Two tokens, pi = (1/4, 3/4), p = (1/2, 1/2): A = (ln 2, ln 2/3), KL = -(1/4 ln 2 + 3/4 ln 2/3) = 0.1308.
+
+    By hand, the gradient of the KL by the first logit is pi_1 (log pi_1 / p_1 - KL) = 1/4 (-ln 2 - 0.1308) = -0.2060.
+    """
+    logits = tensor(0, log(3)).requires_grad_()
+    logprobs = logits.log_softmax(0)
+    advantages = distillation_advantages(tensor(log(0.5), log(0.5)), logprobs)
+    assert advantages.tolist() == pytest.approx([log(2), log(2 / 3)])
+    # the expectation over y_t: each token as often as pi samples it
+    losses = [
+        clipped_policy_loss(logprobs[i : i + 1], logprobs[i : i + 1].detach(), advantages[i : i + 1], 0.2)[0]
+        for i in (0, 1)
+    ]
+    (0.25 * losses[0] + 0.75 * losses[1]).backward()
+    kl = -(0.25 * log(2) + 0.75 * log(2 / 3))
+    expected = 0.25 * (-log(2) - kl)
+    assert expected == pytest.approx(-0.2060, abs=1e-4)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx([expected, -expected])
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:

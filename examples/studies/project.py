@@ -34,7 +34,7 @@ def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> 
         if done.exists() and step in done.read_text().splitlines():
             continue
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
-        resumable = step.split()[1] in ("sft", "train-reward", "rl", "improve", "explain")
+        resumable = step.split()[1] in ("sft", "train-reward", "rl", "distill", "improve", "explain")
         if code := pit([*shlex.split(step)[1:], *(["--resume"] if resumable else [])]):
             sys.exit(f"pit {step.split()[1]} failed with exit code {code}; run the same command again to resume")
         with done.open("a") as file:

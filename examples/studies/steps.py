@@ -19,6 +19,8 @@ class StudyScale(NamedTuple):
     rl: str
     far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
     decoding: str
+    distill: str
+    on_policy: str  # pit distill --method on-policy
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
     judge: str = ""  # real pairs only: settings of the judge, which is trained on its whole fold
 
@@ -33,6 +35,9 @@ TINY = StudyScale(
     " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
     far="--max-steps 240 --learning-rate 4e-3",
     decoding="--max-new-tokens 16",
+    distill="--batch-size 32 --micro-batch-size 64 --epochs 2",
+    on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
+    " --rollout-max-new-tokens 16",
 )
 
 
@@ -49,6 +54,8 @@ def real(args: argparse.Namespace) -> StudyScale:
         rl=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
         far="",  # --steps sets the number of steps
         decoding=f"--max-new-tokens {args.max_new_tokens}",
+        distill=limits,
+        on_policy=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
         judge=judge,
     )
 
@@ -98,6 +105,8 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     kind, _, value = name.partition("@")
     if kind == "change":
         return changed_steps(scale, seed, name, CHANGES[value])
+    if kind == "distill":
+        return distilled_steps(scale, seed, value)
     if kind in ("stage", "loss", "beta"):
         return variant_steps(scale, seed, kind, value)
     if value:
@@ -139,6 +148,47 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
         "pit-explained": [*pit, "pit explain --input pit.jsonl --output pit-explained.jsonl --reward runs/rl"],
     }
     return steps[kind]
+
+
+def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
+    """The commands that make distill@VALUE.jsonl: what a distilled policy writes.
+
+    VALUE: a method of pit distill, one response per prompt; twice: of a second round of sft, on improved drafts of the
+    first; best-of-n: of the policy of sft, with the tokens of pit-stop; improved: the improver on its drafts.
+    """
+
+    def round_from(policy: str, out: str) -> list[str]:
+        shared = f"{scale.decoding} --temperature {scale.temperature} --seed {seed}"
+        return [
+            f"pit sample --data data/rl.jsonl --policy runs/{policy} --output own-{policy}.jsonl {shared}",
+            improve(scale, seed, f"improved-{policy}", "--run runs/rl --max-iters 5", f"own-{policy}"),
+            f"pit distill --data improved-{policy}.jsonl --policy runs/{policy} --out runs/{out} --seed {seed}"
+            f" {scale.distill}",
+        ]
+
+    def written(run: str, settings: str) -> str:
+        return improve(scale, seed, f"distill@{value}", f"--policy runs/{run} {settings}")
+
+    once, one = f"--method resample {ONCE}", "distill-sft"
+    first, shared = round_from("policy", one), f"--policy runs/policy --seed {seed}"
+    best_of_n = written(one, "--method best-of-n --equal-tokens pit-stop.jsonl")
+    drafts = f"{sample(scale, seed, 'drafts-distill', scale.temperature)} --policy runs/{one}"
+    following = {
+        "sft": [written(one, once)],
+        "dpo": [
+            f"pit distill --method dpo --data improved-policy.jsonl --out runs/distill-dpo {shared} {scale.distill}",
+            written("distill-dpo", once),
+        ],
+        "on-policy": [
+            f"pit distill --method on-policy --data own-policy.jsonl --out runs/distill-on-policy {shared}"
+            f" --run runs/rl {scale.on_policy}",
+            written("distill-on-policy", once),
+        ],
+        "twice": [*round_from(one, "distill-twice"), written("distill-twice", once)],
+        "best-of-n": [*system_steps(scale, seed, "pit-stop"), best_of_n],
+        "improved": [drafts, improve(scale, seed, "distill@improved", "--run runs/rl --max-iters 5", "drafts-distill")],
+    }
+    return [rl(scale, seed, "rl", "--curriculum"), *first, *following[value]]
 
 
 def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:

@@ -261,6 +261,24 @@ def clipped_policy_loss(
     return -torch.minimum(unclipped_N, clipped_N).sum(), (clipped_N < unclipped_N).sum()
 
 
+def distillation_advantages(teacher_logprobs_N: Tensor, logprobs_N: Tensor) -> Tensor:
+    """A_t = log p(y_t | x, c, y_<t) - log pi(y_t | x, y_<t): the advantage of token t in on-policy distillation.
+
+    pi is the policy, which sampled y; p the improver, which has seen a draft c. Returns shape (N,), nats, no gradient.
+
+    In each state s = (x, y_<t) that pi visits, the policy should write what the improver would write next:
+
+        KL(pi || p) = sum_v pi(v | s) [log pi(v | s) - log p(v | s, c)]   (reverse KL)
+
+    Its gradient is sum_v grad pi(v | s) [log pi(v | s) - log p(v | s, c)] + sum_v grad pi(v | s), of which the second
+    sum is 0, as pi sums to 1. With grad pi = pi grad log pi this is -E_(y_t ~ pi) [A_t grad log pi(y_t | s)], the
+    gradient of clipped_policy_loss at ratio 1, with an advantage per token. The states count as given (arXiv
+    2306.13649): the KL of whole sequences would give y_t the advantages of all later tokens too, with far more
+    variance. The mean of A_t is minus the KL per token; at pi = p every A_t is 0.
+    """
+    return (teacher_logprobs_N - logprobs_N).detach()
+
+
 def learning_rate_factor(step: int, total_steps: int, warmup_share: float) -> float:
     """Linear warm-up, then linear decay to a tenth; a pure function of the step, so resuming needs no state."""
     warmup = max(1, round(total_steps * warmup_share))

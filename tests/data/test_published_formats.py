@@ -186,5 +186,5 @@ def test_equal_scores_are_ties_and_contradictory_ones_are_counted(tmp_path: Path
     pairs, notes = load(tmp_path, *rows)
     assert [pair.prompt[0].content for pair in pairs] == ["2, 9", "9, 2", "good, good", "None, None"]
     assert notes == {TIES: 2, "pairs with a higher score for rejected than for chosen, kept": 1}
-    with pytest.raises(InputError, match="no pairs are left: 1 tie"):
+    with pytest.raises(InputError, match="no pairs are left: 1 row skipped: a tie"):
         load(tmp_path, scored(1, 1))

@@ -29,9 +29,12 @@ TRAIN = {  # two micro-batches per step
     "--max-steps 8 --updates-per-rollout 2 --rollout-max-new-tokens 8 --save-every 2 --out run",
     "dpo": "dpo --loss kto --sft runs/sft --data pairs.jsonl --batch-size 8 --micro-batch-size 16 --learning-rate 1e-3 "
     "--epochs 2 --max-steps 8 --save-every 2 --out run",
+    "distill": "distill --method on-policy --sample-drafts --run runs/sft --data pairs.jsonl --batch-size 4 "
+    "--micro-batch-size 8 --learning-rate 1e-3 --max-steps 8 --updates-per-rollout 2 --rollout-max-new-tokens 8 "
+    "--lora-rank 4 --save-every 2 --out run",
 }
 IMPROVE = "improve --input drafts.jsonl --output improved.jsonl --max-iters 2 --max-new-tokens 8 --sample-batch-size 4"
-ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver", "dpo": "improver"}
+ADAPTER = {"sft": "improver", "reward": "gap", "rl": "improver", "dpo": "improver", "distill": "policy"}
 
 
 def run_digests(folder: Path) -> dict[str, str]:
@@ -42,7 +45,7 @@ def run_digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def project(share: Share, warm: Warm) -> Path:
-    """A folder with 40 pairs, 11 drafts, and one small run each of sft, reward, rl and dpo."""
+    """A folder with 40 pairs, 11 drafts, and one small run of each training."""
 
     def fill(folder: Path) -> None:
         pairs = list(preference_rows(40, seed=3))

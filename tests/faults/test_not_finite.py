@@ -24,6 +24,8 @@ pytestmark = pytest.mark.faults
         ("rl", "reward", "reward"),
         ("dpo", "loss", "loss"),
         ("dpo", "gradient", "grad_norm"),
+        ("distill", "loss", "loss"),
+        ("distill", "gradient", "grad_norm"),
     ],
 )
 def test_training_stops_and_saves_nothing_non_finite(

@@ -22,6 +22,7 @@ MICRO = {
     "reward": "--micro-batch-size 16",
     "rl": "--micro-batch-size 8",
     "dpo": "--micro-batch-size 16",
+    "distill": "--micro-batch-size 8",
 }
 
 
@@ -67,7 +68,7 @@ def test_two_processes_train_as_one_does(kind: str, workspace: Path, by_two: Tra
 @pytest.mark.parametrize("kind", TRAIN)
 def test_training_with_a_sharded_base_equals_training_without(kind: str, workspace: Path, warm: Warm) -> None:
     """In 4-bit, and with one micro-batch more in one process than in the other."""
-    odd = {"sft": "3", "reward": "12", "rl": "6", "dpo": "12"}[kind]
+    odd = {"sft": "3", "reward": "12", "rl": "6", "dpo": "12", "distill": "6"}[kind]
     for out, more in (("whole", []), ("sharded", ["--shard-base"])):
         for ended in warm.together(workspace, *line(kind, out), "--micro-batch-size", odd, "--max-steps", "4", *more):
             assert ended.code == 0, ended.err

@@ -44,6 +44,13 @@ CASES: dict[str, dict[str, tuple[int, Fault]]] = {
         "epoch edge": (2, {"kill_after_step": 5}),
         "stage edge": (3, {"kill_before_publishing": "improver"}),
     },
+    "distill": {
+        "step 1": (2, {"kill_after_step": 1}),
+        "accumulation boundary": (2, {"kill_in_backward": 7}),
+        "mid-epoch": (2, {"kill_after_step": 3}),
+        "epoch edge": (2, {"kill_after_step": 8}),
+        "stage edge": (2, {"kill_before_publishing": "policy"}),
+    },
 }
 EQUAL: list[str] = []
 

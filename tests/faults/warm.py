@@ -116,7 +116,7 @@ class Warm:
 def serve() -> None:
     """Forks for each command; this process itself never computes, so no thread is lost in a fork."""
     from pitcli import cli
-    from pitcli.stages import dpo, improve, rl, sample, serve, sft, train_reward, verify  # noqa: F401
+    from pitcli.stages import distill, dpo, improve, rl, sample, serve, sft, train_reward, verify  # noqa: F401
 
     cli.LINGER = 0.0  # no launcher is waiting to end the other processes
     for line in sys.stdin:

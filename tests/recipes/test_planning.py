@@ -12,6 +12,7 @@ from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
 from pitcli.runs.earlier import find_run
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN
+from pitcli.settings.distill import DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.tools import PipelineConfig
@@ -161,3 +162,28 @@ def test_dpo_without_a_start_is_a_problem_of_the_recipe() -> None:
     start, data = problem.value.problems
     assert "dpo: sft: no earlier stage writes runs/policy, and it is not in" in start
     assert data.endswith("base: data: must be given")
+
+
+@pytest.mark.parametrize("method", ["sft", "on-policy"])
+def test_distill_starts_from_the_policy_and_on_policy_finds_the_improver(method: str) -> None:
+    shutil.rmtree("runs/rl")
+    _, stage = planned(
+        "stages:\n  - name: policy\n    sft: {role: policy, data: pairs.jsonl}\n"
+        f"  - distill: {{method: {method}, data: drafts.jsonl}}\n"
+    )
+    assert isinstance(stage.config, DistillConfig)
+    assert (stage.config.policy, stage.config.model, stage.writes) == (Path("runs/policy"), None, ("runs/distill",))
+    assert stage.config.run == (Path("runs/sft") if method == "on-policy" else None)
+    assert "drafts.jsonl" in stage.reads
+
+
+def test_distill_needs_data_and_on_policy_an_improver() -> None:
+    for run in ("runs/rl", "runs/sft", "runs/policy"):
+        shutil.rmtree(run, ignore_errors=True)
+    with pytest.raises(SettingsError) as problem:
+        planned(
+            "stages:\n  - distill: {}\n  - name: other\n    distill: {method: on-policy, data: drafts.jsonl, out: b}\n"
+        )
+    data, improver = problem.value.problems
+    assert data.endswith("distill: data: must be given")
+    assert "other: run: no earlier stage writes runs/rl or runs/dpo or runs/sft" in improver

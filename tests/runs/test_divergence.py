@@ -142,3 +142,28 @@ def test_a_preference_loss_far_above_that_of_the_start_is_found(loss: Preference
     assert of("dpo", [start, start * 1.3, start * 1.2]) is None
     assert of("dpo", [start, start * 2], batch=4) is None, "two small batches"
     assert of("dpo", [start, start * 7], batch=4) is not None
+
+
+DISTILLED = {"method": "on-policy", "max_truncated_share": 0.9}
+TAUGHT = {"kl": 4.0, "truncated_share": 0.1, "length_ratio": 1.0}
+
+
+def test_on_policy_distillation_diverged_if_it_left_the_improver() -> None:
+    problem = divergence("distill", DISTILLED, [TAUGHT] * 10 + [{**TAUGHT, "kl": 8.0}] * 10)
+    assert (
+        problem
+        == "the KL to the improver was 4.0 at the start and is 8.0 at the end (means of the first and last 10 steps)"
+    )
+    assert divergence("distill", DISTILLED, [TAUGHT] * 10 + [{**TAUGHT, "kl": 6.9}] * 10) is None
+    assert divergence("distill", DISTILLED, [TAUGHT] * 3 + [{**TAUGHT, "kl": 8.0}] * 10) is None, "few steps"
+    problem = divergence("distill", DISTILLED, [TAUGHT] * 10 + [{**TAUGHT, "truncated_share": 1.0}] * 10)
+    assert problem == "truncated share 100% exceeds --max-truncated-share (mean of the last 5 steps)"
+    assert divergence("distill", DISTILLED, [TAUGHT] * 10 + [{**TAUGHT, "length_ratio": 0.0}] * 10) is not None
+
+
+@pytest.mark.parametrize(("method", "same"), [("sft", "sft"), ("dpo", "dpo")])
+def test_other_distillation_is_judged_as_its_method(method: str, same: str) -> None:
+    rows = [{"loss": 0.7}, *[{"loss": 9.0}] * 20]
+    problem = divergence("distill", {"method": method, "batch_size": 16}, rows)
+    assert problem is not None
+    assert problem == divergence(same, {"batch_size": 16}, rows)  # type: ignore[arg-type]

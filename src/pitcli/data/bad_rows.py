@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from pitcli.console import counted
 from pitcli.data.conversations import PublishedProblem
-from pitcli.data.published_formats import Tie
 from pitcli.data.reading import MAX_LISTED, write_row
 from pitcli.data.rows import RowError
 from pitcli.data.sources import HUB
-from pitcli.data.strict_json import RowProblem
+from pitcli.data.strict_json import RowProblem, Unused
 from pitcli.errors import SettingsError
 from pitcli.processes.ranks import is_rank_0
 
 MOST_REASONS = 20  # that are counted separately
 SKIPPED = "rows skipped: "
-TIES = f"{SKIPPED}a tie, neither response is better"
 REMEDY = "use --skip-bad to skip such rows and count them by reason; --list-bad FILE lists all of them"
 
 
@@ -39,8 +38,8 @@ class BadRows:
 
     def add(self, error: RowError, problem: RowProblem | None = None) -> None:
         """Add a row. problem: why it is not a pair; None if it is not even a valid row."""
-        if isinstance(problem, Tie):
-            self.notes[TIES] += 1
+        if isinstance(problem, Unused):
+            self._count(f"{SKIPPED}{problem.reason}")
             return
         if self.keep_all or len(self.all) < MAX_LISTED:
             self.all.append(error)
@@ -54,6 +53,10 @@ class BadRows:
         if reason not in self.notes and sum(note.startswith(SKIPPED) for note in self.notes) >= MOST_REASONS:
             reason = f"{SKIPPED}other reasons"
         self.notes[reason] += 1
+
+    def reasons(self) -> str:
+        """The rows that were skipped, counted by reason."""
+        return ", ".join(counted(count, note) for note, count in self.notes.items() if note.startswith(SKIPPED))
 
     def first_lines(self) -> list[str]:
         return [str(error) for error in self.all[:MAX_LISTED]]

@@ -52,7 +52,7 @@ def check_conversation(prompt: Prompt, responses: Mapping[str, str], limit: Limi
     for field, length in lengths.items():
         if not length:
             raise RowProblem(field, "empty for this model: its tokenizer encodes the text as no tokens")
-    tokens = limit.tokens(prompt, max(room, *lengths.values()))
+    tokens = limit.tokens(prompt, max([room, *lengths.values()]))
     if tokens > limit.max_length:
         used = {"prompt": limit.tokens(prompt, 0), **{f: limit.responses * n for f, n in lengths.items()}}
         sampled = f" with room for responses of {room} (max-new-tokens)" if room else ""

@@ -1,14 +1,14 @@
 """Reads files of any known format into preference pairs, or raises one error that lists their problems."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from pitcli.console import counted, warn
-from pitcli.data.bad_rows import REMEDY, TIES, BadRows, check_list, write_list
+from pitcli.data.bad_rows import REMEDY, BadRows, check_list, write_list
 from pitcli.data.completions import Row
 from pitcli.data.field_paths import suggested_fields, with_fields
 from pitcli.data.known_formats import KNOWN, RATING_FIELD, RATINGS, UnknownFormat
@@ -30,7 +30,8 @@ REPEATED = "every chosen response begins with its prompt, and would be learned s
 class ReadingOptions(NamedTuple):
     """How rows are read: --skip-bad, --list-bad, --fields, and how pairs are made from ratings.
 
-    append: to the rows that --list-bad has already, of another file of the same command.
+    append: to the rows that --list-bad has already, of another file of the same command. check: raises RowProblem for a
+    row that must not be used, Unused for one that is left out.
     """
 
     skip_bad: bool | None = None
@@ -39,6 +40,7 @@ class ReadingOptions(NamedTuple):
     rating_field: str = RATING_FIELD
     rating_margin: float = 0
     append: bool = False
+    check: Callable[[Row], None] | None = None
 
 
 def options_of(settings: PairRowSettings, append: bool = False) -> ReadingOptions:
@@ -120,8 +122,8 @@ def _problems(label: str, errors: list[RowError], bad: BadRows, formats: Formats
     lines = listed(errors)
     if not errors and bad.skipped:
         lines = [*bad.first_lines(), f"{label}: no pairs are left: {counted(bad.skipped, 'rows skipped')}"]
-    elif not errors and bad.notes[TIES]:
-        lines = [f"{label}: no pairs are left: {counted(bad.notes[TIES], 'ties')}"]
+    elif not errors and (reasons := bad.reasons()):
+        lines = [f"{label}: no pairs are left: {reasons}"]
     elif not errors:
         lines = [f"{label}: no pairs can be made from its ratings" if +formats.rows else f"{label}: no rows"]
     if suggestion := formats.unknown and suggested_fields(formats.unknown):
@@ -138,6 +140,8 @@ def _pairs_of_file(path: str, bad: BadRows, formats: Formats, options: ReadingOp
     label, notes, margin = file_label(path), bad.notes, options.rating_margin
     for line, row in open_rows(path, bad.add, notes):
         try:
+            if options.check:
+                options.check(row)
             if options.fields:
                 row = with_fields(row, options.fields)  # noqa: PLW2901
                 recognised = canonical(row)

@@ -12,7 +12,7 @@ from pitcli.data.context import counted, is_absent, prompt_with_context, questio
 from pitcli.data.conversations import checked_prompt, checked_text, messages_of
 from pitcli.data.ratings import Rated, number_of
 from pitcli.data.rows import Message
-from pitcli.data.strict_json import RowProblem, describe
+from pitcli.data.strict_json import RowProblem, Unused, describe
 
 Parse = Callable[[Row], Parts | list[Rated]]
 Choose = Callable[[Row], int]
@@ -21,11 +21,11 @@ SIDES = {"model_a": 0, "model_b": 1, "response_a": 0, "response_b": 1, "a": 0, "
 BOTH_BAD = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both")
 
 
-class Tie(RowProblem):
-    """A row that says that neither response is better: counted and left out."""
+class Tie(Unused):
+    """A row that says that neither response is better."""
 
     def __init__(self) -> None:
-        super().__init__("", "a tie: neither response is better")
+        super().__init__("", "a tie, neither response is better")
 
 
 def labelled_pair(prompt: str, fields: tuple[str, str], choose: Choose) -> Parse:

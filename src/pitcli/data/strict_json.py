@@ -22,6 +22,10 @@ class RowProblem(ValueError):
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
+class Unused(RowProblem):
+    """A valid row that is left out on purpose: counted by its reason, never an error."""
+
+
 def decoded(data: bytes) -> str:
     """The text of UTF-8; raises RowProblem with the first byte that is not."""
     try:

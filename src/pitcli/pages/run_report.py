@@ -17,6 +17,7 @@ KINDS = {
     "reward": "Training of the",
     "rl": "Reinforcement learning of the",
     "dpo": "Preference optimisation of the",
+    "distill": "Distillation of the improver into the",
 }
 SHARES = {"accuracy", "longer_wins_accuracy", "shorter_wins_accuracy", "swap_flip_rate"}
 # results of train-reward on held-out pairs

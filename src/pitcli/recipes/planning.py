@@ -9,6 +9,7 @@ from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_pat
 from pitcli.recipes.recipe import Entry, read_recipe, validated
 from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
+from pitcli.settings.distill import Distillation, DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
@@ -114,9 +115,21 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
             found["model"] = DEFAULT_MODEL if config.from_base else None
             if config.from_base:  # otherwise its data is that of the start
                 _require_data(finder, config, found)
+        case DistillConfig():
+            found = _filled_distill(finder, config)
         case ImproveConfig() | ScoringSettings():
             found = _filled_use(finder, config)
     return {name: value for name, value in found.items() if value is not None and getattr(config, name) is None}
+
+
+def _filled_distill(finder: PathFinder, config: DistillConfig) -> dict[str, object]:
+    found: dict[str, object] = {"policy": config.policy or finder.default_run(POLICY_RUN, needed=False)}
+    if config.method is Distillation.on_policy:
+        found["run"] = config.run or finder.default_run(IMPROVER_RUN, needed=True)
+    if not any(found.values()):
+        found["model"] = DEFAULT_MODEL
+    _require_data(finder, config, found)
+    return found
 
 
 def _require_data(finder: PathFinder, config: TrainingConfig, found: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from pitcli.console import counted
 from pitcli.settings.base import GapLoss
 from pitcli.settings.default_runs import Kind
+from pitcli.settings.distill import Distillation
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -36,9 +37,12 @@ def divergence(kind: Kind, config: Mapping[str, Any], rows: Rows) -> str | None:
     """Return what shows that a training diverged, None if nothing does. config: the settings in its manifest."""
     if not rows:
         return None
-    if kind == "rl":
+    method = config.get("method") if kind == "distill" else kind
+    if method == "rl":
         return _of_rl(config, rows)
-    of_losses = {"reward": _of_reward, "dpo": _of_dpo}.get(kind, _of_sft)
+    if method == Distillation.on_policy:
+        return _of_on_policy(config, rows)
+    of_losses = {"reward": _of_reward, "dpo": _of_dpo}.get(str(method), _of_sft)
     members: dict[float, list[float]] = {}
     for row in rows:
         members.setdefault(row.get("member", 1.0), []).append(row.get("loss", math.nan))
@@ -99,24 +103,51 @@ def _of_dpo(config: Mapping[str, Any], losses: Sequence[float]) -> str | None:
 
 def _of_rl(config: Mapping[str, Any], rows: Rows) -> str | None:
     """The last rollouts exceed a limit, are empty, or cost more KL than their gap is worth."""
-    last = rows[-min(RL_STEPS, max(1, len(rows) // 4)) :]
-    names = ("kl", "reward", "truncated_share", "length_ratio")
-    kl, reward, truncated, length = (fmean(row.get(name, math.nan) for row in last) for name in names)
-    _, first_reward, first_truncated, first_length = (rows[0].get(name, math.nan) for name in names)
+    last = _last_rollouts(rows)
+    kl, reward = (fmean(row.get(name, math.nan) for row in last) for name in ("kl", "reward"))
+    first_reward = rows[0].get("reward", math.nan)
     noise = fmean(abs(row.get("reward", math.nan) - reward) for row in last)
-    max_kl, max_truncated = (config.get(name, math.inf) for name in ("max_kl", "max_truncated_share"))
-    over = f"mean of the last {counted(len(last), 'steps')}"
+    max_kl, over = config.get("max_kl", math.inf), _mean_over(last)
     if not kl > MOVED:
         return None
     if kl > max_kl:
         return f"KL {kl:.1f} exceeds --max-kl ({over})"
     if kl > max_kl / 2 and reward + 2 * noise < first_reward:
         return f"the reward fell from {first_reward:.2f} to {reward:.2f}, at KL {kl:.1f} ({over})"
-    if truncated > max_truncated and first_truncated < max_truncated / 2:
-        return f"truncated share {truncated:.0%} exceeds --max-truncated-share ({over})"
+    return _of_lengths(config, rows)
+
+
+def _of_on_policy(config: Mapping[str, Any], rows: Rows) -> str | None:
+    """The KL to the improver, which training lowers, ends far above its start, or the last rollouts exceed a limit.
+
+    The KL of a few samples varies by more than that, so shorter runs are judged by their lengths only.
+    """
+    start, end = (fmean(row.get("kl", math.nan) for row in part) for part in (rows[:RL_STEPS], rows[-RL_STEPS:]))
+    if len(rows) >= 2 * RL_STEPS and end > PREFERENCE_RISE * start + MOVED:
+        means_of = f"means of the first and last {RL_STEPS} steps"
+        return f"the KL to the improver was {start:.1f} at the start and is {end:.1f} at the end ({means_of})"
+    return _of_lengths(config, rows)
+
+
+def _of_lengths(config: Mapping[str, Any], rows: Rows) -> str | None:
+    """The last rollouts have no end, or are empty, unlike the first."""
+    last, names = _last_rollouts(rows), ("truncated_share", "length_ratio")
+    truncated, length = (fmean(row.get(name, math.nan) for row in last) for name in names)
+    first_truncated, first_length = (rows[0].get(name, math.nan) for name in names)
+    most = config.get("max_truncated_share", math.inf)
+    if truncated > most and first_truncated < most / 2:
+        return f"truncated share {truncated:.0%} exceeds --max-truncated-share ({_mean_over(last)})"
     if length < EMPTY and first_length > NOT_EMPTY:
-        return f"the responses became {length:.1%} as long as their references ({over})"
+        return f"the responses became {length:.1%} as long as their references ({_mean_over(last)})"
     return None
+
+
+def _last_rollouts(rows: Rows) -> Rows:
+    return rows[-min(RL_STEPS, max(1, len(rows) // 4)) :]
+
+
+def _mean_over(last: Rows) -> str:
+    return f"mean of the last {counted(len(last), 'steps')}"
 
 
 def _rolling_means(values: Sequence[float], batch: int) -> list[float]:

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pitcli.settings.base import Settings
+from pitcli.settings.distill import DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
 from pitcli.settings.generating import ImproveConfig, SampleConfig
@@ -86,6 +87,17 @@ COMMANDS: dict[str, Command] = {
         DpoConfig,
         Purpose.train,
         ("pit dpo --data data/reward.jsonl", "pit dpo --loss ipo", "pit dpo --role policy --loss kto"),
+        in_recipes=True,
+        distributed=True,
+    ),
+    "distill": Command(
+        DistillConfig,
+        Purpose.train,
+        (
+            "pit distill --data improved.jsonl",
+            "pit distill --data improved.jsonl --method dpo",
+            "pit distill --data drafts.jsonl --method on-policy",
+        ),
         in_recipes=True,
         distributed=True,
     ),

@@ -5,7 +5,7 @@ If a flag is not given, its run is searched for in the folders, in their order.
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["sft", "reward", "rl", "dpo"]
+Kind = Literal["sft", "reward", "rl", "dpo", "distill"]
 
 POLICY_FOLDER = "runs/policy"
 SFT_FOLDER = "runs/sft"
@@ -14,6 +14,7 @@ RL_FOLDER = "runs/rl"
 RLHF_FOLDER = "runs/rlhf"
 DPO_FOLDER = "runs/dpo"
 DPO_POLICY_FOLDER = "runs/dpo-policy"
+DISTILL_FOLDER = "runs/distill"
 
 
 class DefaultRun(NamedTuple):
@@ -40,14 +41,16 @@ GAP_MODELS_RUN = DefaultRun(
     "reward", (REWARD_FOLDER, RL_FOLDER), kinds=("reward", "rl"), role="gap", made_by="pit train-reward"
 )
 SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), kinds=("sft",), role="improver", made_by="pit sft --role improver")
-SFT_POLICY_RUN = DefaultRun("policy", (POLICY_FOLDER,), kinds=("sft",), role="policy", made_by="pit sft --role policy")
+SFT_POLICY_RUN = DefaultRun(
+    "policy", (POLICY_FOLDER,), kinds=("sft", "distill"), role="policy", made_by="pit sft --role policy"
+)
 POLICY_RUN = DefaultRun(
-    "policy", (POLICY_FOLDER,), kinds=("sft", "rl", "dpo"), role="policy", made_by="pit sft --role policy"
+    "policy", (POLICY_FOLDER,), kinds=("sft", "rl", "dpo", "distill"), role="policy", made_by="pit sft --role policy"
 )
 IMPROVER_RUN = DefaultRun(
     "run", (RL_FOLDER, DPO_FOLDER, SFT_FOLDER), kinds=("rl", "dpo", "sft"), role="improver", made_by="pit rl"
 )
 DPO_START_RUNS = {  # by role
     "improver": SFT_RUN._replace(kinds=("sft", "dpo")),
-    "policy": SFT_POLICY_RUN._replace(setting="sft", kinds=("sft", "dpo")),
+    "policy": SFT_POLICY_RUN._replace(setting="sft", kinds=("sft", "dpo", "distill")),
 }

@@ -5,12 +5,27 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Fact, LoraSettings, PreferenceLoss, Role, Section
+from pitcli.settings.base import Fact, LoraSettings, OptimSettings, PreferenceLoss, Role, Section
 from pitcli.settings.default_runs import DPO_FOLDER, DPO_POLICY_FOLDER, DPO_START_RUNS, DefaultRun
 from pitcli.settings.training import TrainingConfig
 
 
-class DpoConfig(TrainingConfig, LoraSettings):
+class PreferenceSettings(OptimSettings):
+    """Settings of preference optimisation."""
+
+    section = Section.training
+
+    loss: Annotated[PreferenceLoss, Section.common] = Field(
+        PreferenceLoss.dpo,
+        description="dpo: logistic loss of the reward margin; ipo: squared distance of the margin from 1/(2 beta); "
+        "kto: each response is rated by itself",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="Weight of the KL to the start: the smaller, the further the role moves from it"
+    )
+
+
+class DpoConfig(TrainingConfig, PreferenceSettings, LoraSettings):
     """pit dpo: train an improver or policy by DPO, without a gap model."""
 
     section = Section.training
@@ -19,14 +34,6 @@ class DpoConfig(TrainingConfig, LoraSettings):
         Role.improver,
         description="Role to train: an improver (y_w over y_l, for y_l and for y_w as the response to improve) or a "
         "policy (y_w over y_l, given x)",
-    )
-    loss: Annotated[PreferenceLoss, Section.common] = Field(
-        PreferenceLoss.dpo,
-        description="dpo: logistic loss of the reward margin; ipo: squared distance of the margin from 1/(2 beta); "
-        "kto: each response is rated by itself",
-    )
-    beta: float = Field(
-        0.1, gt=0, description="Weight of the KL to the start: the smaller, the further the role moves from it"
     )
     sft: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,

@@ -128,7 +128,35 @@ class RewardConfig(TrainingConfig, AdapterSettings):
         return self
 
 
-class RlConfig(TrainingConfig):
+class RolloutSettings(OptimSettings):
+    """Settings of the trainings on samples of the role that they train."""
+
+    section = Section.rl
+
+    samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled per prompt")
+    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip range of the probability ratio")
+    updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps per rollout")
+    rollout_temperature: Annotated[float, Section.generation] = Field(
+        1.0, gt=0, description="Sampling temperature of the rollouts"
+    )
+    reference_temperature: Annotated[float, Section.generation] = Field(
+        1.0,
+        ge=0,
+        description="Sampling temperature of the reference responses that are sampled during training; use the "
+        "temperature of your drafts",
+    )
+    rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
+        128, ge=1, description="Maximum length of a rollout in tokens"
+    )
+    max_truncated_share: Annotated[float, Section.stop] = Field(
+        0.95, gt=0, le=1, description="Stop if a larger share of the rollouts than this does not end (no EOS)"
+    )
+    runaway_patience: Annotated[int, Section.stop] = Field(
+        10, ge=1, description="Steps in a row over such a limit before training stops"
+    )
+
+
+class RlConfig(TrainingConfig, RolloutSettings):
     """pit rl: train the improver by RL to beat the reference response."""
 
     section = Section.rl
@@ -170,15 +198,12 @@ class RlConfig(TrainingConfig):
         False, description="Train even if the gap model is no better than a coin on its held-out pairs"
     )
     batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts per rollout")
-    samples_per_prompt: int = Field(4, ge=2, description="k: responses sampled per (x, y_ref)")
     kl_coef: float = Field(0.05, ge=0, description="beta: weight in the reward of the KL to the starting model")
     gap_bound: Annotated[GapBound, Fact.later] = Field(
         GapBound.mean,
         description="Reward of several gap models (pit train-reward --members): the mean of their gaps, the least, or "
         "lcb: mean minus standard deviation",
     )
-    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon: PPO clip range of the probability ratio")
-    updates_per_rollout: int = Field(1, ge=1, description="Optimiser steps per rollout")
     missing_eos_penalty: float = Field(
         1.0,
         ge=0,
@@ -189,26 +214,8 @@ class RlConfig(TrainingConfig):
         description="Unit of --missing-eos-penalty: spread: the standard deviation of the gaps of a prompt's samples, "
         "averaged over the rollout; one: logits of P(better)",
     )
-    rollout_temperature: Annotated[float, Section.generation] = Field(
-        1.0, gt=0, description="Sampling temperature of the rollouts"
-    )
-    reference_temperature: Annotated[float, Section.generation] = Field(
-        1.0,
-        ge=0,
-        description="Sampling temperature of the references of curriculum stages other than dataset; use the "
-        "temperature of your drafts",
-    )
-    rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
-        128, ge=1, description="Maximum length of a rollout in tokens"
-    )
     max_kl: Annotated[float, Section.stop] = Field(
         30.0, gt=0, description="Stop if the mean KL per sequence, in nats, exceeds this"
-    )
-    max_truncated_share: Annotated[float, Section.stop] = Field(
-        0.95, gt=0, le=1, description="Stop if a larger share of the rollouts than this does not end (no EOS)"
-    )
-    runaway_patience: Annotated[int, Section.stop] = Field(
-        10, ge=1, description="Steps in a row over --max-kl or --max-truncated-share before training stops"
     )
 
     default_folders = {"policy": RLHF_FOLDER, "improver": RL_FOLDER}  # noqa: RUF012

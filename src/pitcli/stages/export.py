@@ -75,7 +75,7 @@ def run(config: ExportConfig) -> None:
 
     Raise RunError, and leave --out as it was, if the merged model does not reproduce the run's model.
     """
-    manifest = load_manifest(config.run, "pit sft, pit train-reward, pit rl and pit dpo make runs")
+    manifest = load_manifest(config.run, "pit sft, train-reward, rl, dpo and distill make runs")
     role = chosen_role(config, manifest)
     out = Path(os.path.abspath(config.out))
     refuse_occupied(out, config.overwrite)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate.utils import set_seed
-from torch import Tensor, tensor
+from torch import tensor
 
 from pitcli.console import counted, next_command, note
 from pitcli.console import samples as show_samples
@@ -25,7 +25,6 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
-from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
@@ -37,11 +36,11 @@ from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs,
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.rollouts import (
     Reward,
-    RolloutMicroBatch,
     group_gaps,
     identical_share,
     lay_out,
     longest_rollouts,
+    policy_loss,
     reward_metrics,
     role_logprobs,
     role_prompts,
@@ -53,7 +52,6 @@ from pitcli.engine.training.rollouts import (
     text_metrics,
 )
 from pitcli.equations import (
-    clipped_policy_loss,
     group_spread,
     leave_one_out_advantages,
     rl_rewards,
@@ -255,14 +253,6 @@ def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
         "stage": float(stage),
     }
     return StepBatch(layout.micro_batches(old_logprobs, layout.by_token(advantages_B), model.device), metrics)
-
-
-def policy_loss(config: RlConfig, model: RoleModel, micro_batch: RolloutMicroBatch) -> tuple[Tensor, dict[str, float]]:
-    """The clipped loss summed over the micro-batch's tokens, divided by the token count of the whole rollout."""
-    batch, old_logprobs_N, advantages_N, tokens = micro_batch
-    logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
-    total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
-    return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
 
 
 def show_last_stage(config: RlConfig, curriculum: Curriculum) -> str | None:

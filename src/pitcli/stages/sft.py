@@ -1,28 +1,21 @@
 """pit sft: supervised fine-tuning of a policy (x -> y_w) or of an improver (x, y_l -> y_w)."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from pitcli.console import next_command, note
 from pitcli.data.examples import sft_examples
-from pitcli.data.templates import Example
 from pitcli.engine.models.adapters import start_from
-from pitcli.engine.models.batches import Batch, padding_share
-from pitcli.engine.models.forward import completion_logprobs
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
-from pitcli.engine.models.roles import RoleModel
-from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
-from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
+from pitcli.engine.training.loop import train
+from pitcli.engine.training.supervised import sft_task
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
@@ -48,7 +41,7 @@ def run(config: SftConfig) -> None:
     manifest = new_manifest("sft", config.role, config, base, data, earlier=init)
     if config.dry_run:
         first_row = [(base.chat.written(examples[0].prompt), False), (base.chat.written(examples[0].completion), True)]
-        plan = DryRunPlan(lambda model: sft_task(model, examples, config), roles=1, first_row=first_row)
+        plan = DryRunPlan(lambda model: sft_task(model, config.role, examples, config), roles=1, first_row=first_row)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
@@ -57,7 +50,7 @@ def run(config: SftConfig) -> None:
         model.add_role(config.role, lora_config(config))
         for start in init:
             start_from(model, config.role, start.adapter)
-        result = train(model, sft_task(model, examples, config), config, folder)
+        result = train(model, sft_task(model, config.role, examples, config), config, folder)
         note(f"loss per token in nats: {change(config.run_folder, 'loss')}")
         shown = show_answers(model, base.chat, config.role, pairs[:SHOWN_ROWS])
         problem = divergence_of(folder, result) or unusable_responses(
@@ -66,30 +59,6 @@ def run(config: SftConfig) -> None:
         finish(model, folder, [config.role], result._asdict() | refuse_diverged(folder, config, problem))
     note(f"{config.role} saved in {config.run_folder}")
     suggest_next(config, data.path)
-
-
-class CompletionMicroBatch(NamedTuple):
-    """tokens: completion tokens of the whole step, which normalise the loss."""
-
-    batch: Batch
-    tokens: int
-
-
-def sft_task(model: RoleModel, examples: Sequence[Example], config: SftConfig) -> Task:
-    """Minimise -log p(completion given prompt), averaged over the completion tokens of a step."""
-
-    def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
-        tokens = sum(len(examples[row].completion) for chunk in chunks for row in chunk)
-        batches = [completion_batch([examples[row] for row in chunk], model.pad_id) for chunk in chunks]
-        micro_batches = [CompletionMicroBatch(batch.to(model.device), tokens) for batch in batches]
-        return StepBatch(micro_batches, {"tokens": float(tokens), "padding_share": padding_share(batches)})
-
-    def loss(micro_batch: CompletionMicroBatch) -> tuple[Tensor, dict[str, float]]:
-        return -completion_logprobs(model, micro_batch.batch).sum() / micro_batch.tokens, {}
-
-    lengths = [len(example.prompt) + len(example.completion) for example in examples]
-    rows = PlannedRows(lengths, config.micro_batch_size, build)
-    return task_over_rows([config.role], rows, loss, config, model.device)
 
 
 def suggest_next(config: SftConfig, data: str) -> None:

@@ -23,7 +23,7 @@ def run(config: VerifyConfig) -> None:
 
     Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
-    manifest = load_manifest(config.run, "pit sft, pit train-reward, pit rl and pit dpo make runs")
+    manifest = load_manifest(config.run, "pit sft, train-reward, rl, dpo and distill make runs")
     checkpoints = verified_checkpoints(config.run)
     read_calibration(config.run)
     base = open_base(ModelSettings(device=config.device), [EarlierRun(config.run, manifest)])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from pitcli.cli import main
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.training.preferences import kl_columns
 from pitcli.equations import unchanged_preference_loss
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.pages.trained_run import concerns, read_run
@@ -19,7 +20,6 @@ from pitcli.runs.manifest import load_manifest
 from pitcli.settings.base import PreferenceLoss, Role
 from pitcli.settings.dpo import DpoConfig
 from pitcli.stages import dpo
-from pitcli.stages.dpo import kl_columns
 from tests.stages.training.conftest import SMALL, read_rows
 
 FAST = {"learning_rate": 3e-3, "batch_size": 4, "max_rows": 4, "epochs": 15, "warmup_share": 0.0}

@@ -1,4 +1,4 @@
-"""What sft, train-reward, rl and dpo have in common: which files they write, and which tensors they change."""
+"""What the trainings have in common: which files they write, and which tensors they change."""
 
 import json
 from collections.abc import Callable

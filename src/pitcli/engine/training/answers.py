@@ -18,11 +18,13 @@ SHOWN_TOKENS = 96
 Ask = Callable[[str | None, Sequence[list[int]]], list[str]]  # the greedy responses of a role to prompts
 
 
-def show_answers(model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[str]:
+def show_answers(
+    model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair], label: str = "rejected"
+) -> list[str]:
     """Show the trained model's greedy responses to the first rows, next to the rejected ones; return them."""
     texts = greedy_responses(model, chat, role, role_prompts(chat, role, pairs))
     rows = [(pair.prompt[-1].content, pair.rejected, text) for pair, text in zip(pairs, texts, strict=True)]
-    samples(rows, labels=("prompt", "rejected", f"{role} (greedy)"))
+    samples(rows, labels=("prompt", label, f"{role} (greedy)"))
     return texts
 
 

@@ -1,7 +1,7 @@
 """The inputs of a training run: its pairs and drafts, checked before a model loads, and its manifest."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from pitcli.console import counted, note, warn
@@ -9,9 +9,9 @@ from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.examples import fitting_pairs, pairs_digest
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.pair_reading import load_pairs, options_of
+from pitcli.data.pair_reading import ReadingOptions, load_pairs, options_of
 from pitcli.data.reading import file_label, listed
-from pitcli.data.rows import PreferencePair, RowError
+from pitcli.data.rows import Draft, PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import PromptWithReference
@@ -23,6 +23,7 @@ from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
+from pitcli.settings.distill import DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
@@ -31,20 +32,27 @@ from pitcli.settings.values import split_commas
 RL_SHARE = 0.1  # of the learning rate of SFT
 
 Config = TypeVar("Config", bound=TrainingConfig)
+ReadRows = Callable[[str, Callable[[RowError], None], Counter[str]], Iterator[tuple[int, Draft]]]
+Trained = TypeVar("Trained", DpoConfig, DistillConfig)
 
 
 def open_pairs(
-    settings: DataSettings, base: Base, earlier: list[EarlierRun], room: int = 0
+    settings: DataSettings,
+    base: Base,
+    earlier: list[EarlierRun],
+    room: int = 0,
+    options: ReadingOptions | None = None,
 ) -> tuple[list[PreferencePair], DataIdentity]:
     """Read the pairs of the files that --data names, otherwise those of the earlier runs.
 
-    room: tokens that a sampled response may need instead of a response of the data. Raises SettingsError if no data is
-    named, InputError if pairs cannot be read or do not fit the context.
+    room: tokens that a sampled response may need instead of a response of the data. options: how the rows are read
+    [default: as the settings say]. Raises SettingsError if no data is named, InputError if pairs cannot be read or do
+    not fit the context.
     """
     settings = with_data(settings, earlier)
     if settings.data is None:
         raise SettingsError("--data: expected a file of preference pairs (.jsonl, .jsonl.gz, or - for stdin)")
-    pairs = _read_pairs(settings.data, settings.max_rows, settings, base, room)
+    pairs = _read_pairs(settings.data, settings.max_rows, settings, base, room, options)
     return pairs, DataIdentity(
         path=settings.data,
         digest=pairs_digest(pairs),
@@ -68,7 +76,8 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
     """Read the pairs of --eval-data (none if it is not given); InputError if a prompt is in --data too."""
     if config.eval_data is None:
         return []
-    pairs = _read_pairs(config.eval_data, None, settings=config, base=base, after_others=True)
+    options = options_of(config, append=True)
+    pairs = _read_pairs(config.eval_data, None, settings=config, base=base, options=options)
     seen = {prompt_key(pair) for pair in training}
     if shared := [pair for pair in pairs if prompt_key(pair) in seen]:
         first = f"{shared[0].file}:{shared[0].line}"
@@ -80,10 +89,15 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 
 
 def _read_pairs(
-    path: str, max_rows: int | None, settings: DataSettings, base: Base, room: int = 0, after_others: bool = False
+    path: str,
+    max_rows: int | None,
+    settings: DataSettings,
+    base: Base,
+    room: int = 0,
+    options: ReadingOptions | None = None,
 ) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
-    pairs = load_pairs(path, max_rows, notes, options_of(settings, append=after_others))
+    pairs = load_pairs(path, max_rows, notes, options or options_of(settings))
     limit = Limit(base.chat, base.max_length, room, responses_read(settings))
     pairs = fitting_pairs(pairs, limit, settings, notes)
     for what, count in notes.items():
@@ -97,7 +111,12 @@ def _read_pairs(
 def responses_read(settings: DataSettings) -> int:
     """Return how many responses the longest conversation of a command has: 1 if it reads no reference response."""
     match settings:
-        case SftConfig(role=Role.policy) | DpoConfig(role=Role.policy) | RewardConfig(gap_loss=GapLoss.pointwise):
+        case (
+            SftConfig(role=Role.policy)
+            | DpoConfig(role=Role.policy)
+            | DistillConfig()
+            | RewardConfig(gap_loss=GapLoss.pointwise)
+        ):
             return 1
     return 2
 
@@ -110,6 +129,19 @@ def with_learning_rate(config: Config, base: Base) -> Config:
     return config.model_copy(update={"learning_rate": rate})
 
 
+def with_lora_of(config: Trained, start: EarlierRun | None) -> Trained:
+    """Return the settings with the LoRA rank and alpha of the start; SettingsError if others are given."""
+    if start is None:
+        return config
+    saved = saved_lora(start.adapter)
+    found = {"lora_rank": saved.r, "lora_alpha": saved.lora_alpha}
+    for name in found.keys() & config.model_fields_set:
+        if getattr(config, name) != found[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingsError(f"{flag}: expected {found[name]}, as in {start.folder}, got {getattr(config, name)}")
+    return config.model_copy(update=found)
+
+
 def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """Return the run that --init names, an empty list without --init.
 
@@ -117,7 +149,7 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """
     if config.init is None:
         return []
-    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, pit train-reward, pit rl and pit dpo make runs"))
+    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, train-reward, rl, dpo and distill make runs"))
     found = saved_lora(run.adapter)
     if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
         raise SettingsError(
@@ -160,8 +192,8 @@ def new_manifest(
     )
 
 
-def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
-    """Read drafts of the policy from a file.
+def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_drafts) -> list[PromptWithReference]:
+    """Read drafts of the policy from a file; with iter_questions as read_rows, prompts without drafts.
 
     room: tokens that a sampled response may need. Raises one InputError with the errors of all rows.
     """
@@ -169,11 +201,11 @@ def open_drafts(path: str, base: Base, room: int) -> list[PromptWithReference]:
     notes: Counter[str] = Counter()
     limit = Limit(base.chat, base.max_length, room)
     drafts = []
-    for line, read in iter_drafts(path, errors.append, notes):
+    for line, read in read_rows(path, errors.append, notes):
         try:
-            draft = draft_without_thoughts(read, base.chat.thought_tags)
+            draft = draft_without_thoughts(read, base.chat.thought_tags) if read.response else read
             drafts.append(PromptWithReference(draft.prompt, draft.response))
-            check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
+            check_conversation(draft.prompt, {"response": draft.response} if draft.response else {}, limit, notes)
         except RowProblem as problem:
             errors.append(RowError(file_label(path), line, problem.field, problem.reason))
     if errors or not drafts:

@@ -1,4 +1,4 @@
-"""The optimisation loop of sft, train-reward, rl and dpo, which differ only in their batches and their loss."""
+"""The optimisation loop of the trainings, which differ only in their batches and their loss."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """The parts of a rollout: samples of a role, their gaps, their log-probs, and their micro-batches."""
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,9 @@ from pitcli.engine.models.roles import POLICY, RoleModel
 from pitcli.engine.models.trees import group_tree
 from pitcli.engine.training.loop import PlannedRows, RolloutCost, StepBatch
 from pitcli.engine.training.schedule import training_chunks
-from pitcli.equations import sequence_kl
+from pitcli.equations import clipped_policy_loss, sequence_kl
 from pitcli.processes.collectives import map_over_ranks
-from pitcli.settings.training import RlConfig
+from pitcli.settings.training import RlConfig, RolloutSettings
 
 Reward = Callable[
     [Sequence[Comparison], int], Tensor
@@ -63,6 +64,15 @@ class Layout(NamedTuple):
             kl_B[indices] = sequence_kl(ours_N, reference_N, lengths)
         return kl_B
 
+    def values_of(self, other: "Layout", values: Sequence[Tensor]) -> list[Tensor]:
+        """Return values of the same samples in another layout, shape (N,) of each micro-batch, in this layout."""
+        parts = {
+            index: part
+            for values_N, indices, lengths in zip(values, other.samples, other.lengths, strict=True)
+            for index, part in zip(indices, values_N.split(lengths), strict=True)
+        }
+        return [torch.cat([parts[index] for index in indices]) for indices in self.samples]
+
     def by_token(self, values_B: Tensor) -> list[Tensor]:
         """Repeat the value of each sample for each of its tokens; return shape (N,) of each micro-batch."""
         return [
@@ -81,7 +91,7 @@ class Layout(NamedTuple):
         ]
 
 
-def rollout_decoding(config: RlConfig, chat: ChatFormat) -> Decoding:
+def rollout_decoding(config: RolloutSettings, chat: ChatFormat) -> Decoding:
     """Return the decoding of rollouts: no top-p, so that the samples are those of the policy itself."""
     return Decoding(config.rollout_temperature, 1.0, config.rollout_max_new_tokens, chat.stop_ids)
 
@@ -134,7 +144,7 @@ def group_gaps(gap_model: GapModel, comparisons: Sequence[Comparison], k: int) -
 
 
 def lay_out(
-    model: RoleModel, prompts: Sequence[list[int]], completions: Sequence[list[int]], config: RlConfig
+    model: RoleModel, prompts: Sequence[list[int]], completions: Sequence[list[int]], config: RolloutSettings
 ) -> Layout:
     """Lay out the samples, k per prompt, in micro-batches that select the states predicting their tokens."""
     k = config.samples_per_prompt
@@ -186,8 +196,27 @@ def role_logprobs(model: RoleModel, role: str, batches: Sequence[Batch], tempera
     return list(map_over_ranks(range(len(batches)), logprobs_of_batches, model.sharded))
 
 
-def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[int]], rollouts: int) -> PlannedRows:
-    """Return what a dry run measures: this many rollouts whose samples all have the maximum length."""
+def policy_loss(
+    config: RolloutSettings, model: RoleModel, micro_batch: RolloutMicroBatch
+) -> tuple[Tensor, dict[str, float]]:
+    """The clipped loss summed over the micro-batch's tokens, divided by the token count of the whole rollout."""
+    batch, old_logprobs_N, advantages_N, tokens = micro_batch
+    logprobs_N = completion_logprobs(model, batch, config.rollout_temperature)
+    total, clipped = clipped_policy_loss(logprobs_N, old_logprobs_N, advantages_N, config.clip_range)
+    return total / tokens, {"clip_ratio": float(clipped.detach()) / tokens}
+
+
+def longest_rollouts(
+    config: RolloutSettings,
+    model: RoleModel,
+    prompts: Sequence[list[int]],
+    rollouts: int,
+    teacher_prompts: Sequence[list[int]] | None = None,
+) -> PlannedRows:
+    """Return what a dry run measures: this many rollouts whose samples all have the maximum length.
+
+    teacher_prompts: as the improver reads them, if it rates the samples instead of gap models and a reference.
+    """
     k, new = config.samples_per_prompt, config.rollout_max_new_tokens
     together = min(k, config.micro_batch_size)
     parts = -(-k // together)  # micro-batches over which the samples of one prompt are split
@@ -199,8 +228,9 @@ def longest_rollouts(config: RlConfig, model: RoleModel, prompts: Sequence[list[
         empty = [torch.zeros(len(batch.targets_N)) for batch in layout.batches]
         return StepBatch(layout.micro_batches(empty, empty, model.device), {})
 
-    prompt = sum(map(len, prompts)) / len(prompts)
-    read_forward = k * (prompt + new) * SCORED_TOKENS + parts * prompt + k * new  # for gaps and KL
+    prompt = fmean(map(len, teacher_prompts or prompts))
+    scored = 0.0 if teacher_prompts else k * (prompt + new) * SCORED_TOKENS
+    read_forward = scored + parts * prompt + k * new
     cost = RolloutCost(rollouts, new, config.batch_size * k, rollouts * config.batch_size * read_forward)
     lengths = [parts * (len(prompt) + together * new) for prompt in prompts]
     return PlannedRows(lengths, max(1, config.micro_batch_size // together), build, share=1 / parts, rollout_cost=cost)
@@ -226,6 +256,11 @@ def runaway(config: RlConfig, metrics: dict[str, float]) -> str | None:
     """Return a text that names the metric beyond its limit, or None."""
     if metrics["kl"] > config.max_kl:
         return f"KL {metrics['kl']:.1f} exceeds --max-kl"
+    return truncated(config, metrics)
+
+
+def truncated(config: RolloutSettings, metrics: dict[str, float]) -> str | None:
+    """Return a text that says that too many rollouts were truncated, or None."""
     if metrics["truncated_share"] > config.max_truncated_share:
         return f"truncated share {metrics['truncated_share']:.0%} exceeds --max-truncated-share"
     return None

@@ -9,7 +9,7 @@ import torch
 from pitcli.engine.models.batches import length_sorted_chunks
 from pitcli.processes.ranks import world_size
 from pitcli.settings.base import OptimSettings
-from pitcli.settings.training import RlConfig
+from pitcli.settings.training import RolloutSettings
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -65,7 +65,7 @@ def training_chunks(
     return length_sorted_chunks(lengths, size_per_rank, device, config.tokens_per_batch)
 
 
-def rollouts_by_stage(config: RlConfig, rows: Sequence[int]) -> list[int]:
+def rollouts_by_stage(config: RolloutSettings, rows: Sequence[int]) -> list[int]:
     """Return the rollouts of each curriculum stage: its epochs, at most an equal part of --max-steps.
 
     rows: how many rows each stage has.

@@ -1,0 +1,77 @@
+"""Settings of pit distill."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from pitcli.settings.base import Fact, LoraSettings, PreferenceLoss, Role, Section
+from pitcli.settings.default_runs import DISTILL_FOLDER
+from pitcli.settings.dpo import PreferenceSettings
+from pitcli.settings.training import RolloutSettings, TrainingConfig
+
+
+class Distillation(StrEnum):
+    sft = "sft"
+    dpo = "dpo"
+    on_policy = "on-policy"
+
+
+class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSettings):
+    """pit distill: train the policy to write what the improver would."""
+
+    section = Section.method
+
+    role: ClassVar[Role] = Role.policy
+
+    method: Annotated[Distillation, Section.common] = Field(
+        Distillation.sft,
+        description="sft: learn to write the improvements; dpo: prefer them to the drafts; on-policy: write responses, "
+        "whose every token is rated by the improver, which has seen a draft",
+    )
+    data: Annotated[str | None, Fact.files | Fact.off_card, Section.common] = Field(
+        None,
+        description="Rows of pit improve (on-policy: drafts, or with --sample-drafts any rows with a prompt); several "
+        "files, comma-separated, or - for stdin",
+    )
+    policy: Annotated[Path | None, Fact.run, Section.common] = Field(
+        None,
+        description="Run folder of the policy to start from, which wrote the drafts; with --method dpo also the "
+        "reference of the KL [default: runs/policy if it exists, otherwise the base model with a new adapter]",
+    )
+    min_p_better: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="sft, dpo: P(better than the draft) that an improvement must exceed to be used; 0 uses all, also "
+        "those without P(better)",
+    )
+    loss: Annotated[PreferenceLoss, Section.method] = Field(
+        PreferenceLoss.dpo, description="dpo: the loss over improvement and draft, as of pit dpo"
+    )
+    run: Annotated[Path | None, Fact.run] = Field(
+        None,
+        description="on-policy: run folder of the improver "
+        "[default: the first that exists of runs/rl, runs/dpo and runs/sft]",
+    )
+    sample_drafts: bool = Field(
+        False,
+        description="on-policy: sample the draft that the improver sees from the policy in training, for each rollout, "
+        "instead of using the response of the row",
+    )
+
+    default_folders = {"policy": DISTILL_FOLDER}  # noqa: RUF012
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> Self:
+        is_on_policy = self.method is Distillation.on_policy
+        if self.fields:
+            raise ValueError("--fields: the rows of pit improve have known fields; train on others by pit sft or dpo")
+        if not is_on_policy and (self.run or self.sample_drafts):
+            raise ValueError(f"--run and --sample-drafts are for --method on-policy, got --method {self.method}")
+        if self.method is not Distillation.dpo and self.loss is not PreferenceLoss.dpo:
+            raise ValueError(f"--loss is for --method dpo, got --method {self.method}")
+        if is_on_policy and (self.skip_bad is not None or self.list_bad):
+            raise ValueError("--skip-bad and --list-bad are for --method sft and dpo; remove them")
+        return self
