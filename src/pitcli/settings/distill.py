@@ -33,7 +33,7 @@ class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSet
     data: Annotated[str | None, Fact.files | Fact.off_card, Section.common] = Field(
         None,
         description="Rows of pit improve (on-policy: drafts, or with --sample-drafts any rows with a prompt); several "
-        "files, comma-separated, or - for stdin",
+        "files, comma-separated, or - for stdin [required]",
     )
     policy: Annotated[Path | None, Fact.run, Section.common] = Field(
         None,

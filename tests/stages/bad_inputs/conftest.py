@@ -9,9 +9,8 @@ import pytest
 
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
-from pitcli.engine.models.adapters import load_role
 from pitcli.engine.models.opening import Base
-from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from tests.conftest import Share
 from tests.stages.bad_inputs.rows import Loaded
 
@@ -56,10 +55,9 @@ def loaded_once(loaded_models: list[RoleModel], tiny_folder: Path, monkeypatch: 
     def load_once(self: Base, adapters: dict[str, Path] | None = None) -> RoleModel:
         if self.folder != tiny_folder or adapters is None:  # None: a training, which adds adapters of its own
             return load(self, adapters)
-        loaded_models[:] = loaded_models or [load(self)]
-        for role, folder in (adapters or {}).items():
-            if loaded_models[0].peft is None or role not in loaded_models[0].peft.peft_config:
-                load_role(loaded_models[0], role, folder)
+        # both at once: none can be loaded after the first command has packed the weights
+        both = {IMPROVER: Path("runs/sft/improver"), GAP: Path("runs/reward/gap")}
+        loaded_models[:] = loaded_models or [load(self, both)]
         return loaded_models[0]
 
     monkeypatch.setattr(Base, "load", load_once)

@@ -1,4 +1,4 @@
-"""The recipe rounds.yaml: each round trains on the pairs that `pit label` made of the improver's own text."""
+"""The recipes of rounds: rounds.yaml trains on the improver's own text, distill.yaml distils it into the policy."""
 
 import json
 from pathlib import Path
@@ -26,3 +26,23 @@ def test_the_rounds_run_and_are_skipped_the_second_time(folder: Path, capsys: py
     record = json.loads(Path("made/pipeline.json").read_text())["runs/reward-2"]
     assert {"data/reward.jsonl", "pairs-1.jsonl", "pairs-2.jsonl"} <= record["inputs"].keys()
     assert manifest["data"]["rows"] > len(pairs)
+
+
+DISTILLED = (
+    *("max_steps=2", "batch_size=8", "max_new_tokens=8", "rollout_max_new_tokens=8", "prepare.synthetic=200"),
+    *("drafts-1.max_rows=6", "drafts-2.max_rows=6", "test-drafts.max_rows=6", "rl.force=true", "rl.max_steps=1"),
+    *(f"{stage}.batch_size=8" for stage in ("policy", "improver", "rl")),
+    *(f"{stage}.{change}" for stage in ("improve-1", "improve-2") for change in ("stop=none", "accept_truncated=true")),
+    *("distill-1.min_p_better=0", "distill-2.min_p_better=0", "improver-on-drafts.stop=none"),
+)
+
+
+def test_the_second_round_distils_into_the_policy_of_the_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [word for change in DISTILLED for word in ("--set", change)]
+    assert len(ran(pit(capsys, str(RECIPES / "distill.yaml"), "--out", "made", *changes))) == 16
+    first, second = (json.loads(Path(f"made/runs/distill-{number}/manifest.json").read_text()) for number in (1, 2))
+    assert second["inputs"]["policy"] == first["files"]["policy/adapter_model.safetensors"]
+    assert second["data"]["path"] == "improved-2.jsonl"
+    assert first["gap_data"]["path"] == "data/reward.jsonl", "the data of the gap model that chose the improvements"

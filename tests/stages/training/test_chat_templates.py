@@ -117,6 +117,7 @@ def test_the_same_token_ids_from_training_to_export(
         for index in (0, 1)  # those of the chosen response
     }
 
+    seen.sampled.clear()
     pit("rl --force --max-steps 2 --batch-size 4 --rollout-max-new-tokens 4")
     assert seen.sampled and seen.sampled <= asked("rejected") | asked("answer")
     seen.sampled.clear()

@@ -224,6 +224,7 @@ def test_a_distilled_policy_is_used_as_any_other(tmp_path: Path, capsys: pytest.
         f"report {second} --out {tmp_path}/report.html",
     ):
         assert main(line.split()) == 0, line
+    assert "by\ndistillation of an improver." in (tmp_path / "exported" / "README.md").read_text()
     assert "Distillation of the improver into the policy" in (tmp_path / "report.html").read_text()
 
 
