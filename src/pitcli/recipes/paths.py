@@ -11,6 +11,7 @@ from pitcli.data.sources import HUB
 from pitcli.errors import PitError
 from pitcli.recipes.recipe import Entry
 from pitcli.runs.manifest import Manifest, load_manifest
+from pitcli.runs.shipped import SHIPPED, folder_of
 from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Settings, facts_of
 from pitcli.settings.default_runs import IMPROVER_RUN, DefaultRun
 from pitcli.settings.values import is_command, split_commas
@@ -80,6 +81,8 @@ class PathFinder:
 
     def find(self, setting: str, path: str) -> str:
         """The path of a file or run folder that a stage reads."""
+        if path.startswith(SHIPPED):
+            path = str(folder_of(Path(path)))
         if path in ("-", ""):
             self.add_problem(setting, "name a file; a stage of a recipe cannot read stdin")
         elif not (self.maker(path) or self.is_later(setting, path) or os.path.exists(self.key(path))):

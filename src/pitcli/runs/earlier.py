@@ -8,6 +8,7 @@ from pitcli.console import counted, warn
 from pitcli.errors import RunError
 from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
+from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import GapLoss, LoraSettings
 from pitcli.settings.default_runs import GAP_MODELS_RUN, DefaultRun
 
@@ -39,9 +40,12 @@ class EarlierRun(NamedTuple):
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     """The run that a flag names, otherwise the one in the first default folder that exists; None if there is none.
 
+    A flag names a folder, or a run that pit ships (pit:NAME).
     Raises RunError if the run is not finished, or if its kind or role is another.
     """
-    folder = named or next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
+    folder = (
+        folder_of(named) if named else next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
+    )
     if folder is None:
         return None
     manifest = load_manifest(folder, run.remedy)

@@ -40,6 +40,7 @@ from pitcli.pages.modelfile import modelfile
 from pitcli.runs.earlier import EarlierRun, gap_loss_of
 from pitcli.runs.files import DIGESTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
+from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import Dtype, GapLoss, ModelSettings, Precision
 from pitcli.settings.exporting import ExportConfig, ExportFormat, Quantisation
 
@@ -75,7 +76,8 @@ def run(config: ExportConfig) -> None:
 
     Raise RunError, and leave --out as it was, if the merged model does not reproduce the run's model.
     """
-    manifest = load_manifest(config.run, "pit sft, train-reward, rl, dpo and distill make runs")
+    folder = folder_of(config.run)
+    manifest = load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs")
     role = chosen_role(config, manifest)
     out = Path(os.path.abspath(config.out))
     refuse_occupied(out, config.overwrite)
@@ -85,8 +87,8 @@ def run(config: ExportConfig) -> None:
     evaluation = read_evaluation(config.evaluation, role, digest) if config.evaluation else None
     if config.push_to_hub:
         check_signed_in()
-    earlier = EarlierRun(config.run, manifest)
-    source = Source(earlier, config.run / adapter, role, open_base(_settings(config), [earlier]))
+    earlier = EarlierRun(folder, manifest)
+    source = Source(earlier, folder / adapter, role, open_base(_settings(config), [earlier]))
     base_name = named_base(config, source.base)
     exported = Exported(
         role=role,

@@ -14,6 +14,7 @@ from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
 from pitcli.runs.manifest import Manifest, load_manifest
+from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import ModelSettings, Precision
 from pitcli.settings.tools import VerifyConfig
 
@@ -23,18 +24,19 @@ def run(config: VerifyConfig) -> None:
 
     Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
-    manifest = load_manifest(config.run, "pit sft, train-reward, rl, dpo and distill make runs")
-    checkpoints = verified_checkpoints(config.run)
-    read_calibration(config.run)
-    base = open_base(ModelSettings(device=config.device), [EarlierRun(config.run, manifest)])
+    folder = folder_of(config.run)
+    manifest = load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs")
+    checkpoints = verified_checkpoints(folder)
+    read_calibration(folder)
+    base = open_base(ModelSettings(device=config.device), [EarlierRun(folder, manifest)])
     model = base.load()
     differences = []
     for role in manifest.probes:
-        load_role(model, role, config.run / role)
+        load_role(model, role, folder / role)
         differences.append((role, relative_difference(manifest, role, probe(model, role))))
     most = max(TREE_TOLERANCE[model.base.dtype], TREE_TOLERANCE[DTYPES[Precision(manifest.base.dtype)]])
     if wrong := [
-        f"{config.run / role}: expected scores within {most:.1e} of the saved ones (relative), got {found:.1e}; "
+        f"{folder / role}: expected scores within {most:.1e} of the saved ones (relative), got {found:.1e}; "
         "its files are intact, so compare the library versions in its manifest with those installed"
         for role, found in differences
         if found > most

@@ -1,0 +1,53 @@
+"""Write the adapters of an RL run in bf16, with a manifest of their own, as the package ships them.
+
+    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions
+
+The run is used like any other: its seals and probe scores are those of the bf16 adapters. Checkpoints and metrics stay
+behind.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pitcli.console import note
+from pitcli.engine.models.adapters import load_role, write_tensors
+from pitcli.engine.models.forward import probe
+from pitcli.engine.models.loading import WEIGHTS
+from pitcli.engine.models.opening import open_base
+from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.files import file_digest
+from pitcli.runs.manifest import load_manifest, write_manifest
+from pitcli.settings.base import ModelSettings
+
+CONFIG = "adapter_config.json"
+
+
+def ship(source: Path, out: Path) -> None:
+    manifest = load_manifest(source, "pit rl makes one")
+    base = open_base(ModelSettings(), [EarlierRun(source, manifest)])
+    model = base.load()
+    probes, digests = dict[str, list[float]](), dict[str, str]()
+    for role in manifest.probes:
+        folder = out / role
+        folder.mkdir(parents=True)
+        (folder / CONFIG).write_bytes((source / role / CONFIG).read_bytes())
+        write_tensors(
+            folder / WEIGHTS, {n: t.to(torch.bfloat16) for n, t in load_file(source / role / WEIGHTS).items()}
+        )
+        load_role(model, role, folder)
+        probes[role] = probe(model, role)
+        digests |= {f"{role}/{name}": file_digest(folder / name) for name in (CONFIG, WEIGHTS)}
+    write_manifest(out, manifest.model_copy(update={"probes": probes, "files": digests}))
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    note(f"{out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="finished RL run")
+    parser.add_argument("out", type=Path, help="new folder")
+    given = parser.parse_args()
+    ship(given.source, given.out)
