@@ -34,9 +34,8 @@ def ship(source: Path, out: Path) -> None:
         folder = out / role
         folder.mkdir(parents=True)
         (folder / CONFIG).write_bytes((source / role / CONFIG).read_bytes())
-        write_tensors(
-            folder / WEIGHTS, {n: t.to(torch.bfloat16) for n, t in load_file(source / role / WEIGHTS).items()}
-        )
+        tensors = load_file(source / role / WEIGHTS)
+        write_tensors(folder / WEIGHTS, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
         load_role(model, role, folder)
         probes[role] = probe(model, role)
         digests |= {f"{role}/{name}": file_digest(folder / name) for name in (CONFIG, WEIGHTS)}

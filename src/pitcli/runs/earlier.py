@@ -43,9 +43,8 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     A flag names a folder, or a run that pit ships (pit:NAME).
     Raises RunError if the run is not finished, or if its kind or role is another.
     """
-    folder = (
-        folder_of(named) if named else next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
-    )
+    default = next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
+    folder = folder_of(named) if named else default
     if folder is None:
         return None
     manifest = load_manifest(folder, run.remedy)
