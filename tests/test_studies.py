@@ -41,10 +41,12 @@ def settings(command: str) -> Any:
     return settings_of(config_class, flags)
 
 
+@pytest.mark.parametrize("scale", [steps.TINY, steps.ENGLISH], ids=["tiny", "english"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_study_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_study_is_valid(name: str, scale: steps.StudyScale, monkeypatch: pytest.MonkeyPatch) -> None:
     systems, evaluations = study(name, monkeypatch)
-    scale = steps.TINY
+    if scale is steps.ENGLISH:
+        systems = [*systems, "sft-policy", "verifier", "pit-3", "self-refine"]
     made = set()
     for step in [
         *steps.base_steps(scale, 3),

@@ -25,4 +25,5 @@ if __name__ == "__main__":
             "--input=pit-on-rlhf --out=main-on-rlhf",
         ],
         real_only=("self-refine",),
+        english_only=("sft-policy", "verifier", "pit-3"),
     )

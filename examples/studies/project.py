@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from steps import TINY, StudyScale, base_steps, real, system_steps
+from steps import ENGLISH, TINY, StudyScale, base_steps, real, system_steps
 
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
@@ -47,21 +47,22 @@ def run_study(
     evaluations: list[str],
     report: Callable[[Path, list[int]], None] | None = None,
     real_only: tuple[str, ...] = (),
+    english_only: tuple[str, ...] = (),
 ) -> None:
     """Make the rows of the systems for every seed, then run the evaluations, whose --input and --control name systems.
 
     report: prints more results from the folder and the seeds; only on the synthetic task, because it uses the oracle.
-    real_only: systems that need a model that follows instructions, which the tiny model does not.
+    real_only: systems that need a model that follows instructions, which the tiny model does not. english_only: systems
+    that need the grades of the English task.
     """
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
         sys.exit("--data: required unless --model is tiny, which uses synthetic pairs only")
-    scale = TINY if args.model == "tiny" else real(args)
-    if args.model != "tiny":
-        systems = [*systems, *real_only]
-        evaluations = [
-            re.sub(r"--input=\S+", lambda found: ",".join((found[0], *real_only)), line) for line in evaluations
-        ]
+    scale = ENGLISH if args.english else TINY if args.model == "tiny" else real(args)
+    if scale is not TINY:
+        more = (*real_only, *(english_only if scale is ENGLISH else ()))
+        systems = [*systems, *more]
+        evaluations = [re.sub(r"--input=\S+", lambda found: ",".join((found[0], *more)), line) for line in evaluations]
     out = args.out.resolve()
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
@@ -70,8 +71,8 @@ def run_study(
     print(f"\nrows of all systems made in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
-        evaluate(out, folders, evaluations, "--judge=oracle" if args.model == "tiny" else independent)
-        if report and args.model == "tiny":
+        evaluate(out, folders, evaluations, "--judge=oracle" if scale.judge is None else independent)
+        if report and scale is TINY:
             report(out, args.seeds)
     print(f"total time: {time.time() - start:.0f} s")
 
@@ -83,6 +84,7 @@ def study_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="number of seeds to run in parallel")
     parser.add_argument("--only", choices=["make", "evaluate"], help="only make the rows, or only evaluate them")
     parser.add_argument("--model", default="tiny", help="tiny (synthetic task), or another base model (needs --data)")
+    parser.add_argument("--english", action="store_true", help="smollm2 on instructions that code can check (hours)")
     real_text = parser.add_argument_group("real text")
     real_text.add_argument("--data", help="file of preference pairs")
     real_text.add_argument("--steps", type=int, help="maximum number of optimiser steps, except for the judge")

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,12 @@ from changes import CHANGES, Change
 
 
 class StudyScale(NamedTuple):
-    """Size and settings of a study: the tiny model on the synthetic task, or a real model on real pairs."""
+    """Size and settings of a study: the tiny model on the synthetic task, or a real model on a task or on real pairs.
+
+    samples: settings of the samples from which pairs are made, if they are not data already. questions: what drafts are
+    written for. policy: the run that writes drafts ("" if the base itself does). judge: settings of the judge, trained
+    on its whole fold (None: the oracle judges).
+    """
 
     model: str
     prepare: str
@@ -22,7 +28,10 @@ class StudyScale(NamedTuple):
     distill: str
     on_policy: str  # pit distill --method on-policy
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
-    judge: str = ""  # real pairs only: settings of the judge, which is trained on its whole fold
+    samples: str = ""
+    questions: str = "data/test.jsonl"
+    policy: str = "runs/policy"
+    judge: str | None = None
 
 
 TINY = StudyScale(
@@ -39,6 +48,24 @@ TINY = StudyScale(
     on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
     " --rollout-max-new-tokens 16",
 )
+
+
+ENGLISH = StudyScale(
+    model="smollm2",
+    samples="--data instructions:train --max-rows 2300 --draws 2 --temperature 0.7 --max-new-tokens 128",
+    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 4 --folds sft=4,reward=5,rl=1",
+    questions="instructions:test",
+    drafts="--max-rows 300",
+    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --save-every 20",
+    reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --save-every 20",
+    rl="--max-length 768 --max-steps 60 --learning-rate 7e-4 --kl-coef 0.01 --rollout-temperature 0.7"
+    " --rollout-max-new-tokens 160 --save-every 5",
+    far="--max-steps 120",
+    decoding="--max-new-tokens 200",
+    policy="",
+)
+EXAMPLES = Path(__file__).resolve().parents[1]
+VERIFIER = f"cmd:{shlex.quote(sys.executable)} {shlex.quote(str(EXAMPLES / 'instruction_grades.py'))}"
 
 
 def real(args: argparse.Namespace) -> StudyScale:
@@ -63,15 +90,17 @@ def real(args: argparse.Namespace) -> StudyScale:
 def base_steps(scale: StudyScale, seed: int) -> list[str]:
     """The commands that make the data, the policy, the SFT improver, the gap model, and drafts of held-out prompts."""
     model = f"--model {scale.model} --seed {seed}"
+    samples = f"pit sample {scale.samples} {model} --output samples.jsonl"
     # real pairs are split with the same seed for all: no gap model of any seed may have seen the judge's fold
     steps = [
-        f"pit prepare {scale.prepare} --seed {seed if scale.model == 'tiny' else 0} --out data",
-        f"pit sft --role policy --data data/sft.jsonl {model} {scale.sft}",
+        *([samples] if scale.samples else []),
+        f"pit prepare {scale.prepare} --seed {seed if scale.judge is None else 0} --out data",
+        *([sft_policy(scale, seed)] if scale.policy else []),
         f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
         f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
         sample(scale, seed, "drafts", scale.temperature),
     ]
-    if scale.model != "tiny":
+    if scale.judge is not None:
         # the judge's seed and rows differ from those of the gap model that RL and the stop rule use
         steps.append(
             f"pit train-reward --data data/judge.jsonl --model {scale.model} --seed {seed + 1000} --out runs/judge"
@@ -80,9 +109,16 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
     return steps
 
 
+def sft_policy(scale: StudyScale, seed: int) -> str:
+    folder = scale.policy or "runs/sft-policy"
+    model = f"--model {scale.model} --seed {seed}"
+    return f"pit sft --role policy --data data/sft.jsonl {model} --out {folder} {scale.sft}"
+
+
 def sample(scale: StudyScale, seed: int, name: str, temperature: float | str) -> str:
-    shared = f"--seed {seed} {scale.decoding} --temperature {temperature}"
-    return f"pit sample --data data/test.jsonl {scale.drafts} --output {name}.jsonl {shared}"
+    model = "" if scale.policy else f"--model {scale.model} "
+    shared = f"{model}--seed {seed} {scale.decoding} --temperature {temperature}"
+    return f"pit sample --data {scale.questions} {scale.drafts} --output {name}.jsonl {shared}"
 
 
 def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
@@ -111,27 +147,29 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
         return variant_steps(scale, seed, kind, value)
     if value:
         return steps_at(scale, seed, kind, value)
+    return {**improver_steps(scale, seed, name), **policy_steps(scale, seed, name)}[kind]
+
+
+def improver_steps(scale: StudyScale, seed: int, name: str) -> dict[str, list[str]]:
+    """The commands of the systems that improve a draft, and of those that draw again from the policy of the drafts."""
     trained = rl(scale, seed, "rl", "--curriculum")
+    verified = rl(scale, seed, "rl-verifier", f"--curriculum --reward {shlex.quote(VERIFIER)}")
     pit = [trained, improve(scale, seed, "pit", f"--run runs/rl {ONCE}")]
     pit_stop = [trained, improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")]
-    rlhf = rl(scale, seed, "rlhf", "--role policy")
-    steps = {
+    return {
         "pit": pit,
+        "pit-stop": pit_stop,
+        "pit-3": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 3")],
+        "pit-5": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 5")],
+        "pit-pruned": [trained, improve(scale, seed, name, f"--run runs/rl {ONCE} --prune-edits")],
+        "pit-stop-pruned": [trained, improve(scale, seed, name, "--run runs/rl --max-iters 5 --prune-edits")],
+        "pit-explained": [*pit, "pit explain --input pit.jsonl --output pit-explained.jsonl --reward runs/rl"],
+        "verifier": [verified, improve(scale, seed, name, f"--run runs/rl-verifier {ONCE}")],
         "sft-only": [improve(scale, seed, name, f"--run runs/sft {ONCE}")],
         "resample": [improve(scale, seed, name, f"--method resample {ONCE}")],
-        "best-of-n": [*pit, improve(scale, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
         "self-refine": [improve(scale, seed, name, f"--method self-refine {ONCE}")],
-        "rlhf": [rlhf, improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}")],
-        "rlhf-best-of-n": [
-            *(rlhf, *pit_stop),
-            improve(scale, seed, name, "--policy runs/rlhf --method best-of-n --equal-tokens pit-stop.jsonl"),
-        ],
-        "pit-on-rlhf": [
-            *(rlhf, trained, f"{sample(scale, seed, 'drafts-rlhf', scale.temperature)} --policy runs/rlhf"),
-            improve(scale, seed, name, "--run runs/rl --max-iters 5", "drafts-rlhf"),
-        ],
-        "pit-stop": pit_stop,
-        "pit-5": [trained, improve(scale, seed, name, "--run runs/rl --stop none --max-iters 5")],
+        "best-of-4": [improve(scale, seed, name, BEST_OF_4)],
+        "best-of-n": [*pit, improve(scale, seed, name, "--method best-of-n --equal-tokens pit.jsonl")],
         "best-of-n-stop": [*pit_stop, improve(scale, seed, name, "--method best-of-n --equal-tokens pit-stop.jsonl")],
         "shuffled": [
             *shuffled_reward(scale, seed),
@@ -142,12 +180,27 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
             *shuffled_reward(scale, seed),
             improve(scale, seed, name, f"--reward runs/reward-shuffled {BEST_OF_4}"),
         ],
-        "best-of-4": [improve(scale, seed, name, BEST_OF_4)],
-        "pit-pruned": [trained, improve(scale, seed, name, f"--run runs/rl {ONCE} --prune-edits")],
-        "pit-stop-pruned": [trained, improve(scale, seed, name, "--run runs/rl --max-iters 5 --prune-edits")],
-        "pit-explained": [*pit, "pit explain --input pit.jsonl --output pit-explained.jsonl --reward runs/rl"],
     }
-    return steps[kind]
+
+
+def policy_steps(scale: StudyScale, seed: int, name: str) -> dict[str, list[str]]:
+    """The commands of the systems with a policy that was trained on the same pairs, by SFT or RLHF."""
+    policy = scale.policy or "runs/sft-policy"
+    trained = [] if scale.policy else [sft_policy(scale, seed)]
+    rlhf = [*trained, rl(scale, seed, "rlhf", f"--role policy --policy {policy}")]
+    pit = rl(scale, seed, "rl", "--curriculum")
+    pit_stop = improve(scale, seed, "pit-stop", "--run runs/rl --max-iters 5")
+    drafts = f"{sample(scale, seed, 'drafts-rlhf', scale.temperature)} --policy runs/rlhf"
+    equal_tokens = "--method best-of-n --equal-tokens pit-stop.jsonl"
+    return {
+        "sft-policy": [*trained, improve(scale, seed, name, f"--method resample --policy {policy} {ONCE}")],
+        "rlhf": [*rlhf, improve(scale, seed, name, f"--method resample --policy runs/rlhf {ONCE}")],
+        "rlhf-best-of-n": [*rlhf, pit, pit_stop, improve(scale, seed, name, f"--policy runs/rlhf {equal_tokens}")],
+        "pit-on-rlhf": [
+            *(*rlhf, pit, drafts),
+            improve(scale, seed, name, "--run runs/rl --max-iters 5", "drafts-rlhf"),
+        ],
+    }
 
 
 def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
