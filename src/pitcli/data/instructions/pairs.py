@@ -7,13 +7,16 @@ from typing import Any
 
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
-from pitcli.data.instructions.requests import KINDS
+from pitcli.data.instructions.requests import KINDS, TRAINED
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
-UNEDITED = 0.4  # share of texts that are samples as the model wrote them, as drafts are in use
-SKILLS = (0.6, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
+UNEDITED = 0.35  # share of texts that are samples as the model wrote them, as drafts are in use
+SKILLS = (0.5, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
+# Without the next two, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
+MISREAD = 0.7  # share of the instructions that are not followed, but followed with other words or numbers
+UNASKED = 0.3  # share of the edited texts that also follow an instruction that the request does not have
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -41,16 +44,30 @@ def _skill(rng: random.Random) -> float:
 
 
 def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
-    """samples[index] edited by an author who follows each instruction with the probability of their skill."""
+    """samples[index] edited by an author who follows each instruction with the probability of their skill.
+
+    They misread some of the others, and may follow one that the request does not have.
+    """
     others = [text for number, text in enumerate(samples) if number != index]
     spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
     rng.shuffle(spare)
     author = Author(rng, row["subject"], spare, rng.choice(others) if others else "", _needed(row["instructions"]))
     text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
-    for item in sorted(row["instructions"], key=lambda item: KINDS[item["kind"]].step):
-        if rng.random() < skill:
-            text = KINDS[item["kind"]].edit(text, item, author)
+    followed = [item for asked in row["instructions"] for item in _as_read(asked, row["prompt"], skill, rng)]
+    if skill and rng.random() < UNASKED:
+        kind = rng.choice(TRAINED)
+        followed.append({"kind": kind, **KINDS[kind].draw(rng, row["prompt"])})
+    for item in sorted(followed, key=lambda item: KINDS[item["kind"]].step):
+        text = KINDS[item["kind"]].edit(text, item, author)
     return text
+
+
+def _as_read(item: Params, request: str, skill: float, rng: random.Random) -> list[Params]:
+    """The instruction as the author follows it, perhaps with other words or numbers; none if they ignore it."""
+    if rng.random() < skill:
+        return [item]
+    misread = {**item, **KINDS[item["kind"]].draw(rng, request)}
+    return [misread] if skill and misread != item and rng.random() < MISREAD else []
 
 
 def tidied(text: str) -> str:
