@@ -12,11 +12,11 @@ from pitcli.data.instructions.text import is_complete, keep_sentences, sentences
 from pitcli.data.noisy_labels import first_is_chosen
 
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
-UNEDITED = 0.35  # share of texts that are samples as the model wrote them, as drafts are in use
-SKILLS = (0.5, 1.0)  # of the authors of the other texts, uniform: less than half right would teach a copy as the mode
+UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
+SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the next two, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
-MISREAD = 0.7  # share of the instructions that are not followed, but followed with other words or numbers
-UNASKED = 0.3  # share of the edited texts that also follow an instruction that the request does not have
+MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
+UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
