@@ -29,6 +29,7 @@ SIZES = range(6, 10)
 GENERAL = ("size", "topic", "distinct")  # demands of every prompt
 SPECIAL = ("first", "third", "last", "include", "avoid", "after")
 BREAK_RATES = (0.85, 0.35)  # how often authors of skill 0 and 1 break each single demand
+FLIPPED = 0.25  # share of labels
 REVISED_SHARE = 0.6  # of the pairs
 REDRAWN_SHARE = 0.5  # of the demands, by an author who revises an answer
 
@@ -182,6 +183,6 @@ def preference_rows(rows: int, seed: int) -> Iterator[dict[str, Any]]:
             first, second = render(task, answer), render(task, other)
         if rng.random() < 0.5:
             first, second = second, first
-        if not first_is_chosen(quality(prompt, first) - quality(prompt, second), rng):
+        if not first_is_chosen(quality(prompt, first) - quality(prompt, second), FLIPPED, rng):
             first, second = second, first
         yield {"id": f"syn-{seed}-{number}", "prompt": prompt, "chosen": first, "rejected": second}

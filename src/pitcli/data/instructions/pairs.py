@@ -11,6 +11,7 @@ from pitcli.data.instructions.requests import KINDS, TRAINED
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
+FLIPPED = 0.1  # share of labels
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
@@ -34,7 +35,7 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
-        chosen, rejected = texts if first_is_chosen(grades[0] - grades[1], rng) else texts[::-1]
+        chosen, rejected = texts if first_is_chosen(grades[0] - grades[1], FLIPPED, rng) else texts[::-1]
         yield {**request, "chosen": chosen, "rejected": rejected}
 
 
