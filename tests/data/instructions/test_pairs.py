@@ -102,7 +102,7 @@ def test_better_authors_have_better_grades() -> None:
     assert careful > 0.9
 
 
-def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
+def test_pairs_follow_the_truth_with_a_tenth_flipped() -> None:
     right = rows = 0
     for request in drawn(300, "train", 6):
         row = {**request.row(), "subject": "planning a small garden"}
@@ -112,7 +112,19 @@ def test_pairs_follow_the_truth_with_a_quarter_flipped() -> None:
             if abs(good - bad) > 0.4:  # where the label would be certain, but for the flip
                 right, rows = right + (good > bad), rows + 1
     assert rows > 100
-    assert right / rows == pytest.approx(0.75, abs=0.07)
+    assert right / rows == pytest.approx(0.9, abs=0.05)
+
+
+def test_careless_authors_follow_instructions_with_other_words() -> None:
+    """Otherwise every sentence that an author adds is for the better."""
+    rng = random.Random(0)
+    row = {"prompt": "p", "subject": "a garden", "instructions": [{"kind": "include", "words": ["harbour"]}]}
+    texts = [edited(row, SAMPLES, 0, 0.3, rng) for _ in range(300)]
+    added = [text.removeprefix(tidied(ANSWER)) for text in texts if text.startswith(tidied(ANSWER))]
+    right = sum("harbour" in text for text in added)
+    wrong = sum("harbour" not in text and "Also, " in text for text in added)
+    assert right > 40
+    assert wrong > 40
 
 
 def test_the_same_seed_gives_the_same_pairs() -> None:
