@@ -8,6 +8,7 @@ from typing import Any
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
 from pitcli.data.instructions.requests import KINDS, TRAINED
+from pitcli.data.instructions.spoiling import spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
@@ -15,8 +16,9 @@ FLIPPED = 0.1  # share of labels
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
-# Without the next two, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
+# Without the next three, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
+SPOILED = 0.3  # share of pairs whose second text is the first one, spoiled
 UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
 
 
@@ -32,6 +34,8 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
         first = rng.randrange(len(samples))
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
         texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
+        if rng.random() < SPOILED:
+            texts[1] = spoiled(texts[0], rng)
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
