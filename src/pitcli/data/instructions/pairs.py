@@ -35,7 +35,7 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
         texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
         if rng.random() < SPOILED:
-            texts[1] = spoiled(texts[0], rng)
+            texts[1] = spoiled(texts[0], request["subject"], rng)
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
