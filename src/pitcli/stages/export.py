@@ -11,10 +11,10 @@ import torch
 from pitcli.console import note, table, warn
 from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.models.bases import SMOLLM2_HUB_NAME, cache_folder
+from pitcli.engine.models.bases import cache_folder
 from pitcli.engine.models.gaps import scoring_tree
 from pitcli.engine.models.gguf_file import check_supported, form_of, load_gguf, write_gguf
-from pitcli.engine.models.hub import check_signed_in, upload
+from pitcli.engine.models.hub import check_signed_in, hub_name, upload
 from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
     Drift,
@@ -168,23 +168,13 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
 
 def named_base(config: ExportConfig, base: Base) -> str | None:
     """Return the base's name on the hub, None if unknown; SettingsError if an adapter needs one."""
-    name = config.base_name or hub_name(base)
+    name = config.base_name or hub_name(base.identity.name, base.folder)
     if config.adapter and name is None:
         raise SettingsError(
             f"--base-name: required, because others cannot load the base {base.identity.name} by that name; give "
             "its OWNER/NAME on the hub, or use --merge"
         )
     return name
-
-
-def hub_name(base: Base) -> str | None:
-    """Return the OWNER/NAME of a base from the hub, or of smollm2, which a wheel packages; otherwise None."""
-    if base.identity.name == "smollm2":
-        return SMOLLM2_HUB_NAME
-    snapshots, repository = base.folder.parent, base.folder.parents[1].name
-    if snapshots.name == "snapshots" and repository.startswith("models--"):
-        return repository.removeprefix("models--").replace("--", "/", 1)
-    return None
 
 
 def _settings(config: ExportConfig) -> ModelSettings:

