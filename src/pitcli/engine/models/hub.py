@@ -1,4 +1,4 @@
-"""The names of bases on the hub, and uploads to it, with the token of `hf auth login` or HF_TOKEN; pit never reads or shows the token."""
+"""The names of bases on the hub, and uploads with the token of `hf auth login` or HF_TOKEN, which pit never reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
