@@ -18,7 +18,8 @@ UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as dr
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the next three, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
-SPOILED = 0.3  # share of pairs whose second text is the first one, spoiled
+REVISED = 0.6  # share of pairs whose second text is the first one with a single change
+CHANGES = {"follow": 0.35, "misread": 0.2, "unasked": 0.25, "spoil": 0.2}  # shares of the revised pairs
 UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
 
 
@@ -34,8 +35,8 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
         first = rng.randrange(len(samples))
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
         texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
-        if rng.random() < SPOILED:
-            texts[1] = spoiled(texts[0], request["subject"], rng)
+        if rng.random() < REVISED:
+            texts[1] = revised(request, samples, first, texts[0], rng)
         if texts[0] == texts[1] or not all(texts):
             continue
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
@@ -48,15 +49,27 @@ def _skill(rng: random.Random) -> float:
     return 0.0 if rng.random() < UNEDITED else rng.uniform(*SKILLS)
 
 
+def revised(row: dict[str, Any], samples: Sequence[str], index: int, text: str, rng: random.Random) -> str:
+    """A text, made from samples[index], with one change.
+
+    It shows the gap model what a change is worth by itself: an instruction followed, the same one misread, one that
+    nobody asked for, or something careless.
+    """
+    change = rng.choices([*CHANGES], [*CHANGES.values()])[0]
+    if change == "spoil":
+        return spoiled(text, row["subject"], rng)
+    asked = rng.choice(row["instructions"])
+    kind = rng.choice(TRAINED) if change == "unasked" else asked["kind"]
+    item = asked if change == "follow" else {**asked, "kind": kind, **KINDS[kind].draw(rng, row["prompt"])}
+    return KINDS[kind].edit(text, item, _author(row, samples, index, rng))
+
+
 def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
     """samples[index] edited by an author who follows each instruction with the probability of their skill.
 
     They misread some of the others, and may follow one that the request does not have.
     """
-    others = [text for number, text in enumerate(samples) if number != index]
-    spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
-    rng.shuffle(spare)
-    author = Author(rng, row["subject"], spare, rng.choice(others) if others else "", _needed(row["instructions"]))
+    author = _author(row, samples, index, rng)
     text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
     followed = [item for asked in row["instructions"] for item in _as_read(asked, row["prompt"], skill, rng)]
     if skill and rng.random() < UNASKED:
@@ -65,6 +78,14 @@ def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float
     for item in sorted(followed, key=lambda item: KINDS[item["kind"]].step):
         text = KINDS[item["kind"]].edit(text, item, author)
     return text
+
+
+def _author(row: dict[str, Any], samples: Sequence[str], index: int, rng: random.Random) -> Author:
+    """Who edits samples[index], with the sentences of the other samples at hand."""
+    others = [text for number, text in enumerate(samples) if number != index]
+    spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
+    rng.shuffle(spare)
+    return Author(rng, row["subject"], spare, rng.choice(others) if others else "", _needed(row["instructions"]))
 
 
 def _as_read(item: Params, request: str, skill: float, rng: random.Random) -> list[Params]:
