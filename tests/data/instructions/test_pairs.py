@@ -4,11 +4,12 @@ import json
 import random
 from itertools import islice
 from statistics import mean
+from typing import Any
 
 import pytest
 
 from pitcli.data.instructions.grading import grade, meets_all, sense
-from pitcli.data.instructions.pairs import edited, preference_pairs, tidied
+from pitcli.data.instructions.pairs import edited, preference_pairs, revised, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
     HELD_OUT,
@@ -19,6 +20,7 @@ from pitcli.data.instructions.requests import (
     draw_request,
     request_rows,
 )
+from pitcli.data.instructions.spoiling import CHANGES, spoiled
 from pitcli.errors import InputError
 
 SAMPLES = [
@@ -166,3 +168,41 @@ def test_authors_can_edit_texts_that_are_too_short(text: str) -> None:
     """Some samples of a small model hold a sentence or none, and nothing that could be added."""
     for request in drawn(600, "test", 2):
         edited(request.row(), [text], 0, 1.0, random.Random(0))
+
+
+def careful_texts(count: int) -> list[tuple[dict[str, Any], str]]:
+    """Requests, and an answer each that follows all instructions."""
+    rows = [{**request.row(), "subject": "planning a small garden"} for request in drawn(count, "train", 8)]
+    return [(row, edited(row, SAMPLES, number % 3, 1.0, random.Random(number))) for number, row in enumerate(rows)]
+
+
+def test_each_careless_change_makes_good_answers_worse() -> None:
+    for change in CHANGES:
+        losses = []
+        for number, (row, text) in enumerate(careful_texts(150)):
+            changed = change(text, row["subject"], random.Random(number))
+            losses.append(
+                grade(text, row["subject"], row["instructions"]) - grade(changed, row["subject"], row["instructions"])
+            )
+        assert mean(losses) > 0.05, change.__name__
+        assert mean(loss < -0.02 for loss in losses) < 0.1, change.__name__
+
+
+@pytest.mark.parametrize("text", ["", "Hi", "!!!", "# A heading", "One sentence. And another one", "* a\n* b\n"])
+def test_short_texts_can_be_spoiled(text: str) -> None:
+    for seed in range(100):
+        spoiled(text, "a small garden", random.Random(seed))
+
+
+def test_a_revision_of_a_good_answer_is_seldom_better_and_of_a_draft_often() -> None:
+    """One change: what is met already cannot be followed again, and the rest of the changes does not help."""
+    of_drafts, of_careful = [], []
+    for number, (row, careful) in enumerate(careful_texts(300)):
+        for text, gains in ((SAMPLES[number % 3], of_drafts), (careful, of_careful)):
+            changed = revised(row, SAMPLES, number % 3, text, random.Random(number))
+            gains.append(
+                grade(changed, row["subject"], row["instructions"]) - grade(text, row["subject"], row["instructions"])
+            )
+    assert mean(gain > 0.02 for gain in of_drafts) > 0.2
+    assert mean(gain < -0.02 for gain in of_drafts) > 0.05
+    assert mean(gain > 0.02 for gain in of_careful) < 0.1 < mean(gain < -0.02 for gain in of_careful)

@@ -16,11 +16,11 @@ FLIPPED = 0.1  # share of labels
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
-# Without the next three, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
+# Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
+UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
 REVISED = 0.6  # share of pairs whose second text is the first one with a single change
 CHANGES = {"follow": 0.35, "misread": 0.2, "unasked": 0.25, "spoil": 0.2}  # shares of the revised pairs
-UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
