@@ -12,21 +12,22 @@ from pitcli.data.instructions.spoiling import spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
-FLIPPED = 0.1  # share of labels
+FLIPPED = 0.05  # share of labels
 SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
 UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
 UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
-REVISED = 0.6  # share of pairs whose second text is the first one with a single change
+REVISED = 0.7  # share of pairs whose texts differ by a single change each
+BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
 CHANGES = {"follow": 0.35, "misread": 0.2, "unasked": 0.25, "spoil": 0.2}  # shares of the revised pairs
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
     """At most `pairs` canonical pairs of one request: two edited samples each, labelled by noisy grades.
 
-    rows: the request (`Request.row`) with a `response` of a model each. Equal and empty texts make no pair.
+    rows: the request (`Request.row`) with a `response` of a model each. Empty texts and equal grades make no pair.
     """
     request = {name: value for name, value in rows[0].items() if name not in ("id", "response", "finished")}
     samples = [row["response"] for row in rows]
@@ -36,10 +37,13 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
         second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
         texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
         if rng.random() < REVISED:
-            texts[1] = revised(request, samples, first, texts[0], rng)
-        if texts[0] == texts[1] or not all(texts):
-            continue
+            original = texts[0]
+            texts[1] = revised(request, samples, first, original, rng)
+            if rng.random() < BOTH_REVISED:
+                texts[0] = revised(request, samples, first, original, rng)
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
+        if grades[0] == grades[1] or not all(texts):
+            continue
         chosen, rejected = texts if first_is_chosen(grades[0] - grades[1], FLIPPED, rng) else texts[::-1]
         yield {**request, "chosen": chosen, "rejected": rejected}
 

@@ -5,7 +5,7 @@ import re
 
 from pitcli.data.instructions.content import KEYWORDS, joining
 from pitcli.data.instructions.grading import mentions
-from pitcli.data.instructions.text import append_also, is_complete, keep_sentences, sentences, words
+from pitcli.data.instructions.text import append, append_also, is_complete, keep_sentences, sentences, words
 
 _MARKERS = re.compile(r"^\s*(?:[*-] |\d+\. |#+ |\*+$)", re.MULTILINE)
 
@@ -27,6 +27,14 @@ def padded(text: str, subject: str, rng: random.Random) -> str:
     """One to three sentences more, about nothing in particular."""
     for _ in range(rng.randint(1, 3)):
         text = append_also(text, joining(rng.choice(KEYWORDS), rng))
+    return text
+
+
+def repeating(text: str, subject: str, rng: random.Random) -> str:
+    """One to four of its sentences once more at the end, as a model that has lost its way."""
+    parts = sentences(text)
+    for part in rng.sample(parts, min(len(parts), rng.randint(1, 4))):
+        text = append(text, part)
     return text
 
 
@@ -56,4 +64,4 @@ def in_other_case(text: str, subject: str, rng: random.Random) -> str:
     return re.sub(r"(?:^|[.!?]\s+|\n)[a-z]", lambda begin: begin[0].upper(), text.lower())
 
 
-CHANGES = (off_subject, padded, without_beginning, without_end, in_one_line, in_other_case)
+CHANGES = (off_subject, padded, repeating, without_beginning, without_end, in_one_line, in_other_case)
