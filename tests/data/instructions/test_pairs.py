@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pitcli.data.instructions.grading import grade, meets_all, sense
-from pitcli.data.instructions.pairs import edited, preference_pairs, revised, tidied
+from pitcli.data.instructions.pairs import FLIPPED, edited, preference_pairs, revised, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
     HELD_OUT,
@@ -104,17 +104,18 @@ def test_better_authors_have_better_grades() -> None:
     assert careful > 0.9
 
 
-def test_pairs_follow_the_truth_with_a_tenth_flipped() -> None:
+def test_pairs_follow_the_truth_with_some_labels_flipped() -> None:
     right = rows = 0
     for request in drawn(300, "train", 6):
         row = {**request.row(), "subject": "planning a small garden"}
         for pair in preference_pairs([{**row, "response": text} for text in SAMPLES], pairs=2, seed=0):
             assert pair["prompt"] == request.prompt and pair["chosen"] != pair["rejected"]
             good, bad = (grade(pair[name], row["subject"], row["instructions"]) for name in ("chosen", "rejected"))
+            assert good != bad  # nobody would prefer either
             if abs(good - bad) > 0.4:  # where the label would be certain, but for the flip
                 right, rows = right + (good > bad), rows + 1
     assert rows > 100
-    assert right / rows == pytest.approx(0.9, abs=0.05)
+    assert right / rows == pytest.approx(1 - FLIPPED, abs=0.04)
 
 
 def test_careless_authors_follow_instructions_with_other_words() -> None:
