@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pitcli.data.instructions.grading import grade, meets_all, sense
+from pitcli.data.instructions.grading import STRIKING, UNASKED, grade, meets_all, sense
+from pitcli.data.instructions.kinds import Author
 from pitcli.data.instructions.pairs import FLIPPED, edited, preference_pairs, revised, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
@@ -85,10 +86,18 @@ def test_nonsense_is_no_answer(text: str, most: float) -> None:
 
 def test_the_guard_reads_what_is_in_json_and_after_the_request() -> None:
     subject = "planning a small garden"
-    assert sense(json.dumps({"title": "Garden", "answer": ANSWER}), subject, []) == 1
+    assert sense(json.dumps({"title": "Garden", "answer": ANSWER}), subject, [{"kind": "json"}]) == 1
     repeat = {"kind": "repeat_request", "request": "Give advice on planning a small garden."}
     assert sense(f"{repeat['request']}\n\n{ANSWER}", subject, [repeat]) == 1
     assert sense(repeat["request"], subject, [repeat]) == 0
+
+
+@pytest.mark.parametrize("kind", STRIKING)
+def test_a_striking_form_only_fits_if_it_is_asked_for(kind: str) -> None:
+    author = Author(random.Random(0), "planning a small garden", [], SAMPLES[1])
+    text = KINDS[kind].edit(ANSWER, {"kind": kind}, author)
+    assert sense(text, "planning a small garden", [{"kind": kind}]) == 1
+    assert sense(text, "planning a small garden", [{"kind": "no_digits"}]) == pytest.approx(UNASKED)
 
 
 def test_better_authors_have_better_grades() -> None:

@@ -15,6 +15,8 @@ from pitcli.data.instructions.wrapping import parsed_json
 FEWEST_WORDS = 12
 KNOWN_SHARE = 0.8  # of the words, at least, must be in the word list
 SENTENCE_LENGTHS = (3, 45)  # mean words per sentence of an answer, at least and at most
+STRIKING = ("uppercase", "lowercase", "json", "quotation", "title", "two_answers")  # forms that only fit if asked for
+UNASKED = 0.7
 ENDINGS = ("'s", "s", "es", "ed", "d", "ing", "ly", "er", "est", "y", "ness", "ful")
 
 
@@ -31,7 +33,8 @@ def sense(text: str, subject: str, instructions: Sequence[Params]) -> float:
     """Guard against answers that meet instructions without being an answer, in [0, 1].
 
     It multiplies: length below FEWEST_WORDS; the share of distinct sentences and of distinct 4-grams; the share of
-    words in a word list; the length of its sentences; and whether the subject is mentioned at all.
+    words in a word list; the length of its sentences; whether the subject is mentioned at all; and UNASKED for each
+    striking form that nobody asked for.
     """
     body = _body(text, instructions)
     found = [word.lower() for word in words(body)]
@@ -43,7 +46,14 @@ def sense(text: str, subject: str, instructions: Sequence[Params]) -> float:
         * min(1.0, sum(is_known(word) for word in found) / len(found) / KNOWN_SHARE) ** 2
         * _sentence_length(body, found)
         * (1.0 if mentions(body, subject) else 0.5)
+        * UNASKED ** len(unasked_forms(text, instructions))
     )
+
+
+def unasked_forms(text: str, instructions: Sequence[Params]) -> list[str]:
+    """The striking forms of the text that no instruction asks for."""
+    asked = {item["kind"] for item in instructions}
+    return [kind for kind in STRIKING if kind not in asked and KINDS[kind].score(text, {}) == 1]
 
 
 def mentions(text: str, subject: str) -> bool:

@@ -18,10 +18,10 @@ UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as dr
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
-UNASKED = 0.5  # share of the edited texts that also follow an instruction that the request does not have
+UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
 REVISED = 0.7  # share of pairs whose texts differ by a single change each
 BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
-CHANGES = {"follow": 0.35, "misread": 0.2, "unasked": 0.25, "spoil": 0.2}  # shares of the revised pairs
+CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.2, "spoil": 0.3}  # shares of the revised pairs
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -76,7 +76,7 @@ def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float
     author = _author(row, samples, index, rng)
     text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
     followed = [item for asked in row["instructions"] for item in _as_read(asked, row["prompt"], skill, rng)]
-    if skill and rng.random() < UNASKED:
+    if skill and rng.random() < UNASKED * (1 - skill):
         kind = rng.choice(TRAINED)
         followed.append({"kind": kind, **KINDS[kind].draw(rng, row["prompt"])})
     for item in sorted(followed, key=lambda item: KINDS[item["kind"]].step):
