@@ -8,7 +8,7 @@ from typing import Any
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
 from pitcli.data.instructions.requests import KINDS, TRAINED
-from pitcli.data.instructions.spoiling import spoiled
+from pitcli.data.instructions.spoiling import repeating, spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
@@ -21,7 +21,7 @@ MISREAD = 0.8  # share of the instructions that are not followed, but followed w
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
 REVISED = 0.7  # share of pairs whose texts differ by a single change each
 BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
-CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.2, "spoil": 0.3}  # shares of the revised pairs
+CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}  # shares of the revised pairs
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -60,8 +60,8 @@ def revised(row: dict[str, Any], samples: Sequence[str], index: int, text: str, 
     nobody asked for, or something careless.
     """
     change = rng.choices([*CHANGES], [*CHANGES.values()])[0]
-    if change == "spoil":
-        return spoiled(text, row["subject"], rng)
+    if change in ("spoil", "repeat"):
+        return (spoiled if change == "spoil" else repeating)(text, row["subject"], rng)
     asked = rng.choice(row["instructions"])
     kind = rng.choice(TRAINED) if change == "unasked" else asked["kind"]
     item = asked if change == "follow" else {**asked, "kind": kind, **KINDS[kind].draw(rng, row["prompt"])}
