@@ -21,7 +21,8 @@ MISREAD = 0.8  # share of the instructions that are not followed, but followed w
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
 REVISED = 0.7  # share of pairs whose texts differ by a single change each
 BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
-CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}  # shares of the revised pairs
+CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}
+CARELESS = {"spoil": spoiled, "repeat": repeating}  # shares of the revised pairs
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -60,8 +61,8 @@ def revised(row: dict[str, Any], samples: Sequence[str], index: int, text: str, 
     nobody asked for, or something careless.
     """
     change = rng.choices([*CHANGES], [*CHANGES.values()])[0]
-    if change in ("spoil", "repeat"):
-        return (spoiled if change == "spoil" else repeating)(text, row["subject"], rng)
+    if change in CARELESS:
+        return CARELESS[change](text, row["subject"], rng)
     asked = rng.choice(row["instructions"])
     kind = rng.choice(TRAINED) if change == "unasked" else asked["kind"]
     item = asked if change == "follow" else {**asked, "kind": kind, **KINDS[kind].draw(rng, row["prompt"])}
