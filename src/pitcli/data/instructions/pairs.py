@@ -21,8 +21,8 @@ MISREAD = 0.8  # share of the instructions that are not followed, but followed w
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
 REVISED = 0.7  # share of pairs whose texts differ by a single change each
 BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
-CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}
-CARELESS = {"spoil": spoiled, "repeat": repeating}  # shares of the revised pairs
+CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}  # shares
+CARELESS = {"spoil": spoiled, "repeat": repeating}
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
