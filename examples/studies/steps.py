@@ -53,15 +53,17 @@ TINY = StudyScale(
 ENGLISH = StudyScale(
     model="smollm2",
     samples="--data instructions:train --max-rows 2300 --draws 2 --temperature 0.7 --max-new-tokens 128",
-    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 4 --folds sft=4,reward=5,rl=1",
+    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 8 --folds sft=4,reward=5,rl=1",
     questions="instructions:test",
     drafts="--max-rows 300",
     sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --save-every 20",
     reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --save-every 20",
-    rl="--max-length 768 --max-steps 60 --learning-rate 7e-4 --kl-coef 0.01 --rollout-temperature 0.7"
-    " --rollout-max-new-tokens 160 --save-every 5",
+    rl="--max-length 768 --max-steps 60 --learning-rate 3e-4 --rollout-temperature 0.7 --rollout-max-new-tokens 200"
+    " --save-every 10",
     far="--max-steps 120",
     decoding="--max-new-tokens 200",
+    distill="--max-length 768 --save-every 20",
+    on_policy="--max-length 768 --max-steps 60 --rollout-max-new-tokens 128 --save-every 10",
     policy="",
 )
 EXAMPLES = Path(__file__).resolve().parents[1]
