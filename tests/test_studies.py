@@ -13,9 +13,10 @@ from pitcli.settings.commands import COMMANDS
 STUDIES = Path(__file__).parents[1] / "examples" / "studies"
 sys.path.insert(0, str(STUDIES))
 import project  # noqa: E402
+import scales  # noqa: E402
 import steps  # noqa: E402
 
-NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in ("project", "steps", "changes"))
+NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in ("project", "scales", "steps", "changes"))
 
 
 def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
@@ -41,11 +42,13 @@ def settings(command: str) -> Any:
     return settings_of(config_class, flags)
 
 
-@pytest.mark.parametrize("scale", [steps.TINY, steps.ENGLISH], ids=["tiny", "english"])
+@pytest.mark.parametrize("scale", [scales.TINY, scales.ENGLISH], ids=["tiny", "english"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_study_is_valid(name: str, scale: steps.StudyScale, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_study_is_valid(
+    name: str, scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch
+) -> None:
     systems, evaluations = study(name, monkeypatch)
-    if scale is steps.ENGLISH:
+    if scale is scales.ENGLISH:
         systems = [*systems, "sft-policy", "verifier", "pit-3", "self-refine"]
     made = set()
     for step in [
@@ -66,7 +69,7 @@ def test_every_command_of_a_study_is_valid(name: str, scale: steps.StudyScale, m
 
 def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
-    commands = steps.base_steps(steps.real(args), 3)
+    commands = steps.base_steps(scales.real(args), 3)
     assert all("--max-length 99 --max-steps 9" in step for step in commands if "sft" in step.split()[1:2])
     assert not any("--max-steps" in step for step in commands if "runs/judge" in step)  # the judge uses its whole fold
     assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in commands) == 1

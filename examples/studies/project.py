@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from steps import ENGLISH, TINY, StudyScale, base_steps, real, system_steps
+from scales import ENGLISH, TINY, StudyScale, real
+from steps import base_steps, system_steps
 
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"

@@ -1,92 +1,9 @@
 """The `pit` commands of the studies: those of the shared runs of a seed, and those of the rows of each system."""
 
-import argparse
 import shlex
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
 from changes import CHANGES, Change
-
-
-class StudyScale(NamedTuple):
-    """Size and settings of a study: the tiny model on the synthetic task, or a real model on a task or on real pairs.
-
-    samples: settings of the samples from which pairs are made, if they are not data already. questions: what drafts are
-    written for. policy: the run that writes drafts ("" if the base itself does). judge: settings of the judge, trained
-    on its whole fold (None: the oracle judges).
-    """
-
-    model: str
-    prepare: str
-    drafts: str
-    sft: str
-    reward: str
-    rl: str
-    far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
-    decoding: str
-    distill: str
-    on_policy: str  # pit distill --method on-policy
-    temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
-    samples: str = ""
-    questions: str = "data/test.jsonl"
-    policy: str = "runs/policy"
-    judge: str | None = None
-
-
-TINY = StudyScale(
-    model="tiny",
-    prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
-    drafts="--max-rows 500",
-    sft="--batch-size 32 --micro-batch-size 64",
-    reward="--batch-size 64 --micro-batch-size 64",
-    rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
-    " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
-    far="--max-steps 240 --learning-rate 4e-3",
-    decoding="--max-new-tokens 16",
-    distill="--batch-size 32 --micro-batch-size 64 --epochs 2",
-    on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
-    " --rollout-max-new-tokens 16",
-)
-
-
-ENGLISH = StudyScale(
-    model="smollm2",
-    samples="--data instructions:train --max-rows 2300 --draws 2 --temperature 0.7 --max-new-tokens 128",
-    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 8 --folds sft=4,reward=5,rl=1",
-    questions="instructions:test",
-    drafts="--max-rows 300",
-    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --save-every 20",
-    reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --save-every 20",
-    rl="--max-length 768 --max-steps 60 --learning-rate 3e-4 --rollout-temperature 0.7 --rollout-max-new-tokens 200"
-    " --save-every 10",
-    far="--max-steps 120",
-    decoding="--max-new-tokens 200",
-    distill="--max-length 768 --save-every 20",
-    on_policy="--max-length 768 --max-steps 60 --rollout-max-new-tokens 128 --save-every 10",
-    policy="",
-)
-EXAMPLES = Path(__file__).resolve().parents[1]
-VERIFIER = f"cmd:{shlex.quote(sys.executable)} {shlex.quote(str(EXAMPLES / 'instruction_grades.py'))}"
-
-
-def real(args: argparse.Namespace) -> StudyScale:
-    """Default settings for real pairs; the judge is trained on a separate fold."""
-    judge = f"--max-length {args.max_length}" if args.max_length else ""
-    limits = judge + (f" --max-steps {args.steps}" if args.steps else "")
-    return StudyScale(
-        model=args.model,
-        prepare=f"--data {shlex.quote(str(Path(args.data).resolve()))} --folds sft=1,reward=1,rl=1,judge=1,test=0.4",
-        drafts=f"--max-rows {args.rows}",
-        sft=limits,
-        reward=limits,
-        rl=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
-        far="",  # --steps sets the number of steps
-        decoding=f"--max-new-tokens {args.max_new_tokens}",
-        distill=limits,
-        on_policy=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
-        judge=judge,
-    )
+from scales import VERIFIER, StudyScale
 
 
 def base_steps(scale: StudyScale, seed: int) -> list[str]:
