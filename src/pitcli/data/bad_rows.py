@@ -35,10 +35,12 @@ class BadRows:
         self.skip, self.notes, self.on_error, self.keep_all = skip, notes, on_error, keep_all
         self.all: list[RowError] = []
         self.skipped = 0
+        self.unused: Counter[str] = Counter()
 
     def add(self, error: RowError, problem: RowProblem | None = None) -> None:
         """Add a row. problem: why it is not a pair; None if it is not even a valid row."""
         if isinstance(problem, Unused):
+            self.unused[f"{SKIPPED}{problem.reason}"] += 1
             self._count(f"{SKIPPED}{problem.reason}")
             return
         if self.keep_all or len(self.all) < MAX_LISTED:
@@ -55,8 +57,8 @@ class BadRows:
         self.notes[reason] += 1
 
     def reasons(self) -> str:
-        """The rows that were skipped, counted by reason."""
-        return ", ".join(counted(count, note) for note, count in self.notes.items() if note.startswith(SKIPPED))
+        """The valid rows that were left out, counted by reason."""
+        return ", ".join(counted(count, reason) for reason, count in self.unused.items())
 
     def first_lines(self) -> list[str]:
         return [str(error) for error in self.all[:MAX_LISTED]]
