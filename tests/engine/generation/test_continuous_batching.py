@@ -87,20 +87,26 @@ def test_other_architectures(positions: str, padded: bool) -> None:
     )
 
 
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The token ids of each read from now on."""
+    reads: list[list[int]] = []
+    original = ContinuousBatching._read
+
+    def recorded(self: ContinuousBatching, ids_of_slots: Sequence[tuple[int, list[int]]]) -> None:
+        reads.extend(ids for _, ids in ids_of_slots)
+        original(self, ids_of_slots)
+
+    monkeypatch.setattr(ContinuousBatching, "_read", recorded)
+    return reads
+
+
 def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request takes the slot that has its prefix, even if other requests are ahead of it in the queue."""
     slots = ContinuousBatching(model, IMPROVER, Decoding(1.0, 1.0, 6, ()), 3)
     prompts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
     slots.admit([(key, Request(prompt, key)) for key, prompt in enumerate(prompts)])
     first = dict(slots.run(3))
-    reads: list[list[int]] = []
-    original = ContinuousBatching._read
-
-    def counted(self: ContinuousBatching, ids_of_slots: Sequence[tuple[int, list[int]]]) -> None:
-        reads.extend(ids for _, ids in ids_of_slots)
-        original(self, ids_of_slots)
-
-    monkeypatch.setattr(ContinuousBatching, "_read", counted)
+    reads = recorded_reads(monkeypatch)
     requests = [
         Request([20, 21], 5),  # shares no prefix
         Request([*prompts[2], *first[2].token_ids[:3], 9, 9], 6),  # continues a response
@@ -108,7 +114,6 @@ def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest
     ]
     slots.admit(list(enumerate(requests)))
     assert sorted(reads) == sorted([[20, 21], [9, 9], [7]])
-    monkeypatch.setattr(ContinuousBatching, "_read", original)
     model.use(GAP)  # another role may have been in use since
     samples = dict(slots.run(3))
     expected = [alone(model, IMPROVER, request, slots.decoding) for request in requests]
@@ -117,14 +122,7 @@ def test_a_cached_prefix_is_not_read_again(model: RoleModel, monkeypatch: pytest
 
 def test_samples_of_a_prompt_read_it_once(model: RoleModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The later ones copy its keys and values, also if the first sample has begun since."""
-    reads: list[list[int]] = []
-    original = ContinuousBatching._read
-
-    def counted(self: ContinuousBatching, ids_of_slots: Sequence[tuple[int, list[int]]]) -> None:
-        reads.extend(ids for _, ids in ids_of_slots)
-        original(self, ids_of_slots)
-
-    monkeypatch.setattr(ContinuousBatching, "_read", counted)
+    reads = recorded_reads(monkeypatch)
     slots = ContinuousBatching(model, IMPROVER, DECODING, 5)
     requests = [Request([3, 4, 5, 6], seed) for seed in range(3)] + [Request([8, 9, 10], seed) for seed in range(2)]
     slots.admit(list(enumerate(requests[:4])))

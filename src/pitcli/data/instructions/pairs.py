@@ -35,13 +35,16 @@ def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> I
     rng = random.Random(f"{seed}-{request['prompt']}")
     for _ in range(pairs):
         first = rng.randrange(len(samples))
-        second = first if rng.random() < SAME_SAMPLE or len(samples) == 1 else rng.randrange(len(samples))
-        texts = [edited(request, samples, index, _skill(rng), rng) for index in (first, second)]
+        original = edited(request, samples, first, _skill(rng), rng)
         if rng.random() < REVISED:
-            original = texts[0]
-            texts[1] = revised(request, samples, first, original, rng)
-            if rng.random() < BOTH_REVISED:
-                texts[0] = revised(request, samples, first, original, rng)
+            both = rng.random() < BOTH_REVISED
+            texts = [
+                revised(request, samples, first, original, rng) if both else original,
+                revised(request, samples, first, original, rng),
+            ]
+        else:
+            second = first if rng.random() < SAME_SAMPLE else rng.randrange(len(samples))
+            texts = [original, edited(request, samples, second, _skill(rng), rng)]
         grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
         if grades[0] == grades[1] or not all(texts):
             continue
