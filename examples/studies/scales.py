@@ -11,7 +11,8 @@ class StudyScale(NamedTuple):
     """Size and settings of a study: the tiny model on the synthetic task, or a real model on a task or on real pairs.
 
     samples: settings of the samples from which pairs are made, if they are not data already. questions: what drafts are
-    written for. policy: the run that writes drafts ("" if the base itself does). judge: settings of the judge, trained
+    written for. rl_questions: what the drafts are written for that RL improves ("": the prompts of its pairs, drafted
+    as it goes). policy: the run that writes drafts ("" if the base itself does). judge: settings of the judge, trained
     on its whole fold (None: the oracle judges).
     """
 
@@ -28,6 +29,8 @@ class StudyScale(NamedTuple):
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
     samples: str = ""
     questions: str = "data/test.jsonl"
+    rl_questions: str = ""
+    draft_decoding: str = ""  # if it is not that of the methods, which need room for what they add
     policy: str = "runs/policy"
     judge: str | None = None
 
@@ -53,8 +56,10 @@ ENGLISH = StudyScale(
     samples="--data instructions:train --max-rows 2300 --draws 2 --temperature 0.7 --max-new-tokens 128",
     prepare="--data samples.jsonl --task instructions --pairs-per-prompt 8 --folds sft=4,reward=5,rl=1",
     questions="instructions:test",
+    rl_questions="instructions:train:100 --max-rows 1000",
+    draft_decoding="--max-new-tokens 128",
     drafts="--max-rows 300",
-    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --save-every 20",
+    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --identity-share 0 --save-every 20",
     reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --save-every 20",
     rl="--max-length 768 --max-steps 60 --learning-rate 3e-4 --rollout-temperature 0.7 --rollout-max-new-tokens 200"
     " --save-every 10",

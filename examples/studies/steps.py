@@ -5,6 +5,8 @@ import shlex
 from changes import CHANGES, Change
 from scales import VERIFIER, StudyScale
 
+RL_DRAFTS = "rl-drafts-policy"
+
 
 def base_steps(scale: StudyScale, seed: int) -> list[str]:
     """The commands that make the data, the policy, the SFT improver, the gap model, and drafts of held-out prompts."""
@@ -18,6 +20,7 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
         f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
         f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
         sample(scale, seed, "drafts", scale.temperature),
+        *([sample(scale, seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []),
     ]
     if scale.judge is not None:
         # the judge's seed and rows differ from those of the gap model that RL and the stop rule use
@@ -34,14 +37,16 @@ def sft_policy(scale: StudyScale, seed: int) -> str:
     return f"pit sft --role policy --data data/sft.jsonl {model} --out {folder} {scale.sft}"
 
 
-def sample(scale: StudyScale, seed: int, name: str, temperature: float | str) -> str:
+def sample(scale: StudyScale, seed: int, name: str, temperature: float | str, questions: str = "") -> str:
     model = "" if scale.policy else f"--model {scale.model} "
-    shared = f"{model}--seed {seed} {scale.decoding} --temperature {temperature}"
-    return f"pit sample --data {scale.questions} {scale.drafts} --output {name}.jsonl {shared}"
+    shared = f"{model}--seed {seed} {scale.draft_decoding or scale.decoding} --temperature {temperature}"
+    return f"pit sample --data {questions or f'{scale.questions} {scale.drafts}'} --output {name}.jsonl {shared}"
 
 
 def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
     references = f"--reference-temperature {scale.temperature}"
+    if scale.rl_questions and "--role policy" not in settings:
+        references += f" --drafts {RL_DRAFTS}.jsonl"
     return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
 
 

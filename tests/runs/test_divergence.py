@@ -61,6 +61,13 @@ def test_noise_of_small_batches_is_not_divergence(batch: int) -> None:
     assert found <= 3  # of 300
 
 
+def test_the_lowest_mean_of_a_long_run_is_noise() -> None:
+    noise = random.Random(0)
+    losses = [0.7 * math.exp(-step / 200) + noise.gauss(0, 0.15) for step in range(300)]
+    assert divergence("sft", {"batch_size": 16}, [{"loss": loss} for loss in losses]) is None
+    assert divergence("sft", {"batch_size": 16}, [{"loss": loss} for loss in losses[:270]] + [{"loss": 0.75}] * 30)
+
+
 @pytest.mark.parametrize("kind", GapLoss)
 def test_the_loss_of_equal_gaps(kind: GapLoss) -> None:
     orderings = 4 if kind is GapLoss.five_term else 2

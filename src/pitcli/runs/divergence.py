@@ -62,7 +62,8 @@ def _of_sft(config: Mapping[str, Any], losses: Sequence[float]) -> str | None:
     steps = len(losses) + 1 - len(means)
     limit = start * math.exp(TEXT_NOISE * math.sqrt(1 / batch + 1 / (batch * steps))) + LEAST_RISE
     exploded = max(means) > EXPLODED * limit and end > NOT_BACK * start
-    lost_again = batch * steps >= ENOUGH_ROWS and end - lowest > LOST_AGAIN * start
+    tenths = _rolling_means(losses, batch, len(losses) // 10)  # the lowest of many means over few steps is noise
+    lost_again = batch * steps >= ENOUGH_ROWS and tenths[-1] - min(tenths) > LOST_AGAIN * start
     if end > limit or exploded or lost_again:
         fell = f", fell to {lowest:.2f}" if lowest < min(start, end) else ""
         means_of = f" (mean of the last {counted(steps, 'steps')})" if steps > 1 else ""
@@ -150,9 +151,9 @@ def _mean_over(last: Rows) -> str:
     return f"mean of the last {counted(len(last), 'steps')}"
 
 
-def _rolling_means(values: Sequence[float], batch: int) -> list[float]:
-    """Means over neighbouring steps with at least ENOUGH_ROWS rows, but at most over half of the steps."""
-    size = min(math.ceil(ENOUGH_ROWS / batch), max(1, len(values) // 2))
+def _rolling_means(values: Sequence[float], batch: int, least: int = 1) -> list[float]:
+    """Means over neighbouring steps, `least` or more with at least ENOUGH_ROWS rows, but at most half of the steps."""
+    size = min(max(least, math.ceil(ENOUGH_ROWS / batch)), max(1, len(values) // 2))
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)

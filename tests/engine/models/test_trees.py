@@ -166,19 +166,6 @@ def test_a_base_without_branch_attention_uses_the_mask(
     assert (packed_N - separate_N).abs().max() < 1e-5
 
 
-def test_the_base_keeps_its_attention_if_torch_has_other_kernels(
-    with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert attention.kernels_work()
-    monkeypatch.setattr(attention._ByBranch, "backward", lambda ctx, slope: torch.ops.aten.no_such_kernel(slope))
-    attention.kernels_work.cache_clear()
-    model = with_roles(random_model(ARCHITECTURES["llama"]), 0, GAP)
-    attention.kernels_work.cache_clear()
-    assert not model.reads_branches
-    assert model.base.config._attn_implementation == "sdpa"
-    assert model.packs_trees
-
-
 def test_scores_stay_in_fp32_under_autocast(with_roles: WithRoles) -> None:
     model = with_roles(random_model(ARCHITECTURES["llama"]), 0, GAP)
     model.reads_branches = False  # as on a GPU

@@ -1,12 +1,11 @@
-"""Log-probs of tokens from a few hundred rows of logits at a time, to save memory."""
+"""Log-probs of tokens from some rows of logits at a time, which saves memory and, on CPUs, stays in the cache."""
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-LOGIT_ROWS = 512
-KL_ROWS = LOGIT_ROWS // 4  # at a time for a KL, which needs more copies of the logits
+LOGIT_ROWS = 128
 
 
 def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
@@ -25,7 +24,7 @@ def next_token_kl(hidden_ND: Tensor, reference_hidden_ND: Tensor, output_layer: 
     hidden_ND, reference_hidden_ND: the states of the two models after the same tokens.
     """
     found = []
-    for states in zip(hidden_ND.split(KL_ROWS), reference_hidden_ND.split(KL_ROWS), strict=True):
+    for states in zip(hidden_ND.split(LOGIT_ROWS), reference_hidden_ND.split(LOGIT_ROWS), strict=True):
         logprobs_CV, reference_CV = (output_layer(states_CD).float().log_softmax(-1) for states_CD in states)
         found.append((logprobs_CV.exp() * (logprobs_CV - reference_CV)).sum(-1))
     return torch.cat(found)
@@ -44,14 +43,14 @@ class _TokenLogprobs(torch.autograd.Function):
             logits_CV = output_layer(hidden_CD).float()
             if temperature != 1.0:
                 logits_CV /= temperature
-            total_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            logprobs.append((logits_CV.gather(-1, targets_C[:, None]) - total_C1).squeeze(-1))
+            logprobs_CV = logits_CV.log_softmax(-1)
+            logprobs_C1 = logprobs_CV.gather(-1, targets_C[:, None])
+            logprobs.append(logprobs_C1.squeeze(-1))
             if ctx.needs_input_grad[0]:
                 weight_VD = cast(Tensor, output_layer.weight)
-                # in fp32: if p is close to 1, 1 - p would lose its precision
-                slopes_CV = logits_CV.sub_(total_C1).exp_().neg_()
-                slopes_CV.scatter_add_(-1, targets_C[:, None], torch.ones_like(total_C1))
-                gradients.append((slopes_CV.to(weight_VD.dtype) @ weight_VD).to(hidden_CD.dtype) / temperature)
+                # in fp32: if p is close to 1, p - 1 would lose its precision
+                slopes_CV = logprobs_CV.exp_().scatter_add_(-1, targets_C[:, None], -torch.ones_like(logprobs_C1))
+                gradients.append((slopes_CV.to(weight_VD.dtype) @ weight_VD).to(hidden_CD.dtype) / -temperature)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logprobs)

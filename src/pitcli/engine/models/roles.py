@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pitcli.engine.models.fused_lora import fuse
 from pitcli.engine.models.packed_weights import pack_weights
 from pitcli.engine.models.tree_support import attends_by_branch, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
@@ -76,6 +77,8 @@ class RoleModel(nn.Module):
         """Add a fresh adapter, which changes nothing until it is trained, and for a gap role a head of zeros."""
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=role)
+            if self.device.type == "cpu":
+                fuse(self.base)
         else:
             self.peft.add_adapter(role, config)
         if is_gap(role):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pitcli.console import warn
-from pitcli.engine.models.attention import BY_BRANCH, branches_mask, kernels_work, tree_mask
+from pitcli.engine.models.attention import BY_BRANCH, branches_mask, tree_mask
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.trees import Tree, packed_batch, separate_batch
 
@@ -44,9 +44,7 @@ def base_states(base: PreTrainedModel, batch: Batch, form: Form) -> Tensor:
 def attends_by_branch(base: PreTrainedModel, pad_id: int) -> bool:
     """Return whether the base, on a CPU, works with the attention of attention.py; if so, switch it to that."""
     original = base.config._attn_implementation
-    if base.device.type != "cpu" or original not in ("sdpa", BY_BRANCH) or not kernels_work():
-        return False
-    if not _attends_by_interface(base):
+    if base.device.type != "cpu" or original not in ("sdpa", BY_BRANCH) or not _attends_by_interface(base):
         return False
     separate, packed = separate_batch([PROBE], pad_id), packed_batch([PROBE], pad_id)
     expected = base_states(base, separate, "plain")
