@@ -61,11 +61,14 @@ def test_noise_of_small_batches_is_not_divergence(batch: int) -> None:
     assert found <= 3  # of 300
 
 
-def test_the_lowest_mean_of_a_long_run_is_noise() -> None:
-    noise = random.Random(0)
-    losses = [0.7 * math.exp(-step / 200) + noise.gauss(0, 0.15) for step in range(300)]
-    assert divergence("sft", {"batch_size": 16}, [{"loss": loss} for loss in losses]) is None
-    assert divergence("sft", {"batch_size": 16}, [{"loss": loss} for loss in losses[:270]] + [{"loss": 0.75}] * 30)
+def test_noise_of_long_runs_is_not_divergence() -> None:
+    """The lowest of many means over a few steps is far below the loss."""
+    found = 0
+    for seed in range(100):
+        rng = random.Random(seed)
+        steps = [0.35 + 0.35 * math.exp(-step / 80) for step in range(300)]
+        found += of("sft", [loss * rng.gammavariate(8, 1 / 8) for loss in steps]) is not None
+    assert found <= 3  # of 100
 
 
 @pytest.mark.parametrize("kind", GapLoss)
