@@ -165,7 +165,7 @@ def test_a_start_and_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_diverged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["dpo", "--learning-rate", "1", "--epochs", "3", "--out", str(tmp_path / "run")]
+    line = ["dpo", "--learning-rate", "1", "--beta", "5", "--epochs", "3", "--out", str(tmp_path / "run")]
     assert main(line) == 3
     assert "training diverged: " in capsys.readouterr().err
     assert not (tmp_path / "run" / "improver").exists()

@@ -54,7 +54,7 @@ class _Block(NamedTuple):
         return [end - begin for begin, end in self.sees]
 
     def rows(self, heads: int) -> slice:
-        """Return where the queries of the block are, if there are so many of each token."""
+        """Return where the queries of the block are, if there are this many of each token."""
         return slice(self.tokens[0] * heads, self.tokens[1] * heads)
 
     def seen_of(self, states_XTD: Tensor) -> Tensor:

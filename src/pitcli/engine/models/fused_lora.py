@@ -22,7 +22,7 @@ class FusedLoraLinear(Linear):
             return output
         a_RI, b_OR, scaling = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight, self.scaling[active[0]]
         with torch.autocast(x.device.type, enabled=False):
-            fused: Tensor = _Product.apply(x, base.weight, base.bias, a_RI, b_OR, scaling)
+            fused: Tensor = _Product.apply(x, base, a_RI, b_OR, scaling)
             return fused
 
 
@@ -34,17 +34,15 @@ def fuse(model: nn.Module) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + bias + scaling (x A^T) B^T, where W is frozen. Shapes: x (..., I), W (O, I), A (R, I), B (O, R)."""
+    """x W^T + bias + scaling (x A^T) B^T, of a frozen layer. Shapes: x (..., I), W (O, I), A (R, I), B (O, R)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: nn.Linear, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
         a_RI, b_OR = a_RI.to(x.dtype), b_OR.to(x.dtype)
         rows_NI = x.flatten(0, -2)
         low_NR = (rows_NI @ a_RI.T).mul_(scaling)
-        output_NO = nn.functional.linear(rows_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T)
-        ctx.save_for_backward(rows_NI, weight_OI, a_RI, b_OR, low_NR)
+        output_NO: Tensor = layer(rows_NI).addmm_(low_NR, b_OR.T)
+        ctx.save_for_backward(rows_NI, layer.weight, a_RI, b_OR, low_NR)
         ctx.scaling = scaling
         return output_NO.unflatten(0, x.shape[:-1])
 
@@ -56,6 +54,6 @@ class _Product(torch.autograd.Function):
         x_slopes = None
         if ctx.needs_input_grad[0]:
             x_slopes = (slopes_NO @ weight_OI).addmm_(low_slopes_NR, a_RI).unflatten(0, slopes[0].shape[:-1])
-        a_slopes_RI = (low_slopes_NR.T @ rows_NI).float() if ctx.needs_input_grad[3] else None
-        b_slopes_OR = (slopes_NO.T @ low_NR).float() if ctx.needs_input_grad[4] else None
-        return x_slopes, None, None, a_slopes_RI, b_slopes_OR, None
+        a_slopes_RI = (low_slopes_NR.T @ rows_NI).float() if ctx.needs_input_grad[2] else None
+        b_slopes_OR = (slopes_NO.T @ low_NR).float() if ctx.needs_input_grad[3] else None
+        return x_slopes, None, a_slopes_RI, b_slopes_OR, None
