@@ -1,7 +1,8 @@
 """Run the quickstart recipe with more rows and more RL steps, then show the result (`make demo`).
 
 Equivalent to `pit run examples/recipes/quickstart.yaml` with the settings below; a second run skips finished stages.
-Also writes summary.json, and ends with the result, three rows before and after, and the commands for your own data.
+Also writes summary.json. It ends with the result, three rows before and after, eight English drafts improved by the run
+that pit ships, and the commands for your own data.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from demo_english import english
 
 from pitcli.cli import main as pit
 from pitcli.console import visible
@@ -34,7 +37,9 @@ def main() -> None:
         sys.exit(code)
     figures = summary(out, time.time() - start)
     (out / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print("", *ending(out, figures), sep="\n", flush=True)
+    lines = [*english(out)]
+    print("", *result(out, figures), "", "English, by a run that pit ships:", *lines, sep="\n", flush=True)
+    print("", *next_steps(out), sep="\n", flush=True)
 
 
 def summary(out: Path, seconds: float) -> dict[str, Any]:
@@ -54,8 +59,8 @@ def summary(out: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def ending(out: Path, figures: dict[str, Any]) -> Iterator[str]:
-    """What a newcomer must know, as plain lines that fit 80 columns."""
+def result(out: Path, figures: dict[str, Any]) -> Iterator[str]:
+    """The figures and some rows, as plain lines that fit 80 columns."""
     low, high = figures["delta_ci"]
     yield f"originals -> improved: mean quality {figures['originals']:.3f} -> {figures['improver']:.3f}"
     yield (
@@ -63,6 +68,10 @@ def ending(out: Path, figures: dict[str, Any]) -> Iterator[str]:
         f"delta (better% - worse%) {figures['delta']:+.1f} [{low:+.1f}, {high:+.1f}]"
     )
     yield from shown_rows(changed_rows(out / "improved.jsonl"))
+
+
+def next_steps(out: Path) -> Iterator[str]:
+    """The report and the commands for one's own data, as lines that fit 80 columns."""
     yield f"report (open it in a browser): {here(out / 'evaluation' / 'report.html')}"
     yield f"next, with your own data (pit is {here(Path(sys.executable).with_name('pit'))}):"
     yield "  pit train-reward --data pairs.jsonl                # prompt, chosen, rejected"

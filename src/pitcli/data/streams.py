@@ -25,7 +25,8 @@ def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]
 
     Which items share a window depends only on their positions, not on when they arrive.
     """
-    source, next_size = iter(items), size if Path(path).is_file() else 1
+    is_pipe = path == "-" or (Path(path).exists() and not Path(path).is_file())
+    source, next_size = iter(items), 1 if is_pipe else size
     while window := list(islice(source, min(next_size, size))):
         yield window
         next_size *= 2

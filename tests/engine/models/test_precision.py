@@ -1,6 +1,7 @@
 """--dtype: what auto chooses, and that bf16 computes what fp32 does, up to its rounding."""
 
 import json
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_bf16_is_measured_within_its_rounding() -> None:
     found = measure_bf16(CPU)
     assert 0.0005 < found.error < precision.RIGHT
     assert found.speedup > 0
+
+
+def test_the_first_product_builds_the_kernels_and_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.001] * 13 + [5.0] + [0.0005] * 12)  # of each fp32 product, then of each bf16 product
+    clock = accumulate(step for taken in seconds for step in (0.0, taken))
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    assert measure_bf16(CPU).speedup == pytest.approx(2.0)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "4-bit"])
