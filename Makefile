@@ -130,10 +130,11 @@ audit: install
 
 # slow: the studies on three seeds, each at most 15 minutes on 2 cores after the first one has made the shared runs:
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
-#   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-mends (an hour); for real text, add
+#   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-mends (an
+#   hour); for real text, add STUDY='--model smollm2 --data hh.jsonl'
 #   STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
-  explained_edits distillation mends)
+  explained_edits distillation mends rl_details)
 
 study-%: install
 	$(BIN)/python examples/studies/$*.py --out runs/studies $(STUDY)

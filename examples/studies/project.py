@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from scales import ENGLISH, TINY, StudyScale, real
@@ -23,12 +24,17 @@ CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
 
 
 def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> None:
+    """Make the rows of the systems for one seed in its folder, in this process."""
+    steps = [*base_steps(scale, seed), *(step for name in systems for step in system_steps(scale, seed, name))]
+    run_steps(folder, seed, steps)
+
+
+def run_steps(folder: Path, seed: int, steps: Iterable[str]) -> None:
     """Run the unfinished steps of one seed in its folder, in this process."""
     from pitcli.cli import main as pit
 
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    steps = [*base_steps(scale, seed), *(step for name in systems for step in system_steps(scale, seed, name))]
     done = Path("done.txt")
     start = time.time()
     for step in dict.fromkeys(steps):
@@ -68,7 +74,7 @@ def run_study(
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
     if args.only != "evaluate":
-        in_processes(scale, folders, systems, args.jobs)
+        in_processes(partial(make, scale, systems=systems), folders, args.jobs)
     print(f"\nrows of all systems made in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
@@ -95,12 +101,12 @@ def study_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def in_processes(scale: StudyScale, folders: dict[int, Path], systems: list[str], jobs: int) -> None:
-    """Make the rows with one process per seed, each in a separate working folder."""
+def in_processes(work: Callable[[Path, int], None], folders: dict[int, Path], jobs: int) -> None:
+    """Do the work of each seed, given its folder, in a process of its own."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for process in [pool.submit(make, scale, folder, seed, systems) for seed, folder in folders.items()]:
+        for process in [pool.submit(work, folder, seed) for seed, folder in folders.items()]:
             process.result()
 
 

@@ -1,0 +1,139 @@
+"""Details of other RL methods, each put in place of a part of pit's, on the synthetic task; none of them is a setting.
+
+Prints the quality after each of three iterations without a stop rule, and what it is more or less than pit's own.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from mends import grades, rows_of
+from project import in_processes, run_steps, run_study
+from scales import TINY
+from steps import improve, rl
+from torch import Tensor
+
+from pitcli.console import table
+from pitcli.data.rows import Comparison
+from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.training import rollouts
+from pitcli.engine.training.rollouts import Layout, RolloutMicroBatch, group_gaps
+from pitcli.evaluation.statistics import Bootstrap, mean_of
+
+ITERATIONS = 3
+THREE = f"--stop none --max-iters {ITERATIONS}"
+JOBS = 2  # seeds at once
+Loss = tuple[Tensor, Tensor]  # and the number of tokens whose gradient is clipped
+
+
+def clip_higher(logprobs_N: Tensor, old_N: Tensor, advantages_N: Tensor, clip_range: float) -> Loss:
+    """A ratio may rise by 0.28 and fall by clip_range (DAPO, arXiv 2503.14476)."""
+    ratio_N = torch.exp(logprobs_N - old_N)
+    unclipped_N, clipped_N = (r * advantages_N for r in (ratio_N, ratio_N.clamp(1 - clip_range, 1.28)))
+    return -torch.minimum(unclipped_N, clipped_N).sum(), (clipped_N < unclipped_N).sum()
+
+
+def sequence_ratio(most: float, logprobs_N: Tensor, old_N: Tensor, advantages_N: Tensor, clip_range: float) -> Loss:
+    """One ratio per response, the mean over its tokens in logs (GSPO, arXiv 2507.18071), clipped at `most`."""
+    lengths: list[int] = old_N.lengths  # type: ignore[attr-defined]
+    ratios = [part.mean().exp().expand(len(part)) for part in (logprobs_N - old_N).split(lengths)]
+    ratio_N = torch.cat(ratios)
+    unclipped_N, clipped_N = (r * advantages_N for r in (ratio_N, ratio_N.clamp(1 - most, 1 + most)))
+    return -torch.minimum(unclipped_N, clipped_N).sum(), (clipped_N < unclipped_N).sum()
+
+
+def with_lengths(layout: Layout, *args: Any) -> list[RolloutMicroBatch]:
+    """Hang the length of each response on the log-probs, for sequence_ratio."""
+    made = MICRO_BATCHES(layout, *args)
+    for micro_batch, lengths in zip(made, layout.lengths, strict=True):
+        micro_batch.old_logprobs_N.lengths = lengths  # type: ignore[attr-defined]
+    return made
+
+
+def without_equal_groups(layout: Layout, *args: Any) -> list[RolloutMicroBatch]:
+    """Prompts whose samples have equal rewards do not count in the mean over tokens (as in DAPO)."""
+    made = MICRO_BATCHES(layout, *args)
+    tokens = sum(int((micro_batch.advantages_N != 0).sum()) for micro_batch in made)
+    return [micro_batch._replace(tokens=max(1, tokens)) for micro_batch in made]
+
+
+def tournament(gap_model: GapModel, comparisons: Sequence[Comparison], k: int) -> Tensor:
+    """The mean gap of a sample over the other samples of its prompt, in place of the gap over the reference."""
+    groups = [comparisons[start : start + k] for start in range(0, len(comparisons), k)]
+    against = [
+        sample._replace(reference_response=other.response)
+        for group in groups
+        for other in group
+        for sample in group
+        if sample is not other
+    ]
+    gaps = iter(group_gaps(gap_model, against, k - 1).tolist())
+    total_PK = torch.zeros(len(groups), k)
+    for row in total_PK:
+        for other in range(k):
+            for sample in range(k):
+                row[sample] += 0.0 if sample == other else next(gaps)
+    return total_PK.flatten() / (k - 1)
+
+
+MICRO_BATCHES = Layout.micro_batches
+LOSS = "pitcli.engine.training.rollouts.clipped_policy_loss"
+DETAILS: dict[str, list[Callable[[], Any]]] = {
+    "clip-higher": [lambda: patch(LOSS, clip_higher)],
+    **{
+        f"sequence-ratio-{most}": [
+            lambda most=most: patch(LOSS, partial(sequence_ratio, most)),
+            lambda: patch.object(rollouts.Layout, "micro_batches", with_lengths),
+        ]
+        for most in (0.2, 0.01)
+    },
+    "without-equal-groups": [lambda: patch.object(rollouts.Layout, "micro_batches", without_equal_groups)],
+    "tournament": [lambda: patch("pitcli.stages.rl.group_gaps", tournament)],
+}
+
+
+@contextmanager
+def changed(detail: str) -> Iterator[None]:
+    """Run RL with one part of it replaced."""
+    patches = [made() for made in DETAILS[detail]]
+    for one in patches:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in patches:
+            one.stop()
+
+
+def make_details(folder: Path, seed: int) -> None:
+    """Train one improver per detail and improve the drafts three times."""
+    for name in DETAILS:
+        with changed(name):
+            run_steps(folder, seed, [rl(TINY, seed, f"rl-{name}", "--curriculum")])
+        run_steps(folder, seed, [improve(TINY, seed, f"detail@{name}", f"--run runs/rl-{name} {THREE}")])
+
+
+def report(out: Path, seeds: list[int]) -> None:
+    in_processes(make_details, {seed: out / f"seed-{seed}" for seed in seeds}, JOBS)
+    shipped = rows_of(out, seeds, "pit-3")
+    bootstrap = Bootstrap([repr(row.prompt) for row in shipped.values()], [row.seed for row in shipped.values()])
+    figures = {}
+    for name in ("pit-3", *(f"detail@{name}" for name in DETAILS)):
+        rows = rows_of(out, seeds, name)
+        quality_IN = np.array([grades((rows[key] for key in shipped), count) for count in range(ITERATIONS + 1)])
+        less_N = quality_IN[-1] - grades(shipped.values(), ITERATIONS)
+        figures[name] = [*quality_IN.mean(1).tolist(), float(less_N.mean()), *bootstrap.interval(mean_of(less_N))]
+    lines = [[name, *found[:-3], "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found[-3:])] for name, found in figures.items()]
+    columns = ["detail", "drafts", *map(str, range(1, ITERATIONS + 1)), "3, less pit's own [95%]"]
+    table(f"One part of RL replaced, {len(shipped)} rows, judged by the oracle", columns, lines)
+    (out / "rl_details.json").write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    run_study(__doc__, ["pit-3"], [], report)
