@@ -132,7 +132,6 @@ audit: install
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
 #   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-mends (an
 #   hour); for real text, add STUDY='--model smollm2 --data hh.jsonl'
-#   STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
   explained_edits distillation mends rl_details)
 
