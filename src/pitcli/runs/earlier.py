@@ -51,9 +51,13 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     if manifest.kind not in run.kinds or manifest.role != run.role:
         expected = f"expected a {' or '.join(run.kinds)} run of the {run.role}"
         raise RunError(f"{folder}: {expected}, got a {manifest.kind} run of the {manifest.role}; {run.remedy}")
+    _warn_if_diverged(folder, manifest)
+    return EarlierRun(folder, manifest)
+
+
+def _warn_if_diverged(folder: Path, manifest: Manifest) -> None:
     if problem := manifest.results.get(DIVERGED):  # kept by --keep-diverged
         warn(f"{folder}: its training diverged: {problem}")
-    return EarlierRun(folder, manifest)
 
 
 def find_gap_models(named: Path | None) -> EarlierRun:
@@ -62,12 +66,13 @@ def find_gap_models(named: Path | None) -> EarlierRun:
     Raises RunError if there is none, if it is not finished, or if it contains no gap model.
     """
     folders = [Path(folder) for folder in GAP_MODELS_RUN.folders]
-    folder = named or next((folder for folder in folders if folder.exists()), None)
+    folder = folder_of(named) if named else next((folder for folder in folders if folder.exists()), None)
     if folder is None:
         raise RunError(f"--reward: no gap model in {' or '.join(map(str, folders))}; {GAP_MODELS_RUN.remedy}")
     manifest = load_manifest(folder, GAP_MODELS_RUN.remedy)
     if not manifest.gap_roles():
         raise RunError(f"{folder}: expected a run with a gap model, got a {manifest.kind} run; {GAP_MODELS_RUN.remedy}")
+    _warn_if_diverged(folder, manifest)
     return EarlierRun(folder, manifest)
 
 

@@ -40,7 +40,9 @@ GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), kinds=("reward",), role="gap", 
 GAP_MODELS_RUN = DefaultRun(
     "reward", (REWARD_FOLDER, RL_FOLDER), kinds=("reward", "rl"), role="gap", made_by="pit train-reward"
 )
-SFT_RUN = DefaultRun("sft", (SFT_FOLDER,), kinds=("sft",), role="improver", made_by="pit sft --role improver")
+SFT_RUN = DefaultRun(
+    "sft", (SFT_FOLDER,), kinds=("sft", "dpo", "rl"), role="improver", made_by="pit sft --role improver"
+)
 SFT_POLICY_RUN = DefaultRun(
     "policy", (POLICY_FOLDER,), kinds=("sft", "distill"), role="policy", made_by="pit sft --role policy"
 )

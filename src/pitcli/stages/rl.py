@@ -61,6 +61,7 @@ from pitcli.evaluation.command_judge import SCALE, command_grade, score_differen
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.earlier import (
     EarlierRun,
+    find_gap_models,
     find_run,
     gap_loss_of,
     gap_results,
@@ -184,7 +185,9 @@ def find_runs(config: RlConfig) -> Runs:
     improver = config.role is Role.improver
     policy = find_run(config.policy, SFT_POLICY_RUN)
     first = find_run(config.sft, SFT_RUN) if improver else policy
-    gap = None if isinstance(config.reward, str) else find_run(config.reward, GAP_RUN)
+    gap = None
+    if not isinstance(config.reward, str):
+        gap = find_gap_models(config.reward) if config.reward else find_run(None, GAP_RUN)
     missing = [] if first else [SFT_RUN if improver else SFT_POLICY_RUN]
     missing += [] if gap or isinstance(config.reward, str) else [GAP_RUN]
     if first is None or missing:

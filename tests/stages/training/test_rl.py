@@ -107,10 +107,19 @@ def test_rl_reuses_a_rollout_for_several_updates(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_kind_or_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="expected a reward run of the gap, got a"):
+    with pytest.raises(RunError, match="expected a run with a gap model, got a sft run"):
         rl.run(RlConfig(reward=Path("runs/sft"), out=tmp_path / "run", **RL_SMALL))
     with pytest.raises(RunError, match="--load-in-4bit"):
         rl.run(RlConfig(load_in_4bit=False, out=tmp_path / "run", **RL_SMALL))
+
+
+def test_rl_goes_on_from_an_rl_run_with_its_gap_model(tmp_path: Path) -> None:
+    rl.run(RlConfig(out=tmp_path / "first", max_steps=1, **RL_SMALL))
+    earlier = {"sft": tmp_path / "first", "reward": tmp_path / "first"}
+    rl.run(RlConfig(out=tmp_path / "second", max_steps=1, **earlier, **RL_SMALL))
+    assert read_rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    first, second = (tmp_path / run / "gap" / "adapter_model.safetensors" for run in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_rl_does_not_resume_with_another_gap_model(tmp_path: Path) -> None:

