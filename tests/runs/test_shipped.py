@@ -43,11 +43,9 @@ def test_one_line_improves_a_draft_of_ones_own_offline(tmp_path: Path) -> None:
     (tmp_path / "drafts.jsonl").write_text(json.dumps(DRAFT) + "\n")
     command = [sys.executable, "-m", "pitcli", "improve", "--run", str(NAME), "--input", "drafts.jsonl"]
     start = time.monotonic()
-    done = subprocess.run(
-        [*command, "--max-iters", "1", "--max-new-tokens", "80"],
-        **{"cwd": tmp_path, "env": {**os.environ, "HF_HUB_OFFLINE": "1"}},
-        **{"capture_output": True, "text": True, "check": False},
-    )
+    options = ("--max-iters", "1", "--max-new-tokens", "80")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (step,) = json.loads(done.stdout)["iterations"]
     assert 0 < step["p_better"] < 1

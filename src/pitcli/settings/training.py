@@ -167,8 +167,8 @@ class RlConfig(TrainingConfig, RolloutSettings):
     )
     sft: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,
-        description="Run folder of the improver to start from, of SFT, DPO or RL [default: runs/sft; trained first if it "
-        "is missing]",
+        description="Run folder of the improver to start from, of SFT, DPO or RL [default: runs/sft; trained first if "
+        "it is missing]",
     )
     reward: Annotated[RunOrCommand, Fact.run, Section.runs] = Field(
         None,
