@@ -1,17 +1,22 @@
 """Write the adapters of an RL run in bf16, with a manifest of their own, as the package ships them.
 
-    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions
+    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions \\
+      --evaluation runs/english/evaluation/evaluation.json
 
 The run is used like any other: its seals and probe scores are those of the bf16 adapters. Checkpoints and metrics stay
-behind.
+behind. The improver gets the model card that `pit export` writes.
 """
 
 import argparse
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from pitcli.cli import main as pit
 from pitcli.console import note
 from pitcli.engine.models.adapters import load_role, write_tensors
 from pitcli.engine.models.forward import probe
@@ -44,9 +49,22 @@ def ship(source: Path, out: Path) -> None:
     note(f"{out}: {size / 1e6:.1f} MB")
 
 
+def add_card(run: Path, evaluation: Path | None) -> None:
+    """Write the card of the improver, with its results if an evaluation is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "improver"
+        shown = [] if evaluation is None else ["--evaluation", str(evaluation)]
+        command = ["export", str(run), "--role", "improver", "--adapter", "--out", str(exported), *shown]
+        if code := pit([*command, "--license", "apache-2.0"]):
+            sys.exit(code)
+        shutil.copy(exported / "README.md", run / "improver" / "README.md")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="finished RL run")
     parser.add_argument("out", type=Path, help="new folder")
+    parser.add_argument("--evaluation", type=Path, help="evaluation.json of pit evaluate, for the card")
     given = parser.parse_args()
     ship(given.source, given.out)
+    add_card(given.out, given.evaluation)
