@@ -8,6 +8,7 @@ behind. The improver gets the model card that `pit export` writes.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pitcli.cli import main as pit
 from pitcli.console import note
 from pitcli.engine.models.adapters import load_role, write_tensors
 from pitcli.engine.models.forward import probe
+from pitcli.engine.models.hub import hub_name
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import open_base
 from pitcli.runs.earlier import EarlierRun
@@ -38,7 +40,9 @@ def ship(source: Path, out: Path) -> None:
     for role in manifest.probes:
         folder = out / role
         folder.mkdir(parents=True)
-        (folder / CONFIG).write_bytes((source / role / CONFIG).read_bytes())
+        adapter = json.loads((source / role / CONFIG).read_text())
+        adapter["base_model_name_or_path"] = hub_name(manifest.base.name, base.folder)  # not a folder of here
+        (folder / CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
         tensors = load_file(source / role / WEIGHTS)
         write_tensors(folder / WEIGHTS, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
         load_role(model, role, folder)
