@@ -53,10 +53,10 @@ TINY = StudyScale(
 
 ENGLISH = StudyScale(
     model="smollm2",
-    samples="--data instructions:train --max-rows 2300 --draws 2 --temperature 0.7 --max-new-tokens 128",
+    samples="--data instructions:train --max-rows 1700 --draws 2 --temperature 0.7 --max-new-tokens 128",
     prepare="--data samples.jsonl --task instructions --pairs-per-prompt 8 --folds sft=4,reward=5,rl=1",
     questions="instructions:test",
-    rl_questions="instructions:train:100 --max-rows 1000",
+    rl_questions="instructions:train:100 --max-rows 600",
     draft_decoding="--max-new-tokens 128",
     drafts="--max-rows 300",
     sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --identity-share 0 --save-every 20",
