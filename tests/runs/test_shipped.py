@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from pitcli.runs.shipped import folder_of
 
 NAME = Path("pit:instructions")
 MOST_MEGABYTES = 12
-SECONDS = 60  # a cold start takes a quarter of it on an idle machine
 DRAFT = {
     "prompt": "Explain why we sleep. Write at least 3 sentences. End with the sentence 'That is all.'",
     "response": "We sleep because the body needs rest.",
@@ -42,11 +40,9 @@ def test_it_is_small_and_has_a_card_and_both_models() -> None:
 def test_one_line_improves_a_draft_of_ones_own_offline(tmp_path: Path) -> None:
     (tmp_path / "drafts.jsonl").write_text(json.dumps(DRAFT) + "\n")
     command = [sys.executable, "-m", "pitcli", "improve", "--run", str(NAME), "--input", "drafts.jsonl"]
-    start = time.monotonic()
     options = ("--max-iters", "1", "--max-new-tokens", "80")
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, *options], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (step,) = json.loads(done.stdout)["iterations"]
     assert 0 < step["p_better"] < 1
-    assert time.monotonic() - start < SECONDS
