@@ -18,27 +18,16 @@ from pitcli.data.instructions.grading import grade, scores
 COLUMNS = 80
 HEADS = ("request", "draft", "improved")
 INDENT = "  "
-DRAFTS = (
-    "--model",
-    "smollm2",
-    "--data",
-    "instructions:test:8",
-    "--max-rows",
-    "8",
-    "--temperature",
-    "0.5",
-    "--max-new-tokens",
-    "80",
-)
-IMPROVE = ("--run", "pit:instructions", "--max-iters", "3", "--max-new-tokens", "200")
+DRAFTS = "--model smollm2 --data instructions:test:8 --max-rows 8 --temperature 0.5 --max-new-tokens 80"
+IMPROVE = "--run pit:instructions --max-iters 3 --max-new-tokens 200"
 
 
 def english(out: Path) -> Iterator[str]:
     """Draft, improve and yield the texts as lines of at most 80 columns. Exits if a command fails."""
     drafts, improved = out / "english_drafts.jsonl", out / "english_improved.jsonl"
     if not drafts.exists():  # it appears once all drafts are written
-        _run("sample", *DRAFTS, "--output", str(drafts))
-    _run("improve", *IMPROVE, "--input", str(drafts), "--output", str(improved), "--resume")
+        _run("sample", *DRAFTS.split(), "--output", str(drafts))
+    _run("improve", *IMPROVE.split(), "--input", str(drafts), "--output", str(improved), "--resume")
     rows = [json.loads(line) for line in improved.read_text("utf-8").splitlines()]
     for row in rows:
         yield from shown(row)
@@ -46,7 +35,7 @@ def english(out: Path) -> Iterator[str]:
 
 
 def _run(*words: str) -> None:
-    if code := pit(words):
+    if code := pit([*words]):
         sys.exit(code)
 
 

@@ -1,7 +1,9 @@
 """Write the adapters of an RL run in bf16, with a manifest of their own, as the package ships them.
 
-    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions \\
-      --evaluation runs/english/evaluation/evaluation.json
+    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions
+
+Run it again with --evaluation once `pit evaluate` has judged rows that the shipped run improved: its adapters are not
+those of the source any more.
 
 The run is used like any other: its seals and probe scores are those of the bf16 adapters. Checkpoints and metrics stay
 behind. The improver gets the model card that `pit export` writes.
