@@ -22,11 +22,11 @@ from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out
 from pitcli.data.templates import IMPROVE_INSTRUCTION, ChatFormat, Example
+from pitcli.engine.models.gaps import training_row
 from pitcli.engine.models.opening import Base, open_base
-from pitcli.engine.models.trees import ordered_tree
 from pitcli.engine.training.schedule import rows_of_step
 from pitcli.runs.folder import is_finished
-from pitcli.settings.base import LoraSettings, ModelSettings, Role
+from pitcli.settings.base import GapLoss, LoraSettings, ModelSettings, Role
 from pitcli.settings.pairs import DataSettings, LongRows
 
 HELD_OUT = 0.1  # held-out share of pit train-reward
@@ -144,7 +144,7 @@ def sft_step(examples: list[Example], shape: Shape) -> dict[str, Any]:
 
 def gap_step(chat: ChatFormat, pairs: list[PreferencePair], shape: Shape) -> dict[str, Any]:
     """Return a step of train-reward: its rows as token ids, its pairs, its FLOP."""
-    trees = [ordered_tree(pair, chat) for pair in pairs]
+    trees = [training_row([pair], chat, GapLoss.five_term).tree for pair in pairs]
     seen = sum(seen_in_tree([len(ids) for ids in tree.segments], tree.parents) for tree in trees)
     return {
         "rows": [orderings(chat, pair) for pair in pairs],

@@ -92,6 +92,12 @@ class RewardConfig(TrainingConfig, AdapterSettings):
         description="Loss over the orderings of a preference pair; pointwise: train an ordinary reward model r(x, y), "
         "and use the difference of two rewards as the gap",
     )
+    pairs_together: int = Field(
+        1,
+        ge=1,
+        description="Most pairs of one prompt to read as one row, which shares their prompt and texts (InstructGPT); "
+        "--batch-size then counts such rows",
+    )
     members: Annotated[int, Fact.later] = Field(
         1,
         ge=1,

@@ -36,6 +36,9 @@ def run(config: PrepareConfig) -> None:
     """Read every row, split the pairs into folds, and write one file per fold; with --dry-run, only show them."""
     shares = _shares(config.folds)
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
+    ties = split_commas(config.ties or "")
+    if unknown := [name for name in ties if name not in shares]:
+        raise SettingsError(f"--ties: expected folds of {', '.join(shares)}, got {', '.join(unknown)}")
     data = split_commas(config.data or "")
     _refuse_overwriting_data(data, paths)
     if config.out.exists() and not config.out.is_dir():
@@ -52,6 +55,7 @@ def run(config: PrepareConfig) -> None:
     if empty := [name for name, pairs in folds.items() if not pairs]:
         remedy = "use more rows, fewer folds, or larger shares"
         raise InputError(f"--folds: too few prompts, so these folds would be empty: {', '.join(empty)}; {remedy}")
+    folds = {name: pairs if name in ties else _without_ties(pairs, config) for name, pairs in folds.items()}
     if config.dry_run:
         console.table("Folds", ["fold", "rows"], [[name, len(pairs)] for name, pairs in folds.items()])
         console.note("dry run: nothing was written")
@@ -142,9 +146,25 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
         samples[json.dumps(draft.prompt)].append(draft.row)
     if errors:
         return Reading([], [str(error) for error in errors], Counter())
-    rows = [row for group in samples.values() for row in preference_pairs(group, config.pairs_per_prompt, config.seed)]
+    rows = [
+        row
+        for group in samples.values()
+        for row in preference_pairs(group, config.pairs_per_prompt, config.seed, ties=bool(config.ties))
+    ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))
+
+
+def _without_ties(pairs: list[PreferencePair], config: PrepareConfig) -> list[PreferencePair]:
+    """Return the pairs of --task instructions whose grades differ; all pairs of other data."""
+    if not config.ties:
+        return pairs
+    from pitcli.data.instructions.grading import grade
+
+    def grade_of(pair: PreferencePair, text: str) -> float:
+        return grade(text, pair.extra["subject"], pair.extra["instructions"])
+
+    return [pair for pair in pairs if grade_of(pair, pair.chosen) != grade_of(pair, pair.rejected)]
 
 
 def _length_of(model: str | None) -> tuple[LengthOf, str]:

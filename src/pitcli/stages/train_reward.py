@@ -4,6 +4,7 @@ With --members it trains an ensemble of gap models on the one base, one after an
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -11,19 +12,18 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.console import counted, next_command, note, table, warn
-from pitcli.data.rows import Comparison, PreferencePair
+from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.averaging import average_roles
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import scores
-from pitcli.engine.models.gaps import score_comparisons, training_tree
+from pitcli.engine.models.gaps import TrainingRow, score_comparisons, training_row
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, RoleModel, gap_roles, head_name
-from pitcli.engine.models.trees import Tree
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_init, open_pairs, with_learning_rate
@@ -64,21 +64,21 @@ def run(config: RewardConfig) -> None:
     check_held_out(held_out, config.by, init)
     config = with_learning_rate(config, base)
     manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
-    trees = [training_tree(pair, base.chat, config.gap_loss) for pair in training]
+    rows = [training_row(pairs, base.chat, config.gap_loss) for pairs in by_prompt(training, config.pairs_together)]
     if config.dry_run:
-        first = trees[0].conversations()[0]
+        first = rows[0].tree.conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
         several = config.members
         left_out = [f"scoring {counted(len(held_out) + len(fresh), 'pairs')} for the report"]
         left_out += ["--probe: one forward pass over all pairs"] if config.probe else []
-        plan = DryRunPlan(lambda model: gap_task(model, trees, config), several, first_row, several, left_out)
+        plan = DryRunPlan(lambda model: gap_task(model, rows, config), several, first_row, several, left_out)
         return dry_run(config, manifest, lora=config, base=base, plan=plan)
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         model = base.load()
         add_members(model, config, init)
-        result = train(model, gap_task(model, trees, config), config, folder)
+        result = train(model, gap_task(model, rows, config), config, folder)
         diverged = refuse_diverged(folder, config, divergence_of(folder, result))
         scorer = PairScorer(model, base.chat, config)
         trained = trained_models(scorer, held_out)
@@ -194,32 +194,56 @@ def calibration_results(held_out: Sequence[PreferencePair]) -> dict[str, str]:
 
 
 class PairMicroBatch(NamedTuple):
-    """pairs: number of pairs in the whole step, which normalises the loss."""
+    """orderings_PO: of each pair, which scores of the batch are those of its orderings.
+
+    pairs: number of pairs in the whole step, which normalises the loss.
+    """
 
     batch: Batch
+    orderings_PO: Tensor
     pairs: int
 
 
-def gap_task(model: RoleModel, trees: Sequence[Tree], config: RewardConfig) -> Task:
-    """Minimise the gap loss over what it reads of each pair (training_tree), averaged over the pairs of a step."""
-    orderings = len(trees[0].leaves)
+def by_prompt(pairs: Sequence[PreferencePair], most: int) -> list[list[PreferencePair]]:
+    """Return the pairs in groups of one prompt, at most `most` each."""
+    if most == 1:
+        return [[pair] for pair in pairs]
+    groups: dict[Prompt, list[PreferencePair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.prompt, []).append(pair)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+
+
+def gap_task(model: RoleModel, rows: Sequence[TrainingRow], config: RewardConfig) -> Task:
+    """Minimise the gap loss over what it reads of each pair (training_row), averaged over the pairs of a step."""
 
     def build(chunks: Sequence[Sequence[int]]) -> StepBatch:
-        pairs = sum(map(len, chunks))
-        batches = [tree_batch(model, [trees[row] for row in chunk]) for chunk in chunks]
-        return StepBatch([PairMicroBatch(batch, pairs) for batch in batches], {"padding_share": padding_share(batches)})
+        pairs = sum(len(rows[row].orderings) for chunk in chunks for row in chunk)
+        micro_batches = [micro_batch([rows[row] for row in chunk], pairs) for chunk in chunks]
+        share = padding_share([micro_batch.batch for micro_batch in micro_batches])
+        return StepBatch(micro_batches, {"padding_share": share})
+
+    def micro_batch(chunk: Sequence[TrainingRow], pairs: int) -> PairMicroBatch:
+        first = [0, *accumulate(len(row.tree.leaves) for row in chunk)]
+        orderings = [
+            [start + leaf for leaf in leaves]
+            for start, row in zip(first, chunk, strict=False)
+            for leaves in row.orderings
+        ]
+        return PairMicroBatch(tree_batch(model, [row.tree for row in chunk]), torch.tensor(orderings), pairs)
 
     def loss(micro_batch: PairMicroBatch) -> tuple[Tensor, dict[str, float]]:
-        scores_BO = scores(model, micro_batch.batch).view(-1, orderings)
-        share = len(scores_BO) / micro_batch.pairs
-        correct = (scores_BO[:, 0] > scores_BO[:, -1]).float().sum() / micro_batch.pairs
-        return gap_loss(config.gap_loss, scores_BO) * share, {"accuracy": float(correct.detach())}
+        scores_PO = scores(model, micro_batch.batch)[micro_batch.orderings_PO]
+        share = len(scores_PO) / micro_batch.pairs
+        correct = (scores_PO[:, 0] > scores_PO[:, -1]).float().sum() / micro_batch.pairs
+        return gap_loss(config.gap_loss, scores_PO) * share, {"accuracy": float(correct.detach())}
 
-    lengths = [tokens_read(model, tree) for tree in trees]
-    rows = PlannedRows(lengths, max(1, config.micro_batch_size // orderings), build)
+    lengths = [tokens_read(model, row.tree) for row in rows]
+    conversations = max(len(row.tree.leaves) for row in rows)
+    planned = PlannedRows(lengths, max(1, config.micro_batch_size // conversations), build)
     roles = gap_roles(config.members)
     rates = {head_name(role): config.head_rate for role in roles}
-    return task_over_rows(roles, rows, loss, config, model.device)._replace(rates=rates)
+    return task_over_rows(roles, planned, loss, config, model.device)._replace(rates=rates)
 
 
 class PairScorer(NamedTuple):

@@ -7,7 +7,7 @@ from pitcli.data.rows import Comparison, Message, PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.forward import score_trees
-from pitcli.engine.models.gaps import both_orders, score_comparisons, scoring_tree, training_tree
+from pitcli.engine.models.gaps import both_orders, score_comparisons, scoring_tree, training_row
 from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.roles import GAP
 from pitcli.engine.models.trees import Tree
@@ -59,10 +59,25 @@ def test_what_each_loss_reads_of_a_pair(tiny_chat: ChatFormat) -> None:
     back = tiny_chat.gap_input(PAIR.prompt, PAIR.rejected, PAIR.chosen)
     alone = [tiny_chat.policy_prompt(PAIR.prompt) + tiny_chat.completion(y) for y in (PAIR.chosen, PAIR.rejected)]
     for loss in (GapLoss.bradley_terry, GapLoss.symmetric):
-        assert training_tree(PAIR, tiny_chat, loss).conversations() == [forth, back]
-    assert training_tree(PAIR, tiny_chat, GapLoss.pointwise).conversations() == alone
-    of_five = training_tree(PAIR, tiny_chat, GapLoss.five_term).conversations()
+        assert training_row([PAIR], tiny_chat, loss).tree.conversations() == [forth, back]
+    assert training_row([PAIR], tiny_chat, GapLoss.pointwise).tree.conversations() == alone
+    of_five = training_row([PAIR], tiny_chat, GapLoss.five_term).tree.conversations()
     assert (len(of_five), of_five[0], of_five[-1]) == (4, forth, back)
+
+
+@pytest.mark.parametrize("loss", GapLoss)
+def test_pairs_of_one_prompt_have_the_scores_that_each_has_alone(loss: GapLoss, tiny_chat: ChatFormat) -> None:
+    texts = ["cat fox", "dog", "axe hut"]
+    pairs = [PreferencePair("", PAIR.prompt, *two, {}) for two in (texts[:2], texts[1:], texts[::2])]
+    row = training_row(pairs, tiny_chat, loss)
+    conversations = row.tree.conversations()
+    for pair, leaves in zip(pairs, row.orderings, strict=True):
+        assert [conversations[leaf] for leaf in leaves] == training_row([pair], tiny_chat, loss).tree.conversations()
+    assert (
+        len(conversations)
+        == len(set(map(tuple, conversations)))
+        == (3 if loss is GapLoss.pointwise else 9 if loss is GapLoss.five_term else 6)
+    )
 
 
 def test_a_pointwise_tree_reads_the_prompt_once(tiny_chat: ChatFormat) -> None:

@@ -29,6 +29,7 @@ from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models import attention, tree_support
 from pitcli.engine.models.attention import tree_mask
 from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
+from pitcli.engine.models.gaps import training_row
 from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
@@ -37,13 +38,13 @@ from pitcli.engine.models.trees import (
     Tree,
     completion_batch,
     group_tree,
-    ordered_tree,
     packed_batch,
     prefix_tree,
     separate_batch,
     swapped_tree,
 )
 from pitcli.equations import ORDERINGS
+from pitcli.settings.base import GapLoss
 from tests.conftest import WithRoles
 
 PAIR = PreferencePair("1", (Message("user", "Write 3 animals."),), "cat dog fox", "cat axe", {})
@@ -76,7 +77,7 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def random_tree(seed: int) -> Tree:
-    """x, two references and four completions of random lengths, laid out as in ordered_tree."""
+    """x, two references and four completions of random lengths, laid out as for the five-term loss."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (7,), generator=generator).tolist()
     segments = [torch.randint(1, 32, (length,), generator=generator).tolist() for length in lengths]
@@ -187,7 +188,7 @@ def test_scores_and_gradients_of_the_embedded_model(
     base = load_base(tiny_folder, load_in_4bit, torch.device("cpu"))
     model = with_roles(base, tiny_chat.tokenizer.pad_token_id, GAP)
     longer = PreferencePair("2", (Message("user", "Write 5 tools. Avoid saw."),), "axe " * 5, "red", {})
-    trees = [ordered_tree(pair, tiny_chat) for pair in (PAIR, longer)]
+    trees = [training_row([pair], tiny_chat, GapLoss.five_term).tree for pair in (PAIR, longer)]
     # fp32 rounds differently in blocks: separate passes are 3e-5 from float64, packed ones half of that
     assert model.reads_branches
     assert_as_separate(model, trees, gradient_tolerance=3e-5)
@@ -197,7 +198,7 @@ def test_scores_and_gradients_of_the_embedded_model(
 
 def test_the_leaves_are_the_orderings(tiny_chat: ChatFormat) -> None:
     text = {"w": PAIR.chosen, "l": PAIR.rejected}
-    assert ordered_tree(PAIR, tiny_chat).conversations() == [
+    assert training_row([PAIR], tiny_chat, GapLoss.five_term).tree.conversations() == [
         tiny_chat.gap_input(PAIR.prompt, text[first], text[second]) for first, second in ORDERINGS
     ]
 
@@ -249,7 +250,7 @@ def test_both_orders_of_two_responses(tiny_chat: ChatFormat) -> None:
 def test_a_packed_pair_has_x_once_and_each_response_three_times(tiny_chat: ChatFormat) -> None:
     x, bridge = len(tiny_chat.policy_prompt(PAIR.prompt)), tiny_chat.overhead(2) - tiny_chat.overhead(1)
     chosen, rejected = (len(tiny_chat.encode_text(text)) for text in (PAIR.chosen, PAIR.rejected))
-    tree = ordered_tree(PAIR, tiny_chat)
+    tree = training_row([PAIR], tiny_chat, GapLoss.five_term).tree
     # each response once as reference, before a bridge, and twice as completion, before a stop token
     shared = 3  # "cat": both references begin with it, and both completions after either
     assert tree.tokens() == x + 3 * chosen + 3 * rejected + 2 * bridge + 4 - shared

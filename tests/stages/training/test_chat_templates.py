@@ -36,7 +36,7 @@ class Seen:
         self.sampled: set[Ids] = set()
         self.patch = monkeypatch
         self.on(sft, "sft_task", lambda result, model, role, examples, config: self.examples.extend(examples))
-        self.on(train_reward, "training_tree", lambda tree, *arguments: self.trees.append(tree))
+        self.on(train_reward, "training_row", lambda row, *arguments: self.trees.append(row.tree))
         self.on(rl, "sample_groups", lambda result, model, role, prompts, *rest: self.add(prompts))
         self.on(ContinuousBatching, "admit", lambda result, self_, requests: self.add(r.prompt for _, r in requests))
 

@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 from pitcli.data.instructions.grading import grade
@@ -13,43 +14,56 @@ from pitcli.data.instructions.text import is_complete, keep_sentences, sentences
 from pitcli.data.noisy_labels import first_is_chosen
 
 FLIPPED = 0.05  # share of labels
-SAME_SAMPLE = 0.8  # share of pairs whose two texts are made from one sample
+SAME_SAMPLE = 0.8  # share of texts that are made from the same sample as the first
 UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
+TRIES = 3  # per text
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
-REVISED = 0.7  # share of pairs whose texts differ by a single change each
-BOTH_REVISED = 0.5  # share of these with a change in either text; one change is worth more than another
-CHANGES = {"follow": 0.35, "misread": 0.15, "unasked": 0.15, "spoil": 0.25, "repeat": 0.1}  # shares
+REVISED = 0.7  # share of texts that differ from an earlier one by a single change
+CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.25, "spoil": 0.2, "repeat": 0.1}  # shares
 CARELESS = {"spoil": spoiled, "repeat": repeating}
 
 
-def preference_pairs(rows: Sequence[dict[str, Any]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
-    """At most `pairs` canonical pairs of one request: two edited samples each, labelled by noisy grades.
+def preference_pairs(
+    rows: Sequence[dict[str, Any]], pairs: int, seed: int, ties: bool = False
+) -> Iterator[dict[str, Any]]:
+    """At most `pairs` canonical pairs of one request, among a few edited samples, labelled by noisy grades.
 
-    rows: the request (`Request.row`) with a `response` of a model each. Empty texts and equal grades make no pair.
+    The texts are as few as have that many pairs, so each is compared with several. rows: the request (`Request.row`)
+    with a `response` of a model each. ties: also give pairs of equal grades, whose labels are a coin flip.
     """
     request = {name: value for name, value in rows[0].items() if name not in ("id", "response", "finished")}
-    samples = [row["response"] for row in rows]
     rng = random.Random(f"{seed}-{request['prompt']}")
-    for _ in range(pairs):
-        first = rng.randrange(len(samples))
-        original = edited(request, samples, first, _skill(rng), rng)
-        if rng.random() < REVISED:
-            both = rng.random() < BOTH_REVISED
-            texts = [
-                revised(request, samples, first, original, rng) if both else original,
-                revised(request, samples, first, original, rng),
-            ]
-        else:
-            second = first if rng.random() < SAME_SAMPLE else rng.randrange(len(samples))
-            texts = [original, edited(request, samples, second, _skill(rng), rng)]
-        grades = [grade(text, request["subject"], request["instructions"]) for text in texts]
-        if grades[0] == grades[1] or not all(texts):
-            continue
-        chosen, rejected = texts if first_is_chosen(grades[0] - grades[1], FLIPPED, rng) else texts[::-1]
+    texts = _texts(request, [row["response"] for row in rows], pairs, rng)
+    grades = {text: grade(text, request["subject"], request["instructions"]) for text in texts}
+    compared = [rng.sample(pair, 2) for pair in combinations(texts, 2)]
+    rng.shuffle(compared)
+    for first, second in [pair for pair in compared if ties or grades[pair[0]] != grades[pair[1]]][:pairs]:
+        chosen, rejected = (first, second)[
+            :: 1 if first_is_chosen(grades[first] - grades[second], FLIPPED, rng) else -1
+        ]
         yield {**request, "chosen": chosen, "rejected": rejected}
+
+
+def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: random.Random) -> list[str]:
+    """Different texts, enough for `pairs` pairs if they can be made: edited samples, and revisions of earlier ones."""
+    enough = next(count for count in range(2, pairs + 2) if count * (count - 1) // 2 >= pairs)
+    first = rng.randrange(len(samples))
+    made: dict[str, int] = {}  # the sample that each is made from
+    for _ in range(TRIES * enough):
+        if made and rng.random() < REVISED:
+            text, index = rng.choice([*made.items()])
+            text = revised(request, samples, index, text, rng)
+        else:
+            index = first if rng.random() < SAME_SAMPLE else rng.randrange(len(samples))
+            text = edited(request, samples, index, _skill(rng), rng)
+        if text:
+            made.setdefault(text, index)
+        if len(made) == enough:
+            break
+    return [*made]
 
 
 def _skill(rng: random.Random) -> float:

@@ -15,7 +15,8 @@ from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.roles import GAP, RoleModel
-from pitcli.engine.models.trees import Tree, all_pairs_tree, group_tree, ordered_tree, swapped_tree
+from pitcli.engine.models.trees import Tree, all_pairs_tree, comparison_tree, group_tree, swapped_tree
+from pitcli.equations import ORDERINGS
 from pitcli.settings.base import GapLoss
 
 
@@ -26,11 +27,35 @@ class Responses(NamedTuple):
     texts: Sequence[str]
 
 
-def training_tree(pair: PreferencePair, chat: ChatFormat, loss: GapLoss) -> Tree:
-    """Return the tree of what a loss reads: all four orderings, only (w,l) and (l,w), or for pointwise w and l."""
-    if loss is GapLoss.five_term:
-        return ordered_tree(pair, chat)
-    return scoring_tree(pair.prompt, [pair.chosen], pair.rejected, chat, loss)
+class TrainingRow(NamedTuple):
+    """What a gap loss reads of some pairs of one prompt.
+
+    orderings: of each pair, the leaves of the tree that have its scores, from (w,l) to (l,w); for pointwise w and l.
+    """
+
+    tree: Tree
+    orderings: list[list[int]]
+
+
+def training_row(pairs: Sequence[PreferencePair], chat: ChatFormat, loss: GapLoss) -> TrainingRow:
+    """Return what a loss reads of pairs of one prompt: all orderings, only (w,l) and (l,w), or for pointwise w and l.
+
+    What several pairs have in common is read once.
+    """
+    prompt = pairs[0].prompt
+    texts = [{"w": pair.chosen, "l": pair.rejected} for pair in pairs]
+    if loss is GapLoss.pointwise:
+        leaves = {
+            text: leaf for leaf, text in enumerate(dict.fromkeys(text for pair in texts for text in pair.values()))
+        }
+        tree = group_tree(chat.policy_prompt(prompt), [chat.completion(text) for text in leaves])
+        return TrainingRow(tree, [[leaves[text] for text in pair.values()] for pair in texts])
+    read = ORDERINGS if loss is GapLoss.five_term else (ORDERINGS[0], ORDERINGS[-1])
+    compared = [[(pair[first], pair[second]) for first, second in read] for pair in texts]
+    leaf_of = {both: leaf for leaf, both in enumerate(dict.fromkeys(both for pair in compared for both in pair))}
+    return TrainingRow(
+        comparison_tree(prompt, [*leaf_of], chat), [[leaf_of[both] for both in pair] for pair in compared]
+    )
 
 
 def scoring_tree(

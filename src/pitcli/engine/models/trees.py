@@ -17,7 +17,6 @@ from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.attention import branches_of
 from pitcli.engine.models.batches import Batch, common_prefix, pad_right
-from pitcli.equations import ORDERINGS
 from pitcli.settings.base import Role
 
 SHARED_TOKENS = 8  # the fewest that are worth a segment of their own after the first one
@@ -104,12 +103,6 @@ def comparison_tree(prompt: Prompt, comparisons: Sequence[tuple[str, str]], chat
     """Return the tree of what a gap model of pairs reads for each (response, reference) of one prompt."""
     contexts = {reference: chat.improver_prompt(prompt, reference) for _, reference in comparisons}
     return prefix_tree([Example(contexts[reference], chat.completion(y)) for y, reference in comparisons])
-
-
-def ordered_tree(pair: PreferencePair, chat: ChatFormat) -> Tree:
-    """Return the tree of the four orderings of a pair; leaves as in equations.ORDERINGS: (w,l), (w,w), (l,l), (l,w)."""
-    text = {"w": pair.chosen, "l": pair.rejected}
-    return comparison_tree(pair.prompt, [(text[first], text[second]) for first, second in ORDERINGS], chat)
 
 
 def swapped_tree(prompt: Prompt, responses: Sequence[str], reference: str, chat: ChatFormat) -> Tree:
