@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from pitcli import cli
+from pitcli.data.instructions.grading import grade
 
 SAMPLE = (
     "sample --model tiny --data instructions:train --max-rows 4 --draws 2 --max-new-tokens 8 --output samples.jsonl"
 )
 PREPARE = "prepare --data samples.jsonl --task instructions --out pairs --folds sft=1"
+BOTH = ("chosen", "rejected")
 TEXTS = [
     "A garden needs time. First, you choose a place with sun. Then you dig the soil. Many people plant beans.",
     "It is fun to plan. You should think about the light. Leave some space between the rows. Ask a neighbour.",
@@ -43,6 +45,16 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
     assert {pair["prompt"] for pair in pairs} <= {row["prompt"] for row in drafts}
     assert all(pair["instructions"] and pair["chosen"] != pair["rejected"] for pair in pairs)
 
+    def ties(fold: str) -> int:
+        made = rows(f"pairs/{fold}.jsonl")
+        return sum(
+            len({grade(pair[name], pair["subject"], pair["instructions"]) for name in BOTH}) == 1 for pair in made
+        )
+
+    folds = "--folds sft=1,reward=1 --ties reward --pairs-per-prompt 15 --seed 1"
+    assert cli.main(f"{PREPARE} {folds}".split()) == 0
+    assert ties("sft") == 0 < ties("reward")
+
 
 @pytest.mark.parametrize(
     ("command", "message"),
@@ -50,6 +62,7 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
         ("sample --model tiny --data instructions:train", "--data instructions:train has no end: give --max-rows"),
         ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train or"),
         ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
+        ("prepare --synthetic 4 --ties rl,dev", "--ties: expected folds of sft, reward, rl, test, got dev"),
         ("prepare --data plain.jsonl --task instructions", "plain.jsonl:1:instructions: expected a request of the"),
         ("prepare --data kinds.jsonl --task instructions", "instructions: expected a known kind of instruction, got"),
     ],

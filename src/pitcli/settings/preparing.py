@@ -35,8 +35,8 @@ class PrepareConfig(PairRowSettings):
     pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
     ties: Annotated[str | None, Fact.text] = Field(
         None,
-        description="With --task: folds, comma-separated, that keep pairs of equally good texts, labelled by a coin flip; "
-        "from them a gap model learns which changes are worth nothing [default: none]",
+        description="With --task: folds, comma-separated, that keep pairs of equally good texts, labelled by a coin "
+        "flip, so that a gap model learns which changes are worth nothing [default: none]",
     )
     dry_run: Annotated[bool, Fact.start, Section.common] = Field(
         False, description="Write nothing; show a summary of the data, and report the errors that the command would"

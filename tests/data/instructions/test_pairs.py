@@ -127,6 +127,26 @@ def test_pairs_follow_the_truth_with_some_labels_flipped() -> None:
     assert right / rows == pytest.approx(1 - FLIPPED, abs=0.04)
 
 
+def test_pairs_are_among_few_texts_and_ties_are_coin_flips() -> None:
+    request = drawn(1, "train", 7)[0]
+    rows = [{**request.row(), "id": number, "response": text} for number, text in enumerate(SAMPLES)]
+    first = tied = 0
+    for seed in range(40):
+        with_ties = list(preference_pairs(rows, 15, seed, ties=True))
+        assert len({text for pair in with_ties for text in (pair["chosen"], pair["rejected"])}) <= 6
+        assert len({frozenset((pair["chosen"], pair["rejected"])) for pair in with_ties}) == len(with_ties)
+        grades = [
+            [grade(p[name], p["subject"], p["instructions"]) for name in ("chosen", "rejected")] for p in with_ties
+        ]
+        ties = [pair for pair, (good, bad) in zip(with_ties, grades, strict=True) if good == bad]
+        first += sum(pair["chosen"] < pair["rejected"] for pair in ties)
+        tied += len(ties)
+        without = [{pair["chosen"], pair["rejected"]} for pair in preference_pairs(rows, 15, seed)]
+        assert without == [{pair["chosen"], pair["rejected"]} for pair in with_ties if pair not in ties]
+    assert tied > 50
+    assert first / tied == pytest.approx(0.5, abs=0.15)
+
+
 def test_careless_authors_follow_instructions_with_other_words() -> None:
     """Otherwise every sentence that an author adds is for the better."""
     rng = random.Random(0)

@@ -1,6 +1,7 @@
 """pit train-reward on the embedded model."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,23 @@ def test_the_spread_of_the_gaps_is_in_units_of_the_temperature() -> None:
     assert report["gap_spread"] == pytest.approx((25 / 2) ** 0.5 / 2)
     assert (report["accuracy"], report["accuracy[0]"], report["accuracy[1]"], report["pairs[1]"]) == (0.5, 1, 0, 1)
     assert "accuracy[0]" not in gap_report(scores_N2, pairs, 0.7, 2.0)
+
+
+def test_pairs_of_one_prompt_are_read_together_with_the_loss_that_they_have_alone() -> None:
+    rows = [
+        {"prompt": row["prompt"], "chosen": better, "rejected": worse}
+        for row in preference_rows(12, seed=8)
+        for better, worse in combinations((row["chosen"], row["rejected"], "egg fox", "hut"), 2)
+    ]
+    write_rows(Path("ranked.jsonl"), rows)
+    for name, settings in {"alone": {"batch_size": 96}, "together": {"batch_size": 16, "pairs_together": 6}}.items():
+        config = {**SMALL, **settings, "load_in_4bit": False, "max_steps": 2, "data": "ranked.jsonl"}
+        train_reward.run(RewardConfig(out=Path(name), **config))
+    alone, together = (read_rows(Path(name) / "metrics.jsonl") for name in ("alone", "together"))
+    assert len(alone) == len(together) == 1, "all pairs are in one step"
+    for name in ("loss", "accuracy", "grad_norm"):
+        assert together[0][name] == pytest.approx(alone[0][name], rel=1e-3)
+    config = {**SMALL, "batch_size": 4, "pairs_together": 4, "max_steps": 9, "data": "ranked.jsonl"}
+    train_reward.run(RewardConfig(out=Path("parts"), **config))
+    held_out = json.loads(Path("parts/manifest.json").read_text())["results"]["pairs"] // 6
+    assert len(read_rows(Path("parts/metrics.jsonl"))) == min(9, -(-2 * (12 - held_out) // 4)), "two rows of a prompt"
