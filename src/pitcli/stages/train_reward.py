@@ -12,14 +12,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.console import counted, next_command, note, table, warn
-from pitcli.data.rows import Comparison, PreferencePair, Prompt
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.averaging import average_roles
 from pitcli.engine.models.batches import Batch, padding_share
-from pitcli.engine.models.forward import scores
-from pitcli.engine.models.gaps import TrainingRow, score_comparisons, training_row
+from pitcli.engine.models.forward import score_trees, scores
+from pitcli.engine.models.gaps import TrainingRow, training_row
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
@@ -47,6 +47,7 @@ from pitcli.runs.divergence import loss_of_equal_gaps
 from pitcli.runs.earlier import NOT_CALIBRATED, TEMPERATURE, EarlierRun, calibration_problem
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
+from pitcli.settings.base import GapLoss
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RewardConfig
 
@@ -64,7 +65,10 @@ def run(config: RewardConfig) -> None:
     check_held_out(held_out, config.by, init)
     config = with_learning_rate(config, base)
     manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
-    rows = [training_row(pairs, base.chat, config.gap_loss) for pairs in by_prompt(training, config.pairs_together)]
+    rows = [
+        training_row([training[index] for index in group], base.chat, config.gap_loss)
+        for group in by_prompt(training, config.pairs_together)
+    ]
     if config.dry_run:
         first = rows[0].tree.conversations()[0]
         first_row = [(base.chat.written(first[:-1]), False), (base.chat.written(first[-1:]), True)]
@@ -204,13 +208,13 @@ class PairMicroBatch(NamedTuple):
     pairs: int
 
 
-def by_prompt(pairs: Sequence[PreferencePair], most: int) -> list[list[PreferencePair]]:
-    """Return the pairs in groups of one prompt, at most `most` each."""
+def by_prompt(pairs: Sequence[PreferencePair], most: int) -> list[list[int]]:
+    """Return the indices of the pairs in groups of one prompt, at most `most` each."""
     if most == 1:
-        return [[pair] for pair in pairs]
-    groups: dict[Prompt, list[PreferencePair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.prompt, []).append(pair)
+        return [[index] for index in range(len(pairs))]
+    groups: dict[Prompt, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        groups.setdefault(pair.prompt, []).append(index)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
@@ -254,14 +258,23 @@ class PairScorer(NamedTuple):
     config: RewardConfig
 
     def scores(self, role: str, pairs: Sequence[PreferencePair]) -> Tensor:
-        """Return r_gap of both orderings of each pair, shape (N, 2)."""
-        comparisons = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+        """Return r_gap of both orderings of each pair, shape (N, 2); for pointwise the gap and its negative."""
+        pointwise = self.config.gap_loss is GapLoss.pointwise
 
-        def scored(part: Sequence[Comparison]) -> list[Tensor]:
-            size = self.config.micro_batch_size
-            return list(score_comparisons(self.model, self.chat, self.config.gap_loss, part, size, role))
+        def scored(groups: Sequence[list[int]]) -> list[Tensor]:
+            loss = GapLoss.pointwise if pointwise else GapLoss.symmetric
+            rows = [training_row([pairs[index] for index in group], self.chat, loss) for group in groups]
+            found = score_trees(self.model, [row.tree for row in rows], self.config.micro_batch_size, role)
+            return [scores_N[torch.tensor(row.orderings)] for scores_N, row in zip(found, rows, strict=True)]
 
-        return torch.stack([*map_over_ranks(comparisons, scored, self.model.sharded)])
+        groups = by_prompt(pairs, self.config.pairs_together)
+        scores_N2 = torch.empty(len(pairs), 2)
+        for group, part in zip(groups, map_over_ranks(groups, scored, self.model.sharded), strict=True):
+            scores_N2[group] = part
+        if pointwise:
+            gaps_N = scores_N2[:, 0] - scores_N2[:, 1]
+            return torch.stack([gaps_N, -gaps_N], dim=1)
+        return scores_N2
 
     def mean_scores(self, units: Mapping[str, float], pairs: Sequence[PreferencePair]) -> Tensor:
         """Return the mean of the roles' scores, each divided by its unit, shape (N, 2)."""
