@@ -26,7 +26,8 @@ from pitcli.engine.models.forward import probe
 from pitcli.engine.models.hub import hub_name
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import open_base
-from pitcli.runs.earlier import EarlierRun
+from pitcli.engine.models.roles import GAP
+from pitcli.runs.earlier import TEMPERATURE, EarlierRun, gap_temperature
 from pitcli.runs.files import file_digest
 from pitcli.runs.manifest import load_manifest, write_manifest
 from pitcli.settings.base import ModelSettings
@@ -34,18 +35,23 @@ from pitcli.settings.base import ModelSettings
 CONFIG = "adapter_config.json"
 
 
-def ship(source: Path, out: Path) -> None:
+def ship(source: Path, out: Path, reward: Path | None) -> None:
     manifest = load_manifest(source, "pit rl makes one")
+    if reward:  # a later gap model, by which the improver was not trained: `inputs` still names the one that it was
+        later = load_manifest(reward, "pit train-reward makes one")
+        results = {**manifest.results, TEMPERATURE: gap_temperature(later)}
+        manifest = manifest.model_copy(update={"gap_data": later.gap_data, "results": results})
     base = open_base(ModelSettings(), [EarlierRun(source, manifest)])
     model = base.load()
     probes, digests = dict[str, list[float]](), dict[str, str]()
     for role in manifest.probes:
         folder = out / role
         folder.mkdir(parents=True)
-        adapter = json.loads((source / role / CONFIG).read_text())
+        adapter_of = reward if reward and role == GAP else source
+        adapter = json.loads((adapter_of / role / CONFIG).read_text())
         adapter["base_model_name_or_path"] = hub_name(manifest.base.name, base.folder)  # not a folder of here
         (folder / CONFIG).write_text(json.dumps(adapter, indent=1) + "\n")
-        tensors = load_file(source / role / WEIGHTS)
+        tensors = load_file(adapter_of / role / WEIGHTS)
         write_tensors(folder / WEIGHTS, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
         load_role(model, role, folder)
         probes[role] = probe(model, role)
@@ -71,6 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path, help="finished RL run")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--evaluation", type=Path, help="evaluation.json of pit evaluate, for the card")
+    parser.add_argument("--reward", type=Path, help="run of a later gap model, which replaces that of the RL run")
     given = parser.parse_args()
-    ship(given.source, given.out)
+    ship(given.source, given.out, given.reward)
     add_card(given.out, given.evaluation)
