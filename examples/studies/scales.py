@@ -54,7 +54,8 @@ TINY = StudyScale(
 ENGLISH = StudyScale(
     model="smollm2",
     samples="--data instructions:train --max-rows 1700 --draws 2 --temperature 0.7 --max-new-tokens 128",
-    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 15 --folds sft=4,reward=5,rl=1 --ties reward",
+    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 15 --folds sft=4,reward=5,rl=1"
+    " --ties-in reward",
     questions="instructions:test",
     rl_questions="instructions:train:100 --max-rows 600",
     draft_decoding="--max-new-tokens 128",

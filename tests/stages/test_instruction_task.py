@@ -51,7 +51,7 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
             len({grade(pair[name], pair["subject"], pair["instructions"]) for name in BOTH}) == 1 for pair in made
         )
 
-    folds = "--folds sft=1,reward=1 --ties reward --pairs-per-prompt 15 --seed 1"
+    folds = "--folds sft=1,reward=1 --ties-in reward --pairs-per-prompt 15 --seed 1"
     assert cli.main(f"{PREPARE} {folds}".split()) == 0
     assert ties("sft") == 0 < ties("reward")
 
@@ -62,7 +62,8 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
         ("sample --model tiny --data instructions:train", "--data instructions:train has no end: give --max-rows"),
         ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train or"),
         ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
-        ("prepare --synthetic 4 --ties rl,dev", "--ties: expected folds of sft, reward, rl, test, got dev"),
+        ("prepare --synthetic 4 --ties-in rl", "--ties-in needs --task"),
+        (f"{PREPARE} --ties-in sft,dev", "--ties-in: expected folds of sft, got dev"),
         ("prepare --data plain.jsonl --task instructions", "plain.jsonl:1:instructions: expected a request of the"),
         ("prepare --data kinds.jsonl --task instructions", "instructions: expected a known kind of instruction, got"),
     ],

@@ -33,7 +33,7 @@ class PrepareConfig(PairRowSettings):
         "instructions:train); make pairs of edited samples, labelled by noisy grades [default: --data contains pairs]",
     )
     pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
-    ties: Annotated[str | None, Fact.text] = Field(
+    ties_in: Annotated[str | None, Fact.text] = Field(
         None,
         description="With --task: folds, comma-separated, that keep pairs of equally good texts, labelled by a coin "
         "flip, so that a gap model learns which changes are worth nothing [default: none]",
@@ -76,6 +76,12 @@ class PrepareConfig(PairRowSettings):
     def _task_needs_data(self) -> "PrepareConfig":
         if self.task and self.data is None:
             raise ValueError("--task needs --data, with samples of a policy")
+        return self
+
+    @model_validator(mode="after")
+    def _ties_need_task(self) -> "PrepareConfig":
+        if self.ties_in and not self.task:
+            raise ValueError("--ties-in needs --task")
         return self
 
     @model_validator(mode="after")

@@ -36,9 +36,9 @@ def run(config: PrepareConfig) -> None:
     """Read every row, split the pairs into folds, and write one file per fold; with --dry-run, only show them."""
     shares = _shares(config.folds)
     paths = {name: config.out / f"{name}.jsonl" for name in shares}
-    ties = split_commas(config.ties or "")
+    ties = split_commas(config.ties_in or "")
     if unknown := [name for name in ties if name not in shares]:
-        raise SettingsError(f"--ties: expected folds of {', '.join(shares)}, got {', '.join(unknown)}")
+        raise SettingsError(f"--ties-in: expected folds of {', '.join(shares)}, got {', '.join(unknown)}")
     data = split_commas(config.data or "")
     _refuse_overwriting_data(data, paths)
     if config.out.exists() and not config.out.is_dir():
@@ -149,7 +149,7 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     rows = [
         row
         for group in samples.values()
-        for row in preference_pairs(group, config.pairs_per_prompt, config.seed, ties=bool(config.ties))
+        for row in preference_pairs(group, config.pairs_per_prompt, config.seed, ties=bool(config.ties_in))
     ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))
@@ -157,7 +157,7 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
 
 def _without_ties(pairs: list[PreferencePair], config: PrepareConfig) -> list[PreferencePair]:
     """Return the pairs of --task instructions whose grades differ; all pairs of other data."""
-    if not config.ties:
+    if not config.ties_in:
         return pairs
     from pitcli.data.instructions.grading import grade
 
