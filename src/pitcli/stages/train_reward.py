@@ -209,7 +209,7 @@ class PairMicroBatch(NamedTuple):
 
 
 def by_prompt(pairs: Sequence[PreferencePair], most: int) -> list[list[int]]:
-    """Return the indices of the pairs in groups of one prompt, at most `most` each."""
+    """Return the indices of the pairs in groups of one prompt, at most `most` each; single pairs keep their order."""
     if most == 1:
         return [[index] for index in range(len(pairs))]
     groups: dict[Prompt, list[int]] = {}

@@ -41,9 +41,8 @@ def preference_pairs(
     compared = [rng.sample(pair, 2) for pair in combinations(texts, 2)]
     rng.shuffle(compared)
     for first, second in [pair for pair in compared if ties or grades[pair[0]] != grades[pair[1]]][:pairs]:
-        chosen, rejected = (first, second)[
-            :: 1 if first_is_chosen(grades[first] - grades[second], FLIPPED, rng) else -1
-        ]
+        right = first_is_chosen(grades[first] - grades[second], FLIPPED, rng)
+        chosen, rejected = (first, second) if right else (second, first)
         yield {**request, "chosen": chosen, "rejected": rejected}
 
 
