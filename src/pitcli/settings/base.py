@@ -20,6 +20,11 @@ class Role(StrEnum):
     improver = "improver"
 
 
+class SftTarget(StrEnum):
+    chosen = "chosen"
+    best = "best"
+
+
 class GapLoss(StrEnum):
     five_term = "five-term"
     bradley_terry = "bradley-terry"

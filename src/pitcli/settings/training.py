@@ -18,6 +18,7 @@ from pitcli.settings.base import (
     OptimSettings,
     PenaltyUnit,
     Role,
+    SftTarget,
     Section,
     Stage,
     Stages,
@@ -68,6 +69,11 @@ class SftConfig(TrainingConfig, AdapterSettings):
 
     role: Annotated[Role, Fact.own, Section.common] = Field(
         Role.improver, description="Role to train: a policy (x -> y_w) or an improver (x, y_l -> y_w)"
+    )
+    target: SftTarget = Field(
+        SftTarget.chosen,
+        description="Response to learn: the chosen one of each pair; best: of all pairs of a prompt, the one that won "
+        "most often, from each of the others",
     )
     identity_share: float = Field(
         0.1,

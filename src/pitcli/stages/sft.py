@@ -7,6 +7,7 @@ from accelerate.utils import set_seed
 
 from pitcli.console import next_command, note
 from pitcli.data.examples import sft_examples
+from pitcli.data.rankings import towards_best
 from pitcli.engine.models.adapters import start_from
 from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
@@ -19,7 +20,7 @@ from pitcli.engine.training.supervised import sft_task
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
-from pitcli.settings.base import Role
+from pitcli.settings.base import Role, SftTarget
 from pitcli.settings.default_runs import GAP_RUN, REWARD_FOLDER
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import SftConfig
@@ -36,6 +37,8 @@ def run(config: SftConfig) -> None:
     earlier: list[EarlierRun] = [reward] if reward else []
     base = open_base(config, [*init, *(earlier if config.model is None else [])])
     pairs, data = open_pairs(config, base, earlier)
+    if config.target is SftTarget.best:
+        pairs = towards_best(pairs)
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     config = with_learning_rate(config, base)
     manifest = new_manifest("sft", config.role, config, base, data, earlier=init)

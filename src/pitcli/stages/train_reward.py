@@ -12,7 +12,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pitcli.console import counted, next_command, note, table, warn
-from pitcli.data.rows import PreferencePair, Prompt
+from pitcli.data.rankings import by_prompt
+from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
@@ -67,7 +68,7 @@ def run(config: RewardConfig) -> None:
     manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
     rows = [
         training_row([training[index] for index in group], base.chat, config.gap_loss)
-        for group in by_prompt(training, config.pairs_together)
+        for group in read_together(training, config.pairs_together)
     ]
     if config.dry_run:
         first = rows[0].tree.conversations()[0]
@@ -208,14 +209,11 @@ class PairMicroBatch(NamedTuple):
     pairs: int
 
 
-def by_prompt(pairs: Sequence[PreferencePair], most: int) -> list[list[int]]:
+def read_together(pairs: Sequence[PreferencePair], most: int) -> list[list[int]]:
     """Return the indices of the pairs in groups of one prompt, at most `most` each; single pairs keep their order."""
     if most == 1:
         return [[index] for index in range(len(pairs))]
-    groups: dict[Prompt, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        groups.setdefault(pair.prompt, []).append(index)
-    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+    return [group[start : start + most] for group in by_prompt(pairs) for start in range(0, len(group), most)]
 
 
 def gap_task(model: RoleModel, rows: Sequence[TrainingRow], config: RewardConfig) -> Task:
@@ -267,7 +265,7 @@ class PairScorer(NamedTuple):
             found = score_trees(self.model, [row.tree for row in rows], self.config.micro_batch_size, role)
             return [scores_N[torch.tensor(row.orderings)] for scores_N, row in zip(found, rows, strict=True)]
 
-        groups = by_prompt(pairs, self.config.pairs_together)
+        groups = read_together(pairs, self.config.pairs_together)
         scores_N2 = torch.empty(len(pairs), 2)
         for group, part in zip(groups, map_over_ranks(groups, scored, self.model.sharded), strict=True):
             scores_N2[group] = part

@@ -15,13 +15,13 @@ from pitcli.data.noisy_labels import first_is_chosen
 
 FLIPPED = 0.05  # share of labels
 SAME_SAMPLE = 0.8  # share of texts that are made from the same sample as the first
-UNEDITED = 0.3  # share of texts that are samples as the model wrote them, as drafts are in use
+UNEDITED = 0.3  # of few texts, the share that are samples as the model wrote them, as drafts are in use
 TRIES = 3  # per text
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
-REVISED = 0.7  # share of texts that differ from an earlier one by a single change
+REVISED = 0.5  # share of texts that differ from an earlier one by a single change
 CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.25, "spoil": 0.2, "repeat": 0.1}  # shares
 CARELESS = {"spoil": spoiled, "repeat": repeating}
 
@@ -47,17 +47,23 @@ def preference_pairs(
 
 
 def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: random.Random) -> list[str]:
-    """Different texts, enough for `pairs` pairs if they can be made: edited samples, and revisions of earlier ones."""
+    """Different texts, enough for `pairs` pairs if they can be made.
+
+    Of three texts or more, up to a third are samples as they are: this is what the improver is given in use. The others
+    are edited samples, and revisions of earlier texts.
+    """
     enough = next(count for count in range(2, pairs + 2) if count * (count - 1) // 2 >= pairs)
     first = rng.randrange(len(samples))
-    made: dict[str, int] = {}  # the sample that each is made from
+    # the sample that each is made from
+    made = {text.strip(): index for index, text in enumerate(samples[: enough // 3]) if text.strip()}
+    unedited = 0.0 if made else UNEDITED
     for _ in range(TRIES * enough):
         if made and rng.random() < REVISED:
             text, index = rng.choice([*made.items()])
             text = revised(request, samples, index, text, rng)
         else:
             index = first if rng.random() < SAME_SAMPLE else rng.randrange(len(samples))
-            text = edited(request, samples, index, _skill(rng), rng)
+            text = edited(request, samples, index, _skill(rng, unedited), rng)
         if text:
             made.setdefault(text, index)
         if len(made) == enough:
@@ -65,9 +71,9 @@ def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: ran
     return [*made]
 
 
-def _skill(rng: random.Random) -> float:
+def _skill(rng: random.Random, unedited: float) -> float:
     """0 if the text stays as it is, otherwise uniform in SKILLS."""
-    return 0.0 if rng.random() < UNEDITED else rng.uniform(*SKILLS)
+    return 0.0 if rng.random() < unedited else rng.uniform(*SKILLS)
 
 
 def revised(row: dict[str, Any], samples: Sequence[str], index: int, text: str, rng: random.Random) -> str:
