@@ -14,8 +14,8 @@ from pitcli.data.instructions.text import is_complete, keep_sentences, sentences
 from pitcli.data.noisy_labels import first_is_chosen
 
 FLIPPED = 0.05  # share of labels
-SAME_SAMPLE = 0.8  # share of texts that are made from the same sample as the first
-UNEDITED = 0.3  # of few texts, the share that are samples as the model wrote them, as drafts are in use
+SAME_SAMPLE = 0.9  # share of texts that are made from the same sample as the first
+UNEDITED = 0.3  # of two texts, the share that are samples as the model wrote them, as drafts are in use
 TRIES = 3  # per text
 SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 # Without the rest, nearly every edit is for the better, and a gap model learns to like edits, not what they meet.
@@ -49,13 +49,14 @@ def preference_pairs(
 def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: random.Random) -> list[str]:
     """Different texts, enough for `pairs` pairs if they can be made.
 
-    Of three texts or more, up to a third are samples as they are: this is what the improver is given in use. The others
-    are edited samples, and revisions of earlier texts.
+    The first of three texts or more is a sample as it is: this is what the improver is given in use. The others are edited
+    samples, and revisions of earlier texts.
     """
     enough = next(count for count in range(2, pairs + 2) if count * (count - 1) // 2 >= pairs)
     first = rng.randrange(len(samples))
-    # the sample that each is made from
-    made = {text.strip(): index for index, text in enumerate(samples[: enough // 3]) if text.strip()}
+    made = {}  # the sample that each is made from
+    if enough > 2 and (text := samples[first].strip()):
+        made[text] = first
     unedited = 0.0 if made else UNEDITED
     for _ in range(TRIES * enough):
         if made and rng.random() < REVISED:
