@@ -1,6 +1,7 @@
-"""Write the adapters of an RL run in bf16, with a manifest of their own, as the package ships them.
+"""Write the adapters of an improver and a gap model in bf16, with a manifest of their own, as the package ships them.
 
     python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions
+    python examples/ship_run.py runs/english/runs/sft src/pitcli/assets/runs/instructions --reward runs/english/runs/reward
 
 Run it again with --evaluation once `pit evaluate` has judged rows that the shipped run improved: its adapters are not
 those of the source any more.
@@ -27,7 +28,7 @@ from pitcli.engine.models.hub import hub_name
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.roles import GAP
-from pitcli.runs.earlier import TEMPERATURE, EarlierRun, gap_temperature
+from pitcli.runs.earlier import EarlierRun, gap_results
 from pitcli.runs.files import file_digest
 from pitcli.runs.manifest import load_manifest, write_manifest
 from pitcli.settings.base import ModelSettings
@@ -37,14 +38,14 @@ CONFIG = "adapter_config.json"
 
 def ship(source: Path, out: Path, reward: Path | None) -> None:
     manifest = load_manifest(source, "pit rl makes one")
-    if reward:  # a later gap model, by which the improver was not trained: `inputs` still names the one that it was
+    if reward:  # by this gap model the improver was not trained: `inputs` of an RL run still names the one that it was
         later = load_manifest(reward, "pit train-reward makes one")
-        results = {**manifest.results, TEMPERATURE: gap_temperature(later)}
+        results = {**manifest.results, **gap_results(later)}
         manifest = manifest.model_copy(update={"gap_data": later.gap_data, "results": results})
     base = open_base(ModelSettings(), [EarlierRun(source, manifest)])
     model = base.load()
     probes, digests = dict[str, list[float]](), dict[str, str]()
-    for role in manifest.probes:
+    for role in (manifest.role, GAP):
         folder = out / role
         folder.mkdir(parents=True)
         adapter_of = reward if reward and role == GAP else source
@@ -74,10 +75,10 @@ def add_card(run: Path, evaluation: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help="finished RL run")
+    parser.add_argument("source", type=Path, help="finished run of an improver; one of RL contains its gap model")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--evaluation", type=Path, help="evaluation.json of pit evaluate, for the card")
-    parser.add_argument("--reward", type=Path, help="run of a later gap model, which replaces that of the RL run")
+    parser.add_argument("--reward", type=Path, help="run of the gap model, if the source contains none or a later one is to replace it")
     given = parser.parse_args()
     ship(given.source, given.out, given.reward)
     add_card(given.out, given.evaluation)

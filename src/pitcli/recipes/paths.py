@@ -143,11 +143,11 @@ class PathFinder:
             return None
 
     def has_gap_model(self, setting: str, run: Path) -> bool:
-        """Whether a run is an RL run that contains the gap model that rewarded it."""
+        """Whether a run of an improver contains a gap model too, as one of RL does."""
         if maker := self.maker(run):
             return maker.command == "rl" and not is_command(getattr(maker.config, "reward", None))
         manifest = self.manifest(setting, run, IMPROVER_RUN.remedy)
-        return manifest is None or manifest.rl_gap_model
+        return manifest is None or manifest.has_gap_model
 
 
 def with_paths(finder: PathFinder, config: Settings) -> Settings:

@@ -80,9 +80,9 @@ class Manifest(Strict):
     files: dict[str, str] = {}
 
     @property
-    def rl_gap_model(self) -> bool:
-        """Whether it is an RL run that contains the gap models that rewarded it; one with --reward cmd:... does not."""
-        return self.kind == "rl" and bool(self.gap_roles())
+    def has_gap_model(self) -> bool:
+        """Whether it contains gap models besides its improver or policy: those that rewarded its RL, or shipped ones."""
+        return self.role != "gap" and bool(self.gap_roles())
 
     @property
     def reward_command(self) -> str | None:

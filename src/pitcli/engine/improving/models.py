@@ -56,8 +56,8 @@ def find_models(config: ImproveConfig) -> Models:
 
 
 def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun | None:
-    if config.reward is None and writer and writer.manifest.rl_gap_model:
-        # an RL run contains the gap model that rewarded it, unless that was a program
+    if config.reward is None and writer and writer.manifest.has_gap_model:
+        # an RL run contains the gap model that rewarded it, unless that was a program; a shipped run contains one too
         return writer
     reward = find_run(config.reward, GAP_RUN)
     if reward is None and config.needs_gap_model():
