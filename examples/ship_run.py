@@ -1,7 +1,7 @@
 """Write the adapters of an improver and a gap model in bf16, with a manifest of their own, as the package ships them.
 
-    python examples/ship_run.py runs/english/runs/rl src/pitcli/assets/runs/instructions
-    python examples/ship_run.py runs/english/runs/sft src/pitcli/assets/runs/instructions --reward runs/english/runs/reward
+    python examples/ship_run.py runs/rl src/pitcli/assets/runs/instructions
+    python examples/ship_run.py runs/sft src/pitcli/assets/runs/instructions --reward runs/reward
 
 Run it again with --evaluation once `pit evaluate` has judged rows that the shipped run improved: its adapters are not
 those of the source any more.
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path, help="finished run of an improver; one of RL contains its gap model")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--evaluation", type=Path, help="evaluation.json of pit evaluate, for the card")
-    parser.add_argument("--reward", type=Path, help="run of the gap model, if the source contains none or a later one is to replace it")
+    parser.add_argument("--reward", type=Path, help="run of the gap model to ship instead of that of the RL")
     given = parser.parse_args()
     ship(given.source, given.out, given.reward)
     add_card(given.out, given.evaluation)

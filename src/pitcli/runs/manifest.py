@@ -81,7 +81,7 @@ class Manifest(Strict):
 
     @property
     def has_gap_model(self) -> bool:
-        """Whether it contains gap models besides its improver or policy: those that rewarded its RL, or shipped ones."""
+        """Whether it contains gap models besides its improver or policy: what rewarded its RL, or what is shipped."""
         return self.role != "gap" and bool(self.gap_roles())
 
     @property

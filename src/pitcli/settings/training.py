@@ -18,8 +18,8 @@ from pitcli.settings.base import (
     OptimSettings,
     PenaltyUnit,
     Role,
-    SftTarget,
     Section,
+    SftTarget,
     Stage,
     Stages,
 )

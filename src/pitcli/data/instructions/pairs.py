@@ -49,8 +49,8 @@ def preference_pairs(
 def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: random.Random) -> list[str]:
     """Different texts, enough for `pairs` pairs if they can be made.
 
-    The first of three texts or more is a sample as it is: this is what the improver is given in use. The others are edited
-    samples, and revisions of earlier texts.
+    The first of three texts or more is a sample as it is, because that is what the improver is given in use. The others
+    are edited samples, and revisions of earlier texts.
     """
     enough = next(count for count in range(2, pairs + 2) if count * (count - 1) // 2 >= pairs)
     first = rng.randrange(len(samples))
