@@ -20,11 +20,6 @@ class Role(StrEnum):
     improver = "improver"
 
 
-class SftTarget(StrEnum):
-    chosen = "chosen"
-    best = "best"
-
-
 class GapLoss(StrEnum):
     five_term = "five-term"
     bradley_terry = "bradley-terry"

@@ -4,6 +4,7 @@ The settings of a command are one flat pydantic model that inherits groups of se
 `--learning-rate` on the command line is `learning_rate:` in a YAML file.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -19,7 +20,6 @@ from pitcli.settings.base import (
     PenaltyUnit,
     Role,
     Section,
-    SftTarget,
     Stage,
     Stages,
 )
@@ -60,6 +60,11 @@ class AdapterSettings(LoraSettings):
         description="Run folder whose adapter to start from: of any role, with the same base and LoRA rank "
         "[default: a new adapter, which changes nothing until it is trained]",
     )
+
+
+class SftTarget(StrEnum):
+    chosen = "chosen"
+    best = "best"
 
 
 class SftConfig(TrainingConfig, AdapterSettings):

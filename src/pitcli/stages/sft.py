@@ -20,10 +20,10 @@ from pitcli.engine.training.supervised import sft_task
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
-from pitcli.settings.base import Role, SftTarget
+from pitcli.settings.base import Role
 from pitcli.settings.default_runs import GAP_RUN, REWARD_FOLDER
 from pitcli.settings.flags import settings_yaml
-from pitcli.settings.training import SftConfig
+from pitcli.settings.training import SftConfig, SftTarget
 
 SHOWN_ROWS = 2
 
