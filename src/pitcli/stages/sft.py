@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from pitcli.console import next_command, note
+from pitcli.console import counted, next_command, note
 from pitcli.data.examples import sft_examples
 from pitcli.data.rankings import towards_best
 from pitcli.engine.models.adapters import start_from
@@ -39,6 +39,7 @@ def run(config: SftConfig) -> None:
     pairs, data = open_pairs(config, base, earlier)
     if config.target is SftTarget.best:
         pairs = towards_best(pairs)
+        note(f"--target best: {counted(len(pairs), 'pairs')} of the best response to each prompt with each of the others")
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     config = with_learning_rate(config, base)
     manifest = new_manifest("sft", config.role, config, base, data, earlier=init)

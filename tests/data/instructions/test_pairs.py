@@ -133,7 +133,9 @@ def test_pairs_are_among_few_texts_and_ties_are_coin_flips() -> None:
     first = tied = 0
     for seed in range(40):
         with_ties = list(preference_pairs(rows, 15, seed, ties=True))
-        assert len({text for pair in with_ties for text in (pair["chosen"], pair["rejected"])}) <= 6
+        texts = {text for pair in with_ties for text in (pair["chosen"], pair["rejected"])}
+        assert len(texts) <= 6
+        assert texts & {*SAMPLES}, "one is a sample as it is"
         assert len({frozenset((pair["chosen"], pair["rejected"])) for pair in with_ties}) == len(with_ties)
         grades = [
             [grade(p[name], p["subject"], p["instructions"]) for name in ("chosen", "rejected")] for p in with_ties

@@ -52,7 +52,7 @@ def test_saved_settings_repeat_the_run(project: Path, tmp_path: Path, warm: Warm
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_target_best_trains_as_on_pairs_of_the_best_response(tmp_path: Path) -> None:
+def test_target_best_trains_as_on_pairs_of_the_best_response(tmp_path: Path, capsys: Any) -> None:
     first, second = preference_rows(2, seed=1)
     prompt, best, others = first["prompt"], first["chosen"], [first["rejected"], second["rejected"]]
     ranked = [(best, others[0]), (best, others[1]), (others[1], others[0])]
@@ -61,6 +61,7 @@ def test_target_best_trains_as_on_pairs_of_the_best_response(tmp_path: Path) -> 
         write_rows(Path(f"{target}.jsonl"), rows)
         settings = {"data": f"{target}.jsonl", "out": tmp_path / target, "target": target, "identity_share": 0}
         sft.run(SftConfig(**settings, max_steps=2, **SMALL))
+    assert capsys.readouterr().err.count("--target best: 2 pairs") == 1
     weights = [load_file(tmp_path / name / "improver" / "adapter_model.safetensors") for name in ("best", "chosen")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
