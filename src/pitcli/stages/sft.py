@@ -39,7 +39,7 @@ def run(config: SftConfig) -> None:
     pairs, data = open_pairs(config, base, earlier)
     if config.target is SftTarget.best:
         pairs = towards_best(pairs)
-        note(f"--target best: {counted(len(pairs), 'pairs')} of the best response to each prompt with each of the others")
+        note(f"--target best: {counted(len(pairs), 'pairs')} of the best response to each prompt and another")
     examples = sft_examples(pairs, base.chat, config.role, config.identity_share, config.seed)
     config = with_learning_rate(config, base)
     manifest = new_manifest("sft", config.role, config, base, data, earlier=init)
