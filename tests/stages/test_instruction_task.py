@@ -55,6 +55,11 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
     assert cli.main(f"{PREPARE} {folds}".split()) == 0
     assert ties("sft") == 0 < ties("reward")
 
+    assert cli.main(f"{PREPARE} --requests-per-prompt 3".split()) == 0
+    prompts = {pair["prompt"] for pair in rows("pairs/sft.jsonl")}
+    asked = {row["prompt"] for row in drafts}
+    assert len(prompts - asked) > len(asked)
+
 
 @pytest.mark.parametrize(
     ("command", "message"),

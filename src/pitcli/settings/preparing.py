@@ -33,6 +33,12 @@ class PrepareConfig(PairRowSettings):
         "instructions:train); make pairs of edited samples, labelled by noisy grades [default: --data contains pairs]",
     )
     pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
+    requests_per_prompt: int = Field(
+        1,
+        ge=1,
+        description="With --task: requests to make of each prompt; all but the first ask the same with other "
+        "instructions, and their pairs are edits of the same samples",
+    )
     ties_in: Annotated[str | None, Fact.text] = Field(
         None,
         description="With --task: folds, comma-separated, that keep pairs of equally good texts, labelled by a coin "

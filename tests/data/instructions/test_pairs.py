@@ -10,7 +10,7 @@ import pytest
 
 from pitcli.data.instructions.grading import STRIKING, UNASKED, grade, meets_all, sense
 from pitcli.data.instructions.kinds import Author
-from pitcli.data.instructions.pairs import FLIPPED, edited, preference_pairs, revised, tidied
+from pitcli.data.instructions.pairs import FLIPPED, edited, preference_pairs, revised, same_samples, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
     HELD_OUT,
@@ -147,6 +147,22 @@ def test_pairs_are_among_few_texts_and_ties_are_coin_flips() -> None:
         assert without == [{pair["chosen"], pair["rejected"]} for pair in with_ties if pair not in ties]
     assert tied > 50
     assert first / tied == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_same_samples_answer_requests_with_other_instructions() -> None:
+    request = drawn(1, "train", 3)[0]
+    rows = [{**request.row(), "response": text} for text in SAMPLES]
+    asked = [*same_samples(rows, 4, seed=0)]
+    assert asked[0] == rows
+    assert len({group[0]["prompt"] for group in asked}) == 4
+    for group in asked:
+        assert [row["response"] for row in group] == SAMPLES
+        assert all(row["prompt"].startswith(request.form.format(request.subject)) for row in group)
+        pairs = [*preference_pairs(group, 15, seed=0)]
+        assert {pair["prompt"] for pair in pairs} == {group[0]["prompt"]}
+        assert all(pair["instructions"] == group[0]["instructions"] for pair in pairs)
+        assert not {item["kind"] for item in group[0]["instructions"]} & set(HELD_OUT)
+    assert [*same_samples(rows, 4, seed=0)] == asked != [*same_samples(rows, 4, seed=1)]
 
 
 def test_careless_authors_follow_instructions_with_other_words() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
-from pitcli.data.instructions.requests import KINDS, TRAINED
+from pitcli.data.instructions.requests import KINDS, TRAINED, with_other_instructions
 from pitcli.data.instructions.spoiling import repeating, spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
@@ -24,6 +24,19 @@ UNASKED = 0.8  # share of the texts of an author without skill that also follow 
 REVISED = 0.5  # share of texts that differ from an earlier one by a single change
 CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.25, "spoil": 0.2, "repeat": 0.1}  # shares
 CARELESS = {"spoil": spoiled, "repeat": repeating}
+
+
+def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
+    """The rows of one request, then the same samples as answers to others, with other instructions.
+
+    A sample costs seconds and an edit nothing. With few requests, an improver learns their best texts by heart.
+    rows: as in preference_pairs. requests: how many to give, the first included.
+    """
+    yield rows
+    rng = random.Random(f"other-{seed}-{rows[0]['prompt']}")
+    for _ in range(requests - 1):
+        other = with_other_instructions(rows[0], rng).row()
+        yield [{**row, **other} for row in rows]
 
 
 def preference_pairs(

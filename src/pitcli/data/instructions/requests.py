@@ -107,22 +107,28 @@ def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> R
     subject = rng.choice(SUBJECTS[category])
     request = form.format(subject)
     held_out = test and not kinds and rng.random() < 0.5
-    names = _kinds(rng, first=HELD_OUT if held_out else kinds or TRAINED, others=kinds or TRAINED)
-    instructions = [{"kind": name, **KINDS[name].draw(rng, request)} for name in names]
+    instructions = _instructions(rng, request, first=HELD_OUT if held_out else kinds or TRAINED, others=kinds or TRAINED)
     return Request(_prompt(request, instructions, rng), subject, form, instructions)
+
+
+def with_other_instructions(row: dict[str, Any], rng: random.Random) -> Request:
+    """The request of a row (`Request.row`), in the same form about the same subject, with other instructions."""
+    request = row["form"].format(row["subject"])
+    instructions = _instructions(rng, request, first=TRAINED, others=TRAINED)
+    return Request(_prompt(request, instructions, rng), row["subject"], row["form"], instructions)
 
 
 def request_problem(row: dict[str, Any]) -> str | None:
     """What is wrong with a row that should be a request; None if it is one."""
     items = row.get("instructions")
-    if not (isinstance(items, list) and isinstance(row.get("subject"), str)):
+    if not (isinstance(items, list) and isinstance(row.get("subject"), str) and isinstance(row.get("form"), str)):
         return "expected a request of the instruction task, as from pit sample --data instructions:train"
     unknown = [item for item in items if not isinstance(item, dict) or item.get("kind") not in KINDS]
     return f"expected a known kind of instruction, got {str(unknown[0])[:60]}" if unknown else None
 
 
-def _kinds(rng: random.Random, first: Sequence[str], others: Sequence[str]) -> list[str]:
-    """One to four kinds that do not exclude one another, one of `first` and the rest of `others`."""
+def _instructions(rng: random.Random, request: str, first: Sequence[str], others: Sequence[str]) -> list[Params]:
+    """One to four instructions whose kinds do not exclude one another, one of `first` and the rest of `others`."""
     count = rng.choices(list(SHARES), list(SHARES.values()))[0]
     chosen = [rng.choice(first)]
     used = set(KINDS[chosen[0]].groups)
@@ -132,7 +138,7 @@ def _kinds(rng: random.Random, first: Sequence[str], others: Sequence[str]) -> l
         if name not in chosen and not used & KINDS[name].groups:
             chosen.append(name)
             used |= KINDS[name].groups
-    return chosen
+    return [{"kind": name, **KINDS[name].draw(rng, request)} for name in chosen]
 
 
 def _prompt(request: str, instructions: list[Params], rng: random.Random) -> str:
