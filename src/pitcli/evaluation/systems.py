@@ -13,7 +13,7 @@ from pitcli.console import counted, note, warn
 from pitcli.data.drafts import parse_draft
 from pitcli.data.explained import EDITS, ExplainedEdit, parse_edits
 from pitcli.data.reading import listed, parsed_rows
-from pitcli.data.rows import Comparison, PreferencePair, Prompt, RowError
+from pitcli.data.rows import Comparison, Draft, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 
@@ -185,9 +185,14 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
 def fields_by_prompt(inputs: Sequence[str], pairs: Iterable[PreferencePair]) -> dict[Prompt, dict[str, Any]]:
     """The other fields of the rows of --input, and of the pairs of --validate-on, by prompt; the first row counts."""
     files = [file for named in named_files(inputs, "--input").values() for file in named]
-    found = {pair.prompt: pair.extra for pair in pairs}
-    rows = (row for file in reversed(files) for _, row in parsed_rows(file, parse_draft, lambda problem: None))
-    return found | {draft.prompt: other_fields(draft.row) for draft in reversed(list(rows))}
+    rows = (row for file in files for _, row in parsed_rows(file, parse_draft, lambda problem: None))
+    return fields_of(list(pairs), list(rows))
+
+
+def fields_of(pairs: Sequence[PreferencePair], drafts: Sequence[Draft]) -> dict[Prompt, dict[str, Any]]:
+    """The other fields of drafts and pairs by prompt: of the first draft that has it, otherwise of the first pair."""
+    found = {pair.prompt: pair.extra for pair in reversed(pairs)}
+    return found | {draft.prompt: other_fields(draft.row) for draft in reversed(drafts)}
 
 
 def other_fields(row: dict[str, Any]) -> dict[str, Any]:

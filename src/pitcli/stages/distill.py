@@ -141,7 +141,7 @@ def open_rows(
     read_rows = iter_questions if config.sample_drafts else original_drafts
     files, room = split_commas(config.data), config.rollout_max_new_tokens
     drafts = [draft for file in files for draft in open_drafts(file, base, room, read_rows)][: config.max_rows]
-    pairs = [PreferencePair("", prompt, draft, draft, {}) for prompt, draft in drafts]
+    pairs = [PreferencePair("", draft.prompt, draft.response, draft.response, {}) for draft in drafts]
     identity = DataIdentity(path=config.data, digest=pairs_digest(pairs), rows=len(pairs), prompts=prompt_sketch(pairs))
     return pairs, identity
 

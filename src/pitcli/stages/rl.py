@@ -57,7 +57,8 @@ from pitcli.equations import (
     rl_rewards,
 )
 from pitcli.errors import InputError
-from pitcli.evaluation.command_judge import SCALE, command_grade, score_differences
+from pitcli.evaluation.command_judge import SCALE, Fields, command_grade, score_differences
+from pitcli.evaluation.systems import fields_of
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.earlier import (
     EarlierRun,
@@ -110,14 +111,16 @@ def run(config: RlConfig) -> int:
         check_gap_model(runs.gap, config.force)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
-    drafts = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else None
+    read = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else []
+    drafts = [PromptWithReference(draft.prompt, draft.response) for draft in read] or None
+    fields = fields_of(pairs, read)
     if is_command(config.reward):
-        try_program(config.reward, pairs[0])
+        try_program(config.reward, pairs[0], fields)
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
 
     def curriculum_of(model: RoleModel) -> Curriculum:
-        reward = reward_of(config, runs.gap, pairs, model, base.chat)
+        reward = reward_of(config, runs.gap, fields, model, base.chat)
         return Curriculum(config, model, base.chat, reward, pairs, drafts, POLICY if runs.policy else None)
 
     if config.dry_run:
@@ -161,9 +164,9 @@ def untimed(config: RlConfig) -> list[str]:
     ]
 
 
-def try_program(name: str, pair: PreferencePair) -> None:
+def try_program(name: str, pair: PreferencePair, fields: Fields) -> None:
     """Score the first pair, so that a program that fails does so before a model loads."""
-    grade = command_grade(name, {pair.prompt: pair.extra})
+    grade = command_grade(name, fields)
     chosen, rejected = on_rank_0(lambda: grade([(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]))
     note(f"{name}: scores of the first pair: chosen {chosen:g}, rejected {rejected:g}")
 
@@ -195,14 +198,15 @@ def find_runs(config: RlConfig) -> Runs:
     return Runs(first, gap, policy if improver else None)
 
 
-def reward_of(
-    config: RlConfig, gap: EarlierRun | None, pairs: Sequence[PreferencePair], model: RoleModel, chat: ChatFormat
-) -> Reward:
-    """Return the reward: the gap by a gap model or an ensemble; without one, the difference of a program's scores."""
+def reward_of(config: RlConfig, gap: EarlierRun | None, fields: Fields, model: RoleModel, chat: ChatFormat) -> Reward:
+    """Return the reward: the gap by a gap model or an ensemble; without one, the difference of a program's scores.
+
+    fields: the other fields of the rows by prompt.
+    """
     if gap is not None:
         temperatures, loss = gap_temperatures(gap.manifest), gap_loss_of(gap.manifest)
         return partial(group_gaps, GapModel(model, chat, temperatures, config.micro_batch_size, loss, config.gap_bound))
-    grade = command_grade(str(config.reward), {pair.prompt: pair.extra for pair in reversed(pairs)})
+    grade = command_grade(str(config.reward), fields)
     # rank 0 runs the program
     return lambda comparisons, k: tensor(on_rank_0(lambda: score_differences(grade, comparisons)))
 

@@ -96,6 +96,20 @@ def test_the_program_gets_the_other_fields_of_the_pair(tmp_path: Path) -> None:
     assert len(log.read_text().split()) > 2 + 4
 
 
+def test_the_program_gets_the_other_fields_of_the_draft(tmp_path: Path) -> None:
+    """No pair has the field: only rows of --drafts are scored, after the two responses of the first pair."""
+    drafts = [{"prompt": f"Write 5 colors {n}.", "response": "red", "answer": "yes"} for n in range(3)]
+    write_rows(tmp_path / "drafts.jsonl", drafts)
+    log = tmp_path / "log"
+    score = f"print(json.loads(line).get('answer'), file=open({str(log)!r}, 'a')); print(1)"
+    code = f"import json, sys\nfor line in sys.stdin: {score}"
+    changed = {"drafts": str(tmp_path / "drafts.jsonl"), "curriculum_stages": "policy", "max_steps": 1}
+    rl.run(RlConfig(**{**SETTINGS, **changed, "reward": cmd(code)}, out=tmp_path / "run"))
+    answers = log.read_text().split()
+    assert answers[:2] == ["None", "None"]
+    assert len(answers) > 4 and set(answers[2:]) == {"yes"}
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**SETTINGS, "out": tmp_path / "run", "save_every": 1}
     log = RunFolder.log

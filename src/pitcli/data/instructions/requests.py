@@ -106,15 +106,16 @@ def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> R
     category, form = rng.choice(forms)
     subject = rng.choice(SUBJECTS[category])
     request = form.format(subject)
-    held_out = test and not kinds and rng.random() < 0.5
-    instructions = _instructions(rng, request, first=HELD_OUT if held_out else kinds or TRAINED, others=kinds or TRAINED)
+    others = kinds or TRAINED
+    first = HELD_OUT if test and not kinds and rng.random() < 0.5 else others
+    instructions = _instructions(rng, request, first, others)
     return Request(_prompt(request, instructions, rng), subject, form, instructions)
 
 
 def with_other_instructions(row: dict[str, Any], rng: random.Random) -> Request:
     """The request of a row (`Request.row`), in the same form about the same subject, with other instructions."""
     request = row["form"].format(row["subject"])
-    instructions = _instructions(rng, request, first=TRAINED, others=TRAINED)
+    instructions = _instructions(rng, request, TRAINED, TRAINED)
     return Request(_prompt(request, instructions, rng), row["subject"], row["form"], instructions)
 
 

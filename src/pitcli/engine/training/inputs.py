@@ -14,7 +14,6 @@ from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import Draft, PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.models.loading import WEIGHTS, saved_lora
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
@@ -194,7 +193,7 @@ def new_manifest(
     )
 
 
-def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_drafts) -> list[PromptWithReference]:
+def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_drafts) -> list[Draft]:
     """Read drafts of the policy from a file; with iter_questions as read_rows, prompts without drafts.
 
     room: tokens that a sampled response may need. Raises one InputError with the errors of all rows.
@@ -206,7 +205,7 @@ def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_dra
     for line, read in read_rows(path, errors.append, notes):
         try:
             draft = draft_without_thoughts(read, base.chat.thought_tags) if read.response else read
-            drafts.append(PromptWithReference(draft.prompt, draft.response))
+            drafts.append(draft)
             check_conversation(draft.prompt, {"response": draft.response} if draft.response else {}, limit, notes)
         except RowProblem as problem:
             errors.append(RowError(file_label(path), line, problem.field, problem.reason))
