@@ -114,8 +114,7 @@ def run(config: RlConfig) -> int:
     read = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else []
     drafts = [PromptWithReference(draft.prompt, draft.response) for draft in read] or None
     fields = fields_of(pairs, read)
-    if is_command(config.reward):
-        try_program(config.reward, pairs[0], fields)
+    try_program(config, pairs[0], fields)
     config = with_learning_rate(config, base)
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
 
@@ -124,13 +123,12 @@ def run(config: RlConfig) -> int:
         return Curriculum(config, model, base.chat, reward, pairs, drafts, POLICY if runs.policy else None)
 
     if config.dry_run:
-        row = drafts[0] if drafts else PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))
-        (prompt,) = role_prompts(config.role, base.chat, [row])
+        first = drafts or [PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))]
         plan = DryRunPlan(
             task_on=lambda model: rl_task(config, curriculum_of(model)),
             roles=len(runs.adapters(config.role)),
             first_row=[
-                (base.chat.written(prompt), False),
+                (base.chat.written(*role_prompts(config.role, base.chat, first[:1])), False),
                 (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
             ],
             left_out=untimed(config),
@@ -164,8 +162,10 @@ def untimed(config: RlConfig) -> list[str]:
     ]
 
 
-def try_program(name: str, pair: PreferencePair, fields: Fields) -> None:
-    """Score the first pair, so that a program that fails does so before a model loads."""
+def try_program(config: RlConfig, pair: PreferencePair, fields: Fields) -> None:
+    """If a program is the reward, score the first pair, so that one that fails does so before a model loads."""
+    if not is_command(name := config.reward):
+        return
     grade = command_grade(name, fields)
     chosen, rejected = on_rank_0(lambda: grade([(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]))
     note(f"{name}: scores of the first pair: chosen {chosen:g}, rejected {rejected:g}")
