@@ -29,7 +29,7 @@ CARELESS = {"spoil": spoiled, "repeat": repeating}
 def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
     """The rows of one request, then the same samples as answers to others, with other instructions.
 
-    A sample costs seconds and an edit nothing. With few requests, an improver learns their best texts by heart.
+    A sample costs seconds and an edit nothing.
     rows: as in preference_pairs. requests: how many to give, the first included.
     """
     yield rows
