@@ -85,9 +85,10 @@ class PrepareConfig(PairRowSettings):
         return self
 
     @model_validator(mode="after")
-    def _ties_need_task(self) -> "PrepareConfig":
-        if self.ties_in and not self.task:
-            raise ValueError("--ties-in needs --task")
+    def _settings_of_task(self) -> "PrepareConfig":
+        numbers = self.model_fields_set & {"pairs_per_prompt", "requests_per_prompt"}
+        if not self.task and (self.ties_in or numbers):
+            raise ValueError("--pairs-per-prompt, --requests-per-prompt and --ties-in need --task")
         return self
 
     @model_validator(mode="after")
