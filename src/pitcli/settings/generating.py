@@ -84,7 +84,8 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     )
     reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,
-        description="Run folder of the gap model [default: the gap model inside --run, otherwise runs/reward]",
+        description="Run folder with a gap model, of pit train-reward or pit rl [default: the gap model inside --run, "
+        "otherwise runs/reward]",
     )
     max_iters: Annotated[int, Fact.process, Section.common] = Field(
         3, ge=0, description="Maximum number of improvements per draft"
