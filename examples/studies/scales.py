@@ -53,18 +53,18 @@ TINY = StudyScale(
 
 ENGLISH = StudyScale(
     model="smollm2",
-    samples="--data instructions:train --max-rows 1700 --draws 2 --temperature 0.7 --max-new-tokens 128",
-    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 15 --folds sft=4,reward=5,rl=1"
+    samples="--data instructions:train --max-rows 1200 --draws 2 --temperature 0.7 --max-new-tokens 128",
+    prepare="--data samples.jsonl --task instructions --pairs-per-prompt 28 --folds sft=5,reward=5,rl=1"
     " --ties-in reward",
     questions="instructions:test",
     rl_questions="instructions:train:100 --max-rows 600",
     draft_decoding="--max-new-tokens 128",
-    drafts="--max-rows 300",
-    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --identity-share 0 --max-steps 220"
-    " --save-every 20",
-    reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --pairs-together 15 --batch-size 4"
+    drafts="--max-rows 120",
+    sft="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 2e-3 --identity-share 0 --target best"
+    " --max-steps 400 --save-every 20",
+    reward="--max-length 768 --lora-rank 8 --lora-alpha 16 --gap-loss pointwise --pairs-together 28 --batch-size 4"
     " --micro-batch-size 24 --epochs 2 --save-every 20",
-    rl="--max-length 768 --max-steps 60 --learning-rate 3e-4 --rollout-temperature 0.7 --rollout-max-new-tokens 200"
+    rl="--max-length 768 --max-steps 60 --learning-rate 2e-4 --rollout-temperature 0.7 --rollout-max-new-tokens 200"
     " --save-every 10",
     far="--max-steps 120",
     decoding="--max-new-tokens 200",
