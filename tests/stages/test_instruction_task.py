@@ -68,7 +68,7 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
         ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train or"),
         ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
         ("prepare --synthetic 4 --ties-in rl", "--requests-per-prompt and --ties-in need --task"),
-        ("prepare --synthetic 4 --pairs-per-prompt 2", "--pairs-per-prompt, --requests-per-prompt and --ties-in need"),
+        ("prepare --synthetic 4 --pairs-per-prompt 3", "--pairs-per-prompt, --requests-per-prompt and --ties-in need"),
         (f"{PREPARE} --ties-in sft,dev", "--ties-in: expected folds of sft, got dev"),
         ("prepare --data plain.jsonl --task instructions", "plain.jsonl:1:instructions: expected a request of the"),
         ("prepare --data kinds.jsonl --task instructions", "instructions: expected a known kind of instruction, got"),
