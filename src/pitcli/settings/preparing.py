@@ -86,10 +86,11 @@ class PrepareConfig(PairRowSettings):
 
     @model_validator(mode="after")
     def _settings_of_task(self) -> "PrepareConfig":
+        # by value, because saved settings contain the defaults too
         numbers = any(
             getattr(self, name) != type(self).model_fields[name].default
             for name in ("pairs_per_prompt", "requests_per_prompt")
-        )  # the default of a number is in every saved file
+        )
         if not self.task and (self.ties_in or numbers):
             raise ValueError("--pairs-per-prompt, --requests-per-prompt and --ties-in need --task")
         return self
