@@ -39,7 +39,8 @@ def test_it_is_small_and_has_a_card_and_both_models() -> None:
     assert (folder / "improver" / "README.md").read_text().startswith("---\n")
 
 
-def test_its_gap_model_also_ranks_what_others_write() -> None:
+def test_its_gap_model_also_ranks_what_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run is found by its default name
     models = find_models(ImproveConfig(method=Method.best_of_n, reward=NAME))
     assert models.writer is None and models.gap_run is not None
     assert list(models.gap_run.gap_models()) == ["gap"]

@@ -10,7 +10,7 @@ from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import GapLoss, LoraSettings
-from pitcli.settings.default_runs import GAP_MODELS_RUN, DefaultRun
+from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, DefaultRun
 
 TEMPERATURE = "gap_temperature"
 NOT_CALIBRATED = "not_calibrated"  # the result of a gap model's run that says why P(better) says little
@@ -74,6 +74,11 @@ def find_gap_models(named: Path | None) -> EarlierRun:
         raise RunError(f"{folder}: expected a run with a gap model, got a {manifest.kind} run; {GAP_MODELS_RUN.remedy}")
     _warn_if_diverged(folder, manifest)
     return EarlierRun(folder, manifest)
+
+
+def find_reward(named: Path | None) -> EarlierRun | None:
+    """The run with gap models that --reward names, otherwise runs/reward; None if there is none."""
+    return find_gap_models(named) if named else find_run(None, GAP_RUN)
 
 
 def gap_loss_of(manifest: Manifest) -> GapLoss:

@@ -62,7 +62,7 @@ from pitcli.evaluation.systems import fields_of
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.earlier import (
     EarlierRun,
-    find_gap_models,
+    find_reward,
     find_run,
     gap_loss_of,
     gap_results,
@@ -190,7 +190,7 @@ def find_runs(config: RlConfig) -> Runs:
     first = find_run(config.sft, SFT_RUN) if improver else policy
     gap = None
     if not isinstance(config.reward, str):
-        gap = find_gap_models(config.reward) if config.reward else find_run(None, GAP_RUN)
+        gap = find_reward(config.reward)
     missing = [] if first else [SFT_RUN if improver else SFT_POLICY_RUN]
     missing += [] if gap or isinstance(config.reward, str) else [GAP_RUN]
     if first is None or missing:

@@ -7,11 +7,11 @@ from pitcli.console import note
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.errors import RunError
 from pitcli.runs.calibration import CALIBRATION, read_calibration
-from pitcli.runs.earlier import EarlierRun, find_gap_models, find_run, gap_temperatures
+from pitcli.runs.earlier import EarlierRun, find_reward, find_run, gap_temperatures
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
-from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
+from pitcli.settings.default_runs import IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
 
@@ -59,7 +59,7 @@ def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun
     if config.reward is None and writer and writer.manifest.has_gap_model:
         # an RL run contains the gap model that rewarded it, unless that was a program; a shipped run contains one too
         return writer
-    reward = find_gap_models(config.reward) if config.reward else find_run(None, GAP_RUN)
+    reward = find_reward(config.reward)
     if reward is None and config.needs_gap_model():
         remedy = (
             ", or use --stop none" if not config.model_copy(update={"stop": StopRule.none}).needs_gap_model() else ""
