@@ -120,6 +120,7 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
             rollout_max_new_tokens=NEW_TOKENS,
             missing_eos_penalty=0.0,
             max_truncated_share=1.0,
+            force=True,  # the gap model has seen six steps
         )
     )
 
@@ -234,7 +235,7 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
 
 
 def served_by_llama_cpp(spec: Spec) -> dict[str, Any]:
-    """Serve the improver by llama.cpp, with the same weights in fp32; return the settings of a writer behind it.
+    """Serve the improver by llama.cpp, with the same weights in the same dtype; return the settings of its writer.
 
     The server ends with this process, whose pipe it reads.
     """
@@ -242,7 +243,7 @@ def served_by_llama_cpp(spec: Spec) -> dict[str, Any]:
     export.run(ExportConfig(run=Path(spec["sft_run"]), out=folder, dtype="fp32", overwrite=True))
     server = Path(__file__).with_name("llama_server.py")
     options = ["--gguf", str(folder.with_suffix(".gguf")), "--slots", str(at_once), "--threads", str(THREADS)]
-    options += ["--context", str(spec["sizes"]["max_length"]), "--until-stdin-closes"]
+    options += ["--type", spec["dtype"], "--context", str(spec["sizes"]["max_length"]), "--until-stdin-closes"]
     command = [sys.executable, str(server), str(folder), *options]
     folder.with_suffix(".gguf").unlink(missing_ok=True)
     started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
