@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="model folder as transformers writes it")
     parser.add_argument("--gguf", type=Path, required=True, help="where the model is written in llama.cpp's format")
     parser.add_argument("--type", choices=["fp32", "bf16", *QUANTISED], default="fp32", help="of the file's matrices")
-    parser.add_argument("--defaults", action="store_true", help="llama.cpp's keys, values and attention, not exact ones")
+    parser.add_argument("--defaults", action="store_true", help="llama.cpp's keys, values, attention")
     parser.add_argument("--port", type=int, default=0, help="default: any free port")
     parser.add_argument("--slots", type=int, default=4, help="responses generated at the same time")
     parser.add_argument("--context", type=int, default=1024, help="tokens of a conversation")
