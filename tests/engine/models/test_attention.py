@@ -96,6 +96,16 @@ def test_pieces_continue_their_cached_rows(heads: int, groups: int) -> None:
         first += tokens
 
 
+def test_autocast_leaves_the_cache_in_its_type() -> None:
+    """RL samples under autocast; in bf16 torch's kernel for CPUs is slow and converts the whole cache in each pass."""
+    query, key, value = (states(2, seed, torch.float32)[:1] for seed in range(3))
+    query, mask = query[:, :, :1], torch.tensor([[[(1, 0, 200)]]])
+    expected, _ = attend(MODULE, query, key, value, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(MODULE, query, key, value, mask)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 def test_other_masks_are_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 

@@ -102,17 +102,18 @@ def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
     heads = query_GRTD.shape[1]
     causal = _Causal.of(max(piece[0] for piece in pieces), max(piece[2] for piece in pieces), query.dtype)
     outputs, first = [], 0
-    for tokens, row, cached in pieces:
-        outputs.append(
-            nn.functional.scaled_dot_product_attention(
-                query_GRTD[:, :, first : first + tokens],
-                _shared(key[row, :, : cached + tokens], heads),
-                _shared(value[row, :, : cached + tokens], heads),
-                attn_mask=causal.part(tokens, cached + tokens),
-                scale=scaling,
+    with torch.autocast(query.device.type, enabled=False):  # which would convert the cache to bf16 in every pass
+        for tokens, row, cached in pieces:
+            outputs.append(
+                nn.functional.scaled_dot_product_attention(
+                    query_GRTD[:, :, first : first + tokens],
+                    _shared(key[row, :, : cached + tokens], heads),
+                    _shared(value[row, :, : cached + tokens], heads),
+                    attn_mask=causal.part(tokens, cached + tokens),
+                    scale=scaling,
+                )
             )
-        )
-        first += tokens
+            first += tokens
     return torch.cat(outputs, 2).flatten(0, 1).transpose(0, 1)[None].to(dtype)
 
 
