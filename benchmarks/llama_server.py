@@ -66,10 +66,14 @@ def start(options: argparse.Namespace) -> Any:
 
 def write_model(folder: Path, target: Path, form: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    chat = ChatFormat(AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    splits = tokenizer.backend_tokenizer.pre_tokenizer
+    if getattr(splits, "add_prefix_space", False):  # llama.cpp adds none for byte-level BPE, so the template does
+        splits.add_prefix_space = False
+        tokenizer.chat_template = tokenizer.chat_template.replace("+ message['content']", "+ ' ' + message['content']")
     written = form_of(Dtype.bf16, Quantisation(form)) if form in QUANTISED else form_of(Dtype(form), None)
     temporary = target.with_suffix(f".tmp-{os.getpid()}")
-    write_gguf(temporary, model.config, dict(model.state_dict()), chat, written)
+    write_gguf(temporary, model.config, dict(model.state_dict()), ChatFormat(tokenizer), written)
     temporary.replace(target)
 
 
