@@ -1,8 +1,7 @@
 """Serves a model folder by llama.cpp (the wheel xllamacpp): `python benchmarks/llama_server.py FOLDER --gguf FILE`.
 
 Writes FOLDER as one GGUF file with pit's own writer, unless FILE exists, and prints the URL of the OpenAI-compatible
-server. --type: of the matrices. --defaults: keys, values and attention as llama.cpp has them if nothing is said; else
-they are as exact as pit's.
+server.
 """
 
 import argparse
@@ -18,17 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.gguf_file import form_of, write_gguf
 from pitcli.settings.base import Dtype
-from pitcli.settings.exporting import Quantisation
-
-QUANTISED = [quantised.value for quantised in Quantisation]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="model folder as transformers writes it")
     parser.add_argument("--gguf", type=Path, required=True, help="where the model is written in llama.cpp's format")
-    parser.add_argument("--type", choices=["fp32", "bf16", *QUANTISED], default="fp32", help="of the file's matrices")
-    parser.add_argument("--defaults", action="store_true", help="llama.cpp's keys, values, attention")
+    parser.add_argument("--type", choices=["fp32", "bf16"], default="fp32", help="of the file's matrices")
     parser.add_argument("--port", type=int, default=0, help="default: any free port")
     parser.add_argument("--slots", type=int, default=4, help="responses generated at the same time")
     parser.add_argument("--context", type=int, default=1024, help="tokens of a conversation")
@@ -55,25 +50,24 @@ def start(options: argparse.Namespace) -> Any:
     settings.n_parallel, settings.n_ctx = options.slots, options.slots * options.context
     settings.hostnames, settings.port = ["127.0.0.1"], options.port
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = options.threads
-    if not options.defaults:  # keys and values in fp16 move log-probs by some hundredths of a nat
-        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # attention in fp32; by default keys and values are in fp16, which moves log-probs by some hundredths of a nat
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.verbosity = -1
     if options.key:
         settings.api_keys = [options.key]
     return xllamacpp.Server(settings)
 
 
-def write_model(folder: Path, target: Path, form: str) -> None:
+def write_model(folder: Path, target: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     splits = tokenizer.backend_tokenizer.pre_tokenizer
     if getattr(splits, "add_prefix_space", False):  # llama.cpp adds none for byte-level BPE, so the template does
         splits.add_prefix_space = False
         tokenizer.chat_template = tokenizer.chat_template.replace("+ message['content']", "+ ' ' + message['content']")
-    written = form_of(Dtype.bf16, Quantisation(form)) if form in QUANTISED else form_of(Dtype(form), None)
     temporary = target.with_suffix(f".tmp-{os.getpid()}")
-    write_gguf(temporary, model.config, dict(model.state_dict()), ChatFormat(tokenizer), written)
+    write_gguf(temporary, model.config, dict(model.state_dict()), ChatFormat(tokenizer), form_of(Dtype(dtype), None))
     temporary.replace(target)
 
 
