@@ -130,10 +130,10 @@ audit: install
 
 # slow: the studies on three seeds, each at most 15 minutes on 2 cores after the first one has made the shared runs:
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
-#   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-mends (an
-#   hour); for real text, add STUDY='--model smollm2 --data hh.jsonl'
+#   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-transfer,
+#   study-ranks, study-ways_to_train, study-mends (an hour); for real text, add STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
-  explained_edits distillation mends rl_details)
+  explained_edits distillation mends rl_details ways_to_train transfer ranks)
 
 study-%: install
 	$(BIN)/python examples/studies/$*.py --out runs/studies $(STUDY)

@@ -15,8 +15,10 @@ sys.path.insert(0, str(STUDIES))
 import project  # noqa: E402
 import scales  # noqa: E402
 import steps  # noqa: E402
+from systems import system_steps  # noqa: E402
 
-NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in ("project", "scales", "steps", "changes"))
+MODULES = ("project", "scales", "steps", "systems", "ways", "changes", "graded")  # shared by the studies
+NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in MODULES)
 
 
 def study(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
@@ -53,7 +55,7 @@ def test_every_command_of_a_study_is_valid(
     made = set()
     for step in [
         *steps.base_steps(scale, 3),
-        *(s for system in systems for s in steps.system_steps(scale, 3, system)),
+        *(s for system in systems for s in system_steps(scale, 3, system)),
     ]:
         config = settings(step.removeprefix("pit "))
         made.add(str(getattr(config, "output", "")))
@@ -82,3 +84,23 @@ def test_a_system_name_expands_to_the_files_of_all_seeds() -> None:
     assert project.with_files("--input=pit", folders) == "--input=pit=seed-0/pit.jsonl,pit=seed-1/pit.jsonl"
     assert project.with_files("--control=x/y", folders) == "--control=x/y=seed-0/x.jsonl,x/y=seed-1/x.jsonl"
     assert project.with_files("--out=z", folders) == "--out=z"
+
+
+def test_a_step_runs_once_and_its_cost_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = "pit prepare --synthetic 40 --folds sft=1 --out data"
+    for _ in range(2):
+        project.run_steps(tmp_path / "seed-0", 0, [step])
+    costs = (tmp_path / "seed-0" / "costs.jsonl").read_text().splitlines()
+    assert len(costs) == 1
+    cost = project.costs_of(tmp_path / "seed-0", [step])
+    assert 0 < cost.seconds < 60
+    assert 10 < cost.peak_mib < 4000
+
+
+def test_a_failed_step_ends_the_study_and_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="pit prepare failed with exit code 2"):
+            project.run_steps(tmp_path, 0, ["pit prepare --data missing.jsonl --folds sft=1 --out data"])
+    assert len((tmp_path / "costs.jsonl").read_text().splitlines()) == 2

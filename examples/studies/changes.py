@@ -1,4 +1,4 @@
-"""The ablation of the mends of training: each system is the shipped one with one setting changed."""
+"""Ablations: each system is the shipped one with one setting changed."""
 
 from typing import NamedTuple
 
@@ -38,4 +38,13 @@ CHANGES = {
     "width-4": Change(use="--width 4"),
     "stage-best": Change(rl="--curriculum-stages dataset,policy,best"),
     "labels": Change(labels=True),
+}
+RANKS = {
+    "shipped": Change(),
+    **{
+        f"rank-{rank}": Change(
+            sft=f"--lora-rank {rank} --lora-alpha {2 * rank}", reward=f"--lora-rank {rank} --lora-alpha {2 * rank}"
+        )
+        for rank in (4, 8, 32, 64)
+    },
 }

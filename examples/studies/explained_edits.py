@@ -1,4 +1,4 @@
-"""Explained edits: do their shares agree with the oracle, and does --prune-edits lower the harm? On the synthetic task.
+"""Explained edits: do their shares agree with the oracle, and does --prune-edits lower the harm?
 
 The truth of an edit is by how much the oracle's grade falls if that edit alone is reverted. Rank correlations are those
 of Spearman over the edits of all rows; their intervals resample prompts, with the ranks of the whole sample.
@@ -7,17 +7,17 @@ of Spearman over the edits of all rows; their intervals resample prompts, with t
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from graded import Graded, mean_with_interval, written
 from project import run_study
+from scales import StudyScale
 from scipy.stats import rankdata, spearmanr
 
 from pitcli.console import note, table
 from pitcli.data.edits import reverted
-from pitcli.data.explained import parse_edits
 from pitcli.data.reading import load_rows
-from pitcli.data.synthetic import quality
 from pitcli.evaluation.statistics import Bootstrap, Statistic, mean_of
 
 PRUNED = ("pit", "pit-stop")
@@ -38,16 +38,22 @@ class JudgedEdit(NamedTuple):
     rise: float
 
 
-def judged_rows(out: Path, seed: int) -> Iterator[list[JudgedEdit]]:
+def judged_rows(graded: Graded) -> Iterator[list[JudgedEdit]]:
     """Yield the edits of each row that have a gap."""
-    for row in load_rows(out / f"seed-{seed}" / "pit-explained.jsonl", lambda row, *_: row):
-        prompt, response, draft = row["prompt"], row["response"], row["original_response"]
-        edits = parse_edits(row, draft, response)
-        grade = quality(prompt, response)
-        rise = grade - quality(prompt, draft)
+    for row in graded.rows("pit-explained").values():
+        grade = graded.grade(row.prompt, row.response)
+        rise = grade - graded.grade(row.prompt, row.original)
         yield [
-            JudgedEdit(seed, prompt, gap, share, grade - quality(prompt, reverted(response, [edit])), len(edits), rise)
-            for edit, gap, share, *_ in edits
+            JudgedEdit(
+                seed=row.seed,
+                prompt=repr(row.prompt),
+                gap=gap,
+                share=share,
+                fall=grade - graded.grade(row.prompt, reverted(row.response, [edit])),
+                of=len(row.edits),
+                rise=rise,
+            )
+            for edit, gap, share, *_ in row.edits
             if gap is not None
         ]
 
@@ -103,63 +109,45 @@ def by_gap(edits: Sequence[JudgedEdit]) -> list[list[object]]:
     return lines
 
 
-class Graded(NamedTuple):
-    """A row of pit improve: the oracle's grades of its draft and its response, and the edits that were dropped."""
-
-    seed: int
-    prompt: str
-    original: float
-    response: float
-    dropped: int
+def dropped_edits(file: Path) -> list[int]:
+    rows = load_rows(file, lambda row, *_: row)
+    return [sum(step.get("pruned_edits", 0) for step in row["iterations"]) for row in rows]
 
 
-def graded(out: Path, seed: int, name: str) -> list[Graded]:
-    rows = load_rows(out / f"seed-{seed}" / f"{name}.jsonl", lambda row, *_: row)
-    return [
-        Graded(
-            seed,
-            row["prompt"],
-            quality(row["prompt"], row["original_response"]),
-            quality(row["prompt"], row["response"]),
-            sum(step.get("pruned_edits", 0) for step in row["iterations"]),
-        )
-        for row in rows
-    ]
-
-
-def harm_and_grade(out: Path, seeds: Sequence[int], name: str) -> dict[str, float | list[float]]:
+def harm_and_grade(graded: Graded, name: str) -> dict[str, Any]:
     """Return harm rate and mean grade of a system with and without --prune-edits, and the differences."""
-    plain, pruned = ([row for seed in seeds for row in graded(out, seed, n)] for n in (name, f"{name}-pruned"))
-    harm_2N, grade_2N = (
-        np.array([[value(row) for row in rows] for rows in (plain, pruned)])
-        for value in (lambda row: float(row.response < row.original), lambda row: row.response)
-    )
-    rows = [row.prompt for row in plain], [row.seed for row in plain]
+    plain = graded.rows(name)
+    pruned = graded.rows(f"{name}-pruned")
+    rows = list(plain.values())
+    drafts_N = graded.grades(rows, 0)
+    grade_2N = np.array([graded.grades(rows), graded.grades(pruned[key] for key in plain)])
+    harm_2N = (grade_2N < drafts_N).astype(float)
+    dropped = [count for folder in graded.folders for count in dropped_edits(folder / f"{name}-pruned.jsonl")]
     return {
-        "rows": len(plain),
-        "rows_pruned": sum(row.dropped > 0 for row in pruned),
-        "edits_dropped": sum(row.dropped for row in pruned),
+        "rows": len(rows),
+        "rows_pruned": sum(count > 0 for count in dropped),
+        "edits_dropped": sum(dropped),
         "harm": list(harm_2N.mean(1)),
-        "harm_difference": with_interval(mean_of(harm_2N[1] - harm_2N[0]), *rows),
+        "harm_difference": mean_with_interval(rows, harm_2N[1] - harm_2N[0]),
         "grade": list(grade_2N.mean(1)),
-        "grade_difference": with_interval(mean_of(grade_2N[1] - grade_2N[0]), *rows),
+        "grade_difference": mean_with_interval(rows, grade_2N[1] - grade_2N[0]),
     }
 
 
-def report(out: Path, seeds: list[int]) -> None:
-    rows = [row for seed in seeds for row in judged_rows(out, seed)]
+def report(out: Path, seeds: list[int], _: StudyScale) -> None:
+    graded = Graded(out, seeds)
+    rows = list(judged_rows(graded))
     agreements, counts = agreement(rows), by_gap([edit for row in rows for edit in row])
     lines = [[name, count, f"{r:.3f} [{low:.3f}, {high:.3f}]"] for name, (count, r, low, high) in agreements.items()]
     table("Rank correlation with the oracle", ["of", "values", "Spearman [95%]"], lines)
     table("The oracle's grade without an edit", ["gap of the edit", "edits", "rises", "is the same", "falls"], counts)
-    systems = {name: harm_and_grade(out, seeds, name) for name in PRUNED}
+    systems = {name: harm_and_grade(graded, name) for name in PRUNED}
     lines = []
     for name, found in systems.items():
-        for field, digits in (("harm", 4), ("grade", 4)):
+        for field in ("harm", "grade"):
             before, after = found[field]
-            mean, low, high = found[f"{field}_difference"]
-            difference = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            lines.append([name, field, f"{before:.{digits}f}", f"{after:.{digits}f}", difference])
+            difference = written(found[f"{field}_difference"], 4)
+            lines.append([name, field, f"{before:.4f}", f"{after:.4f}", difference])
         note(f"{name}: {found['edits_dropped']} edits dropped in {found['rows_pruned']} of {found['rows']} rows")
     columns = ["system", "figure", "plain", "--prune-edits", "difference [95%]"]
     table("Harm rate and mean grade by the oracle", columns, lines)

@@ -5,6 +5,7 @@ are skipped, so studies with the same --out share their runs.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
@@ -15,12 +16,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from scales import ENGLISH, TINY, StudyScale, real
-from steps import base_steps, system_steps
+from steps import base_steps
+from systems import system_steps
 
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
+COSTS = Path("costs.jsonl")
+MAXRSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in KiB, on macOS in bytes
 
 
 def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> None:
@@ -30,9 +35,10 @@ def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> 
 
 
 def run_steps(folder: Path, seed: int, steps: Iterable[str]) -> None:
-    """Run the unfinished steps of one seed in its folder, in this process."""
-    from pitcli.cli import main as pit
+    """Run the unfinished steps of one seed in its folder, each in a child process; costs.jsonl says what it took.
 
+    A child, because only then is the peak memory that of the step; by fork, which keeps what a study has patched.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     done = Path("done.txt")
@@ -41,24 +47,59 @@ def run_steps(folder: Path, seed: int, steps: Iterable[str]) -> None:
         if done.exists() and step in done.read_text().splitlines():
             continue
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
-        resumable = step.split()[1] in ("sft", "train-reward", "rl", "distill", "improve", "explain")
-        if code := pit([*shlex.split(step)[1:], *(["--resume"] if resumable else [])]):
+        resumable = step.split()[1] in ("sft", "train-reward", "rl", "dpo", "distill", "improve", "explain")
+        code, cost = in_child([*shlex.split(step)[1:], *(["--resume"] if resumable else [])])
+        with COSTS.open("a") as file:
+            file.write(json.dumps({"step": step, **cost._asdict()}) + "\n")
+        if code:
             sys.exit(f"pit {step.split()[1]} failed with exit code {code}; run the same command again to resume")
         with done.open("a") as file:
             file.write(f"{step}\n")
+
+
+class Cost(NamedTuple):
+    """What a step took: seconds of wall-clock time, and the peak of its process's memory in MiB."""
+
+    seconds: float
+    peak_mib: float
+
+
+def in_child(words: list[str]) -> tuple[int, Cost]:
+    """Run a pit command in a forked child. Returns its exit code and what it took."""
+    from pitcli.cli import main as pit
+
+    start = time.time()
+    sys.stdout.flush()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            code = pit(words)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), Cost(time.time() - start, usage.ru_maxrss / MAXRSS_PER_MIB)
+
+
+def costs_of(folder: Path, steps: Iterable[str]) -> Cost:
+    """Return what these steps took in all: their seconds, and the largest peak. A step that was resumed has several."""
+    these = set(steps)
+    lines = [json.loads(line) for line in (folder / COSTS).read_text().splitlines()]
+    found = [line for line in lines if line["step"] in these]
+    return Cost(sum(line["seconds"] for line in found), max(line["peak_mib"] for line in found))
 
 
 def run_study(
     description: str,
     systems: list[str],
     evaluations: list[str],
-    report: Callable[[Path, list[int]], None] | None = None,
+    report: Callable[[Path, list[int], StudyScale], None] | None = None,
     real_only: tuple[str, ...] = (),
     english_only: tuple[str, ...] = (),
 ) -> None:
     """Make the rows of the systems for every seed, then run the evaluations, whose --input and --control name systems.
 
-    report: prints more results from the folder and the seeds; only on the synthetic task, because it uses the oracle.
+    report: prints more results from the folder, the seeds and the scale, if the oracle can grade them.
     real_only: systems that need a model that follows instructions, which the tiny model does not. english_only: systems
     that need the grades of the English task.
     """
@@ -79,8 +120,8 @@ def run_study(
     if args.only != "make":
         independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
         evaluate(out, folders, evaluations, "--judge=oracle" if scale.judge is None else independent)
-        if report and scale is TINY:
-            report(out, args.seeds)
+        if report and scale.judge is None:
+            report(out, args.seeds, scale)
     print(f"total time: {time.time() - start:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""Details of other RL methods, each put in place of a part of pit's, on the synthetic task; none of them is a setting.
+"""Details of other RL methods, each put in place of a part of pit's; none of them is a setting.
 
 Prints the quality after each of three iterations without a stop rule, and what it is more or less than pit's own.
 """
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from mends import grades, rows_of
+from graded import Graded, written
 from project import in_processes, run_steps, run_study
-from scales import TINY
+from scales import StudyScale
 from steps import improve, rl
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from pitcli.data.rows import Comparison
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.training import rollouts
 from pitcli.engine.training.rollouts import Layout, RolloutMicroBatch, group_gaps
-from pitcli.evaluation.statistics import Bootstrap, mean_of
 
 ITERATIONS = 3
 THREE = f"--stop none --max-iters {ITERATIONS}"
@@ -111,27 +109,24 @@ def changed(detail: str) -> Iterator[None]:
             one.stop()
 
 
-def make_details(folder: Path, seed: int) -> None:
+def make_details(folder: Path, seed: int, scale: StudyScale) -> None:
     """Train one improver per detail and improve the drafts three times."""
     for name in DETAILS:
         with changed(name):
-            run_steps(folder, seed, [rl(TINY, seed, f"rl-{name}", "--curriculum")])
-        run_steps(folder, seed, [improve(TINY, seed, f"detail@{name}", f"--run runs/rl-{name} {THREE}")])
+            run_steps(folder, seed, [rl(scale, seed, f"rl-{name}", "--curriculum")])
+        run_steps(folder, seed, [improve(scale, seed, f"detail@{name}", f"--run runs/rl-{name} {THREE}")])
 
 
-def report(out: Path, seeds: list[int]) -> None:
-    in_processes(make_details, {seed: out / f"seed-{seed}" for seed in seeds}, JOBS)
-    shipped = rows_of(out, seeds, "pit-3")
-    bootstrap = Bootstrap([repr(row.prompt) for row in shipped.values()], [row.seed for row in shipped.values()])
-    figures = {}
-    for name in ("pit-3", *(f"detail@{name}" for name in DETAILS)):
-        rows = rows_of(out, seeds, name)
-        quality_IN = np.array([grades((rows[key] for key in shipped), count) for count in range(ITERATIONS + 1)])
-        less_N = quality_IN[-1] - grades(shipped.values(), ITERATIONS)
-        figures[name] = [*quality_IN.mean(1).tolist(), float(less_N.mean()), *bootstrap.interval(mean_of(less_N))]
-    lines = [[name, *found[:-3], "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found[-3:])] for name, found in figures.items()]
+def report(out: Path, seeds: list[int], scale: StudyScale) -> None:
+    in_processes(partial(make_details, scale=scale), {seed: out / f"seed-{seed}" for seed in seeds}, JOBS)
+    graded = Graded(out, seeds)
+    own = graded.rows("pit-3")
+    names = ("pit-3", *(f"detail@{name}" for name in DETAILS))
+    found = {name: graded.iterated(name, own, ITERATIONS) for name in names}
+    lines = [[name, *system.quality, written(system.less)] for name, system in found.items()]
     columns = ["detail", "drafts", *map(str, range(1, ITERATIONS + 1)), "3, less pit's own [95%]"]
-    table(f"One part of RL replaced, {len(shipped)} rows, judged by the oracle", columns, lines)
+    table(f"One part of RL replaced, {len(own)} rows, judged by the oracle", columns, lines)
+    figures = {name: system._asdict() for name, system in found.items()}
     (out / "rl_details.json").write_text(json.dumps(figures, indent=1))
 
 

@@ -11,9 +11,9 @@ class StudyScale(NamedTuple):
     """Size and settings of a study: the tiny model on the synthetic task, or a real model on a task or on real pairs.
 
     samples: settings of the samples from which pairs are made, if they are not data already. questions: what drafts are
-    written for. rl_questions: what the drafts are written for that RL improves ("": the prompts of its pairs, drafted
-    as it goes). policy: the run that writes drafts ("" if the base itself does). judge: settings of the judge, trained
-    on its whole fold (None: the oracle judges).
+    written for. rl_questions: what the drafts are written for that RL and distillation improve ("": the prompts of the
+    pairs of RL, drafted as it goes). policy: the run that writes drafts ("" if the base itself does). improver: the run
+    that is distilled. judge: settings of the judge, trained on its whole fold (None: the oracle judges).
     """
 
     model: str
@@ -24,6 +24,7 @@ class StudyScale(NamedTuple):
     rl: str
     far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
     decoding: str
+    dpo: str
     distill: str
     on_policy: str  # pit distill --method on-policy
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
@@ -32,6 +33,7 @@ class StudyScale(NamedTuple):
     rl_questions: str = ""
     draft_decoding: str = ""  # if it is not that of the methods, which need room for what they add
     policy: str = "runs/policy"
+    improver: str = "runs/rl"
     judge: str | None = None
 
 
@@ -40,11 +42,12 @@ TINY = StudyScale(
     prepare="--synthetic 8000 --folds sft=1,reward=2,rl=1,test=0.4",
     drafts="--max-rows 500",
     sft="--batch-size 32 --micro-batch-size 64",
-    reward="--batch-size 64 --micro-batch-size 64",
+    reward="--batch-size 64 --micro-batch-size 64 --gap-loss five-term",
     rl="--max-steps 120 --updates-per-rollout 2 --batch-size 32 --micro-batch-size 128 --learning-rate 2e-3"
     " --rollout-temperature 0.6 --rollout-max-new-tokens 16",
     far="--max-steps 240 --learning-rate 4e-3",
     decoding="--max-new-tokens 16",
+    dpo="--batch-size 32 --micro-batch-size 64",
     distill="--batch-size 32 --micro-batch-size 64 --epochs 2",
     on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
     " --rollout-max-new-tokens 16",
@@ -68,12 +71,14 @@ ENGLISH = StudyScale(
     " --save-every 10",
     far="--max-steps 120",
     decoding="--max-new-tokens 200",
+    dpo="--max-length 768 --lora-rank 8 --lora-alpha 16 --max-steps 200 --save-every 20",
     distill="--max-length 768 --save-every 20",
     on_policy="--max-length 768 --max-steps 60 --rollout-max-new-tokens 128 --save-every 10",
     policy="",
+    improver="runs/sft",  # RL has not made it better yet
 )
 EXAMPLES = Path(__file__).resolve().parents[1]
-VERIFIER = f"cmd:{shlex.quote(sys.executable)} {shlex.quote(str(EXAMPLES / 'instruction_grades.py'))}"
+VERIFIER = f"cmd:{shlex.quote(sys.executable)} {shlex.quote(str(EXAMPLES / 'oracle_grades.py'))}"
 
 
 def real(args: argparse.Namespace) -> StudyScale:
@@ -89,6 +94,7 @@ def real(args: argparse.Namespace) -> StudyScale:
         rl=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
         far="",  # --steps sets the number of steps
         decoding=f"--max-new-tokens {args.max_new_tokens}",
+        dpo=limits,
         distill=limits,
         on_policy=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
         judge=judge,

@@ -1,4 +1,4 @@
-"""The learned stop rule compared with fixed numbers of iterations and with a stop by the oracle, on the synthetic task.
+"""The learned stop rule compared with fixed numbers of iterations and with a stop by the oracle.
 
 The rows of five iterations without a stop rule contain what every stop rule would have seen, so thresholds are replayed
 on them; the row `learned` comes from the command itself. Regret is the difference in quality from the best iteration,
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from graded import Graded, mean_with_interval, written
 from project import run_study
+from scales import StudyScale
 
 from pitcli.console import note, table
-from pitcli.data.synthetic import quality
-from pitcli.evaluation.statistics import Bootstrap, mean_of
-from pitcli.evaluation.systems import Key, Row, load_systems
+from pitcli.data.rows import Prompt
+from pitcli.evaluation.systems import Key, Row
 
 ITERATIONS = 5
 THRESHOLDS = (0.5, 0.52, 0.55, 0.6)
+Grade = Callable[[Prompt, str], float]
 
 
 class Stopped(NamedTuple):
@@ -57,60 +59,55 @@ def by_gap(threshold: float) -> Callable[[Row, int], bool]:
     return refuses
 
 
-def by_oracle(row: Row, count: int) -> bool:
+def by_oracle(grade: Grade) -> Callable[[Row, int], bool]:
     """Refuse an iteration that the oracle does not grade higher than the one before."""
-    step = row.steps[count]
-    return not grade(row, step.written) > grade(row, step.before)
+    return lambda row, count: (
+        not grade(row.prompt, row.steps[count].written) > grade(row.prompt, row.steps[count].before)
+    )
 
 
-def grade(row: Row, response: str) -> float:
-    return quality(row.prompt[-1].content, response)
-
-
-def best(rows: list[Row]) -> Stopped:
+def best(rows: list[Row], grade: Grade) -> Stopped:
     """The upper bound for every rule: the best iteration of each row."""
-    chosen = [max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row, row.response_after(k))) for row in rows]
+    chosen = [
+        max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row.prompt, row.response_after(k))) for row in rows
+    ]
     return Stopped("best iteration", [row.response_after(k) for row, k in zip(rows, chosen, strict=True)], chosen)
 
 
-def report(out: Path, seeds: list[int]) -> None:
-    plain, learned = (
-        load_systems([f"{name}={out}/seed-{seed}/{name}.jsonl" for seed in seeds], "--input", None, None)[0]
-        for name in ("pit-5", "pit-stop")
-    )
-    keys: list[Key] = [key for key in plain.rows if key in learned.rows]
-    rows, stopped = plain.at(keys), learned.at(keys)
+def report(out: Path, seeds: list[int], _: StudyScale) -> None:
+    graded = Graded(out, seeds)
+    plain, learned = (graded.rows(name) for name in ("pit-5", "pit-stop"))
+    keys: list[Key] = [key for key in plain if key in learned]
+    rows, stopped = ([system[key] for key in keys] for system in (plain, learned))
     command = Stopped("learned", [row.response for row in stopped], [len(row.steps) for row in stopped])
     outcomes = [
         *(fixed(rows, count) for count in range(ITERATIONS + 1)),
         *(replayed(rows, f"P(better) > {threshold}", by_gap(threshold)) for threshold in THRESHOLDS),
         command,
-        replayed(rows, "oracle stop", by_oracle),
-        best(rows),
+        replayed(rows, "oracle stop", by_oracle(graded.grade)),
+        best(rows, graded.grade),
     ]
     same = np.mean([a == b for a, b in zip(outcomes[ITERATIONS + 1].responses, command.responses, strict=True)])
     note(f"the replay at threshold 0.5 gives the same response as the command in {same:.1%} of {len(rows)} rows")
-    original_N = np.array([grade(row, row.original) for row in rows])
-    graded = {
-        outcome.name: np.array([grade(row, text) for row, text in zip(rows, outcome.responses, strict=True)])
-        for outcome in outcomes
+    original_N = graded.grades(rows, 0)
+    grades = {
+        name: np.array([graded.grade(row.prompt, text) for row, text in zip(rows, responses, strict=True)])
+        for name, responses, _ in outcomes
     }
-    bootstrap = Bootstrap([repr(row.prompt) for row in rows], [row.seed for row in rows] if len(seeds) > 1 else None)
     lines, figures = [], {}
     for outcome in outcomes:
-        mine = graded[outcome.name]
-        low, high = bootstrap.interval(mean_of(graded["learned"] - mine))
+        mine = grades[outcome.name]
+        learned_less = mean_with_interval(rows, grades["learned"] - mine)
         figures[outcome.name] = {
             "quality": float(mine.mean()),
-            "learned_less_this": [float((graded["learned"] - mine).mean()), low, high],
-            "regret": float((graded["best iteration"] - mine).mean()),
+            "learned_less_this": learned_less,
+            "regret": float((grades["best iteration"] - mine).mean()),
             "harm_rate": float((mine < original_N).mean()),
             "calls": float(np.mean(outcome.calls)),
         }
-        difference = f"{(graded['learned'] - mine).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
         found = figures[outcome.name]
-        cells = [found["quality"], difference, found["regret"], f"{found['harm_rate']:.1%}", found["calls"]]
-        lines.append([outcome.name, *cells])
+        cells = [found["quality"], written(learned_less, 4), found["regret"], f"{found['harm_rate']:.1%}"]
+        lines.append([outcome.name, *cells, found["calls"]])
     columns = ["stop rule", "quality", "learned minus this [95%]", "regret", "harm rate", "improvements per draft"]
     table(f"Stop rules, {len(rows)} rows, judged by the oracle", columns, lines)
     (out / "stop-rule.json").write_text(json.dumps(figures, indent=1) + "\n")

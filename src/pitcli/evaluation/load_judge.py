@@ -1,6 +1,6 @@
 """Load the judge that --judge names: oracle, gap:RUN, hf:MODEL, openai:MODEL, cmd:COMMAND or labels:FILE."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,14 +80,24 @@ def check_name(name: str, others: Sequence[str] = ()) -> None:
         raise SettingsError(f"--judge: expected {', '.join(forms[:-1])} or {forms[-1]}, got {name}")
 
 
-def oracle_judge(fields: Fields) -> Judge:
-    """Make a judge from the quality function of the word lists, and from the grades of the instruction task."""
+def oracle_grade(fields: Fields) -> Callable[[Prompt, str], float]:
+    """Make the function that grades a response in [0, 1]: of word lists, or of a request of the instruction task.
 
-    def grade_one(prompt: Prompt, response: str) -> float:
+    fields: those of the row that has a prompt. Raises ValueError if a prompt belongs to neither task.
+    """
+
+    def grade(prompt: Prompt, response: str) -> float:
         request = fields.get(prompt, {})
         if request_problem(request) is None:
             return instruction_grade(response, request["subject"], request["instructions"])
         return quality(prompt[-1].content, response)
+
+    return grade
+
+
+def oracle_judge(fields: Fields) -> Judge:
+    """Make a judge from the quality function of the word lists, and from the grades of the instruction task."""
+    grade_one = oracle_grade(fields)
 
     def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
         try:
