@@ -6,7 +6,7 @@ chosen by the oracle.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +14,15 @@ import numpy as np
 from graded import Graded, mean_with_interval, written
 from project import run_study
 from scales import StudyScale
+from scipy.special import logit
 
 from pitcli.console import note, table
 from pitcli.data.rows import Prompt
-from pitcli.evaluation.systems import Key, Row
+from pitcli.equations import p_better
+from pitcli.evaluation.systems import Key, Row, Step
 
 ITERATIONS = 5
-THRESHOLDS = (0.5, 0.52, 0.55, 0.6)
+THRESHOLDS = (0.5, 0.52, 0.55, 0.6, 0.7, 0.8, 0.9)
 Grade = Callable[[Prompt, str], float]
 
 
@@ -36,20 +38,29 @@ def fixed(rows: list[Row], count: int) -> Stopped:
     return Stopped(f"fixed {count}", [row.response_after(count) for row in rows], [count] * len(rows))
 
 
-def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool]) -> Stopped:
-    """Stop before the first iteration that is refused; the cost of the refused one counts."""
+def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool], over_draft: float = 0.0) -> Stopped:
+    """Stop before the first iteration that is refused; the cost of the refused one counts.
+
+    over_draft: P(better than the draft) that the last response must exceed, otherwise the draft is kept.
+    """
     responses, calls = [], []
     for row in rows:
         count = 0
         while count < len(row.steps) and not refuses(row, count):
             count += 1
-        responses.append(row.response_after(count))
+        enough = p_over_draft(row.steps[:count]) > over_draft
+        responses.append(row.response_after(count if enough else 0))
         calls.append(min(count + 1, len(row.steps)))
     return Stopped(name, responses, calls)
 
 
+def p_over_draft(steps: Sequence[Step]) -> float:
+    """P(better than the draft): the odds over the response before, multiplied."""
+    return p_better(sum(logit(step.p_better or 0) for step in steps), 1.0)
+
+
 def by_gap(threshold: float) -> Callable[[Row, int], bool]:
-    """The rule of `pit improve`: refuse a copy, a cycle, or P(better) not above the threshold."""
+    """Refuse a copy, a cycle, or P(better) over the response before that is not above the threshold."""
 
     def refuses(row: Row, count: int) -> bool:
         step = row.steps[count]
@@ -82,7 +93,8 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
     command = Stopped("learned", [row.response for row in stopped], [len(row.steps) for row in stopped])
     outcomes = [
         *(fixed(rows, count) for count in range(ITERATIONS + 1)),
-        *(replayed(rows, f"P(better) > {threshold}", by_gap(threshold)) for threshold in THRESHOLDS),
+        *(replayed(rows, f"P(better) > {t} over the one before", by_gap(t)) for t in THRESHOLDS),
+        *(replayed(rows, f"P(better) > {t} over the draft", by_gap(0.5), over_draft=t) for t in THRESHOLDS[1:]),
         command,
         replayed(rows, "oracle stop", by_oracle(graded.grade)),
         best(rows, graded.grade),

@@ -8,7 +8,7 @@ from scipy.stats import beta
 
 from pitcli.data.rows import Comparison, Draft
 from pitcli.engine.generation.methods import Proposal
-from pitcli.engine.improving.stop_rule import Attempt, after_proposal
+from pitcli.engine.improving.stop_rule import Attempt, after_proposal, at_end
 from pitcli.settings.base import StopRule
 from pitcli.settings.generating import ImproveConfig
 
@@ -31,7 +31,7 @@ class Chain(NamedTuple):
             if attempt.stop_reason is not None:
                 break
             attempt = after_proposal(attempt, proposal, gap, config)
-        return attempt.best
+        return at_end(attempt, config).best
 
     def against_draft(self, response: str) -> Comparison:
         return Comparison(self.draft.prompt, response, self.draft.response)

@@ -23,9 +23,9 @@ from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.live import LiveImprovements
 from pitcli.engine.improving.ranking import Scores, score
-from pitcli.engine.improving.scheduler import Scheduler, at_end
+from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel
-from pitcli.engine.improving.stop_rule import Attempt
+from pitcli.engine.improving.stop_rule import Attempt, at_end
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
 from pitcli.settings.base import GapLoss
@@ -173,7 +173,7 @@ class Engine:
             if job.scheduler.continues(attempt):
                 self._jobs[self._live.add(job.scheduler, attempt)] = job
             else:
-                job.send(at_end(attempt))
+                job.send(at_end(attempt, config))
         except Exception as problem:  # a RowProblem, and anything that this draft alone causes
             job.send(problem)
 

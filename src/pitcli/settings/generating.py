@@ -100,8 +100,9 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
         0.5,
         ge=0,
         le=1,
-        description="P(better) that an improvement must exceed to be kept [default: that of pit calibrate, if --run "
-        "has one for these settings, otherwise 0.5]",
+        description="P(better than the draft) that the last improvement must exceed, otherwise the draft is kept; each "
+        "must exceed 0.5 over the one before [default: that of pit calibrate, if --run has one for these settings, "
+        "otherwise 0.5]",
     )
     patience: Annotated[int, Fact.process, Section.stop] = Field(
         1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"

@@ -24,7 +24,7 @@ from pitcli.evaluation.systems import System, load_systems
 from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.files import file_digest
-from pitcli.settings.base import Method, StopRule
+from pitcli.settings.base import Method
 from pitcli.settings.default_runs import IMPROVER_RUN
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.judging import CalibrateConfig
@@ -53,6 +53,7 @@ def run(config: CalibrateConfig) -> int:
         return 1
     chosen = tested[index]
     calibration = Calibration(
+        over="draft",
         threshold=chosen.threshold,
         harm=chosen.harm,
         bound=chosen.bound,
@@ -102,10 +103,6 @@ def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], impr
     problems = []
     if made.method is not Method.pit:
         problems.append(f"expected rows of --method pit, got {made.method}")
-    if made.stop is StopRule.gap and made.threshold > min(THRESHOLDS):
-        problems.append(
-            f"expected rows of --stop none, got --threshold {made.threshold:g}, which hides lower thresholds"
-        )
     if made.patience > 1:
         problems.append(f"expected rows of --patience 1, got {made.patience}: proposals after a rejection differ")
     if record.get("gap_temperature") is None:

@@ -97,7 +97,7 @@ def step(response: str, best: str, **about: Any) -> tuple[Attempt, Attempt]:
     """The attempts before and after an iteration that was accepted."""
     draft = Draft(None, PROMPT, best, {"finished": about.pop("draft_finished", None)})
     record = {"response": response, "gap": 1.0, "p_better": 0.7, "accepted": True, "finished": True, **about}
-    return Attempt(draft, best, []), Attempt(draft, response, [record])
+    return Attempt(draft, best, []), Attempt(draft, response, [record], best_gap=record["gap"])
 
 
 def pruned(steps: list[tuple[Attempt, Attempt]], *grades: Grade) -> list[Attempt]:
@@ -107,12 +107,16 @@ def pruned(steps: list[tuple[Attempt, Attempt]], *grades: Grade) -> list[Attempt
 
 def test_edits_that_do_nothing_are_dropped_together() -> None:
     """y is worth nothing, z less: both go; x stays."""
-    (after,) = pruned([step("a x c y e z g", "a b c d e f g")], points(x=3, z=-1))
+    before, proposed = step("a x c y e z g", "a b c d e f g")
+    before = before._replace(best_gap=0.5)
+    proposed = proposed._replace(best_gap=before.best_gap + 1.0)
+    (after,) = pruned([(before, proposed)], points(x=3, z=-1))
     assert after.best == "a x c d e f g"
     (record,) = after.iterations
     assert (record["response"], record["unpruned_response"]) == (after.best, "a x c y e z g")
     assert (record["gap"], record["pruned_edits"], record["accepted"]) == (3.0, 2, True)
     assert record["p_better"] == pytest.approx(1 / (1 + math.exp(-3)))
+    assert after.best_gap == pytest.approx(before.best_gap + 3.0)
     assert after.seen() == ["a b c d e f g", after.best, "a x c y e z g"]  # neither may be proposed again
 
 

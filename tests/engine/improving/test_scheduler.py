@@ -76,7 +76,7 @@ class Batching:
 def test_max_iters(max_iters: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that improves every time stops with the reason max_iters after that many responses."""
     writer = LocalWriter(None, None, Decoding(0, 1, 4, (2,)), None)  # type: ignore[arg-type]
-    scheduler = Scheduler(writer, None, ImproveConfig(max_iters=max_iters))
+    scheduler = Scheduler(writer, None, ImproveConfig(max_iters=max_iters, stop="none"))
     count = iter(range(99))
 
     def propose(writer: Writer, row: PromptWithReference, seed: int) -> Proposing:

@@ -13,9 +13,11 @@ from pitcli.engine.improving.stop_rule import (
     ScoredProposal,
     StopReason,
     after_proposal,
+    at_end,
     best_of_n,
     best_of_width,
     finished_row,
+    settled,
 )
 from pitcli.settings.generating import ImproveConfig
 
@@ -44,16 +46,59 @@ def test_a_better_response_is_accepted_and_the_draft_continues() -> None:
     assert iteration["p_better"] == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize(("gap", "threshold"), [(-LN3, 0.5), (0.0, 0.5), (LN3, 0.75 + 1e-9), (LN3, 1.0)])
+@pytest.mark.parametrize(("gap", "threshold"), [(-LN3, 0.5), (0.0, 0.5), (-LN3, 0.25 + 1e-9)])
 def test_not_better(gap: float, threshold: float) -> None:
-    """P(better) must exceed the threshold: the 0.5 of a tie does not exceed 0.5."""
+    """P(better) must exceed 0.5, or a threshold below it: the 0.5 of a tie does not exceed 0.5."""
     attempt = attempt_at(("dog", gap), threshold=threshold)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "not_better")
     assert attempt.iterations[0]["accepted"] is False
 
 
-def test_just_above_the_threshold_is_accepted() -> None:
-    assert attempt_at(("dog", LN3), threshold=0.75 - 1e-9).stop_reason is None
+@pytest.mark.parametrize(("gap", "threshold"), [(LN3, 0.5), (LN3, 0.9), (-LN3, 0.25 - 1e-9)])
+def test_just_better_is_accepted(gap: float, threshold: float) -> None:
+    """A threshold above 0.5 decides at the end only."""
+    assert attempt_at(("dog", gap), threshold=threshold).best == "dog"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(0.5, "cow"), (0.9 - 1e-9, "cow"), (0.9 + 1e-9, " cat "), (1.0, " cat ")]
+)
+def test_the_threshold_is_over_the_draft(threshold: float, kept: str) -> None:
+    """Two accepted iterations with odds of 3 have odds of 9 over the draft: P(better) = 0.9."""
+    attempt = at_end(attempt_at(("dog", LN3), ("cow", LN3)), ImproveConfig(threshold=threshold))
+    assert attempt.best == kept
+    assert attempt.stop_reason == ("max_iters" if kept == "cow" else "not_better")
+    assert [iteration["accepted"] for iteration in attempt.iterations] == [kept == "cow"] * 2
+    assert [iteration["gap"] for iteration in attempt.iterations] == [LN3] * 2  # what pit calibrate replays
+
+
+def test_a_later_rejection_changes_nothing_over_the_draft() -> None:
+    attempt = attempt_at(("dog", LN3), ("cow", -LN3))
+    assert at_end(attempt, ImproveConfig(threshold=0.75 - 1e-9)).best == "dog"
+    assert at_end(attempt, ImproveConfig(threshold=0.75 + 1e-9)).best == " cat "
+
+
+def test_a_failure_stays_one_if_the_draft_is_kept() -> None:
+    attempt = attempt_at(("dog", LN3), ("cow", math.nan))
+    kept = at_end(attempt, ImproveConfig(threshold=0.9))
+    assert (kept.best, kept.stop_reason) == (" cat ", "non_finite_gap")
+
+
+def test_without_a_stop_rule_nothing_is_taken_back() -> None:
+    attempt = attempt_at(("dog", -LN3), stop="none")
+    assert at_end(attempt, ImproveConfig(stop="none", threshold=0.9)).best == "dog"
+
+
+def test_best_of_n_keeps_the_draft_unless_the_best_is_enough_better() -> None:
+    attempt = best_of_n(Attempt(DRAFT, DRAFT.response, []), Proposal("dog", 5, True, {}), LN3, CONFIG)
+    assert at_end(attempt, ImproveConfig(threshold=0.75 - 1e-9)).best == "dog"
+    assert at_end(attempt, ImproveConfig(threshold=0.75 + 1e-9)).best == " cat "
+
+
+def test_what_a_live_improvement_shows_is_settled_but_goes_on() -> None:
+    attempt = attempt_at(("dog", LN3))
+    shown = settled(attempt, ImproveConfig(threshold=0.9))
+    assert (shown.best, shown.stop_reason, attempt.best) == (" cat ", None, "dog")
 
 
 def test_copy() -> None:

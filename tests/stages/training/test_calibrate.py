@@ -142,7 +142,6 @@ def test_too_few_rows_are_an_answer(chains: list[dict[str, Any]], capsys: pytest
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"stop": "gap", "threshold": 0.8}, "expected rows of --stop none, got --threshold 0.8"),
         ({"patience": 2}, "expected rows of --patience 1, got 2"),
         ({"method": "resample"}, "expected rows of --method pit, got resample"),
     ],

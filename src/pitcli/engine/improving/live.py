@@ -7,8 +7,8 @@ from itertools import count
 from pitcli.engine.generation.continuous_batching import ContinuousBatching
 from pitcli.engine.generation.methods import Proposal
 from pitcli.engine.generation.static_batching import Request, StaticBatching
-from pitcli.engine.improving.scheduler import Iteration, Scheduler, at_end
-from pitcli.engine.improving.stop_rule import Attempt, after_proposal, best_of_width
+from pitcli.engine.improving.scheduler import Iteration, Scheduler
+from pitcli.engine.improving.stop_rule import Attempt, after_proposal, at_end, best_of_width, settled
 
 
 class _Improvement:
@@ -67,6 +67,7 @@ class LiveImprovements:
     def advance(self) -> list[tuple[int, Attempt]]:
         """Run one pass over the slots; return (key, attempt) after each iteration that has been judged.
 
+        The attempts are as if they ended there.
         An attempt with a stop reason has ended, and its draft is forgotten. While responses wait for slots, slots are
         refilled and proposals scored by several at a time; otherwise each as soon as possible.
         """
@@ -106,8 +107,8 @@ class LiveImprovements:
             if scheduler.continues(attempt):
                 improvement.attempt = attempt
                 self._waiting.extendleft(reversed(self._begin(index)))
+                results.append((index, settled(attempt, scheduler.config)))
             else:
-                attempt = at_end(attempt)
+                results.append((index, at_end(attempt, scheduler.config)))
                 del self._improvements[index]
-            results.append((index, attempt))
         return results

@@ -56,4 +56,5 @@ def _without_edits(
         "pruned_edits": len(dropped),
         "unpruned_response": after.best,
     }
-    return after._replace(best=text, iterations=[*earlier, record])
+    best_gap = after.best_gap - last["gap"] + record["gap"]
+    return after._replace(best=text, iterations=[*earlier, record], best_gap=best_gap)

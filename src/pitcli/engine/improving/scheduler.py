@@ -34,6 +34,7 @@ from pitcli.engine.improving.stop_rule import (
     ScoredProposal,
     StopReason,
     after_proposal,
+    at_end,
     best_of_n,
     best_of_width,
 )
@@ -103,7 +104,7 @@ class Scheduler(NamedTuple):
         batching = self._open_batching([request for _, request in waiting])
         while attempts:
             while yielded in attempts and yielded not in iterations:
-                yield at_end(attempts.pop(yielded))
+                yield at_end(attempts.pop(yielded), self.config)
                 yielded += 1
             begin_more()
             batching.admit([waiting.popleft() for _ in range(min(batching.free(), len(waiting)))])
@@ -229,7 +230,3 @@ class Iteration(NamedTuple):
         if len(self.proposals) < len(self.proposing):
             return []
         return [proposal for _, proposal in sorted(self.proposals.items())]
-
-
-def at_end(attempt: Attempt) -> Attempt:
-    return attempt._replace(stop_reason=attempt.stop_reason or StopReason.max_iters)

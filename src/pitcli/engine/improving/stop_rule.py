@@ -1,8 +1,9 @@
 """The stop rule: whether a proposed response replaces the best so far, and when a draft is finished.
 
-The learned stop rule accepts a proposal only if P(better than the best so far) exceeds the threshold. The first
-rejected proposal ends the draft; with --patience N, the Nth in a row. Whatever the rule and the method, a proposal that
---max-new-tokens truncated is rejected, unless --accept-truncated is given.
+The learned stop rule accepts a proposal only if P(better than the best so far) exceeds 0.5. The first rejected proposal
+ends the draft; with --patience N, the Nth in a row. Then P(better than the draft) must exceed --threshold; if it does
+not, the draft is kept. Whatever the rule and the method, a proposal that --max-new-tokens truncated is rejected, unless
+--accept-truncated is given.
 """
 
 import math
@@ -21,7 +22,7 @@ from pitcli.settings.generating import ImproveConfig
 class StopReason(StrEnum):
     """Why a draft was not improved further."""
 
-    not_better = "not_better"  # P(better) does not exceed the threshold
+    not_better = "not_better"  # than the best so far, or not enough better than the draft
     copy = "copy"  # the proposal equals the best so far
     cycle = "cycle"  # the proposal equals an earlier response
     empty = "empty"  # the proposal is empty
@@ -31,6 +32,8 @@ class StopReason(StrEnum):
     out_of_memory = "out_of_memory"
     no_reply = "no_reply"  # the endpoint of the writer did not answer; no row is written
 
+
+EVEN = 0.5  # P(better) of two equal responses
 
 # these count as failed rows; the draft is kept
 FAILURES = {
@@ -42,8 +45,9 @@ FAILURES = {
 class Attempt(NamedTuple):
     """The state of one draft while it is improved.
 
-    best: the best response so far. iterations: a record of each. stop_reason: None until the draft stops. best_gap: for
-    best-of-n, gap / T of the best response over the draft. problem: why the writer gave no reply.
+    best: the best response so far. iterations: a record of each. stop_reason: None until the draft stops. best_gap: the
+    gap / T of the best response over the draft; for best-of-n it is scored, otherwise it is the sum of the gaps of the
+    accepted iterations, each over the one before. problem: why the writer gave no reply.
     """
 
     draft: Draft
@@ -89,13 +93,33 @@ def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, conf
     rejected = refusal(attempt, proposal, gap, config)
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=rejected is None)]
     if rejected is None:
-        return Attempt(attempt.draft, proposal.response, iterations)
+        return Attempt(attempt.draft, proposal.response, iterations, best_gap=attempt.best_gap + (gap or 0.0))
     recent = [iteration["accepted"] for iteration in iterations[-config.patience :]]
     if config.stop is StopRule.none:  # the next proposal is made from the best so far once more
         continues = rejected is StopReason.truncated
     else:
         continues = rejected is not StopReason.non_finite_gap and (any(recent) or len(recent) < config.patience)
-    return Attempt(attempt.draft, attempt.best, iterations, None if continues else rejected)
+    return attempt._replace(iterations=iterations, stop_reason=None if continues else rejected)
+
+
+def settled(attempt: Attempt, config: ImproveConfig) -> Attempt:
+    """Return the attempt with what is kept if it ends now: the draft, if the best is not enough better than it.
+
+    By the learned stop rule only. If the draft is kept, no iteration counts as accepted.
+    """
+    if config.stop is StopRule.none or not attempt.changed() or p_better(attempt.best_gap, 1.0) > config.threshold:
+        return attempt
+    rejected = [{**iteration, "accepted": False} for iteration in attempt.iterations]
+    return attempt._replace(best=attempt.draft.response, iterations=rejected, best_gap=0.0)
+
+
+def at_end(attempt: Attempt, config: ImproveConfig) -> Attempt:
+    """Return the attempt at its end: with what is kept, and with a stop reason."""
+    kept = settled(attempt, config)
+    failed = attempt.problem or attempt.stop_reason in FAILURES
+    if kept.changed() != attempt.changed() and not failed:
+        return kept._replace(stop_reason=StopReason.not_better)
+    return kept._replace(stop_reason=attempt.stop_reason or StopReason.max_iters)
 
 
 class ScoredProposal(NamedTuple):
@@ -138,7 +162,7 @@ def refusal(attempt: Attempt, proposal: Proposal, gap: float | None, config: Imp
             reason = StopReason.copy
         elif response in (earlier.strip() for earlier in attempt.seen()):
             reason = StopReason.cycle
-        elif gap is not None and not p_better(gap, 1.0) > config.threshold:
+        elif gap is not None and not p_better(gap, 1.0) > min(config.threshold, EVEN):
             reason = StopReason.not_better
     return reason
 
