@@ -69,6 +69,15 @@ def test_every_command_of_a_study_is_valid(
             assert Path(file.partition("=")[2]).name in made
 
 
+@pytest.mark.parametrize("scale", [scales.TINY, scales.ENGLISH], ids=["tiny", "english"])
+def test_every_command_of_the_transfer_matrix_is_valid(scale: scales.StudyScale) -> None:
+    from transfer import matrix_steps, sources
+
+    configs = [settings(step.removeprefix("pit ")) for step in matrix_steps(scale, 3)]
+    made = {str(getattr(config, "output", "")) for config in configs}
+    assert {f"transfer@sft@{source}.jsonl" for source in sources(scale)} < made
+
+
 def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold() -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
     commands = steps.base_steps(scales.real(args), 3)

@@ -35,28 +35,28 @@ def sources(scale: StudyScale) -> list[str]:
     return [*POLICY, *([] if scale.rl_questions else [PAIRS]), RLHF]
 
 
-def make_matrix(folder: Path, seed: int, scale: StudyScale) -> None:
-    """Make transfer@IMPROVER@SOURCE.jsonl of each improver and each source."""
+def matrix_steps(scale: StudyScale, seed: int) -> list[str]:
+    """Return the commands that make transfer@IMPROVER@SOURCE.jsonl of each improver and each source."""
     questions = f"{scale.questions} {scale.drafts}"
-    drafts = {name: sample(scale, seed, f"drafts-{name}", heat, questions) for name, heat in POLICY.items()}
+    drafts = [sample(scale, seed, f"drafts-{name}", heat, questions) for name, heat in POLICY.items()]
     *rlhf, _ = policy_steps(scale, seed, "rlhf")["rlhf"]
     of_rlhf = f"{sample(scale, seed, f'drafts-{RLHF}', scale.temperature, questions)} --policy runs/rlhf"
     trainings = [rl(scale, seed, f"rl-on-{name}", settings) for name, settings in IMPROVERS.items()]
-    run_steps(folder, seed, [*drafts.values(), *rlhf, of_rlhf, *trainings])
+    runs = {"sft": "runs/sft --reward runs/reward", **{name: f"runs/rl-on-{name}" for name in IMPROVERS}}
+    improvements = [
+        improve(scale, seed, f"transfer@{name}@{source}", f"--run {run} --max-iters 5", f"drafts-{source}")
+        for name, run in runs.items()
+        for source in sources(scale)
+    ]
+    return [*drafts, *rlhf, of_rlhf, *trainings, *improvements]
+
+
+def make_matrix(folder: Path, seed: int, scale: StudyScale) -> None:
     if PAIRS in sources(scale):
         with (folder / f"drafts-{PAIRS}.jsonl").open("w") as file:
             for pair in load_pairs(folder / "data" / "test.jsonl")[:MAX_PAIRS]:
                 write_row({"prompt": written_prompt(pair.prompt), "response": pair.rejected}, file)
-    runs = {"sft": "runs/sft --reward runs/reward", **{name: f"runs/rl-on-{name}" for name in IMPROVERS}}
-    run_steps(
-        folder,
-        seed,
-        [
-            improve(scale, seed, f"transfer@{name}@{source}", f"--run {run} --max-iters 5", f"drafts-{source}")
-            for name, run in runs.items()
-            for source in sources(scale)
-        ],
-    )
+    run_steps(folder, seed, matrix_steps(scale, seed))
 
 
 def report(out: Path, seeds: list[int], scale: StudyScale) -> None:
