@@ -25,6 +25,7 @@ class StudyScale(NamedTuple):
     far: str  # extra RL settings of the over-optimisation study, which train long enough to show it
     decoding: str
     dpo: str
+    own_best: str  # SFT on the best of several improvements of its own, after the first SFT
     distill: str
     on_policy: str  # pit distill --method on-policy
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
@@ -48,6 +49,7 @@ TINY = StudyScale(
     far="--max-steps 240 --learning-rate 4e-3",
     decoding="--max-new-tokens 16",
     dpo="--batch-size 32 --micro-batch-size 64",
+    own_best="--batch-size 32 --micro-batch-size 64 --epochs 2",
     distill="--batch-size 32 --micro-batch-size 64 --epochs 2",
     on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
     " --rollout-max-new-tokens 16",
@@ -72,6 +74,8 @@ ENGLISH = StudyScale(
     far="--max-steps 120",
     decoding="--max-new-tokens 200",
     dpo="--max-length 768 --lora-rank 8 --lora-alpha 16 --max-steps 200 --save-every 20",
+    own_best="--max-length 768 --lora-rank 8 --lora-alpha 16 --learning-rate 5e-4 --identity-share 0 --epochs 2"
+    " --save-every 20",
     distill="--max-length 768 --save-every 20",
     on_policy="--max-length 768 --max-steps 60 --rollout-max-new-tokens 128 --save-every 10",
     policy="",
@@ -95,6 +99,7 @@ def real(args: argparse.Namespace) -> StudyScale:
         far="",  # --steps sets the number of steps
         decoding=f"--max-new-tokens {args.max_new_tokens}",
         dpo=limits,
+        own_best=limits,
         distill=limits,
         on_policy=f"{limits} --rollout-max-new-tokens {args.max_new_tokens}",
         judge=judge,

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 from changes import MEMBERS
 from scales import VERIFIER, StudyScale
-from steps import base_steps, improve, rl
+from steps import RL_DRAFTS, base_steps, improve, rl, sample
 
 ITERATIONS = 5
 LOSSES = ("dpo", "ipo", "kto")
 GAP_MODELS = {"five-term": "--gap-loss five-term", "pointwise": "--gap-loss pointwise", "ensemble": MEMBERS}
 WAYS = (
     *("sft", "sft-both", *LOSSES, *(f"sft-{loss}" for loss in LOSSES)),
-    *(*(f"rloo-{gap_model}" for gap_model in GAP_MODELS), "rloo-verifier"),
+    *("sft-own-best", *(f"rloo-{gap_model}" for gap_model in GAP_MODELS), "rloo-verifier"),
 )
 
 
@@ -24,7 +24,7 @@ class Way(NamedTuple):
 
 
 def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
-    """Return the ways by name. Each uses the pairs of the folds sft and reward; RL also uses the prompts of fold rl."""
+    """Return the ways by name. Each uses the pairs of the folds sft and reward, some the prompts of fold rl too."""
     model = f"--model {scale.model} --seed {seed}"
     shared = base_steps(scale, seed)
     sft, reward = (
@@ -42,12 +42,26 @@ def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
         other = f"pit train-reward --data data/reward.jsonl {model} --out {folder} {scale.reward} {settings}"
         return Way([sft, other, rl(scale, seed, run, f"--curriculum --reward {folder}")], run)
 
+    def own_best() -> Way:
+        """SFT on the best of four improvements of new drafts by the gap model (expert iteration)."""
+        drafts = [] if scale.rl_questions else [sample(scale, seed, "drafts-own", scale.temperature, "data/rl.jsonl")]
+        best = "--run runs/sft --reward runs/reward --width 4 --max-iters 1 --threshold 0.65 --only-changed"
+        pairs = "--fields prompt=prompt,chosen=response,rejected=original_response --init runs/sft"
+        improved = improve(
+            scale, seed, "own-best", f"{best} --temperature 0.8", RL_DRAFTS if not drafts else "drafts-own"
+        )
+        again = (
+            f"pit sft --role improver --data own-best.jsonl {pairs} --out runs/sft-own-best {model} {scale.own_best}"
+        )
+        return Way([sft, reward, *drafts, improved, again], "sft-own-best")
+
     verified = rl(scale, seed, "rl-verifier", f"--curriculum --reward {shlex.quote(VERIFIER)}")
     found = [
         Way([sft], "sft"),
         Way([f"pit sft --role improver --data {both} --out runs/sft-both {model} {scale.sft}"], "sft-both"),
         *(Way([dpo(loss, loss, f"--data {both} --from-base")], loss) for loss in LOSSES),
         *(Way([sft, dpo(loss, f"sft-{loss}", "--data data/reward.jsonl")], f"sft-{loss}") for loss in LOSSES),
+        own_best(),
         *(rloo(gap_model, settings) for gap_model, settings in GAP_MODELS.items()),
         Way([sft, verified], "rl-verifier"),
     ]
