@@ -183,7 +183,6 @@ function drawChart(steps) {
     add("line", { x1: left, x2: right, y1: y(p), y2: y(p), class: "axis" });
     add("text", { x: left - 6, y: y(p) + 3, "text-anchor": "end" }, p.toFixed(1));
   }
-  add("line", { x1: left, x2: right, y1: y(THRESHOLD), y2: y(THRESHOLD), class: "threshold" });
   const known = steps.map((step, index) => [x(index), step.p_better, step, index]).filter(([, p]) => p !== null);
   add("polyline", { points: known.map(([at, p]) => at + "," + y(p)).join(" "), class: "line" });
   for (const [at, p, step, index] of known) {
