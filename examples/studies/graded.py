@@ -28,11 +28,11 @@ class Iterated(NamedTuple):
 
 
 class Graded:
-    """The rows of the systems of a study, and their grades. drafts: the name of the rows that all of them improve."""
+    """The rows of the systems of a study, and their grades."""
 
-    def __init__(self, out: Path, seeds: Sequence[int], drafts: str = "drafts") -> None:
+    def __init__(self, out: Path, seeds: Sequence[int]) -> None:
         self.folders = [out / f"seed-{seed}" for seed in seeds]
-        self.grade = oracle_grade(fields_by_prompt([str(folder / f"{drafts}.jsonl") for folder in self.folders], []))
+        self.grade = oracle_grade(fields_by_prompt([str(folder / "drafts.jsonl") for folder in self.folders], []))
 
     def rows(self, name: str) -> Rows:
         return load_systems([f"{name}={folder}/{name}.jsonl" for folder in self.folders], "--input", None, None)[0].rows

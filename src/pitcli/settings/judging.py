@@ -50,7 +50,7 @@ class CalibrateConfig(IndependentJudgeSettings):
     )
     input: Annotated[str, Fact.file, Section.common] = Field(
         ...,
-        description="Rows of pit improve --stop none, with the manifest next to them: drafts like those that will be "
+        description="Rows of pit improve, with the manifest next to them: drafts like those that will be "
         "improved, which neither training nor the choice of settings has seen",
     )
     judge: Annotated[str, Fact.judge, Section.common] = Field(
