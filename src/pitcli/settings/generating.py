@@ -31,7 +31,7 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
     data: Annotated[str, Fact.file, Section.common] = Field(
         "-",
         description="Rows with a prompt: .jsonl or .jsonl.gz; - for stdin; instructions:train or instructions:test for "
-        "requests of the instruction task, with --max-rows",
+        "requests of the instruction task, instructions:sentences for sentences with their keywords, with --max-rows",
     )
     policy: Annotated[Path | None, Fact.run, Section.common] = Field(
         None, description="Run folder of the policy [default: runs/policy if it exists, otherwise the base model]"

@@ -30,7 +30,8 @@ class PrepareConfig(PairRowSettings):
     task: PairTask | None = Field(
         None,
         description="instructions: --data contains samples of a policy for requests of this task (pit sample --data "
-        "instructions:train); make pairs of edited samples, labelled by noisy grades [default: --data contains pairs]",
+        "instructions:train), and may contain sentences with their keywords (instructions:sentences); make pairs of "
+        "edited samples, labelled by noisy grades [default: --data contains pairs]",
     )
     pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
     requests_per_prompt: int = Field(

@@ -135,22 +135,28 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     # not imported at the top: it reads its word lists
     from pitcli.data.instructions.pairs import preference_pairs, same_samples
     from pitcli.data.instructions.requests import request_problem
+    from pitcli.data.instructions.sentences import Sentences, is_sentence
 
     errors: list[RowError] = []
     samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    written: list[dict[str, Any]] = []
     files = split_commas(config.data or "")
     drafts = ((file, *row) for file in files for row in iter_drafts(file, errors.append, notes))
     for file, line, draft in islice(drafts, config.max_rows):
+        if is_sentence(draft.row):
+            written.append(draft.row)
+            continue
         if problem := request_problem(draft.row):
             errors.append(RowError(file_label(file), line, "instructions", problem))
         samples[json.dumps(draft.prompt)].append(draft.row)
     if errors:
         return Reading([], [str(error) for error in errors], Counter())
+    known = Sentences(written)
     rows = [
         row
         for group in samples.values()
         for asked in same_samples(group, config.requests_per_prompt, config.seed)
-        for row in preference_pairs(asked, config.pairs_per_prompt, config.seed, ties=bool(config.ties_in))
+        for row in preference_pairs(asked, config.pairs_per_prompt, config.seed, bool(config.ties_in), known)
     ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))

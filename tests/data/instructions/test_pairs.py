@@ -10,7 +10,7 @@ import pytest
 
 from pitcli.data.instructions.grading import STRIKING, UNASKED, grade, meets_all, sense
 from pitcli.data.instructions.kinds import Author
-from pitcli.data.instructions.pairs import FLIPPED, edited, preference_pairs, revised, same_samples, tidied
+from pitcli.data.instructions.pairs import FLIPPED, Material, edited, preference_pairs, revised, same_samples, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
     HELD_OUT,
@@ -106,7 +106,7 @@ def test_better_authors_have_better_grades() -> None:
         row = {**request.row(), "subject": "planning a small garden"}
         rng = random.Random(number)
         for skill, values in grades.items():
-            text = edited(row, SAMPLES, number % 3, skill, rng)
+            text = edited(Material(row, SAMPLES), number % 3, skill, rng)
             values.append(grade(text, row["subject"], row["instructions"]))
     poor, middling, careful = (mean(values) for values in grades.values())
     assert poor < middling - 0.1 < careful - 0.2
@@ -169,7 +169,7 @@ def test_careless_authors_follow_instructions_with_other_words() -> None:
     """Otherwise every sentence that an author adds is for the better."""
     rng = random.Random(0)
     row = {"prompt": "p", "subject": "a garden", "instructions": [{"kind": "include", "words": ["harbour"]}]}
-    texts = [edited(row, SAMPLES, 0, 0.3, rng) for _ in range(300)]
+    texts = [edited(Material(row, SAMPLES), 0, 0.3, rng) for _ in range(300)]
     added = [text.removeprefix(tidied(ANSWER)) for text in texts if text.startswith(tidied(ANSWER))]
     right = sum("harbour" in text for text in added)
     wrong = sum("harbour" not in text and "Also, " in text for text in added)
@@ -190,7 +190,7 @@ def test_a_source_is_endless_and_has_its_own_seed() -> None:
     assert first == ["train-0-0", "train-0-1", "train-0-2"]
     one, other = (next(request_rows(f"instructions:test{seed}"))["prompt"] for seed in ("", ":5"))
     assert one != other
-    with pytest.raises(InputError, match="expected instructions:train or instructions:test"):
+    with pytest.raises(InputError, match="expected instructions:train, instructions:test or instructions:sentences"):
         request_rows("instructions:dev")
 
 
@@ -215,20 +215,21 @@ def test_meeting_all_is_more_than_a_good_grade() -> None:
 def test_authors_can_edit_texts_that_are_too_short(text: str) -> None:
     """Some samples of a small model hold a sentence or none, and nothing that could be added."""
     for request in drawn(600, "test", 2):
-        edited(request.row(), [text], 0, 1.0, random.Random(0))
+        edited(Material(request.row(), [text]), 0, 1.0, random.Random(0))
 
 
 def careful_texts(count: int) -> list[tuple[dict[str, Any], str]]:
     """Requests, and an answer each that follows all instructions."""
     rows = [{**request.row(), "subject": "planning a small garden"} for request in drawn(count, "train", 8)]
-    return [(row, edited(row, SAMPLES, number % 3, 1.0, random.Random(number))) for number, row in enumerate(rows)]
+    numbered = enumerate(rows)
+    return [(row, edited(Material(row, SAMPLES), number % 3, 1.0, random.Random(number))) for number, row in numbered]
 
 
 def test_each_careless_change_makes_good_answers_worse() -> None:
     for change in CHANGES:
         losses = []
         for number, (row, text) in enumerate(careful_texts(150)):
-            changed = change(text, row["subject"], random.Random(number))
+            changed = change(text, Author(random.Random(number), row["subject"], [], ""))
             losses.append(
                 grade(text, row["subject"], row["instructions"]) - grade(changed, row["subject"], row["instructions"])
             )
@@ -239,7 +240,7 @@ def test_each_careless_change_makes_good_answers_worse() -> None:
 @pytest.mark.parametrize("text", ["", "Hi", "!!!", "# A heading", "One sentence. And another one", "* a\n* b\n"])
 def test_short_texts_can_be_spoiled(text: str) -> None:
     for seed in range(100):
-        spoiled(text, "a small garden", random.Random(seed))
+        spoiled(text, Author(random.Random(seed), "a small garden", [], ""))
 
 
 def test_a_revision_of_a_good_answer_is_seldom_better_and_of_a_draft_often() -> None:
@@ -247,7 +248,7 @@ def test_a_revision_of_a_good_answer_is_seldom_better_and_of_a_draft_often() -> 
     of_drafts, of_careful = [], []
     for number, (row, careful) in enumerate(careful_texts(300)):
         for text, gains in ((SAMPLES[number % 3], of_drafts), (careful, of_careful)):
-            changed = revised(row, SAMPLES, number % 3, text, random.Random(number))
+            changed = revised(Material(row, SAMPLES), number % 3, text, random.Random(number))
             gains.append(
                 grade(changed, row["subject"], row["instructions"]) - grade(text, row["subject"], row["instructions"])
             )

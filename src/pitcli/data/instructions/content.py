@@ -4,7 +4,15 @@ import random
 import re
 
 from pitcli.data.instructions.kinds import Author, Kind, Params, asset_lines, asset_words, groups, listed
-from pitcli.data.instructions.text import append_also, closeness, count_word, keep_sentences, upper_first, words
+from pitcli.data.instructions.text import (
+    append_also,
+    closeness,
+    count_word,
+    is_in,
+    keep_sentences,
+    upper_first,
+    words,
+)
 
 KEYWORDS = asset_words("keywords")
 COMMON = asset_words("common")
@@ -15,7 +23,7 @@ SYNONYMS = {
     "different": "distinct", "however": "still", "known": "famous", "place": "spot", "way": "manner",
     "world": "globe", "create": "build", "feel": "sense", "used": "employed", "need": "require", "find": "discover",
 }  # fmt: skip
-JOINS = asset_lines("joins")  # sentences with {word}
+JOINS = asset_lines("joins")  # sentences with {word}, that fit any
 PLACEHOLDER_JOINS = asset_lines("placeholders")  # sentences with one [placeholder]
 RARE_LETTERS = {
     letter: [word for word in KEYWORDS if letter in word] for letter in "bgkpvw"
@@ -48,7 +56,7 @@ class Include(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             if not count_word(text, word):
-                text = append_also(text, joining(word, author.rng))
+                text = append_also(text, joining(word, text, author))
         return text
 
 
@@ -104,8 +112,8 @@ class KeywordTimes(Kind):
 
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - count_word(text, params["word"])
-        for sentence in author.rng.sample(JOINS, max(0, missing)):
-            text = append_also(text, filled(sentence, params["word"]))
+        for _ in range(missing):
+            text = append_also(text, joining(params["word"], text, author))
         return text
 
 
@@ -126,10 +134,13 @@ class LetterTimes(Kind):
         return closeness(text.lower().count(params["letter"]), params["n"])
 
     def edit(self, text: str, params: Params, author: Author) -> str:
-        for sentence in author.rng.sample(JOINS, min(8, len(JOINS))):
+        letter = params["letter"]
+        spare = sorted(author.spare, key=lambda sentence: -sentence.lower().count(letter))
+        useful = [sentence for sentence in spare[:2] if letter in sentence.lower() and not is_in(sentence, text)]
+        for sentence in [*useful, *[None] * 8]:
             if self.score(text, params) == 1:
                 break
-            text = append_also(text, filled(sentence, author.rng.choice(RARE_LETTERS[params["letter"]])))
+            text = append_also(text, sentence or joining(author.rng.choice(RARE_LETTERS[letter]), text, author))
         return text
 
 
@@ -161,12 +172,10 @@ def fresh(pool: list[str], request: str) -> list[str]:
     return [word for word in pool if not count_word(request, word)]
 
 
-def joining(word: str, rng: random.Random) -> str:
-    return filled(rng.choice(JOINS), word)
-
-
-def filled(sentence: str, word: str) -> str:
-    return upper_first(sentence.format(word=word))
+def joining(word: str, text: str, author: Author) -> str:
+    """A sentence with the word that the text does not have; one that fits any word if the author knows no other."""
+    known = next((sentence for sentence in author.having(word) if not is_in(sentence, text)), None)
+    return known or upper_first(author.rng.choice(JOINS).format(word=word))
 
 
 def replace_word(text: str, word: str, other: str) -> str:

@@ -3,7 +3,7 @@
 import random
 import re
 
-from pitcli.data.instructions.content import JOINS, KEYWORDS, filled
+from pitcli.data.instructions.content import KEYWORDS, joining
 from pitcli.data.instructions.kinds import Author, Kind, Params, groups
 from pitcli.data.instructions.lengths import STARTERS, begin, starts_with
 from pitcli.data.instructions.text import append, is_complete, sentences, words
@@ -128,9 +128,9 @@ class Postscript(Kind):
         if self.score(text, params) == 1:
             return text
         parts = sentences(text)
-        added = filled(author.rng.choice(JOINS), author.rng.choice(KEYWORDS))
         spare = [part for part in author.spare if part not in parts and is_complete(part)]
-        return f"{text.rstrip()}\n\n{params['marker']} {author.rng.choice(spare) if spare else added}"
+        added = author.rng.choice(spare) if spare else joining(author.rng.choice(KEYWORDS), text, author)
+        return f"{text.rstrip()}\n\n{params['marker']} {added}"
 
 
 class Signature(Kind):

@@ -1,7 +1,7 @@
 """What one kind of instruction is: its wordings, its parameters, its check, and how an author follows it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +12,7 @@ class Author(NamedTuple):
     """What an author who edits an answer may use.
 
     spare: whole sentences of other answers to the same request; other: another answer; subject: of the request;
-    needed: words that other instructions ask for.
+    needed: words that other instructions ask for; having: sentences with a word, those about the subject first.
     """
 
     rng: random.Random
@@ -20,6 +20,7 @@ class Author(NamedTuple):
     spare: list[str]
     other: str
     needed: tuple[str, ...] = ()
+    having: Callable[[str], list[str]] = lambda word: []
 
 
 class Kind:

@@ -11,6 +11,7 @@ from pitcli.data.instructions.text import (
     closeness,
     count_word,
     is_complete,
+    is_in,
     keep_sentences,
     lower_first,
     paragraphs,
@@ -199,7 +200,7 @@ def lengthen(text: str, author: Author, enough: Callable[[str], bool]) -> str:
     for sentence in author.spare:
         if enough(text):
             break
-        if sentence[1:] not in text:  # "Also, ..." lowers the first letter
+        if not is_in(sentence, text):
             text = append_also(text, sentence)
     return text
 

@@ -4,11 +4,12 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
-from pitcli.data.instructions.requests import KINDS, TRAINED, with_other_instructions
+from pitcli.data.instructions.requests import KINDS, TRAINED, needed_words, with_other_instructions
+from pitcli.data.instructions.sentences import Sentences
 from pitcli.data.instructions.spoiling import repeating, spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
@@ -26,6 +27,14 @@ CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.25, "spoil": 0.2, "repea
 CARELESS = {"spoil": spoiled, "repeat": repeating}
 
 
+class Material(NamedTuple):
+    """What authors edit. row: the request (`Request.row`); samples: answers of a model to it."""
+
+    row: dict[str, Any]
+    samples: Sequence[str]
+    sentences: Sentences = Sentences()
+
+
 def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
     """The rows of one request, then the same samples as answers to others, with other instructions.
 
@@ -40,16 +49,17 @@ def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> It
 
 
 def preference_pairs(
-    rows: Sequence[dict[str, Any]], pairs: int, seed: int, ties: bool = False
+    rows: Sequence[dict[str, Any]], pairs: int, seed: int, ties: bool = False, written: Sentences | None = None
 ) -> Iterator[dict[str, Any]]:
     """At most `pairs` canonical pairs of one request, among a few edited samples, labelled by noisy grades.
 
     The texts are as few as have that many pairs, so each is compared with several. rows: the request (`Request.row`)
-    with a `response` of a model each. ties: also give pairs of equal grades, whose labels are a coin flip.
+    with a `response` of a model each. ties: also give pairs of equal grades, whose labels are a coin flip. written:
+    sentences that the authors may add.
     """
     request = {name: value for name, value in rows[0].items() if name not in ("id", "response", "finished")}
     rng = random.Random(f"{seed}-{request['prompt']}")
-    texts = _texts(request, [row["response"] for row in rows], pairs, rng)
+    texts = _texts(Material(request, [row["response"] for row in rows], written or Sentences()), pairs, rng)
     grades = {text: grade(text, request["subject"], request["instructions"]) for text in texts}
     compared = [rng.sample(pair, 2) for pair in combinations(texts, 2)]
     rng.shuffle(compared)
@@ -59,13 +69,14 @@ def preference_pairs(
         yield {**request, "chosen": chosen, "rejected": rejected}
 
 
-def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: random.Random) -> list[str]:
+def _texts(material: Material, pairs: int, rng: random.Random) -> list[str]:
     """Different texts, enough for `pairs` pairs if they can be made.
 
     The first of three texts or more is a sample as it is, because that is what the improver is given in use. The others
     are edited samples, and revisions of earlier texts.
     """
     enough = next(count for count in range(2, pairs + 2) if count * (count - 1) // 2 >= pairs)
+    samples = material.samples
     first = rng.randrange(len(samples))
     made = {}  # the sample that each is made from
     if enough > 2 and (text := samples[first].strip()):
@@ -74,10 +85,10 @@ def _texts(request: dict[str, Any], samples: Sequence[str], pairs: int, rng: ran
     for _ in range(TRIES * enough):
         if made and rng.random() < REVISED:
             text, index = rng.choice([*made.items()])
-            text = revised(request, samples, index, text, rng)
+            text = revised(material, index, text, rng)
         else:
             index = first if rng.random() < SAME_SAMPLE else rng.randrange(len(samples))
-            text = edited(request, samples, index, _skill(rng, unedited), rng)
+            text = edited(material, index, _skill(rng, unedited), rng)
         if text:
             made.setdefault(text, index)
         if len(made) == enough:
@@ -90,28 +101,29 @@ def _skill(rng: random.Random, unedited: float) -> float:
     return 0.0 if rng.random() < unedited else rng.uniform(*SKILLS)
 
 
-def revised(row: dict[str, Any], samples: Sequence[str], index: int, text: str, rng: random.Random) -> str:
-    """A text, made from samples[index], with one change.
+def revised(material: Material, index: int, text: str, rng: random.Random) -> str:
+    """A text, made from sample `index`, with one change.
 
     It shows the gap model what a change is worth by itself: an instruction followed, the same one misread, one that
     nobody asked for, or something careless.
     """
+    row, author = material.row, _author(material, index, rng)
     change = rng.choices([*CHANGES], [*CHANGES.values()])[0]
     if change in CARELESS:
-        return CARELESS[change](text, row["subject"], rng)
+        return CARELESS[change](text, author)
     asked = rng.choice(row["instructions"])
     kind = rng.choice(TRAINED) if change == "unasked" else asked["kind"]
     item = asked if change == "follow" else {**asked, "kind": kind, **KINDS[kind].draw(rng, row["prompt"])}
-    return KINDS[kind].edit(text, item, _author(row, samples, index, rng))
+    return KINDS[kind].edit(text, item, author)
 
 
-def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float, rng: random.Random) -> str:
-    """samples[index] edited by an author who follows each instruction with the probability of their skill.
+def edited(material: Material, index: int, skill: float, rng: random.Random) -> str:
+    """Sample `index` edited by an author who follows each instruction with the probability of their skill.
 
     They misread some of the others, and may follow one that the request does not have.
     """
-    author = _author(row, samples, index, rng)
-    text = tidied(samples[index]) if rng.random() < skill else samples[index].strip()
+    row, author = material.row, _author(material, index, rng)
+    text = tidied(material.samples[index]) if rng.random() < skill else material.samples[index].strip()
     followed = [item for asked in row["instructions"] for item in _as_read(asked, row["prompt"], skill, rng)]
     if skill and rng.random() < UNASKED * (1 - skill):
         kind = rng.choice(TRAINED)
@@ -121,12 +133,20 @@ def edited(row: dict[str, Any], samples: Sequence[str], index: int, skill: float
     return text
 
 
-def _author(row: dict[str, Any], samples: Sequence[str], index: int, rng: random.Random) -> Author:
-    """Who edits samples[index], with the sentences of the other samples at hand."""
-    others = [text for number, text in enumerate(samples) if number != index]
+def _author(material: Material, index: int, rng: random.Random) -> Author:
+    """Who edits sample `index`, with the sentences of the other samples at hand."""
+    subject = material.row["subject"]
+    others = [text for number, text in enumerate(material.samples) if number != index]
     spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
     rng.shuffle(spare)
-    return Author(rng, row["subject"], spare, rng.choice(others) if others else "", _needed(row["instructions"]))
+    return Author(
+        rng,
+        subject,
+        spare,
+        rng.choice(others) if others else "",
+        needed_words(material.row["instructions"]),
+        lambda word: material.sentences.having(word, subject, rng),
+    )
 
 
 def _as_read(item: Params, request: str, skill: float, rng: random.Random) -> list[Params]:
@@ -152,8 +172,3 @@ def tidied(text: str) -> str:
     if last and not is_complete(last[0]) and len(sentences(text)) > 1:
         text = keep_sentences(text, lambda sentence: last[0] not in sentence)
     return text
-
-
-def _needed(instructions: Sequence[Params]) -> tuple[str, ...]:
-    """The words that the instructions ask for."""
-    return tuple(word for item in instructions for word in [*item.get("words", ()), item.get("word", "")] if word)

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -70,8 +70,14 @@ FORMS = {
 SUBJECTS = {category: tuple(asset_lines(category)) for category in FORMS}
 HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-max(1, round(len(forms) / 5)) :])
 SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
+SENTENCES = "sentences"
+SENTENCE_PROMPTS = (
+    "Write one sentence about {subject} that contains the word '{word}'.",
+    "Write one sentence about {subject}. Use the word '{word}' in it.",
+)
 SOURCE_FORMS = (
-    "instructions:train or instructions:test, with :SEED for another draw, then :KIND+KIND for some kinds only"
+    "instructions:train, instructions:test or instructions:sentences (for the keywords of train), with :SEED for "
+    "another draw, then :KIND+KIND for some kinds only"
 )
 OPENINGS = ("", "", "", "Please follow these instructions:", "Note:", "Requirements:", "Keep to the following:")
 
@@ -90,14 +96,30 @@ class Request(NamedTuple):
 
 def request_rows(source: str) -> Iterator[dict[str, Any]]:
     """Endless rows of the source instructions:SPLIT, with :SEED and :KIND+KIND; raises InputError for other names."""
-    match = re.fullmatch(r"instructions:(train|test)(?::(\d{1,9}))?(?::([a-z_+]+))?", source)
+    match = re.fullmatch(rf"instructions:(train|test|{SENTENCES})(?::(\d{{1,9}}))?(?::([a-z_+]+))?", source)
     if match is None:
         raise InputError(f"{source}: expected {SOURCE_FORMS}")
     split, seed, kinds = match[1], int(match[2] or 0), tuple(match[3].split("+")) if match[3] else ()
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"{source}: expected kinds of {', '.join(KINDS)}; got {unknown[0]}")
-    rng = random.Random(f"requests-{split}-{seed}")
-    return ({"id": f"{split}-{seed}-{row}", **draw_request(rng, split == "test", kinds).row()} for row in count())
+    fold = "train" if split == SENTENCES else split
+    rng = random.Random(f"requests-{fold}-{seed}")
+    rows = ({"id": f"{fold}-{seed}-{row}", **draw_request(rng, fold == "test", kinds).row()} for row in count())
+    return sentence_rows(rows, random.Random(f"sentences-{seed}")) if split == SENTENCES else rows
+
+
+def sentence_rows(requests: Iterable[dict[str, Any]], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """For each word that a request asks for: a prompt for a sentence with it about the subject of the request."""
+    for row in requests:
+        for word in needed_words(row["instructions"]):
+            prompt = rng.choice(SENTENCE_PROMPTS).format(subject=row["subject"], word=word)
+            yield {"id": f"{row['id']}-{word}", "prompt": prompt, "subject": row["subject"], "word": word}
+
+
+def needed_words(instructions: Sequence[Params]) -> tuple[str, ...]:
+    """The words that an answer must have."""
+    asked = [item for item in instructions if item["kind"] in ("include", "keyword_times")]
+    return tuple(word for item in asked for word in item.get("words") or [item["word"]])
 
 
 def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> Request:

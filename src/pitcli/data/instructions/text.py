@@ -56,6 +56,11 @@ def append_also(text: str, sentence: str) -> str:
     return append(text, f"Also, {lower_first(sentence)}")
 
 
+def is_in(sentence: str, text: str) -> bool:
+    """Whether the text has the sentence, as it is or after "Also,"."""
+    return sentence[1:] in text
+
+
 def keep_sentences(text: str, keep: Callable[[str], bool]) -> str:
     """The text without the sentences that `keep` refuses; line breaks stay."""
     lines = []
