@@ -47,9 +47,10 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
 
     def ties(fold: str) -> int:
         made = rows(f"pairs/{fold}.jsonl")
-        return sum(
-            len({grade(pair[name], pair["subject"], pair["instructions"]) for name in BOTH}) == 1 for pair in made
-        )
+        tied = [pair for pair in made if pair.get("tie")]
+        for pair in tied:
+            assert len({grade(pair[name], pair["subject"], pair["instructions"]) for name in BOTH}) == 1
+        return len(tied)
 
     folds = "--folds sft=1,reward=1 --ties-in reward --pairs-per-prompt 15 --seed 1"
     assert cli.main(f"{PREPARE} {folds}".split()) == 0
@@ -65,7 +66,7 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
     ("command", "message"),
     [
         ("sample --model tiny --data instructions:train", "--data instructions:train has no end: give --max-rows"),
-        ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train or"),
+        ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train, "),
         ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
         ("prepare --synthetic 4 --ties-in rl", "--requests-per-prompt and --ties-in need --task"),
         ("prepare --synthetic 4 --pairs-per-prompt 3", "--pairs-per-prompt, --requests-per-prompt and --ties-in need"),

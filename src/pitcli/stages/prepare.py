@@ -55,7 +55,9 @@ def run(config: PrepareConfig) -> None:
     if empty := [name for name, pairs in folds.items() if not pairs]:
         remedy = "use more rows, fewer folds, or larger shares"
         raise InputError(f"--folds: too few prompts, so these folds would be empty: {', '.join(empty)}; {remedy}")
-    folds = {name: pairs if name in ties else _without_ties(pairs, config) for name, pairs in folds.items()}
+    folds = {
+        name: [pair for pair in pairs if name in ties or not pair.extra.get("tie")] for name, pairs in folds.items()
+    }
     if config.dry_run:
         console.table("Folds", ["fold", "rows"], [[name, len(pairs)] for name, pairs in folds.items()])
         console.note("dry run: nothing was written")
@@ -160,18 +162,6 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))
-
-
-def _without_ties(pairs: list[PreferencePair], config: PrepareConfig) -> list[PreferencePair]:
-    """Return the pairs of --task instructions whose grades differ; all pairs of other data."""
-    if not config.ties_in:
-        return pairs
-    from pitcli.data.instructions.grading import grade
-
-    def grade_of(pair: PreferencePair, text: str) -> float:
-        return grade(text, pair.extra["subject"], pair.extra["instructions"])
-
-    return [pair for pair in pairs if grade_of(pair, pair.chosen) != grade_of(pair, pair.rejected)]
 
 
 def _length_of(model: str | None) -> tuple[LengthOf, str]:

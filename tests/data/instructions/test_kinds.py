@@ -108,7 +108,7 @@ def test_a_careful_author_makes_a_plain_text_meet_it(name: str) -> None:
     spare = [f"The {word} garden has {number} paths." for number, word in enumerate(WORDS)]
     for _ in range(20):
         params = kind.draw(rng, "Describe a quiet garden.")
-        author = Author(rng, "a quiet garden", list(spare), " ".join(spare[:3]))
+        author = Author(rng, "a quiet garden", list(spare), " ".join(spare[:3]), {})
         text = "The garden is quiet, and many people like it. " + " ".join(spare[15:]) * (name != "sentences")
         assert kind.score(kind.edit(text.strip(), params, author), params) == 1, params
 
@@ -122,7 +122,7 @@ def test_editing_twice_changes_nothing(name: str) -> None:
     kind, rng = KINDS[name], random.Random(1)
     params = kind.draw(rng, "Describe a quiet garden.")
     author = Author(
-        rng, "a quiet garden", ["The old garden has a wall."] * 3, "A garden. It is old. It is far away from here."
+        rng, "a quiet garden", ["The old garden has a wall."] * 3, "A garden. It is old. It is far away.", {}
     )
     once = kind.edit("The garden is quiet. Many people like it. It has paths.", params, author)
     assert kind.edit(once, params, author) == once

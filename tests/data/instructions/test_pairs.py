@@ -94,7 +94,7 @@ def test_the_guard_reads_what_is_in_json_and_after_the_request() -> None:
 
 @pytest.mark.parametrize("kind", STRIKING)
 def test_a_striking_form_only_fits_if_it_is_asked_for(kind: str) -> None:
-    author = Author(random.Random(0), "planning a small garden", [], SAMPLES[1])
+    author = Author(random.Random(0), "planning a small garden", [], SAMPLES[1], {})
     text = KINDS[kind].edit(ANSWER, {"kind": kind}, author)
     assert sense(text, "planning a small garden", [{"kind": kind}]) == 1
     assert sense(text, "planning a small garden", [{"kind": "no_digits"}]) == pytest.approx(UNASKED)
@@ -120,7 +120,6 @@ def test_pairs_follow_the_truth_with_some_labels_flipped() -> None:
         for pair in preference_pairs([{**row, "response": text} for text in SAMPLES], pairs=2, seed=0):
             assert pair["prompt"] == request.prompt and pair["chosen"] != pair["rejected"]
             good, bad = (grade(pair[name], row["subject"], row["instructions"]) for name in ("chosen", "rejected"))
-            assert good != bad  # nobody would prefer either
             if abs(good - bad) > 0.4:  # where the label would be certain, but for the flip
                 right, rows = right + (good > bad), rows + 1
     assert rows > 100
@@ -137,10 +136,7 @@ def test_pairs_are_among_few_texts_and_ties_are_coin_flips() -> None:
         assert len(texts) <= 6
         assert texts & {*SAMPLES}, "one is a sample as it is"
         assert len({frozenset((pair["chosen"], pair["rejected"])) for pair in with_ties}) == len(with_ties)
-        grades = [
-            [grade(p[name], p["subject"], p["instructions"]) for name in ("chosen", "rejected")] for p in with_ties
-        ]
-        ties = [pair for pair, (good, bad) in zip(with_ties, grades, strict=True) if good == bad]
+        ties = [pair for pair in with_ties if pair.get("tie")]
         first += sum(pair["chosen"] < pair["rejected"] for pair in ties)
         tied += len(ties)
         without = [{pair["chosen"], pair["rejected"]} for pair in preference_pairs(rows, 15, seed)]
@@ -229,7 +225,7 @@ def test_each_careless_change_makes_good_answers_worse() -> None:
     for change in CHANGES:
         losses = []
         for number, (row, text) in enumerate(careful_texts(150)):
-            changed = change(text, Author(random.Random(number), row["subject"], [], ""))
+            changed = change(text, Author(random.Random(number), row["subject"], [], "", {}))
             losses.append(
                 grade(text, row["subject"], row["instructions"]) - grade(changed, row["subject"], row["instructions"])
             )
@@ -240,7 +236,7 @@ def test_each_careless_change_makes_good_answers_worse() -> None:
 @pytest.mark.parametrize("text", ["", "Hi", "!!!", "# A heading", "One sentence. And another one", "* a\n* b\n"])
 def test_short_texts_can_be_spoiled(text: str) -> None:
     for seed in range(100):
-        spoiled(text, Author(random.Random(seed), "a small garden", [], ""))
+        spoiled(text, Author(random.Random(seed), "a small garden", [], "", {}))
 
 
 def test_a_revision_of_a_good_answer_is_seldom_better_and_of_a_draft_often() -> None:

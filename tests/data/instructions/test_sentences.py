@@ -6,9 +6,11 @@ from itertools import islice
 import pytest
 
 from pitcli.data.instructions.content import JOINS, KEYWORDS
-from pitcli.data.instructions.pairs import preference_pairs
+from pitcli.data.instructions.kinds import Author
+from pitcli.data.instructions.pairs import Material, preference_pairs
 from pitcli.data.instructions.requests import request_rows
 from pitcli.data.instructions.sentences import Sentences, is_sentence, usable
+from pitcli.data.instructions.spoiling import padded
 
 SUBJECT = "a small bakery"
 SAMPLES = ["The bakery opens at six. People come for bread.", "There is a bakery at the corner. It smells of bread."]
@@ -40,17 +42,18 @@ def test_prompts_ask_for_each_word_that_the_requests_of_training_need() -> None:
         ("A violin hung over the counter of the bakery. It was old.", "A violin hung over the counter of the bakery."),
         ("A piano stood behind the counter of the bakery.", None),  # not the word
         ("A violin hung over the counter of the bakery, and", None),  # cut
-        ("A violin hung.", None),  # short
+        ("A violin hung there.", None),  # short
+        ("A violin hung over the counter of the shop.", None),  # not the subject
         ("The word violin fits the counter of a bakery.", None),  # about the word
-        ("Here is one: a violin hung over the counter.", None),
+        ("Here is one: a violin hung in the bakery.", None),
         ("A 'violin' hung over the counter of the bakery.", None),
-        ("A violin hung over the counter of Xqzzt.", None),  # no word of English
-        ("It's the baker's violin that hung over the counter.", "It's the baker's violin that hung over the counter."),
+        ("A violin hung over the counter of the bakery Xqzzt.", None),  # no word of English
+        ("It's the baker's violin that hung in the bakery.", "It's the baker's violin that hung in the bakery."),
         ("", None),
     ],
 )
 def test_what_an_author_can_use_of_a_response(response: str, sentence: str | None) -> None:
-    assert usable(response, "violin") == sentence
+    assert usable(response, "violin", SUBJECT) == sentence
 
 
 def test_sentences_about_the_subject_come_first() -> None:
@@ -78,3 +81,49 @@ def test_authors_add_what_a_model_wrote_about_the_subject() -> None:
     assert added not in texts(None)
     assert not any(join.format(word="violin")[1:] in texts(known) for join in JOINS)
     assert any(join.format(word="violin")[1:] in texts(None) for join in JOINS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "word", "unwanted"),
+    [
+        ({"kind": "include", "words": ["violin"]}, "violin", 0),
+        ({"kind": "keyword_times", "word": "violin", "relation": "at least", "n": 2}, "violin", 0),
+        ({"kind": "letter_times", "letter": "v", "n": 4}, "violin", 0),
+        ({"kind": "letter_times", "letter": "w", "n": 4}, "violin", 1),
+        ({"kind": "include", "words": ["saddle"]}, "violin", 1),
+        ({"kind": "exclude", "words": ["violin"]}, "violin", 1),
+        ({"kind": "placeholders", "n": 1}, "placeholders", 0),
+        ({"kind": "no_comma"}, "placeholders", 1),
+    ],
+)
+def test_a_sentence_for_a_word_that_nobody_asked_for_is_unwanted(
+    asked: dict[str, object], word: str, unwanted: int
+) -> None:
+    row = {"prompt": "Describe a small bakery.", "subject": SUBJECT, "instructions": [asked]}
+    material = Material(row, SAMPLES, joined={"It has to do with a thing.": word})
+    assert material.unwanted(f"{SAMPLES[0]} ALSO IT HAS TO DO WITH A THING.") == unwanted
+    assert material.unwanted(SAMPLES[0]) == 0
+
+
+def test_padding_loses_to_the_same_text_without_it() -> None:
+    request = {"prompt": "Describe a small bakery.", "subject": SUBJECT, "form": "Describe {}."}
+    rows = [{**request, "instructions": [{"kind": "no_comma"}], "response": text} for text in SAMPLES]
+    known = Sentences([written(word, "an early bus") for word in KEYWORDS])
+    lost = seen = 0
+    for seed in range(60):
+        for pair in preference_pairs(rows, 28, seed, written=known):
+            more, less = (
+                ("chosen", "rejected") if len(pair["chosen"]) > len(pair["rejected"]) else ("rejected", "chosen")
+            )
+            if pair[more].startswith(pair[less]) and "early bus" in pair[more].removeprefix(pair[less]):
+                seen, lost = seen + 1, lost + (more == "rejected")
+    assert seen > 30
+    assert lost / seen > 0.6
+
+
+def test_what_authors_add_is_noted() -> None:
+    joined: dict[str, str] = {}
+    author = Author(random.Random(0), SUBJECT, [], "", joined)
+    text = padded(SAMPLES[0], author)
+    assert joined
+    assert all(sentence[1:] in text for sentence in joined)

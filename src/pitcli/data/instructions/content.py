@@ -163,6 +163,7 @@ class Placeholders(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - len(re.findall(r"\[[^\]\n]+\]", text))
         for sentence in author.rng.sample(PLACEHOLDER_JOINS, max(0, missing)):
+            author.joined[sentence] = self.name
             text = append_also(text, sentence)
         return text
 
@@ -175,7 +176,9 @@ def fresh(pool: list[str], request: str) -> list[str]:
 def joining(word: str, text: str, author: Author) -> str:
     """A sentence with the word that the text does not have; one that fits any word if the author knows no other."""
     known = next((sentence for sentence in author.having(word) if not is_in(sentence, text)), None)
-    return known or upper_first(author.rng.choice(JOINS).format(word=word))
+    sentence = known or upper_first(author.rng.choice(JOINS).format(word=word))
+    author.joined[sentence] = word
+    return sentence
 
 
 def replace_word(text: str, word: str, other: str) -> str:

@@ -12,13 +12,15 @@ class Author(NamedTuple):
     """What an author who edits an answer may use.
 
     spare: whole sentences of other answers to the same request; other: another answer; subject: of the request;
-    needed: words that other instructions ask for; having: sentences with a word, those about the subject first.
+    joined: sentences that authors have added for the sake of a word, {sentence: word}; needed: words that other
+    instructions ask for; having: sentences with a word, those about the subject first.
     """
 
     rng: random.Random
     subject: str
     spare: list[str]
     other: str
+    joined: dict[str, str]
     needed: tuple[str, ...] = ()
     having: Callable[[str], list[str]] = lambda word: []
 

@@ -3,14 +3,15 @@
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
 from pitcli.data.instructions.requests import KINDS, TRAINED, needed_words, with_other_instructions
 from pitcli.data.instructions.sentences import Sentences
-from pitcli.data.instructions.spoiling import repeating, spoiled
+from pitcli.data.instructions.spoiling import padded, repeating, spoiled
 from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
@@ -23,16 +24,35 @@ SKILLS = (0.2, 1.0)  # of the authors of the other texts, uniform
 MISREAD = 0.8  # share of the instructions that are not followed, but followed with other words or numbers
 UNASKED = 0.8  # share of the texts of an author without skill that also follow one that the request does not have
 REVISED = 0.5  # share of texts that differ from an earlier one by a single change
-CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.25, "spoil": 0.2, "repeat": 0.1}  # shares
-CARELESS = {"spoil": spoiled, "repeat": repeating}
+CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.2, "spoil": 0.15, "pad": 0.1, "repeat": 0.1}  # shares
+CARELESS = {"spoil": spoiled, "pad": padded, "repeat": repeating}
+# Code cannot see that a sentence is beside the point, but people do, and a gap model that was not told likes each one.
+UNWANTED = 0.8  # times the grade, for each sentence that an author added for a word that the request does not ask for
 
 
-class Material(NamedTuple):
-    """What authors edit. row: the request (`Request.row`); samples: answers of a model to it."""
+@dataclass(frozen=True)
+class Material:
+    """What the authors of one request work with.
+
+    row: the request (`Request.row`); samples: answers of a model to it; sentences: what they may add for a keyword;
+    joined: what they have added, {sentence: word}.
+    """
 
     row: dict[str, Any]
     samples: Sequence[str]
-    sentences: Sentences = Sentences()
+    sentences: Sentences = field(default_factory=Sentences)
+    joined: dict[str, str] = field(default_factory=dict)
+
+    def unwanted(self, text: str) -> int:
+        """Sentences of the text that an author added for the sake of a word that nobody asked for."""
+        asked = {item["kind"]: item for item in self.row["instructions"]}
+        needed = needed_words(self.row["instructions"])
+
+        def wanted(word: str) -> bool:
+            return word in needed or word in asked or asked.get("letter_times", {}).get("letter", "-") in word
+
+        plain = _plain(text)
+        return sum(_plain(sentence) in plain for sentence, word in self.joined.items() if not wanted(word))
 
 
 def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
@@ -54,19 +74,25 @@ def preference_pairs(
     """At most `pairs` canonical pairs of one request, among a few edited samples, labelled by noisy grades.
 
     The texts are as few as have that many pairs, so each is compared with several. rows: the request (`Request.row`)
-    with a `response` of a model each. ties: also give pairs of equal grades, whose labels are a coin flip. written:
-    sentences that the authors may add.
+    with a `response` of a model each. ties: also give pairs of equally good texts, with `tie` true, whose labels are a
+    coin flip. written: sentences that the authors may add. A text is as good as its grade, times UNWANTED for each
+    sentence of it that is beside the point.
     """
     request = {name: value for name, value in rows[0].items() if name not in ("id", "response", "finished")}
     rng = random.Random(f"{seed}-{request['prompt']}")
-    texts = _texts(Material(request, [row["response"] for row in rows], written or Sentences()), pairs, rng)
-    grades = {text: grade(text, request["subject"], request["instructions"]) for text in texts}
+    material = Material(request, [row["response"] for row in rows], written or Sentences())
+    texts = _texts(material, pairs, rng)
+    worth = {
+        text: grade(text, request["subject"], request["instructions"]) * UNWANTED ** material.unwanted(text)
+        for text in texts
+    }
     compared = [rng.sample(pair, 2) for pair in combinations(texts, 2)]
     rng.shuffle(compared)
-    for first, second in [pair for pair in compared if ties or grades[pair[0]] != grades[pair[1]]][:pairs]:
-        right = first_is_chosen(grades[first] - grades[second], FLIPPED, rng)
+    for first, second in [pair for pair in compared if ties or worth[pair[0]] != worth[pair[1]]][:pairs]:
+        right = first_is_chosen(worth[first] - worth[second], FLIPPED, rng)
         chosen, rejected = (first, second) if right else (second, first)
-        yield {**request, "chosen": chosen, "rejected": rejected}
+        tie = {"tie": True} if worth[first] == worth[second] else {}
+        yield {**request, "chosen": chosen, "rejected": rejected, **tie}
 
 
 def _texts(material: Material, pairs: int, rng: random.Random) -> list[str]:
@@ -144,6 +170,7 @@ def _author(material: Material, index: int, rng: random.Random) -> Author:
         subject,
         spare,
         rng.choice(others) if others else "",
+        material.joined,
         needed_words(material.row["instructions"]),
         lambda word: material.sentences.having(word, subject, rng),
     )
@@ -172,3 +199,8 @@ def tidied(text: str) -> str:
     if last and not is_complete(last[0]) and len(sentences(text)) > 1:
         text = keep_sentences(text, lambda sentence: last[0] not in sentence)
     return text
+
+
+def _plain(text: str) -> str:
+    """Its words, whatever their case and punctuation."""
+    return " ".join(words(text)).lower()

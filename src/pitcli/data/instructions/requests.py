@@ -72,8 +72,8 @@ HELD_OUT_FORMS = frozenset(form for forms in FORMS.values() for form in forms[-m
 SHARES = {1: 0.3, 2: 0.35, 3: 0.25, 4: 0.1}  # how many instructions a request has
 SENTENCES = "sentences"
 SENTENCE_PROMPTS = (
-    "Write one sentence about {subject} that contains the word '{word}'.",
-    "Write one sentence about {subject}. Use the word '{word}' in it.",
+    "Complete the sentence about {subject}: The {word}",
+    'Write a sentence that begins with "The {word}" and is about {subject}.',
 )
 SOURCE_FORMS = (
     "instructions:train, instructions:test or instructions:sentences (for the keywords of train), with :SEED for "
