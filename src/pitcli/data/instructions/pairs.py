@@ -26,7 +26,7 @@ UNASKED = 0.8  # share of the texts of an author without skill that also follow 
 REVISED = 0.5  # share of texts that differ from an earlier one by a single change
 CHANGES = {"follow": 0.3, "misread": 0.15, "unasked": 0.2, "spoil": 0.15, "pad": 0.1, "repeat": 0.1}  # shares
 CARELESS = {"spoil": spoiled, "pad": padded, "repeat": repeating}
-# Code cannot see that a sentence is beside the point, but people do, and a gap model that was not told likes each one.
+# Code cannot see that a sentence is beside the point. People do; a gap model whose labels do not say so likes each one.
 UNWANTED = 0.8  # times the grade, for each sentence that an author added for a word that the request does not ask for
 
 
@@ -48,11 +48,11 @@ class Material:
         asked = {item["kind"]: item for item in self.row["instructions"]}
         needed = needed_words(self.row["instructions"])
 
-        def wanted(word: str) -> bool:
+        def is_asked(word: str) -> bool:
             return word in needed or word in asked or asked.get("letter_times", {}).get("letter", "-") in word
 
         plain = _plain(text)
-        return sum(_plain(sentence) in plain for sentence, word in self.joined.items() if not wanted(word))
+        return sum(_plain(sentence) in plain for sentence, word in self.joined.items() if not is_asked(word))
 
 
 def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
