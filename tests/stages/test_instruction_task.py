@@ -105,3 +105,10 @@ def test_the_oracle_grades_rows_by_their_instructions() -> None:
     )
     assert line["grades"] == [1.0, pytest.approx(0.4)]  # one comma costs 0.1 of the half that is left
     assert (line["wins"], line["losses"]) == (6, 0)
+
+
+def test_a_field_tie_in_data_of_others_means_nothing() -> None:
+    pairs = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b", "tie": True} for n in range(4)]
+    Path("others.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert cli.main(["prepare", "--data", "others.jsonl", "--folds", "sft=1", "--out", "others"]) == 0
+    assert len(rows("others/sft.jsonl")) == 4

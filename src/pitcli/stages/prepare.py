@@ -55,9 +55,7 @@ def run(config: PrepareConfig) -> None:
     if empty := [name for name, pairs in folds.items() if not pairs]:
         remedy = "use more rows, fewer folds, or larger shares"
         raise InputError(f"--folds: too few prompts, so these folds would be empty: {', '.join(empty)}; {remedy}")
-    folds = {
-        name: [pair for pair in pairs if name in ties or not pair.extra.get("tie")] for name, pairs in folds.items()
-    }
+    folds = {name: pairs if name in ties or not ties else _without_ties(pairs) for name, pairs in folds.items()}
     if config.dry_run:
         console.table("Folds", ["fold", "rows"], [[name, len(pairs)] for name, pairs in folds.items()])
         console.note("dry run: nothing was written")
@@ -162,6 +160,11 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))
+
+
+def _without_ties(pairs: list[PreferencePair]) -> list[PreferencePair]:
+    """Without those of --task instructions whose label is a coin flip."""
+    return [pair for pair in pairs if not pair.extra.get("tie")]
 
 
 def _length_of(model: str | None) -> tuple[LengthOf, str]:
