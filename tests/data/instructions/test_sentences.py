@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from pitcli.data.instructions.content import JOINS, KEYWORDS
+from pitcli.data.instructions.content import JOINS, KEYWORDS, joining
 from pitcli.data.instructions.kinds import Author
 from pitcli.data.instructions.pairs import Material, preference_pairs
 from pitcli.data.instructions.requests import request_rows
@@ -127,3 +127,11 @@ def test_what_authors_add_is_noted() -> None:
     text = padded(SAMPLES[0], author)
     assert joined
     assert all(sentence[1:] in text for sentence in joined)
+
+
+def test_no_sentence_is_added_twice() -> None:
+    author = Author(random.Random(0), SUBJECT, [], "", {})
+    text = SAMPLES[0]
+    for _ in range(20):
+        text = f"{text} {joining('violin', text, author)}"
+    assert len(author.joined) == 20

@@ -175,8 +175,8 @@ def fresh(pool: list[str], request: str) -> list[str]:
 
 def joining(word: str, text: str, author: Author) -> str:
     """A sentence with the word that the text does not have; one that fits any word if the author knows no other."""
-    known = next((sentence for sentence in author.having(word) if not is_in(sentence, text)), None)
-    sentence = known or upper_first(author.rng.choice(JOINS).format(word=word))
+    fitting_any = (upper_first(join.format(word=word)) for join in author.rng.sample(JOINS, len(JOINS)))
+    sentence = next(sentence for sentence in (*author.having(word), *fitting_any) if not is_in(sentence, text))
     author.joined[sentence] = word
     return sentence
 
