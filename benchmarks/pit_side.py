@@ -209,7 +209,7 @@ def run_improve(spec: Spec, side: str, gate: Gate) -> None:
         max_new_tokens=LONGEST_IMPROVEMENT,
         accept_truncated=True,  # as the loop does
         sample_batch_size=spec["sizes"]["drafts_at_once"],
-        **(served_by_llama_cpp(spec) if (spec["trains"], side) == ("endpoint", "ours") else {}),
+        **(served_by_llama_cpp(spec) if side == "llama.cpp" else {}),
     )
     open_scheduler = improve.open_scheduler
     loaded: list[Any] = []

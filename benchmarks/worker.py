@@ -17,7 +17,7 @@ def main() -> None:
     gate = Gate(spec["device"])
     if side == "matmul":
         from matmul import run
-    elif side in ("ours", "separate", "here"):
+    elif side in ("ours", "separate", "llama.cpp"):
         from pit_side import run
     elif side == "generate":
         from peer_improve import run

@@ -20,9 +20,9 @@ def pairs_of(trains: str) -> int:
 class Workload(NamedTuple):
     """What both sides do in one comparison.
 
-    trains: the stage whose steps are measured, improve, score, or endpoint: improve with the writer at llama.cpp.
+    trains: the stage whose steps are measured, improve, score, or endpoint: improve again, for the other side below.
     against: the other side: one of TRL's trainers, pit's own code with each conversation in a separate row (separate),
-    pit's writer in its own process (here), a loop around `generate`, a loop around the exported gap model (classifier),
+    pit with its writer at llama.cpp, a loop around `generate`, a loop around the exported gap model (classifier),
     or the machine's matrix products (matmul). target: for the ratio of rates, ours / theirs; for matmul, our share of
     the peak. memory_target: for the ratio of peak memory, ours / theirs.
     """
@@ -43,7 +43,7 @@ WORKLOADS = (
     Workload("dpo-improver", "dpo-improver", "DPOTrainer", "pairs", 2.0),
     Workload("dpo-policy", "dpo-policy", "DPOTrainer", "pairs", 1.3),
     Workload("improve", "improve", "generate", "drafts", 2.0),
-    Workload("endpoint", "endpoint", "here", "drafts", 1.0),
+    Workload("endpoint", "endpoint", "llama.cpp", "drafts", 0.7),
     Workload("score", "score", "classifier", "pairs", 2.0),
     Workload("score-two", "score-two", "classifier", "pairs", 2.0),
     Workload("peak-sft", "sft", "matmul", "FLOP", 0.5),

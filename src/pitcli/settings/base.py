@@ -11,7 +11,6 @@ from pitcli.settings.values import CommaSeparated, TemplateOptions, template_opt
 
 DEFAULT_MODEL = "smollm2"
 DEVICE_HELP = "Device to run on; auto uses a CUDA or ROCm GPU if there is one; mps is an Apple GPU (untested)"
-TEMPERATURE = "Sampling temperature; 0 is greedy decoding"
 INSTRUCTIONS = "instructions:"  # names an endless stream of requests, instead of a file
 
 
@@ -288,7 +287,10 @@ class OptimSettings(Settings):
 class SamplingSettings(Settings):
     section = Section.generation
 
-    temperature: Annotated[float, Fact.process] = Field(1.0, ge=0, description=TEMPERATURE)
+    # one default for drafts and improvements: at two temperatures, the gain would be mostly temperature
+    temperature: Annotated[float, Fact.process] = Field(
+        0.5, ge=0, description="Sampling temperature; 0 is greedy decoding"
+    )
     top_p: Annotated[float, Fact.process] = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: sample from the fewest tokens with this total probability"
     )

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
     INSTRUCTIONS,
-    TEMPERATURE,
     Fact,
     GapBound,
     Method,
@@ -115,7 +114,6 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     accept_truncated: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
         False, description="Also accept improvements that --max-new-tokens cut before their end"
     )
-    temperature: Annotated[float, Fact.process] = Field(0.5, ge=0, description=TEMPERATURE)
     sample_batch_size: Annotated[int, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
     )

@@ -157,7 +157,7 @@ class RolloutSettings(OptimSettings):
         1.0, gt=0, description="Sampling temperature of the rollouts"
     )
     reference_temperature: Annotated[float, Section.generation] = Field(
-        1.0,
+        0.5,
         ge=0,
         description="Sampling temperature of the reference responses that are sampled during training; use the "
         "temperature of your drafts",
