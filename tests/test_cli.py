@@ -233,6 +233,14 @@ def test_exit_codes(
             "pit train-reward --config runs/reward/config.yaml --max-length 150 --overwrite",
         ),
         (
+            ["sft", "--tokens-per-batch", "4096"],
+            "pit sft --config runs/sft/config.yaml --tokens-per-batch 2048 --resume",
+        ),
+        (
+            ["sft", "--tokens-per-batch", "1024"],
+            "pit sft --config runs/sft/config.yaml --max-length 512 --overwrite",
+        ),
+        (
             ["sft", "--micro-batch-size", "1", "--long-rows", "error"],
             "pit sft --config runs/sft/config.yaml --max-length 512 --long-rows cut --overwrite",
         ),

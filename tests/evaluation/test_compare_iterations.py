@@ -60,3 +60,11 @@ def test_calibration_shows_an_overconfident_gap_model() -> None:
     assert bins[0].p_better == pytest.approx(0.05, abs=0.01)
     assert bins[0].judged_better == pytest.approx(0.275, abs=0.08)
     assert bins[-1].judged_better == pytest.approx(0.725, abs=0.08)
+
+
+def test_an_iteration_without_any_verdict_is_left_out() -> None:
+    rows = [row(number, "o", "i2", steps=steps("o", "i1", "i2")) for number in range(3)]
+    first_only = judge_of(lambda c: 1.0 if c.response == "i1" else None)
+    judged = ask(first_only, iteration_comparisons(rows, False))
+    found = compare_iterations(system("s"), rows, judged, every_pair=False, settings=SETTINGS)
+    assert [step.iteration for step in found.by_iteration] == [0, 1]

@@ -240,3 +240,13 @@ def test_a_process_reads_answers_from_a_pipe_and_keeps_stdout_clean(annotate: An
     assert done.stdout == b""
     assert b"2 labels by ada, 0 skipped, 6 pairs left" in done.stderr
     assert [label["choice"] for label in labels()] == ["1", "2"]
+
+
+def test_labels_of_rows_with_a_system_message_are_read_back(
+    annotate: Annotate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("rows.jsonl", [{**row(number), "system": "Be brief.", "history": [["hi", "hello"]]} for number in range(3)])
+    assert annotate("12q") == 0
+    assert annotate("1") == 0
+    assert "1 label by ada, 0 skipped, 0 pairs left" in capsys.readouterr().err
+    assert [message["role"] for message in labels()[0]["prompt"]] == ["system", "user", "assistant", "user"]

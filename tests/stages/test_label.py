@@ -213,3 +213,12 @@ def test_what_cannot_be_resumed_is_refused(label: Label, capsys: pytest.CaptureF
     Path("pairs.jsonl.manifest.json").unlink()
     label(DRAWS, "--resume", code=2)
     assert "pairs.jsonl.manifest.json is missing" in capsys.readouterr().err
+
+
+def test_overwrite_keeps_the_old_pairs_if_the_judge_cannot_be_used(
+    label: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    before = label([improved("p", "aa", iteration("aaa"))])
+    assert before
+    assert label([improved("p", "aa", iteration("aaa"))], "--overwrite", judge="openai:m", code=2) == before

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pitcli.errors import RunError
+from pitcli.engine.training import rl_runs
+from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.settings.base import Role
 from pitcli.settings.training import RlConfig, SftConfig
 from pitcli.stages import rl
@@ -47,21 +48,39 @@ def test_it_trains_the_improver_first_if_there_is_none(started: Started, capsys:
 def test_it_uses_an_existing_improver(
     settings: dict[str, Any], finished: str | None, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rl, "is_finished", lambda folder: str(folder) == finished)
+    monkeypatch.setattr(rl_runs, "is_finished", lambda folder: str(folder) == finished)
     assert rl.train_missing_improver(RlConfig(**settings)) == 0
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "--reward: no run in runs/reward"),
+        ({"reward": Path("runs/typo")}, "runs/typo: no finished run"),
+        ({"reward": "cmd:true", "policy": Path("runs/typo")}, "runs/typo: no finished run"),
+        ({"reward": "cmd:true", "drafts": "typo.jsonl"}, "typo.jsonl: no such file"),
+        ({"reward": "cmd:true", "out": Path("used")}, "--out: used is not empty"),
+    ],
+)
+def test_what_is_wrong_is_said_before_hours_of_sft(settings: dict[str, Any], message: str, started: Started) -> None:
+    Path("used").mkdir()
+    Path("used/metrics.jsonl").touch()
+    with pytest.raises((InputError, RunError, SettingsError), match=message):
+        rl.run(RlConfig(**settings))
     assert started == []
 
 
 def test_it_resumes_an_unfinished_improver(started: Started) -> None:
     Path("runs/sft").mkdir(parents=True)
     with pytest.raises(RunError):  # because the recorded SFT trained nothing
-        rl.run(RlConfig(resume=True))
+        rl.run(RlConfig(resume=True, reward="cmd:true"))
     assert [(command, config.resume) for command, config in started] == [("sft", True)]
 
 
 def test_it_stops_after_a_failed_sft(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl, "start", lambda command, config: 3)
-    assert rl.run(RlConfig()) == 3
+    assert rl.run(RlConfig(reward="cmd:true")) == 3
 
 
 def test_plain_rlhf_needs_no_improver(started: Started) -> None:

@@ -59,8 +59,9 @@ def compare_iterations(
         system=system.name,
         judge=judged.judge.name,
         by_iteration=[
-            _iteration(iteration, rows=rows, judged=judged, rank=rank, settings=settings)
+            compared
             for iteration, rank in enumerate(ranks)
+            if (compared := _iteration(iteration, rows=rows, judged=judged, rank=rank, settings=settings))
         ],
         calibration=calibration(rows, judged, settings),
     )
@@ -68,16 +69,19 @@ def compare_iterations(
 
 def _iteration(
     iteration: int, rows: Sequence[Row], judged: JudgeVerdicts, rank: Rank | None, settings: BootstrapSettings
-) -> Iteration:
+) -> Iteration | None:
+    """Compare an iteration with the originals and the one before; None if the judge gave no verdict on one of them."""
     all_signs_N = np.array(
         [judged.sign(Comparison(row.prompt, row.response_after(iteration), row.original)) for row in rows]
     )
     has_verdict = np.isfinite(all_signs_N)
     signs_N = all_signs_N[has_verdict]
-    bootstrap = bootstrap_of([row for row, keep in zip(rows, has_verdict, strict=True) if keep], settings)
     before = max(0, iteration - 1)
     changes = [Comparison(row.prompt, row.response_after(iteration), row.response_after(before)) for row in rows]
     change_signs = [sign for change in changes if np.isfinite(sign := judged.sign(change))]
+    if not len(signs_N) or not change_signs:
+        return None
+    bootstrap = bootstrap_of([row for row, keep in zip(rows, has_verdict, strict=True) if keep], settings)
     grade = None
     if judged.grades:
         grade = float(np.mean([judged.grades[row.prompt, row.response_after(iteration)] for row in rows]))

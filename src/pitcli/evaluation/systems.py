@@ -96,7 +96,7 @@ class System(NamedTuple):
 
     def reward_commands(self) -> set[str]:
         """The programs (cmd:COMMAND) that rewarded RL."""
-        return {origin["reward_command"] for origin in self.origins() if origin.get("reward_command")}
+        return {command for origin in self.origins() for command in origin.get("reward_commands", [])}
 
     def origins(self) -> list[dict[str, Any]]:
         """For each file, its gap models' data and RL metrics as in its manifest; an empty dict without one."""

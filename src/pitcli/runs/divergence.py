@@ -106,7 +106,8 @@ def _of_rl(config: Mapping[str, Any], rows: Rows) -> str | None:
     """The last rollouts exceed a limit, are empty, or cost more KL than their gap is worth."""
     last = _last_rollouts(rows)
     kl, reward = (fmean(row.get(name, math.nan) for row in last) for name in ("kl", "reward"))
-    first_reward = rows[0].get("reward", math.nan)
+    # each stage has references that are harder to beat
+    first_reward = next(row for row in rows if row.get("stage") == rows[-1].get("stage")).get("reward", math.nan)
     noise = fmean(abs(row.get("reward", math.nan) - reward) for row in last)
     max_kl, over = config.get("max_kl", math.inf), _mean_over(last)
     if not kl > MOVED:

@@ -162,7 +162,13 @@ def _locked(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> It
 def check_out(path: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
     """Raises what open_run would raise, without writing anything."""
     refuse_busy(path)
-    if not _resumes(path, manifest, resume) and path.is_dir():
+    if not _resumes(path, manifest, resume):
+        refuse_used(path, overwrite)
+
+
+def refuse_used(path: Path, overwrite: bool) -> None:
+    """Raises SettingsError if a new run cannot be in the folder, without writing anything."""
+    if path.is_dir():
         _entries_to_delete(path, overwrite)
 
 

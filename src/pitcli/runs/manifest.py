@@ -74,6 +74,8 @@ class Manifest(Strict):
     data: DataIdentity
     gap_data: DataIdentity | None = None  # of the gap model that it trained, or that rewarded it or its start
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
+    # programs that rewarded the runs that it started from; not written if there are none, so that older seals hold
+    earlier_rewards: list[str] = Field([], exclude_if=lambda commands: not commands)
     complete: bool = False
     probes: dict[SavedRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}
@@ -85,10 +87,11 @@ class Manifest(Strict):
         return self.role != "gap" and bool(self.gap_roles())
 
     @property
-    def reward_command(self) -> str | None:
-        """cmd:COMMAND if a program rewarded the run."""
+    def reward_commands(self) -> list[str]:
+        """cmd:COMMAND of each program that rewarded the run, or one that it started from."""
         reward = self.config.get("reward")
-        return reward if self.kind == "rl" and is_command(reward) else None
+        own = [reward] if self.kind == "rl" and is_command(reward) else []
+        return sorted({*own, *self.earlier_rewards})
 
     def gap_roles(self) -> list[str]:
         """The roles of the gap models in the run's folder."""

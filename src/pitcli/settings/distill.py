@@ -72,6 +72,10 @@ class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSet
             raise ValueError(f"--run and --sample-drafts are for --method on-policy, got --method {self.method}")
         if self.method is not Distillation.dpo and self.loss is not PreferenceLoss.dpo:
             raise ValueError(f"--loss is for --method dpo, got --method {self.method}")
+        if is_on_policy and self.min_p_better != 0.5:
+            raise ValueError("--min-p-better is for --method sft and dpo, which read improvements; remove it")
+        if self.method is not Distillation.dpo and self.beta != PreferenceSettings.model_fields["beta"].default:
+            raise ValueError(f"--beta is for --method dpo, got --method {self.method}")
         if is_on_policy and (self.skip_bad is not None or self.list_bad):
             raise ValueError("--skip-bad and --list-bad are for --method sft and dpo; remove them")
         return self

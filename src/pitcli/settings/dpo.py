@@ -52,6 +52,12 @@ class DpoConfig(TrainingConfig, PreferenceSettings, LoraSettings):
         return DPO_START_RUNS[self.role.value]
 
     @model_validator(mode="after")
+    def _kto_compares_with_other_prompts(self) -> Self:
+        if self.loss is PreferenceLoss.kto and self.batch_size == 1:
+            raise ValueError("--loss kto compares pairs of one step: expected --batch-size 2 or more, got 1")
+        return self
+
+    @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.from_base and self.sft:
             raise ValueError(f"--from-base starts from no run: expected no --sft, got {self.sft}")

@@ -105,8 +105,12 @@ def smaller_command(config: TrainingConfig) -> str:
         least = 4 if config.gap_loss is GapLoss.five_term else 2
     if isinstance(config, DpoConfig):
         least = 4 if config.role is Role.improver else 2
-    smaller = f"--micro-batch-size {config.micro_batch_size // 2} --resume"
-    if config.micro_batch_size // 2 < least:
+    smaller, is_least = f"--micro-batch-size {config.micro_batch_size // 2}", config.micro_batch_size // 2 < least
+    if config.tokens_per_batch:  # then the number of rows says nothing
+        tokens = config.tokens_per_batch // 2
+        smaller, is_least = f"--tokens-per-batch {tokens}", tokens < (config.max_length or 1024)
+    smaller += " --resume"
+    if is_least:
         cut = " --long-rows cut" if config.long_rows is LongRows.error else ""
         smaller = f"--max-length {(config.max_length or 1024) // 2}{cut} --overwrite"
     return f"{command} --config {shlex.quote(str(config.run_folder / CONFIG))} {smaller}"

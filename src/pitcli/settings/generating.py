@@ -214,6 +214,12 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         return self
 
     @model_validator(mode="after")
+    def _run_is_of_an_improver(self) -> Self:
+        if self.run is not None and self.method is not Method.pit and self.writer is None:
+            raise ValueError(f"--run is for --method pit; name the policy of --method {self.method} by --policy")
+        return self
+
+    @model_validator(mode="after")
     def _policy_is_for_this_process(self) -> Self:
         if self.writer is not None and self.policy is not None:
             raise ValueError("--policy is for a writer in this process; remove it, or --writer")

@@ -207,7 +207,8 @@ class RlConfig(TrainingConfig, RolloutSettings):
         (Stage.dataset,),
         min_length=1,
         description="Sources of the reference responses, one after another, comma-separated: dataset, policy, best, "
-        "self; best is the best, by the reward, of --samples-per-prompt outputs of the policy",
+        "self. Each gets an equal part of --max-steps, at least one rollout. best is the best, by the reward, of "
+        "--samples-per-prompt outputs of the policy",
     )
     learning_rate: Annotated[float | None, Fact.own] = Field(
         None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"

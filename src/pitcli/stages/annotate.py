@@ -174,7 +174,7 @@ def label_row(
         "shown_first": order[0],
         "choice": choice,
         "preferred": TIE if choice == "t" else order[int(choice) - 1],
-        "prompt": pair.row.get("prompt", written_prompt(pair.item.prompt)),
+        "prompt": written_prompt(pair.item.prompt),
         "original_response": pair.item.original_response,
         "response": pair.item.response,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

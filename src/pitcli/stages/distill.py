@@ -32,7 +32,14 @@ from pitcli.engine.models.roles import IMPROVER, POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
-from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate, with_lora_of
+from pitcli.engine.training.inputs import (
+    new_manifest,
+    open_drafts,
+    open_pairs,
+    together,
+    with_learning_rate,
+    with_lora_of,
+)
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.preferences import PreferenceTask
 from pitcli.engine.training.rollouts import (
@@ -133,8 +140,11 @@ def open_rows(
     """
     assert config.data is not None  # see run
     if config.method is not Distillation.on_policy:
-        best_of_n = any(record.get("settings", {}).get("method") == Method.best_of_n for record in records)
-        check = partial(check_improved, min_p_better=config.min_p_better, over_draft=best_of_n)
+        best_of_n = {record.get("settings", {}).get("method") == Method.best_of_n for record in records}
+        if len(best_of_n) > 1 and config.min_p_better:
+            remedy = "add P(better) by pit score --against original_response, and use --min-p-better 0"
+            raise SettingsError(f"--data: the gaps of best-of-n and of other methods mean different things; {remedy}")
+        check = partial(check_improved, min_p_better=config.min_p_better, over_draft=best_of_n == {True})
         pairs, data = open_pairs(config, base, [], options=options_of(config)._replace(fields=FIELDS, check=check))
         cut = [pair.chosen_truncated or pair.extra.get("finished") is False for pair in pairs]
         return [replace(pair, chosen_truncated=is_cut) for pair, is_cut in zip(pairs, cut, strict=True)], data
@@ -156,14 +166,13 @@ def original_drafts(
 
 
 def with_gap_data(manifest: Manifest, records: Sequence[dict[str, Any]]) -> Manifest:
-    """Return the manifest with the data of the gap model that chose the improvements, as pit improve recorded it.
+    """Return the manifest with the data of the gap models that chose the improvements, as pit improve recorded it.
 
     So pit evaluate does not call a judge independent that was trained on the same pairs.
     """
-    found = next((data for record in records for data in record.get("origin", {}).get("gap_data", [])), None)
-    if found is None or manifest.gap_data:
-        return manifest
-    return manifest.model_copy(update={"gap_data": DataIdentity.model_validate(found)})
+    found = [data for record in records for data in record.get("origin", {}).get("gap_data", [])]
+    gap_data = together([manifest.gap_data, *map(DataIdentity.model_validate, found)])
+    return manifest.model_copy(update={"gap_data": gap_data})
 
 
 def plan_of(

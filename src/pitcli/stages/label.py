@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ def run(config: LabelConfig) -> int:
         errors.append(problem)
         error(str(problem))
 
+    judge = WindowJudge(config)  # before --overwrite deletes anything
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
     with (
@@ -52,7 +53,7 @@ def run(config: LabelConfig) -> int:
     ):
         done = rows_before(config.output, pair_key, {"settings": config.identity()})
         notes.update({"pairs already written": done.total()} if done else {})
-        for pair in labelled(usable, config, notes, advance, done):
+        for pair in labelled(usable, judge, config, notes, advance=advance, done=done):
             write_row(pair, stream)
             stream.flush()
             notes["pairs written"] += 1
@@ -110,24 +111,40 @@ def pair_key(row: dict[str, Any]) -> int:
     return content_key([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])])
 
 
+class WindowJudge:
+    """The judge, with the other fields of the prompts of one window only: the input may be large."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        self._fields: dict[Prompt, dict[str, Any]] = {}
+        cache = Path(config.output).parent / "openai-cache.sqlite"
+        self._judge = load_judge(config.judge, config, self._fields, cache=cache).judge
+        self.name, self.per_call = self._judge.name, self._judge.per_call
+
+    def verdicts(self, window: Sequence[Candidate]) -> Sequence[Verdict]:
+        self._fields.clear()
+        self._fields.update((candidate.comparison.prompt, other_fields(candidate.row)) for candidate in window)
+        return self._judge.verdicts([candidate.comparison for candidate in window])
+
+
 def labelled(
-    candidates: Iterable[Candidate], config: LabelConfig, notes: Counter[str], advance: Any, done: Counter[int]
+    candidates: Iterable[Candidate],
+    judge: WindowJudge,
+    config: LabelConfig,
+    notes: Counter[str],
+    advance: Any,
+    done: Counter[int],
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the pairs that the judge decides with --min-confidence.
 
     done: the pairs that are written already. They are the first ones, so windows before the last of them are finished.
     """
-    fields: dict[Prompt, dict[str, Any]] = {}  # of the prompts in the current window only: the input may be large
-    judge = load_judge(config.judge, config, fields, cache=Path(config.output).parent / "openai-cache.sqlite").judge
     for window in windows(candidates, judge.per_call, config.input):
         are_done = [
             bool(done) and take(done, pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window
         ]
         if done.total():
             continue
-        fields.clear()
-        fields.update((candidate.comparison.prompt, other_fields(candidate.row)) for candidate in window)
-        verdicts = judge.verdicts([candidate.comparison for candidate in window])
+        verdicts = judge.verdicts(window)
         for candidate, verdict, is_done in zip(window, verdicts, are_done, strict=True):
             advance(1)
             if is_done:

@@ -12,8 +12,6 @@ stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage,
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 from accelerate.utils import set_seed
 from torch import tensor
@@ -31,9 +29,9 @@ from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
 from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
-from pitcli.engine.training.gap_checks import check_gap_model
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
+from pitcli.engine.training.rl_runs import check_before_sft, find_runs, is_improver_missing
 from pitcli.engine.training.rollouts import (
     Reward,
     group_gaps,
@@ -56,21 +54,12 @@ from pitcli.equations import (
     leave_one_out_advantages,
     rl_rewards,
 )
-from pitcli.errors import InputError
 from pitcli.evaluation.command_judge import SCALE, Fields, command_grade, score_differences
 from pitcli.evaluation.systems import fields_of
 from pitcli.processes.collectives import on_rank_0
-from pitcli.runs.earlier import (
-    EarlierRun,
-    find_reward,
-    find_run,
-    gap_loss_of,
-    gap_results,
-    gap_temperatures,
-)
-from pitcli.runs.folder import is_finished, open_run
+from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_results, gap_temperatures
+from pitcli.runs.folder import open_run
 from pitcli.settings.base import PenaltyUnit, Role, Stage
-from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.settings.values import is_command
@@ -79,36 +68,16 @@ from pitcli.stages import start
 SHOWN_ROWS = 3
 
 
-class Runs(NamedTuple):
-    """The runs that RL uses: the one it starts from, the gap model, and the policy that writes references.
-
-    gap: None if a program is the reward. policy: None if there is none.
-    """
-
-    start: EarlierRun
-    gap: EarlierRun | None
-    policy: EarlierRun | None
-
-    def all(self) -> list[EarlierRun]:
-        return [run for run in (self.gap, self.start, self.policy) if run]
-
-    def adapters(self, trained: Role) -> dict[str, Path]:
-        """Return the adapter folders by role."""
-        adapters: dict[str, Path] = {trained: self.start.adapter, REFERENCE: self.start.adapter}
-        adapters |= self.gap.gap_models() if self.gap else {}
-        return {**adapters, POLICY: self.policy.adapter} if self.policy else adapters
-
-
 def run(config: RlConfig) -> int:
     """Run the curriculum; write the trained role, and the gap model that rewarded it, to the run folder."""
+    if is_improver_missing(config):
+        check_before_sft(config)
     if code := train_missing_improver(config):
         return code
     if config.dry_run and is_improver_missing(config):
         note("that was the dry run of the SFT; the dry run of RL needs a finished runs/sft")
         return 0
     runs = find_runs(config)
-    if runs.gap:
-        check_gap_model(runs.gap, config.force)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
     read = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else []
@@ -178,24 +147,6 @@ def train_missing_improver(config: RlConfig) -> int:
     note("no --sft and no finished runs/sft: training the improver by SFT first, then by RL")
     sft = config.sft_settings()
     return start("sft", sft.model_copy(update={"resume": sft.run_folder.exists()}))
-
-
-def is_improver_missing(config: RlConfig) -> bool:
-    return config.role is Role.improver and config.sft is None and not is_finished(Path(SFT_RUN.folders[0]))
-
-
-def find_runs(config: RlConfig) -> Runs:
-    improver = config.role is Role.improver
-    policy = find_run(config.policy, SFT_POLICY_RUN)
-    first = find_run(config.sft, SFT_RUN) if improver else policy
-    gap = None
-    if not isinstance(config.reward, str):
-        gap = find_reward(config.reward)
-    missing = [] if first else [SFT_RUN if improver else SFT_POLICY_RUN]
-    missing += [] if gap or isinstance(config.reward, str) else [GAP_RUN]
-    if first is None or missing:
-        raise InputError([run.missing for run in missing])
-    return Runs(first, gap, policy if improver else None)
 
 
 def reward_of(config: RlConfig, gap: EarlierRun | None, fields: Fields, model: RoleModel, chat: ChatFormat) -> Reward:

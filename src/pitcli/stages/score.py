@@ -51,8 +51,8 @@ class Tally:
         if scores is None or not scores.are_finite():
             reason = "no finite gap" if scores else "out of memory even by itself"
             self.on_error(RowError(self.label, candidates.lines[0], "", reason))
-        if self.of_labels:
-            self.gaps.append(scores.gap[0] if scores else math.nan)
+        if self.of_labels and scores:
+            self.gaps.append(scores.gap[0])
 
 
 def run(config: ScoreConfig) -> int:
@@ -137,13 +137,16 @@ def gap_of(row: Row) -> float:
 
 
 def accuracy(gaps: Sequence[float]) -> dict[str, Any]:
-    """Return how often chosen has the larger score, with a 95% interval; a pair without a finite gap is wrong."""
+    """Return how often chosen has the larger score, with a 95% interval; a pair without a finite gap is wrong.
+
+    Everything is None if there are no pairs.
+    """
     right = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
     finite = [gap for gap in gaps if math.isfinite(gap)]
     return {
         "pairs": len(gaps),
-        "accuracy": sum(right) / len(right),
-        "accuracy_ci": list(mean_interval(right)),
+        "accuracy": sum(right) / len(right) if right else None,
+        "accuracy_ci": list(mean_interval(right)) if right else None,
         "log_loss": float(log_losses(finite, 1.0).mean()) if finite else None,
         "mean_gap": sum(finite) / len(finite) if finite else None,
     }

@@ -63,7 +63,7 @@ def run(config: RewardConfig) -> None:
     pairs, data = open_pairs(config, base, [])
     fresh = open_eval_pairs(config, base, pairs)
     training, held_out = hold_out(pairs, config.held_out, config.seed)
-    check_held_out(held_out, config.by, init)
+    check_held_out(held_out, config, init)
     config = with_learning_rate(config, base)
     manifest = new_manifest("reward", GAP, config, base, data, earlier=init)
     rows = [
@@ -105,13 +105,14 @@ def run(config: RewardConfig) -> None:
     next_command("pit rl --curriculum")
 
 
-def check_held_out(pairs: Sequence[PreferencePair], by: str | None, init: Sequence[EarlierRun]) -> None:
-    """Raise InputError if no pair has the field of --by; warn if the run of --init was trained on prompts of theirs.
-
-    A gap model's run is not warned of: with the same data and seed, it holds out the same prompts.
-    """
+def check_held_out(pairs: Sequence[PreferencePair], config: RewardConfig, init: Sequence[EarlierRun]) -> None:
+    """Raise InputError if no pair has the field of --by; warn if the run of --init was trained on prompts of theirs."""
+    by = config.by
     for run in init:
-        if run.manifest.kind != "reward" and set(run.manifest.data.prompts) & set(prompt_sketch(pairs, len(pairs))):
+        before = run.manifest.config
+        # a gap model of the same seed held out the same prompts
+        same = run.manifest.kind == "reward" and before["seed"] == config.seed and before["held_out"] >= config.held_out
+        if not same and set(run.manifest.data.prompts) & set(prompt_sketch(pairs, len(pairs))):
             warn(f"--init: {run.folder} was trained on held-out prompts, so the report is too good; use another fold")
     if by is not None and not any(by in pair.extra for pair in pairs):
         known = ", ".join(sorted({name for pair in pairs for name in pair.extra})) or "none"

@@ -106,6 +106,20 @@ def test_the_gap_of_best_of_n_is_that_over_the_draft(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "run", "").data.rows == 1
 
 
+def test_gaps_with_two_meanings_are_refused() -> None:
+    for name, method in (("best", "best-of-n"), ("pit", "pit")):
+        write_rows(Path(f"{name}.jsonl"), [improved(PAIRS[0], 1.0, 1.5)])
+        Path(f"{name}.jsonl.manifest.json").write_text(json.dumps({"settings": {"method": method}}))
+    with pytest.raises(SettingsError, match="the gaps of best-of-n and of other methods mean different things"):
+        distill.run(DistillConfig(data="best.jsonl,pit.jsonl", model="tiny"))
+
+
+@pytest.mark.parametrize("settings", [{"method": "on-policy", "min_p_better": 0.8}, {"beta": 1.0}])
+def test_a_setting_of_another_method_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is for --method"):
+        DistillConfig(data="rows.jsonl", **settings)
+
+
 def test_a_truncated_improvement_does_not_teach_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(Path("cut.jsonl"), [{**improved(PAIRS[0], 2.0), "finished": False}, improved(PAIRS[1], 2.0)])
     seen: list[Task] = []

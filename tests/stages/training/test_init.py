@@ -72,6 +72,12 @@ def test_a_gap_model_that_starts_from_a_gap_model_has_its_head(
     assert "warning: --init" not in capsys.readouterr().err
 
 
+def test_a_gap_model_that_holds_out_other_prompts_than_its_start_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**ONE_STEP, "init": Path("runs/reward"), "out": Path("runs/other-seed"), "overwrite": True}
+    train_reward.run(RewardConfig(**settings, seed=5))
+    assert "warning: --init: runs/reward was trained on held-out prompts" in capsys.readouterr().err
+
+
 def test_its_data_include_the_prompts_that_its_start_has_seen() -> None:
     """Otherwise pit evaluate would call it an independent judge."""
     config = {**ONE_STEP, "max_rows": 12}

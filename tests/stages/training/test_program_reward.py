@@ -153,7 +153,7 @@ def test_improve_needs_another_gap_model_or_none(tmp_path: Path, capsys: pytest.
         capsys.readouterr().err
     )
     assert cli.main([*command, "--output", "improved.jsonl", "--stop=none", "--overwrite"]) == 0
-    assert json.loads(Path("improved.jsonl.manifest.json").read_text())["origin"]["reward_command"] == WORDS
+    assert json.loads(Path("improved.jsonl.manifest.json").read_text())["origin"]["reward_commands"] == [WORDS]
 
 
 def test_its_reward_is_refused_as_its_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pitcli.data.synthetic import preference_rows
 from pitcli.errors import PitError, RunError, SettingsError
-from pitcli.runs.manifest import read_manifest, write_manifest
+from pitcli.runs.manifest import load_manifest, read_manifest, write_manifest
 from pitcli.settings.base import Precision, Role
 from pitcli.settings.generating import SampleConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 from pitcli.stages import rl, sample, sft, train_reward
-from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files
+from tests.stages.training.conftest import RL_SMALL, SMALL, files_of, read_rows, run_files, write_rows
 
 
 def test_metrics_have_one_line_per_step() -> None:
@@ -94,6 +95,25 @@ def test_rl_stops_early_if_the_kl_runs_away_and_keeps_a_checkpoint(tmp_path: Pat
     assert "early stopping, kept the best checkpoint" in capsys.readouterr().err
 
 
+def test_the_best_checkpoint_is_one_of_the_stage_that_ran_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The rewards of two stages are over different references: those of the first look better and say nothing."""
+    roll_out = rl.roll_out
+
+    def staged(config: RlConfig, curriculum: Any, index: int) -> Any:
+        step = roll_out(config, curriculum, index)
+        second = step.metrics["stage"] == 1
+        return step._replace(
+            metrics={**step.metrics, "reward": 0.5 if second else 9.0, "kl": 99.0 if index == 3 else 0.0}
+        )
+
+    monkeypatch.setattr(rl, "roll_out", staged)
+    settings = {**RL_SMALL, "curriculum_stages": "dataset,policy", "save_every": 1, "runaway_patience": 1}
+    rl.run(RlConfig(out=tmp_path / "run", max_steps=4, epochs=4, **settings))
+    assert "at step 4; early stopping, kept the best checkpoint, step 3" in capsys.readouterr().err
+
+
 def test_rl_takes_drafts_and_the_self_stage(tmp_path: Path) -> None:
     stages = {"curriculum_stages": "policy,self", "drafts": "drafts.jsonl"}
     rl.run(RlConfig(out=tmp_path / "run", max_steps=2, **stages, **RL_SMALL))
@@ -120,6 +140,28 @@ def test_rl_goes_on_from_an_rl_run_with_its_gap_model(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     first, second = (tmp_path / run / "gap" / "adapter_model.safetensors" for run in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_run_knows_every_gap_model_and_program_behind_it(tmp_path: Path) -> None:
+    """RL on A, then on B: pit evaluate must refuse both as judges."""
+    write_rows(Path("b.jsonl"), preference_rows(12, seed=77))
+    train_reward.run(RewardConfig(data="b.jsonl", max_steps=1, out=tmp_path / "b", **SMALL))
+    rl.run(RlConfig(**{**RL_SMALL, "reward": "cmd:sed s/.*/5/"}, max_steps=1, out=tmp_path / "first"))
+    rl.run(RlConfig(**{**RL_SMALL, "max_steps": 1, "sft": tmp_path / "first", "out": tmp_path / "second"}))
+    last = {
+        "sft": tmp_path / "second",
+        "reward": tmp_path / "b",
+        "force": True,
+        "max_steps": 1,
+        "out": tmp_path / "third",
+    }
+    rl.run(RlConfig(**{**RL_SMALL, **last}))
+    manifests = [load_manifest(folder, "") for folder in (Path("runs/reward"), tmp_path / "b", tmp_path / "third")]
+    of_a, of_b, seen = (set(manifest.gap_data.prompts) for manifest in manifests if manifest.gap_data)
+    assert of_a - of_b
+    assert of_b - of_a
+    assert seen == of_a | of_b
+    assert manifests[2].reward_commands == ["cmd:sed s/.*/5/"]
 
 
 def test_rl_does_not_resume_with_another_gap_model(tmp_path: Path) -> None:

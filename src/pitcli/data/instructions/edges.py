@@ -6,7 +6,7 @@ import re
 from pitcli.data.instructions.content import KEYWORDS, joining
 from pitcli.data.instructions.kinds import Author, Kind, Params, groups
 from pitcli.data.instructions.lengths import STARTERS, begin, starts_with
-from pitcli.data.instructions.text import append, is_complete, sentences, words
+from pitcli.data.instructions.text import append, is_complete, is_in, words
 
 LAST_PHRASES = (
     "Is there anything else I can help with?", "Any other questions?", "I hope this helps.", "That is all for today.",
@@ -127,9 +127,9 @@ class Postscript(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         if self.score(text, params) == 1:
             return text
-        parts = sentences(text)
-        spare = [part for part in author.spare if part not in parts and is_complete(part)]
+        spare = [part for part in author.spare if is_complete(part) and not is_in(part, text)]
         added = author.rng.choice(spare) if spare else joining(author.rng.choice(KEYWORDS), text, author)
+        author.joined[added] = self.name  # asked for by this, whatever its words
         return f"{text.rstrip()}\n\n{params['marker']} {added}"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from pitcli.console import warn
 from pitcli.engine.generation.kv_cache import SlotCacheLayer, SlotIndex
 from pitcli.engine.generation.prompt_lookup import PromptLookup
 from pitcli.engine.generation.sampling import Decoding, Sample, draw, row_uniforms
@@ -22,8 +23,10 @@ from pitcli.engine.models.batches import common_prefix, length_sorted_chunks, pa
 from pitcli.engine.models.packing import packs
 from pitcli.engine.models.precision import finest_dtype
 from pitcli.engine.models.roles import RoleModel
+from pitcli.errors import is_out_of_memory
 
 CPU_SLOTS = 16  # with more, a CPU is hardly faster, and its cache larger
+GPU_SLOTS = 256  # and fewer if memory runs out
 REFILL = 4  # refill when a quarter of the slots are empty, so that several prompts are read in one pass
 
 
@@ -50,10 +53,20 @@ def open_batching(
 
 
 def generate_all(model: RoleModel, role: str | None, decoding: Decoding, requests: Sequence[Request]) -> list[Sample]:
-    """Return the samples of the requests, in their order."""
-    slots = min(len(requests), CPU_SLOTS) if model.device.type == "cpu" else len(requests)
+    """Return the samples of the requests, in their order; with fewer slots if memory runs out.
+
+    A sample depends on the seed of its request, not on the slots.
+    """
+    slots = min(len(requests), CPU_SLOTS if model.device.type == "cpu" else GPU_SLOTS)
     longest = max((len(request.prompt) for request in requests), default=0) + decoding.max_new_tokens
-    return [*generate_in_order(open_batching(model, role, decoding, slots, longest), requests)]
+    while True:
+        try:
+            return [*generate_in_order(open_batching(model, role, decoding, slots, longest), requests)]
+        except (MemoryError, RuntimeError) as problem:
+            if slots == 1 or not is_out_of_memory(problem):
+                raise
+        slots //= 2
+        warn(f"out of memory while sampling; going on with {slots} at a time")
 
 
 class _RunningRequest:

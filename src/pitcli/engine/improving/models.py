@@ -37,13 +37,13 @@ class Models(NamedTuple):
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
 
     def origin(self) -> dict[str, Any]:
-        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended and by what reward."""
+        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended, its rewards."""
         gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
         writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
         return {
             "gap_data": list(gap_data.values()),
             "training": last_metrics(writer.folder) if writer else {},
-            **({"reward_command": command} if writer and (command := writer.manifest.reward_command) else {}),
+            "reward_commands": self.writer.manifest.reward_commands if self.writer else [],
         }
 
 

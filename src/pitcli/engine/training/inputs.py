@@ -160,21 +160,23 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     return [run]
 
 
-def seen_too(data: DataIdentity, earlier: Sequence[EarlierRun]) -> DataIdentity:
-    """Return the data of a gap model, with the prompts that the runs it starts from were trained on.
+def together(data: Sequence[DataIdentity | None]) -> DataIdentity | None:
+    """The first data that is not None, with the prompts of all: what the gap models behind a run have seen.
 
-    So pit evaluate does not call a judge independent that starts from the gap model of the reward.
+    So pit evaluate does not call a judge independent that shares prompts with any of them.
     """
-    seen = [known for run in earlier for known in (run.manifest.data, run.manifest.gap_data) if known]
-    prompts = sorted({*data.prompts, *(prompt for known in seen for prompt in known.prompts)})
-    return data.model_copy(update={"prompts": prompts[:SKETCHED]})
+    known = [seen for seen in data if seen]
+    prompts = sorted({prompt for seen in known for prompt in seen.prompts})[:SKETCHED]
+    return known[0].model_copy(update={"prompts": prompts}) if known else None
 
 
 def new_manifest(
     kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
 ) -> Manifest:
     """Return the manifest of a new run. earlier: the runs whose adapters it starts from."""
-    data = seen_too(data, earlier) if kind == "reward" else data
+    gap_data = together([run.manifest.gap_data for run in earlier])
+    if kind == "reward":  # it may have seen the data of the runs that it starts from
+        data = gap_data = together([data, *(run.manifest.data for run in earlier), gap_data]) or data
     return Manifest.model_validate(
         {
             "kind": kind,
@@ -183,7 +185,8 @@ def new_manifest(
             "config": config.identity(),
             "base": base.identity,
             "data": data,
-            "gap_data": data if kind == "reward" else next(filter(None, (e.manifest.gap_data for e in earlier)), None),
+            "gap_data": gap_data,
+            "earlier_rewards": sorted({command for run in earlier for command in run.manifest.reward_commands}),
             "inputs": {
                 role: run.manifest.files[f"{role}/{WEIGHTS}"]
                 for run in earlier

@@ -99,7 +99,8 @@ class Task(NamedTuple):
     over its micro-batches.
 
     runaway(metrics): a text that names the metric beyond its limit, or None. After `patience` such steps in a row the
-    run stops and keeps the checkpoint with the best `score` metric (early stopping).
+    run stops and keeps the checkpoint with the best `score` metric (early stopping). Scores of two phases are not
+    compared: in RL the reward is over reference responses that are harder to beat in each.
     """
 
     role: str
@@ -276,6 +277,8 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
 def _advance(position: Position, metrics: dict[str, float], task: Task) -> Position:
     """Return the position after one more step."""
     sign = -1 if task.score == "loss" else 1
+    if position.step and stage_of(position.step, task.phases)[1] == 0:  # the best step stays until its first checkpoint
+        position = position._replace(best_score=-math.inf, score_sum=0.0, score_count=0)
     return position._replace(
         step=position.step + 1,
         first_loss=metrics["loss"] if position.step == 0 else position.first_loss,

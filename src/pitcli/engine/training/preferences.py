@@ -124,6 +124,8 @@ class PreferenceTask(NamedTuple):
         Both roles read them without gradient.
         """
         rows = [row for micro_batch in step.micro_batches for row in micro_batch.rows]
+        if len(rows) == 1:  # the last step of an epoch: no other prompt, so no estimate
+            return 0.0
         following = dict(zip(rows, [*rows[1:], rows[0]], strict=True))
         trees = [
             [
