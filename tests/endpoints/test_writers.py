@@ -206,7 +206,7 @@ def test_resume_needs_the_same_settings_but_not_the_same_address(capsys: pytest.
         pit(f"{SAMPLE} --base-url {server.url}", code=2)
         assert "out.jsonl already contains rows; use --resume to continue it" in capsys.readouterr().err
         pit(f"{SAMPLE} --base-url {server.url} --resume --temperature 0.3", code=2)
-        assert "--resume: temperature was 1.0 in out.jsonl.manifest.json and is now 0.3" in capsys.readouterr().err
+        assert "--resume: temperature was 0.5 in out.jsonl.manifest.json and is now 0.3" in capsys.readouterr().err
     with serving(answer) as server:
         pit(f"{SAMPLE} --base-url {server.url},{server.url}/ --concurrency 1 --resume")
         assert server.requests == []

@@ -143,7 +143,7 @@ def test_too_few_rows_are_an_answer(chains: list[dict[str, Any]], capsys: pytest
     ("change", "problem"),
     [
         ({"patience": 2}, "expected rows of --patience 1, got 2"),
-        ({"method": "resample"}, "expected rows of --method pit, got resample"),
+        ({"method": "resample", "run": None}, "expected rows of --method pit, got resample"),
     ],
 )
 def test_rows_that_cannot_be_replayed_are_refused(

@@ -66,7 +66,7 @@ def generate_all(model: RoleModel, role: str | None, decoding: Decoding, request
             if slots == 1 or not is_out_of_memory(problem):
                 raise
         slots //= 2
-        warn(f"out of memory while sampling; going on with {slots} at a time")
+        warn(f"out of memory while sampling; continuing, {slots} at a time")
 
 
 class _RunningRequest:

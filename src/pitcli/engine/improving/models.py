@@ -40,10 +40,11 @@ class Models(NamedTuple):
         """Return what pit evaluate needs to know: the data of every gap model used, how RL ended, its rewards."""
         gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
         writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
+        commands = self.writer.manifest.reward_commands if self.writer else []
         return {
             "gap_data": list(gap_data.values()),
             "training": last_metrics(writer.folder) if writer else {},
-            "reward_commands": self.writer.manifest.reward_commands if self.writer else [],
+            **({"reward_commands": commands} if commands else {}),
         }
 
 

@@ -22,7 +22,7 @@ def show_answers(
     model: RoleModel, chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair], label: str = "rejected"
 ) -> list[str]:
     """Show the trained model's greedy responses to the first rows, next to the rejected ones; return them."""
-    texts = greedy_responses(model, chat, role, role_prompts(chat, role, pairs))
+    texts = greedy_responses(model, chat, role, pair_prompts(chat, role, pairs))
     rows = [(pair.prompt[-1].content, pair.rejected, text) for pair, text in zip(pairs, texts, strict=True)]
     samples(rows, labels=("prompt", label, f"{role} (greedy)"))
     return texts
@@ -43,12 +43,12 @@ def unusable_responses(
 
     def more() -> list[tuple[list[int], str]]:
         rows = pairs[:CHECKED_ROWS]
-        return list(zip(role_prompts(chat, role, rows), [pair.chosen for pair in rows], strict=True))
+        return list(zip(pair_prompts(chat, role, rows), [pair.chosen for pair in rows], strict=True))
 
     return unusable_answers(shown, more, ask=partial(greedy_responses, model, chat), trained=role, start=start)
 
 
-def role_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[list[int]]:
+def pair_prompts(chat: ChatFormat, role: Role, pairs: Sequence[PreferencePair]) -> list[list[int]]:
     if role is Role.policy:
         return [chat.policy_prompt(pair.prompt) for pair in pairs]
     return [chat.improver_prompt(pair.prompt, pair.rejected) for pair in pairs]
