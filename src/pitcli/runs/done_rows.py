@@ -2,13 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from pitcli.data.reading import load_rows, write_row
+from pitcli.data.streams import open_growing
 from pitcli.errors import RunError, SettingsError
 from pitcli.runs.files import write_file
+
+
+class GrowingOutput(Protocol):
+    """The settings of an output that grows."""
+
+    @property
+    def output(self) -> str: ...
+
+    @property
+    def resume(self) -> bool: ...
+
+    @property
+    def overwrite(self) -> bool: ...
 
 
 class GrowingRows(NamedTuple):
@@ -26,6 +41,18 @@ class GrowingRows(NamedTuple):
         if self.stream is not None:
             write_row(row, self.stream)
             self.stream.flush()
+
+
+NO_ROWS = GrowingRows(None, Counter(), lambda row: 0)  # of a command that writes none
+
+
+@contextmanager
+def growing_rows(
+    config: GrowingOutput, key: Callable[[dict[str, Any]], int], made_with: dict[str, Any]
+) -> Iterator[GrowingRows]:
+    """Open --output; see open_growing and rows_before for the errors."""
+    with open_growing(config.output, config.resume, config.overwrite) as stream:
+        yield GrowingRows(stream, rows_before(config.output, key, made_with), key)
 
 
 def rows_before(output: str, key: Callable[[dict[str, Any]], int], made_with: dict[str, Any]) -> Counter[int]:
@@ -64,7 +91,9 @@ def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
         pairs = [(before[part], now[part]) for part in now]
     except (ValueError, KeyError, TypeError) as problem:
         raise RunError(f"{manifest}: damaged, or written by another version of pit") from problem
-    flat = [side if isinstance(side, dict) else {"gap_temperature": side} for pair in pairs for side in pair]
+    flat = [
+        side if isinstance(side, dict) else {part: side} for part, pair in zip(now, pairs, strict=True) for side in pair
+    ]
     problems = [
         f"--resume: {key} was {old.get(key)!r} in {manifest} and is now {new.get(key)!r}"
         for old, new in zip(flat[::2], flat[1::2], strict=True)

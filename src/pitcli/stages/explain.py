@@ -1,17 +1,17 @@
 """pit explain: reads improved rows, and writes which of their edits the gap model finds better, and by how much."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pitcli.console import counted, edit_shares, error, next_command, note, progress
+from pitcli.console import counted, edit_shares, next_command, note, progress
 from pitcli.data.explained import Improvement, iter_improvements, without_edits
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.reading import file_label, refuse_output_as_input
+from pitcli.data.reading import refuse_output_as_input
 from pitcli.data.rows import RowError
-from pitcli.data.streams import content_key, open_growing, windows
+from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.tally import RowTally
 from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.improving.scoring import within_memory
@@ -19,7 +19,7 @@ from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import p_better
 from pitcli.evaluation.systems import refuse_other_output
-from pitcli.runs.done_rows import GrowingRows, rows_before
+from pitcli.runs.done_rows import growing_rows
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
 from pitcli.settings.base import GapBound, GapLoss
@@ -28,17 +28,13 @@ from pitcli.settings.scoring import ExplainConfig
 Row = dict[str, Any]
 
 
-class Tally:
-    """Counts what became of the rows."""
+class Tally(RowTally):
+    """Counts what became of the rows and their edits."""
 
     def __init__(self, config: ExplainConfig) -> None:
-        self.label, self.diff = file_label(config.input), config.diff
-        self.notes = Counter[str]()
-        self.rows = self.failed = self.edits = self.useless = 0
-
-    def on_error(self, problem: RowError) -> None:
-        self.failed += 1
-        error(str(problem))
+        super().__init__(config.input)
+        self.diff = config.diff
+        self.edits = self.useless = 0
 
     def add(self, improvement: Improvement, explanation: Explanation | None) -> None:
         """Count a new row, and show it. explanation: None if the row does not fit into memory."""
@@ -62,14 +58,12 @@ def run(config: ExplainConfig) -> int:
     gap_run, tally = find_gap_models(config.reward), Tally(config)
     improved = iter_improvements(config.input, config.against, tally.on_error, tally.notes)
     base = open_base(config, [gap_run])
-    with open_growing(config.output, config.resume, config.overwrite) as stream:
-        done = rows_before(config.output, row_key, origin_of_rows(config, base, gap_run))
-        rows = GrowingRows(stream, done, row_key)
+    with growing_rows(config, row_key, origin_of_rows(config, base, gap_run)) as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, GapBound.mean)
         # a response without an edit may be longer than both texts
         gap_model = gap_model._replace(max_length=base.max_length)
         usable = fitting(improved, base, gap_run, tally)
-        with progress("explaining", None, stream) as advance:
+        with progress("explaining", None, rows.stream) as advance:
             for window in windows(usable, config.micro_batch_size, config.input):
                 are_new = [not rows.take(improvement.improved.row) for improvement in window]
                 # as a whole, so that its rows do not depend on where the command was stopped
@@ -113,11 +107,9 @@ def row_key(row: Row) -> int:
 
 
 def report(config: ExplainConfig, tally: Tally, gap_run: EarlierRun) -> None:
-    for text, count in tally.notes.items():
-        note(f"{tally.label}: {counted(count, text)}")
-    failed = f", {counted(tally.failed, 'rows failed')}" if tally.failed else ""
+    tally.show_notes()
     useless = f", {tally.useless} without a gain by the gap model" if tally.edits else ""
-    note(f"{counted(tally.rows, 'rows')} explained, {counted(tally.edits, 'edits')}{useless}{failed}")
+    note(f"{counted(tally.rows, 'rows')} explained, {counted(tally.edits, 'edits')}{useless}{tally.failures()}")
     warn_if_not_calibrated(gap_run)
     if config.output != "-" and tally.rows:
         next_command(f"jq -c '.edits[]' {shlex.quote(config.output)}")

@@ -8,7 +8,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from pitcli.console import counted, error, next_command, note, progress, samples, warn, word_changes
+from pitcli.console import counted, next_command, note, progress, samples, warn, word_changes
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.formats import iter_drafts
 from pitcli.data.long_rows import Limit, check_conversation
@@ -17,6 +17,7 @@ from pitcli.data.reading import file_label, refuse_output_as_input
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.streams import WINDOW, row_key, windows
 from pitcli.data.strict_json import RowProblem
+from pitcli.data.tally import RowTally
 from pitcli.data.text_units import differences
 from pitcli.data.thoughts import THINK
 from pitcli.engine.generation.methods import extra_room
@@ -37,19 +38,19 @@ from pitcli.settings.generating import ImproveConfig
 SHOWN_ROWS = 3
 
 
-class Tally:
+class Tally(RowTally):
     """Counts what became of the drafts, and keeps a few changed ones to show."""
 
     def __init__(self, config: ImproveConfig) -> None:
+        super().__init__(config.input)
         self.config = config
-        self.label = file_label(config.input)
-        self.rows = self.changed = self.failed = self.cut = self.pruned = 0
+        self.changed = self.cut = self.pruned = 0
         self.shown: list[tuple[str, str, str]] = []
 
     def on_error(self, problem: RowError) -> None:
-        self.failed += 1
-        is_text = problem.line == 1 and problem.reason.startswith("not JSON")
-        error(f"{problem}; to improve a plain text, give --prompt TEXT" if is_text else str(problem))
+        if problem.line == 1 and problem.reason.startswith("not JSON"):
+            problem = problem._replace(reason=f"{problem.reason}; to improve a plain text, give --prompt TEXT")
+        super().on_error(problem)
 
     def add(self, attempt: Attempt) -> None:
         self.rows += 1
@@ -72,9 +73,8 @@ class Tally:
     def report(self) -> None:
         config = self.config
         samples(self.shown, labels=("prompt", "draft", "improved"))
-        failed = f", {counted(self.failed, 'rows failed')}" if self.failed else ""
         pruned = f", {counted(self.pruned, 'edits dropped')}" if config.prune_edits else ""
-        note(f"{counted(self.rows, 'drafts')}, {self.changed} changed{pruned}{failed}")
+        note(f"{counted(self.rows, 'drafts')}, {self.changed} changed{pruned}{self.failures()}")
         if self.cut:
             fate = (
                 "could be accepted"
@@ -93,8 +93,8 @@ def run(config: ImproveConfig) -> int:
     refuse_unusable_endpoints(config)
     models = find_models(config)
     config = with_threshold(config, models)
-    tally, notes = Tally(config), Counter[str]()
-    drafts = open_drafts(config, tally.on_error, notes)
+    tally = Tally(config)
+    drafts = open_drafts(config, tally.on_error, tally.notes)
     # with a writer at an endpoint and no gap model, no model is needed here
     base = open_base(config, models.runs()) if models.runs() or not config.writer else None
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
@@ -104,15 +104,14 @@ def run(config: ImproveConfig) -> int:
         open_scheduler(config, base, models, budgets) as scheduler,
         progress("improving", None, rows.stream) as advance,
     ):
-        usable = fitting_drafts(drafts, base, config, tally.on_error, notes, budgets)
+        usable = fitting_drafts(drafts, base, config, tally.on_error, tally.notes, budgets)
         for attempt in new_attempts(scheduler, usable, rows):
             if attempt is not None and not attempt.problem:
                 rows.write(attempt.draft, written(attempt, config, is_first=not rows.size))
             if attempt is not None:
                 tally.add(attempt)
             advance(1, changed=tally.changed)
-    for text, count in notes.items():
-        note(f"{file_label(config.input)}: {counted(count, text)}")
+    tally.show_notes()
     tally.report()
     if models.gap_run:
         warn_if_not_calibrated(models.gap_run)

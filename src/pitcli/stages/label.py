@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, refuse_output_as_input, write_row
+from pitcli.data.reading import OnError, file_label, refuse_output_as_input
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
-from pitcli.data.streams import content_key, open_growing, windows
+from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
-from pitcli.runs.done_rows import rows_before, take
+from pitcli.runs.done_rows import growing_rows, take
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
@@ -48,14 +48,12 @@ def run(config: LabelConfig) -> int:
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
     with (
-        open_growing(config.output, config.resume, config.overwrite) as stream,
-        progress("labelling", None, stream) as advance,
+        growing_rows(config, pair_key, {"settings": config.identity()}) as rows,
+        progress("labelling", None, rows.stream) as advance,
     ):
-        done = rows_before(config.output, pair_key, {"settings": config.identity()})
-        notes.update({"pairs already written": done.total()} if done else {})
-        for pair in labelled(usable, judge, config, notes, advance=advance, done=done):
-            write_row(pair, stream)
-            stream.flush()
+        notes.update({"pairs already written": rows.done.total()} if rows.done else {})
+        for pair in labelled(usable, judge, config, notes, advance=advance, done=rows.done):
+            rows.write(pair)
             notes["pairs written"] += 1
             if len(shown) < SHOWN_ROWS:
                 shown.append(pair)

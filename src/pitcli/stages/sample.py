@@ -1,22 +1,22 @@
 """pit sample: samples drafts from the policy, one or several per prompt."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pitcli.console import counted, error, next_command, note, progress, samples, warn
+from pitcli.console import counted, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
 from pitcli.data.long_rows import note_system_message
 from pitcli.data.pair_reading import options_of
-from pitcli.data.reading import file_label, refuse_output_as_input, write_row
+from pitcli.data.reading import refuse_output_as_input, write_row
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import Row
 from pitcli.data.streams import WINDOW, open_output, row_seed, windows
 from pitcli.data.strict_json import RowProblem, encode
+from pitcli.data.tally import RowTally
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
 from pitcli.engine.generation.endpoint import (
     EndpointBatching,
@@ -51,23 +51,18 @@ class Draw(NamedTuple):
         return replace(self.question, id=f"{self.question.id or ''}.{self.number}")
 
 
-class Drafts:
-    """Writes the drafts, counts them, and keeps a few to show."""
+class Drafts(RowTally):
+    """Makes the rows of the drafts, counts them, and keeps a few to show."""
 
     def __init__(self, config: SampleConfig) -> None:
+        super().__init__(config.data)
         self.config = config
-        self.label = file_label(config.data)
-        self.notes: Counter[str] = Counter()
-        self.written = self.failed = self.truncated = 0
+        self.truncated = 0
         self._shown: list[tuple[str, str]] = []
-
-    def on_error(self, problem: RowError) -> None:
-        self.failed += 1
-        error(str(problem))
 
     def row(self, draw: Draw, text: str, thoughts: str, finished: bool) -> Row:
         """Count a draft; return its row."""
-        self.written += 1
+        self.rows += 1
         self.truncated += not finished
         if len(self._shown) < SHOWN_ROWS:
             self._shown.append((draw.question.prompt[-1].content, text))
@@ -76,10 +71,8 @@ class Drafts:
     def report(self) -> None:
         config = self.config
         samples(self._shown, labels=("prompt", "draft"))
-        for text, count in self.notes.items():
-            note(f"{self.label}: {counted(count, text)}")
-        failed = f", {counted(self.failed, 'rows failed')}" if self.failed else ""
-        note(counted(self.written, "drafts written") + failed)
+        self.show_notes()
+        note(counted(self.rows, "drafts written") + self.failures())
         if self.truncated:
             cut = f"--max-new-tokens {config.max_new_tokens} cut {self.truncated} of the drafts"
             warn(f"{cut}; their rows have finished: false")

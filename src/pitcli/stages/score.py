@@ -2,21 +2,21 @@
 
 import math
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from pitcli.console import counted, error, next_command, note, progress, warn
+from pitcli.console import counted, next_command, note, progress, warn
 from pitcli.data.candidates import Candidates, Row, check_candidates, iter_candidates, labelled
 from pitcli.data.long_rows import Limit
 from pitcli.data.pair_reading import load_pairs, options_of
-from pitcli.data.reading import file_label, load_rows, refuse_output_as_input
+from pitcli.data.reading import load_rows, refuse_output_as_input
 from pitcli.data.rows import RowError
 from pitcli.data.splits import prompt_sketch
-from pitcli.data.streams import WINDOW, content_key, open_growing, windows
+from pitcli.data.streams import WINDOW, content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
+from pitcli.data.tally import RowTally
 from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.improving.ranking import Scores, score, without_scores
 from pitcli.engine.improving.scoring import within_memory
@@ -24,26 +24,20 @@ from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import log_losses
 from pitcli.evaluation.statistics import mean_interval
-from pitcli.runs.done_rows import GrowingRows, rows_before
+from pitcli.runs.done_rows import NO_ROWS, growing_rows
 from pitcli.runs.earlier import EarlierRun, find_gap_models, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
 
 
-class Tally:
+class Tally(RowTally):
     """Counts what became of the rows. gaps: of the pairs of --labels."""
 
     def __init__(self, config: ScoreConfig) -> None:
-        self.label = file_label(config.input)
+        super().__init__(config.input)
         self.of_labels = config.labels
-        self.notes = Counter[str]()
-        self.failed = self.rows = 0
         self.gaps: list[float] = []
-
-    def on_error(self, problem: RowError) -> None:
-        self.failed += 1
-        error(str(problem))
 
     def add(self, candidates: Candidates, scores: Scores | None, rows: int) -> None:
         """Count the new rows of candidates. scores: None if they do not fit into memory."""
@@ -62,13 +56,12 @@ def run(config: ScoreConfig) -> int:
     candidates = open_candidates(config, gap_run, tally)
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
-    with open_growing(config.output, config.resume, config.overwrite) if rows_go_out else nullcontext() as stream:
-        done = rows_before(config.output, row_key, origin_of_rows(config, base, gap_run))
-        rows = GrowingRows(stream, done, row_key)
+    made_with = origin_of_rows(config, base, gap_run)
+    with growing_rows(config, row_key, made_with) if rows_go_out else nullcontext(NO_ROWS) as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, config.gap_bound)
         compare = partial(score, pairwise=config.against == ALL)
         usable = fitting(candidates, base, gap_model.loss, tally)
-        with progress("scoring", None, stream) as advance:
+        with progress("scoring", None, rows.stream) as advance:
             for window in windows(usable, WINDOW * config.micro_batch_size, config.input):
                 pending = [(each, [not rows.take(row) for row in each.rows]) for each in window]
                 if not any(any(are_new) for _, are_new in pending):
@@ -120,10 +113,8 @@ def row_key(row: Row) -> int:
 
 
 def report(config: ScoreConfig, tally: Tally, gap_run: EarlierRun) -> None:
-    for text, count in tally.notes.items():
-        note(f"{tally.label}: {counted(count, text)}")
-    failed = f", {counted(tally.failed, 'rows failed')}" if tally.failed else ""
-    note(f"{counted(tally.rows, 'pairs' if config.labels else 'rows')} scored{failed}")
+    tally.show_notes()
+    note(f"{counted(tally.rows, 'pairs' if config.labels else 'rows')} scored{tally.failures()}")
     warn_if_not_calibrated(gap_run)
     if config.labels:
         gaps = tally.gaps if config.output == "-" else load_rows(config.output, lambda row, *_: gap_of(row))
