@@ -40,7 +40,7 @@ def parts(device: str, quick: bool, base: Path | None, data: Path | None) -> Ite
         yield Part("steps-8b-4bit", 100, [*steps, "--shape", "8b", "--load-in-4bit"])
         yield Part("steps-8b-bf16", 80, [*steps, "--shape", "8b"])
     yield Part(f"steps-{shapes[-1]}-4bit", 60, [*steps, "--shape", shapes[-1], "--load-in-4bit"])
-    if base and data:
+    if base and data and not quick:
         yield from on_real_pairs(pit, device, base, data)
 
 

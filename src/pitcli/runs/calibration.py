@@ -52,5 +52,5 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
 
 def read_calibration(folder: Path) -> Calibration | None:
     """The calibration of a run, None if it has none; RunError if the file was changed."""
-    remedy = "; run pit calibrate again"
+    remedy = "; run pit calibrate --overwrite"
     return read_sealed(folder / CALIBRATION, Calibration, damaged=remedy, remedy=remedy)

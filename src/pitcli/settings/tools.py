@@ -39,7 +39,7 @@ class PipelineConfig(Settings):
     processes: Annotated[int | None, Section.common] = Field(
         None,
         ge=1,
-        description="Number of processes for sft, train-reward, rl and improve, one per GPU "
+        description="Number of processes for sft, train-reward, rl, dpo, distill and improve, one per GPU "
         "[default: the recipe's number, otherwise 1]",
     )
     dry_run: Annotated[bool, Fact.start, Section.common] = Field(

@@ -36,7 +36,7 @@ def run(config: CalibrateConfig) -> int:
     improver = find_run(config.run, IMPROVER_RUN)
     if improver is None:
         raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
-    if read_calibration(improver.folder) and not config.overwrite:
+    if not config.overwrite and read_calibration(improver.folder):
         raise SettingsError(f"--run: {improver.folder} has a calibration already; use --overwrite to replace it")
     (system,) = load_systems([config.input], "--input", by=None, max_rows=None)
     made = settings_of_rows(config.input, system.record())

@@ -16,7 +16,7 @@ from pitcli.engine.models.loading import keep_unpacked
 from pitcli.engine.models.roles import GAP, IMPROVER
 from pitcli.settings.base import GapLoss
 from pitcli.stages import export
-from tests.stages.export.conftest import RoleOf
+from tests.stages.export.conftest import NF4, RoleOf
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 
@@ -24,16 +24,16 @@ PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 def code_of_the_docs() -> str:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert 'tokenizer.pad_token = "<|endoftext|>"\n' in code
-    # the embedded model has a separate pad token, and 40 tokens are enough
-    return code.replace('tokenizer.pad_token = "<|endoftext|>"\n', "").replace(
-        "max_new_tokens=256", "max_new_tokens=40"
-    )
+    assert "\nquantization = None\n" in code
+    # the embedded model has a separate pad token, these runs are in 4-bit, and 40 tokens are enough
+    code = code.replace('tokenizer.pad_token = "<|endoftext|>"\n', "").replace("quantization = None\n", "")
+    return code.replace("max_new_tokens=256", "max_new_tokens=40")
 
 
 def test_it_writes_and_scores_what_pit_does(
     role_of: RoleOf, tiny_chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"quantization": NF4}
     with monkeypatch.context() as patch:
         for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
             patch.setattr(kind, "from_pretrained", unpacked(kind.from_pretrained))
