@@ -241,3 +241,32 @@ def test_the_prompt_is_added_only_to_rows_from_which_it_cannot_be_read_next_to_a
     assert with_prompt(plain) is plain.row
     chat = parse_draft({"messages": [*ASKED, assistant("Fir.")]}, "f", 1)
     assert with_prompt(chat) == {**chat.row, "prompt": "Name a tree."}
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("\n\nHuman: q\n\nAssistant: a\n\nAssistant: b", "\n\nHuman: q\n\nAssistant: BETTER"),
+        ("\n\nHuman: hi\r\n\r\nAssistant: a\r\nb", "\n\nHuman: hi\n\nAssistant: BETTER"),
+        (
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: b",
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: BETTER",
+        ),
+    ],
+)
+def test_a_transcript_whose_end_is_not_as_it_was_read_keeps_its_prompt(text: str, written: str) -> None:
+    draft = parse_draft({"text": text}, "f", 1)
+    assert with_response(draft, "BETTER") == {"text": written}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context": "Name a tree.", "response1": "Ash.", "response2": "Fir.", "overall_preference": 0},
+        {"prompt": "Name a tree.", "chosen": "Ash.", "rejected": "Fir.", "score_chosen": 5, "score_rejected": 5},
+        {"prompt": "Name a tree.", "response_a": "Ash.", "response_b": "Fir.", "winner": "tie"},
+    ],
+)
+def test_a_question_is_read_from_a_pair_of_equally_good_responses(row: Row) -> None:
+    """Otherwise the labels would choose the prompts that drafts are written for."""
+    assert [message.content for message in parse_question(row, "f", 1).prompt] == ["Name a tree."]

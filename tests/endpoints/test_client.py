@@ -190,6 +190,34 @@ def test_what_every_request_would_get_ends_all(status: int, problem: str) -> Non
     assert len(server.requests) <= 4
 
 
+def test_a_refusal_of_one_request_is_not_about_the_key() -> None:
+    """403 after replies: moderation, as OpenRouter has it."""
+    numbers = count()
+    flagged = json.dumps({"error": {"message": "Input was flagged", "code": 403}})
+
+    def answer(request: Request) -> stub_server.Reply:
+        return stub_server.Reply("x") if next(numbers) != 2 else stub_server.Reply(status=403, body=flagged)
+
+    with serving(answer) as server:
+        replies = ask(endpoint(server.url, concurrency=1), questions=6)
+    (refused,) = [reply for reply in replies if isinstance(reply, NoReply)]
+    assert "answered 403: Input was flagged" in refused.reason
+
+
+def test_a_model_that_refuses_a_temperature_is_asked_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+
+    def answer(request: Request) -> stub_server.Reply:
+        refuses = stub_server.Reply(status=400, body=json.dumps({"error": {"message": said}}))
+        return refuses if "temperature" in request.body else stub_server.Reply("x")
+
+    with serving(answer) as server:
+        replies = ask(endpoint(server.url, concurrency=1), questions=4, temperature=0, seed=1)
+    assert [reply.text for reply in replies if isinstance(reply, Reply)] == ["x"] * 4
+    assert "temperature" not in server.requests[-1].body
+    assert capsys.readouterr().err.count("--writer openai:m: refuses a temperature; its own applies") == 1
+
+
 def unused_url() -> str:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -75,7 +75,8 @@ def test_a_system_that_passes_every_check_improves() -> None:
         ),
         ([good(harm_rate=0.06)], {}, "harm rate 6.0%, above 5%"),
         (
-            [good(), good(baseline="rival", delta_ci=(-2.0, 9.0), baseline_generated_tokens=10.0)],
+            # the interval is that before Holm's correction
+            [good(), good(baseline="rival", verdict="no difference shown", baseline_generated_tokens=10.0)],
             {},
             "not shown better than best-of-n at equal tokens (rival)",
         ),

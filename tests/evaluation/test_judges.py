@@ -8,7 +8,8 @@ import pytest
 from pitcli.data.pair_reading import load_pairs
 from pitcli.data.rows import Comparison, Message
 from pitcli.errors import RunError
-from pitcli.evaluation.ask_judge import ask
+from pitcli.evaluation.ask_judge import ask, with_grades
+from pitcli.evaluation.judge import judge_by_grades
 from pitcli.evaluation.judge_checks import LabelledPairs, validate
 from tests.evaluation.constructed import SETTINGS, judge_of, pairs_file
 
@@ -52,3 +53,14 @@ def test_a_judge_that_only_measures_length_does_not_beat_length(tmp_path: Path) 
     knows = validate(judge_of(lambda c: float(c.response.startswith("a"))), labelled, by=None, settings=SETTINGS)
     assert knows[0].agreement == 1
     assert knows[0].beats_length
+
+
+def test_a_grade_that_is_no_number_is_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = (Message("user", "p"),)
+    grades = {"good": 2.0, "bad": 1.0, "broken": float("nan")}
+    judge = judge_by_grades("graded", lambda responses: [grades[text] for _, text in responses], scale=1e6)
+    broken, known = Comparison(prompt, "broken", "bad"), Comparison(prompt, "good", "bad")
+    judged = ask(judge, [broken, known])
+    assert (judged.p_better(broken), judged.p_better(known)) == (None, 1.0)
+    assert with_grades(judge, judged, [(prompt, "good"), (prompt, "broken")]).grades == {}
+    assert "judge graded: 1 grade not finite, so no mean grades are shown" in capsys.readouterr().err

@@ -130,6 +130,26 @@ def test_the_interval_over_seeds_covers_the_truth(spread: float) -> None:
     assert 0.86 <= covered / 200 <= 0.99
 
 
+def test_what_a_shared_prompt_does_to_all_seeds_explains_no_difference_between_them() -> None:
+    prompts = np.repeat([-1.0, 1.0], 50)
+    values = np.concatenate([prompts + offset for offset in (-0.1, 0.0, 0.1)])
+    bootstrap = Bootstrap([*range(100)] * 3, np.repeat([0, 1, 2], 100), draws=400)
+    assert bootstrap.seed_spread(mean_of(values)) == pytest.approx(1.0)
+
+
+def test_the_interval_over_seeds_that_share_prompts_covers_the_truth() -> None:
+    """Five seeds on the same 100 prompts, whose effects are as large as the noise of a row."""
+    rng = np.random.default_rng(16)
+    covered = 0
+    for _ in range(200):
+        prompts = rng.normal(size=100)
+        values = np.concatenate([prompts + rng.normal(0.3, 0.15) + rng.normal(size=100) for _ in range(5)])
+        seeds = np.repeat(np.arange(5), 100)
+        low, high = Bootstrap([*range(100)] * 5, seeds, draws=400).interval(mean_of(values))
+        covered += low <= 0.3 <= high
+    assert 0.92 <= covered / 200 <= 0.99
+
+
 def test_the_p_value_is_that_of_a_z_test() -> None:
     noise = np.random.default_rng(5).normal(size=400)
     values = (noise - noise.mean()) / noise.std() + 0.1  # a standard error of 0.05, so z = 2

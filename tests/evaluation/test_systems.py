@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pitcli.errors import InputError, SettingsError
-from pitcli.evaluation.systems import load_systems
+from pitcli.evaluation.systems import load_systems, named_files
 from tests.evaluation.constructed import pairs_file, row, step, steps
 
 
@@ -27,3 +27,10 @@ def test_rows_and_names_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
         load_systems([file], "--input", by=None, max_rows=None)
     with pytest.raises(SettingsError, match="--input: expected FILE or NAME=FILE, got =x"):
         load_systems(["=x"], "--input", by=None, max_rows=None)
+
+
+def test_a_file_whose_path_has_an_equals_sign_needs_no_name(tmp_path: Path) -> None:
+    (folder := tmp_path / "lr=1e-4").mkdir()
+    (folder / "improved.jsonl").touch()
+    assert named_files([str(folder / "improved.jsonl")], "--input") == {"improved": [str(folder / "improved.jsonl")]}
+    assert named_files(["pit=improved.jsonl"], "--input") == {"pit": ["improved.jsonl"]}

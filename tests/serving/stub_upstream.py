@@ -1,7 +1,7 @@
 """An OpenAI-compatible server without a model: `stub_upstream.py PORT` prints its port and serves until it is killed.
 
 The model says what it does: `stub` answers, `slow` first waits, `locked` requires another key, `empty` has no text,
-`broken` answers 500, `echo` answers with what it was sent.
+`broken` answers 500, `flagged` 403, `echo` answers with what it was sent.
 """
 
 import json
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TEXTS = ("pie cow", "pie cake milk", "rice ham fig", "cake")
-REFUSED = {"locked": 401, "broken": 500, "busy": 429}
+REFUSED = {"locked": 401, "broken": 500, "busy": 429, "flagged": 403}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 
+from pitcli.serving.upstream import Upstream
 from tests.serving.conftest import Server, Start, StubUpstream, turns, until
 
 PATH = "/v1/chat/completions"
@@ -66,6 +67,18 @@ def test_a_draft_that_leaves_no_room_is_returned_as_it_is(proxy: Server) -> None
 def test_models_of_the_upstream(proxy: Server) -> None:
     names = {model.id for model in proxy.client().models.list()}
     assert names == {"pit/improve", "pit/gap", "pit/stub", "pit/best-of-4/stub"}
+
+
+def test_a_draft_that_was_flagged_is_not_about_the_key(proxy: Server) -> None:
+    assert proxy.ask(PATH, asked("pit/stub")).status == 200
+    answer = proxy.ask(PATH, asked("pit/flagged"))
+    assert (answer.status, "refused the request (403)" in answer.error) == (400, True)
+
+
+def test_the_limit_is_named_as_openai_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    options = Upstream("https://api.openai.com/v1", 5).options(None, None, 7, None)
+    assert options == {"max_completion_tokens": 7}
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def _whole_prompt(prompt: Prompt, whole: list[Message], field: str) -> Prompt:
     if tuple(whole) == prompt:
         return prompt
     if not _contains(whole, prompt):
+        as_text = [message for message in whole if message.role == "user"]
+        if len(as_text) == len(whole) == 1 and _plain(turns_of(whole[0].content) or []) == _plain(list(prompt)):
+            return checked_prompt(whole, field)  # a text that looks like a transcript, but is one message
         raise RowProblem(field, NOT_ONE_MESSAGE)
     (system, turns), (given, of_prompt) = _without_system(whole), _without_system(prompt)
     if system and given and _plain(system) != _plain(given):

@@ -89,6 +89,17 @@ def turns_of(text: str) -> list[Message] | None:
     return _joined_turns(TRANSCRIPTS[0][1].split(text)) if text.startswith("\n\nHuman:") else None
 
 
+def with_last_turn(text: str, content: str) -> str:
+    """A transcript with another last turn, which may have been written in several parts."""
+    text = text.replace("\r\n", "\n")
+    for opening, mark in TRANSCRIPTS:
+        marks = [*mark.finditer(text)]
+        if text.lstrip().startswith(opening) and marks:
+            last = next(n for n in range(len(marks)) if len({found[1] for found in marks[n:]}) == 1)
+            return f"{text[: marks[last].end()]} {content}"
+    return content
+
+
 def _joined_turns(parts: list[str]) -> list[Message]:
     """The turns of a transcript that was split at its marks."""
     speakers = parts[1::2]

@@ -15,13 +15,14 @@ from pitcli.data.conversations import (
     messages_of,
     parse_prompt,
     turns_of,
+    with_last_turn,
     written_prompt,
 )
 from pitcli.data.field_paths import with_fields
 from pitcli.data.ids import parse_id
 from pitcli.data.known_formats import UnknownFormat
 from pitcli.data.pair_formats import parse_pair, recognise
-from pitcli.data.published_formats import summaries
+from pitcli.data.published_formats import Tie, summaries
 from pitcli.data.rows import Draft, Prompt
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.thoughts import THINK, Tags, checked_answer
@@ -89,9 +90,19 @@ def parse_question(row: Row, file: str, line: int, fields: Mapping[str, str] | N
         return Draft(parse_id(named), prompt_with_context(named, "prompt"), "", row, line)
     if value is None and not is_pair:
         return Draft(parse_id(named), _prompt_next_to_response(named), "", row, line)
-    prompt = parse_pair(row, file, line).prompt if is_pair else _prompt_and_response(named, place, value)[0]
+    prompt = _prompt_of_pair(row, file, line) if is_pair else _prompt_and_response(named, place, value)[0]
     kept = {name: value for name, value in row.items() if name not in CONTEXT}
     return Draft(parse_id(named), prompt, "", {**kept, "prompt": [message._asdict() for message in prompt]}, line)
+
+
+def _prompt_of_pair(row: Row, file: str, line: int) -> Prompt:
+    """The prompt of a pair, whichever response is better, if any."""
+    try:
+        return parse_pair(row, file, line).prompt
+    except Tie as tie:
+        if tie.prompt is None:
+            raise
+        return tie.prompt
 
 
 def response_place(row: Row) -> Place:
@@ -159,8 +170,11 @@ def _put(value: Any, place: Sequence[str | int], old: str, new: str) -> Any:
         return {**value, field: _put(value[field], (), old, new)}
     if isinstance(value, list):  # messages of which the last is the response, or parts that are it together
         return [*([] if are_parts(value) else value[:-1]), _put(value[-1], (), old, new)]
-    # a transcript ends with the old response
-    return new if value.strip() == old.strip() else value.rpartition(old)[0] + new
+    if value.strip() == old.strip():
+        return new
+    # a transcript ends with the old response, if that was not in several parts
+    before, found, _ = value.rpartition(old)
+    return before + new if found else with_last_turn(value, new)
 
 
 def _prompt_and_response(row: Row, place: Place, value: Any) -> tuple[Prompt, str]:

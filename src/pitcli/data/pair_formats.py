@@ -11,7 +11,7 @@ from pitcli.data.ids import content_id, parse_id
 from pitcli.data.known_formats import CANONICAL, FORMATS, RATING_FIELD, Format, UnknownFormat
 from pitcli.data.published_formats import Tie
 from pitcli.data.ratings import number_of, pairs_of_ratings
-from pitcli.data.rows import PreferencePair
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.data.strict_json import RowProblem
 
 CONTRADICTIONS = "pairs with a higher score for rejected than for chosen, kept"
@@ -122,7 +122,7 @@ def parse_pairs(
     row_id = parse_id(row)
     if isinstance(parsed, tuple):
         if scores:
-            _check_scores(row, scores, notes)
+            _check_scores(row, scores, parsed[0], notes)
         return [PreferencePair(row_id or content_id(*parsed), *parsed, extra, line, file)]
     return [
         replace(pair, id=f"{row_id}.{n}" if row_id else pair.id, extra=extra | pair.extra, line=line, file=file)
@@ -130,14 +130,14 @@ def parse_pairs(
     ]
 
 
-def _check_scores(row: Row, scores: tuple[str, str], notes: Counter[str]) -> None:
+def _check_scores(row: Row, scores: tuple[str, str], prompt: Prompt, notes: Counter[str]) -> None:
     """Raises Tie if chosen and rejected have one score; counts pairs whose scores contradict their order."""
     try:
         chosen, rejected = (number_of(row[field], field) for field in scores)
     except RowProblem:
         return  # not a number, so nobody reads it
     if chosen == rejected:
-        raise Tie
+        raise Tie(prompt)
     if chosen < rejected:
         notes[CONTRADICTIONS] += 1
 

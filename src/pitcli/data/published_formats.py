@@ -11,7 +11,7 @@ from pitcli.data.completions import Parts, Row, parse_implicit_prompt, split_com
 from pitcli.data.context import counted, is_absent, prompt_with_context, question_of, with_context
 from pitcli.data.conversations import checked_prompt, checked_text, messages_of
 from pitcli.data.ratings import Rated, number_of
-from pitcli.data.rows import Message
+from pitcli.data.rows import Message, Prompt
 from pitcli.data.strict_json import RowProblem, Unused, describe
 
 Parse = Callable[[Row], Parts | list[Rated]]
@@ -22,18 +22,23 @@ BOTH_BAD = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both")
 
 
 class Tie(Unused):
-    """A row that says that neither response is better."""
+    """A row that says that neither response is better. prompt: of the row, if it was read."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Prompt | None = None) -> None:
         super().__init__("", "a tie, neither response is better")
+        self.prompt = prompt
 
 
 def labelled_pair(prompt: str, fields: tuple[str, str], choose: Choose) -> Parse:
     """A parser of rows with a prompt and two responses, of which `choose` returns the better one, 0 or 1."""
 
     def parse(row: Row) -> Parts:
-        better = choose(row)
-        return with_completions(prompt_with_context(row, prompt), row, fields[better], fields[1 - better])
+        asked = prompt_with_context(row, prompt)
+        try:
+            better = choose(row)
+        except Tie:
+            raise Tie(asked) from None
+        return with_completions(asked, row, fields[better], fields[1 - better])
 
     return parse
 

@@ -39,6 +39,12 @@ RETRIED = {408, 409, 425, 429}  # and every 5xx
 ABOUT_THE_REQUEST = {400, 413, 422}  # another request may succeed
 
 
+def length_limit(base_urls: Sequence[str], tokens: int) -> dict[str, int]:
+    """Return the field that limits a reply: OpenAI reads only the new one, some other servers only the old one."""
+    of_openai = not base_urls or any(urlsplit(url).hostname == "api.openai.com" for url in base_urls)
+    return {"max_completion_tokens" if of_openai else "max_tokens": tokens}
+
+
 class Endpoint(NamedTuple):
     """A model behind OpenAI-compatible servers.
 
@@ -60,9 +66,7 @@ class Endpoint(NamedTuple):
         return self.concurrency * max(1, len(self.base_urls))
 
     def length_limit(self, tokens: int) -> dict[str, int]:
-        """Return the field that limits a reply: OpenAI reads only the new one, some other servers only the old one."""
-        of_openai = not self.base_urls or any(urlsplit(url).hostname == "api.openai.com" for url in self.base_urls)
-        return {"max_completion_tokens" if of_openai else "max_tokens": tokens}
+        return length_limit(self.base_urls, tokens)
 
 
 class _Server:
@@ -90,6 +94,7 @@ class Client:
         self._key = key
         self._limit = asyncio.Semaphore(endpoint.slots())
         self._without_reply = 0
+        self._own_temperature = False
 
     def address(self) -> str:
         """Return the base URL of the first server, as it is used."""
@@ -100,10 +105,23 @@ class Client:
         return text.replace(self._key, "[key]") if len(self._key) > len("none") else text
 
     async def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
-        """Return the reply to a conversation. options: further fields of the request, such as temperature or seed."""
+        """Return the reply to a conversation. options: further fields of the request, such as temperature or seed.
+
+        A model that refuses a temperature, as OpenAI's reasoning models do, is asked without one from then on.
+        """
         turns = [message._asdict() for message in messages]
-        body = {"model": self.endpoint.model, "messages": turns, **options}
-        return await self.post("/chat/completions", body, partial(reply_of, options=options))
+        while True:
+            if self._own_temperature:
+                options.pop("temperature", None)
+            body = {"model": self.endpoint.model, "messages": turns, **options}
+            try:
+                return await self.post("/chat/completions", body, partial(reply_of, options=options))
+            except NoReply as problem:
+                if problem.status != 400 or "temperature" not in problem.reason or "temperature" not in options:
+                    raise
+            if not self._own_temperature:
+                warn(f"{self.endpoint.option}: refuses a temperature; its own applies")
+            self._own_temperature = True
 
     async def post(self, path: str, body: dict[str, Any], read: Callable[[Any], T | None]) -> T:
         """Return what `read` finds in the JSON that a server answers; NoReply if it finds None.
@@ -201,7 +219,7 @@ class Client:
     def _failure(self, server: _Server, error: "APIStatusError") -> Exception:
         """What an error of the server means: another try, no reply to this request, or the end of all."""
         status, host = error.status_code, server.host
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not server.answered):  # later, 403 is about this request: moderation
             given = os.environ.get(KEY_VARIABLE, "").strip()
             why = f"{host} does not accept it" if given else f"not set, and {host} requires a key"
             return SettingsError(f"{KEY_VARIABLE}: {why} ({status})")

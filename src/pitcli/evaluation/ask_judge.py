@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pitcli.console import counted, note, progress
+from pitcli.console import counted, note, progress, warn
 from pitcli.data.rows import Comparison, Prompt
 from pitcli.evaluation.judge import Judge, Verdict
 
 
 class JudgeVerdicts(NamedTuple):
-    """All verdicts of one judge, and its grades of single responses if the judge grades them."""
+    """All verdicts of one judge, by its name, and its grades of single responses if the judge grades them."""
 
-    judge: Judge
+    judge: str
     verdicts: dict[Comparison, Verdict]
     grades: dict[tuple[Prompt, str], float]
 
@@ -59,12 +59,16 @@ def ask(judge: Judge, comparisons: Iterable[Comparison]) -> JudgeVerdicts:
             chunk = ordered[start : start + judge.per_call]
             verdicts |= zip(chunk, judge.verdicts(chunk), strict=True)
             advance(len(chunk))
-    return JudgeVerdicts(judge, verdicts, {})
+    return JudgeVerdicts(judge.name, verdicts, {})
 
 
-def with_grades(judged: JudgeVerdicts, responses: Iterable[tuple[Prompt, str]]) -> JudgeVerdicts:
+def with_grades(judge: Judge, judged: JudgeVerdicts, responses: Iterable[tuple[Prompt, str]]) -> JudgeVerdicts:
     """Add the judge's grades of these responses to its verdicts, if the judge grades single responses."""
-    if judged.judge.grades is None:
+    if judge.grades is None:
         return judged
     distinct = list(dict.fromkeys(responses))
-    return judged._replace(grades=dict(zip(distinct, judged.judge.grades(distinct), strict=True)))
+    grades = dict(zip(distinct, judge.grades(distinct), strict=True))
+    if wrong := sum(not np.isfinite(grade) for grade in grades.values()):
+        warn(f"judge {judge.name}: {counted(wrong, 'grades')} not finite, so no mean grades are shown")
+        return judged
+    return judged._replace(grades=grades)

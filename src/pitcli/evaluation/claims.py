@@ -125,7 +125,7 @@ def _best_of_n_reasons(system: System, systems: Sequence[System], comparisons: S
         f"judge {comparison.judge}: not shown better than best-of-n at equal tokens ({comparison.baseline}): "
         + delta_text(comparison)
         for comparison in at_equal_tokens
-        if comparison.delta_ci[0] <= 0
+        if comparison.verdict != "better"
     ]
 
 

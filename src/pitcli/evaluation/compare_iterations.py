@@ -57,7 +57,7 @@ def compare_iterations(
     ranks = rank_iterations(rows, judged, settings) if every_pair else [None] * (most_steps(rows) + 1)
     return SystemIterations(
         system=system.name,
-        judge=judged.judge.name,
+        judge=judged.judge,
         by_iteration=[
             compared
             for iteration, rank in enumerate(ranks)

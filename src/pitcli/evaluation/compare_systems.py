@@ -115,7 +115,7 @@ def compare_rows(
     return SystemComparison(
         system=part.system,
         baseline=part.baseline,
-        judge=judged.judge.name,
+        judge=judged.judge,
         dataset=part.dataset,
         seed=part.seed,
         rows=len(part.rows),

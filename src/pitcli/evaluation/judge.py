@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from operator import sub
 from typing import NamedTuple
 
 from pitcli.data.rows import Comparison, Prompt
@@ -51,8 +52,8 @@ def judge_by_grades(name: str, grade: Grade, scale: float, per_call: int = PER_C
         ours = [(c.prompt, c.response) for c in comparisons]
         found = grades([*ours, *((c.prompt, c.reference_response) for c in comparisons)])
         return [
-            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, (reference - response) * scale)))))
-            for response, reference in zip(found[: len(ours)], found[len(ours) :], strict=True)
+            Verdict(1 / (1 + math.exp(max(-500.0, min(500.0, -better * scale)))) if math.isfinite(better) else None)
+            for better in map(sub, found[: len(ours)], found[len(ours) :])
         ]
 
     return Judge(name, verdicts, grades, per_call)

@@ -1,10 +1,12 @@
 """Load the judge that --judge names: oracle, gap:RUN, hf:MODEL, openai:MODEL, cmd:COMMAND or labels:FILE."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pitcli.data.instructions.grading import grade as instruction_grade
@@ -131,7 +133,10 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
         scores_B2 = torch.stack(scores).mean(0)
         p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1])).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
-        return [Verdict(p, same) for p, same in zip(p_better, consistent, strict=True)]
+        return [
+            Verdict(p, same) if math.isfinite(p) else Verdict(None)
+            for p, same in zip(p_better, consistent, strict=True)
+        ]
 
     identity = {"kind": "gap model", "run": str(folder), "data": run.manifest.data.path, "base": run.manifest.base.name}
     return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
@@ -139,7 +144,7 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
 
 def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings) -> Judge:
     """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
-    folder, device = resolve_base(model_name), pick_device(config.device)
+    folder, device = resolve_base(model_name, reward_model=True), pick_device(config.device)
     dtype = compute_dtype(config.dtype, device, parameter_count(folder))
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -160,7 +165,10 @@ def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings)
     def encode(prompt: Prompt, response: str) -> list[int]:
         turns = [*(message._asdict() for message in prompt), {"role": "assistant", "content": response}]
         if tokenizer.chat_template:
-            rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            try:
+                rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            except (TemplateError, ValueError) as problem:  # no system role, for example
+                raise InputError(f"--judge {name}: its chat template refuses a conversation: {problem}") from None
             ids: list[int] = rendered
         else:  # encoders of text pairs, such as DeBERTa reward models
             ids = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]

@@ -43,9 +43,10 @@ class Bootstrap:
     A row's weight in a draw is the number of times its prompt was drawn. With several seeds, this weight is multiplied
     by 1 + c (k - 1), where k is the number of times the row's seed was drawn. c scales the variance between seeds to
     its estimate: the variance of the seeds' own values minus the part that prompts alone explain (variance components,
-    as in the reflated residual bootstrap of Carpenter, Goldstein and Rasbash 2003). Resampling both seeds and prompts
-    in full (c = 1) would count the prompts' noise up to three times. A statistic maps weights of shape (B, N) to B
-    values or vectors. The draws are the same for every statistic.
+    as in the reflated residual bootstrap of Carpenter, Goldstein and Rasbash 2003). What a shared prompt does to all
+    seeds alike explains no difference between them, so that part is the variance around the mean of the seeds.
+    Resampling both seeds and prompts in full (c = 1) would count the prompts' noise up to three times. A statistic maps
+    weights of shape (B, N) to B values or vectors. The draws are the same for every statistic.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class Bootstrap:
         weights_BN = next(iter(self.kept or self.prompt_weights()))[:WITHIN_DRAWS].astype(float)
         masks_SN = self.seed_N == np.arange(self.seeds)[:, None]
         between = np.var(statistic(masks_SN.astype(float)), axis=0, ddof=1)
-        within = np.mean([np.var(statistic(weights_BN * mask_N), axis=0) for mask_N in masks_SN], axis=0)
-        share = (between - within) / np.maximum(between, 1e-12) * self.seeds / (self.seeds - 1)
+        values_SB = np.stack([statistic(weights_BN * mask_N) for mask_N in masks_SN])
+        unbiased = self.seeds / (self.seeds - 1)
+        within = np.var(values_SB - values_SB.mean(0), axis=1).mean(0) * unbiased
+        share = (between - within) / np.maximum(between, 1e-12) * unbiased
         return float(np.sqrt(np.clip(share, 0, 1)).max())
 
     def interval(self, statistic: Statistic) -> Interval:

@@ -103,11 +103,17 @@ class System(NamedTuple):
         return [record.get("origin", {}) for record in self.records]
 
 
+def split_name(value: str) -> tuple[str, str, str]:
+    """NAME, = and FILE; of a FILE alone, even one with = in its path, an empty = and FILE."""
+    name, equals, path = value.partition("=")
+    return (name, equals, path) if equals and not Path(value).is_file() else ("", "", value)
+
+
 def named_files(values: Sequence[str], option: str) -> dict[str, list[str]]:
     """Parse FILE or NAME=FILE into files by name; a file without a name is named by its stem."""
     files: dict[str, list[str]] = {}
     for value in values:
-        name, equals, path = value.partition("=")
+        name, equals, path = split_name(value)
         if equals and not (name and path):
             raise SettingsError(f"{option}: expected FILE or NAME=FILE, got {value}")
         if not equals:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pitcli.engine.models.bases import HUB_FILES, SMOLLM2_HUB_NAME, base_digest, packaged_smollm2, resolve_base
 from pitcli.errors import RunError
 from pitcli.recipes.paths import PlannedStage
+from pitcli.runs.calibration import CALIBRATION
 from pitcli.runs.files import file_digest, folder_digests, write_file
 from pitcli.runs.manifest import MANIFEST, load_manifest
 
@@ -61,9 +62,9 @@ class Journal:
                 self._bases[name] = base_digest(resolve_base(name))
             if name not in self._bases:
                 self._bases[name] = _base_identity(name)
-        # the manifest that pit improve writes next to its rows is read with them
-        manifests = [path for read in stage.reads if os.path.isfile(path := f"{read}.{MANIFEST}")]
-        found = {path: digest(path) for path in (*stage.reads, *manifests)}
+        # the manifest that pit improve writes next to its rows is read with them, and the calibration of a run
+        beside = [path for read in stage.reads for path in (f"{read}.{MANIFEST}", f"{read}/{CALIBRATION}")]
+        found = {path: digest(path) for path in (*stage.reads, *filter(os.path.isfile, beside))}
         return found | {f"base {name}": self._bases[name] for name in stage.bases}
 
 

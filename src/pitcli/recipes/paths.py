@@ -175,7 +175,7 @@ def _found_path(finder: PathFinder, setting: str, facts: Fact, value: str) -> st
         return f"{kind}:{finder.find_command(setting, rest)}"
     if facts & Fact.judge:
         return _found_judge(finder, setting, value)
-    if facts & Fact.named_file and equals:
+    if facts & Fact.named_file and equals and not Path(value).is_file():
         return f"{system}={finder.find(setting, path)}"
     if value.startswith(HUB):
         folder, colon, split = rest.partition(":")

@@ -28,7 +28,7 @@ from pitcli.serving.requests import (
     question_of,
     task_of,
 )
-from pitcli.serving.upstream import Upstream, WrittenDraft, different_seeds, options_of
+from pitcli.serving.upstream import Upstream, WrittenDraft, different_seeds
 
 TOO_LONG = "too_long"  # the draft of the upstream leaves no room for an improvement
 TIMEOUT = "timeout"
@@ -148,7 +148,7 @@ class Answering:
         try:
             async with asyncio.TaskGroup() as group:
                 for seed in different_seeds(request.seed, task.drafts):
-                    options = options_of(request.temperature, request.top_p, request.token_limit(), seed)
+                    options = self.upstream.options(request.temperature, request.top_p, request.token_limit(), seed)
                     writing.append(group.create_task(self.upstream.write(task.upstream, prompt, options)))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None

@@ -1,9 +1,11 @@
 """The web application: its routes, how they answer, and what happens when a client leaves."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from traceback import format_exception
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -12,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from pitcli.console import error as log_error
 from pitcli.serving.answering import Answering, Outcome
 from pitcli.serving.errors import RequestError
 from pitcli.serving.guard import Admission, App, Guard, Limits
@@ -228,4 +231,7 @@ async def answer_unknown(request: Request, error: HTTPException) -> Response:
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
+    # not its text, which may quote a prompt
+    where = "; PIT_DEBUG=1 shows where" if not os.environ.get("PIT_DEBUG") else f"\n{''.join(format_exception(error))}"
+    log_error(f"{request.method} {request.url.path[:80]}: {type(error).__name__} in pit serve{where}")
     return JSONResponse(RequestError(500, "internal error of pit serve", "internal_error").body(), 500)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pitcli.data.rows import Prompt
-from pitcli.endpoints.client import KEY_VARIABLE, api_key, check_addresses
+from pitcli.endpoints.client import KEY_VARIABLE, api_key, check_addresses, length_limit
 from pitcli.endpoints.replies import asked_wait, reply_of
 from pitcli.serving.errors import RequestError
 
@@ -42,6 +42,8 @@ class Upstream:
         timeout = Timeout(timeout_s, connect=CONNECT_S)
         self._client: AsyncOpenAI = AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=RETRIES)
         self._host = self._client.base_url.netloc.decode().rpartition("@")[2]
+        self._url = url
+        self._answered = False
         self._models: tuple[float, list[str]] = (-LISTED_S, [])
         self.failures = 0
 
@@ -54,6 +56,14 @@ class Upstream:
         if reply is None or not reply.text:
             raise self._failure("answered without text")
         return WrittenDraft(reply.text, reply.finished, _prompt_tokens(parsed), reply.tokens or 0)
+
+    def options(
+        self, temperature: float | None, top_p: float | None, limit: int | None, seed: int | None
+    ) -> dict[str, Any]:
+        """Return the fields of a request that are passed on, if they are given."""
+        options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        given = {name: value for name, value in options.items() if value is not None}
+        return given if limit is None else {**given, **length_limit([self._url], limit)}
 
     async def models(self) -> list[str]:
         """Return the names of its models; none if it does not answer."""
@@ -75,7 +85,9 @@ class Upstream:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
-            return json.loads(await self._client.post("/chat/completions", body=body, cast_to=str))
+            text = await self._client.post("/chat/completions", body=body, cast_to=str)
+            self._answered = True
+            return json.loads(text)
         except APIStatusError as error:
             raise self._refusal(error, model) from None
         except APITimeoutError:
@@ -92,12 +104,12 @@ class Upstream:
             return RequestError(
                 404, f"model: the upstream {self._host} has no model {model}", "model_not_found", "model"
             )
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not self._answered):  # later, 403 is about this request: moderation
             return self._failure(f"does not accept the key in {KEY_VARIABLE} of pit serve ({status})")
         if status == 429:
             wait = {"Retry-After": f"{asked_wait(error.response.headers) or 1:.0f}"}
             return RequestError(429, f"the upstream {self._host} is busy", "upstream_busy", headers=wait)
-        if status in (400, 413, 422):
+        if status in (400, 403, 413, 422):
             return RequestError(400, f"the upstream {self._host} refused the request ({status})", "upstream_refused")
         return self._failure(f"answered {status}")
 
@@ -110,12 +122,6 @@ def _prompt_tokens(parsed: Any) -> int:
     usage = parsed.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) else 0
-
-
-def options_of(temperature: float | None, top_p: float | None, limit: int | None, seed: int | None) -> dict[str, Any]:
-    """Return the fields of a request that are passed on, if they are given."""
-    options = {"temperature": temperature, "top_p": top_p, "max_tokens": limit, "seed": seed}
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def different_seeds(seed: int | None, drafts: int) -> Sequence[int | None]:

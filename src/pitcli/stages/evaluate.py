@@ -222,7 +222,7 @@ def ask_all(judge: Judge, aligned: AlignedSystems, config: EvaluateConfig) -> Ju
     if failed := judged.failed():
         warn(f"judge {judge.name}: no verdict on {failed:,} of {len(judged.verdicts):,} comparisons, which are skipped")
     texts = ((c.prompt, text) for c in comparisons for text in (c.response, c.reference_response))
-    return with_grades(judged, texts)
+    return with_grades(judge, judged, texts)
 
 
 def evaluated_system(system: System, aligned: AlignedSystems) -> EvaluatedSystem:
@@ -263,7 +263,7 @@ def write(evaluation: Evaluation, verdicts: Sequence[JudgeVerdicts], config: Eva
     write_file(config.out / "report.html", render(evaluation))
     lines = [
         {
-            "judge": judged.judge.name,
+            "judge": judged.judge,
             "prompt": [message._asdict() for message in comparison.prompt],
             "original_response": comparison.reference_response,
             "response": comparison.response,

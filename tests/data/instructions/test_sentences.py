@@ -7,8 +7,8 @@ import pytest
 
 from pitcli.data.instructions.content import JOINS, KEYWORDS, joining
 from pitcli.data.instructions.kinds import Author
-from pitcli.data.instructions.pairs import Material, preference_pairs
-from pitcli.data.instructions.requests import request_rows
+from pitcli.data.instructions.pairs import Material, _author, preference_pairs
+from pitcli.data.instructions.requests import KINDS, request_rows, without_contradictions
 from pitcli.data.instructions.sentences import Sentences, is_sentence, usable
 from pitcli.data.instructions.spoiling import padded
 
@@ -135,3 +135,21 @@ def test_no_sentence_is_added_twice() -> None:
     for _ in range(20):
         text = f"{text} {joining('violin', text, author)}"
     assert len(author.joined) == 20
+
+
+def test_nothing_is_added_that_another_instruction_forbids() -> None:
+    asked = [{"kind": "exclude", "words": ["also", "people", "very"]}, {"kind": "include", "words": ["violin"]}]
+    long = {"kind": "sentences", "relation": "at least", "n": 8}
+    request = {"prompt": "Describe a small bakery.", "subject": SUBJECT, "form": "Describe {}."}
+    others = ["People love a small bakery very much.", "A small bakery also has a bell.", *SAMPLES]
+    material = Material({**request, "instructions": [*asked, long]}, ["A small bakery.", " ".join(others)])
+    author = _author(material, 0, random.Random(0))
+    text = SAMPLES[0]
+    for item in [*asked, long]:
+        text = KINDS[item["kind"]].edit(text, item, author)
+    assert [KINDS[item["kind"]].score(text, item) for item in asked] == [1.0, 1.0]
+
+
+def test_no_request_excludes_a_word_that_it_asks_for() -> None:
+    asked = [{"kind": "first_word", "word": "However"}, {"kind": "exclude", "words": ["however", "people"]}]
+    assert without_contradictions(asked)[1]["words"] == ["people"]

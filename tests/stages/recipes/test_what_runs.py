@@ -164,3 +164,11 @@ def test_a_damaged_record_is_refused(done: Path, capsys: pytest.CaptureFixture[s
     Path("made/pipeline.json").write_text('{"runs/sft": 3}')
     err = pit(capsys, "recipe.yaml", code=3)
     assert err.splitlines()[-1].startswith(f"error: {done / 'made/pipeline.json'}: damaged")
+
+
+def test_a_new_calibration_of_its_run_runs_improve_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the default threshold."""
+    (done / "made/runs/rl/calibration.json").write_text("{}")
+    err = pit(capsys, "recipe.yaml", "--dry-run")
+    assert "improve" in ran(err)
+    assert "rl" not in ran(err)

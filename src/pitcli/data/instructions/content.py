@@ -8,6 +8,7 @@ from pitcli.data.instructions.text import (
     append_also,
     closeness,
     count_word,
+    has_any,
     is_in,
     keep_sentences,
     upper_first,
@@ -56,7 +57,7 @@ class Include(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         for word in params["words"]:
             if not count_word(text, word):
-                text = append_also(text, joining(word, text, author))
+                text = append_also(text, joining(word, text, author), author.avoided)
         return text
 
 
@@ -113,7 +114,7 @@ class KeywordTimes(Kind):
     def edit(self, text: str, params: Params, author: Author) -> str:
         missing = params["n"] - count_word(text, params["word"])
         for _ in range(missing):
-            text = append_also(text, joining(params["word"], text, author))
+            text = append_also(text, joining(params["word"], text, author), author.avoided)
         return text
 
 
@@ -140,7 +141,8 @@ class LetterTimes(Kind):
         for sentence in [*useful, *[None] * 8]:
             if self.score(text, params) == 1:
                 break
-            text = append_also(text, sentence or joining(author.rng.choice(RARE_LETTERS[letter]), text, author))
+            added = sentence or joining(author.rng.choice(RARE_LETTERS[letter]), text, author)
+            text = append_also(text, added, author.avoided)
         return text
 
 
@@ -164,7 +166,7 @@ class Placeholders(Kind):
         missing = params["n"] - len(re.findall(r"\[[^\]\n]+\]", text))
         for sentence in author.rng.sample(PLACEHOLDER_JOINS, max(0, missing)):
             author.joined[sentence] = self.name
-            text = append_also(text, sentence)
+            text = append_also(text, sentence, author.avoided)
         return text
 
 
@@ -176,7 +178,8 @@ def fresh(pool: list[str], request: str) -> list[str]:
 def joining(word: str, text: str, author: Author) -> str:
     """A sentence with the word that the text does not have; one that fits any word if the author knows no other."""
     fitting_any = (upper_first(join.format(word=word)) for join in author.rng.sample(JOINS, len(JOINS)))
-    sentence = next(sentence for sentence in (*author.having(word), *fitting_any) if not is_in(sentence, text))
+    new = [sentence for sentence in (*author.having(word), *fitting_any) if not is_in(sentence, text)]
+    sentence = next((sentence for sentence in new if not has_any(sentence, author.avoided)), new[0])
     author.joined[sentence] = word
     return sentence
 

@@ -13,7 +13,8 @@ class Author(NamedTuple):
 
     spare: whole sentences of other answers to the same request; other: another answer; subject: of the request;
     joined: sentences that authors have added for the sake of a word, {sentence: word}; needed: words that other
-    instructions ask for; having: sentences with a word, those about the subject first.
+    instructions ask for; avoided: words that must not occur; having: sentences with a word, those about the subject
+    first.
     """
 
     rng: random.Random
@@ -22,6 +23,7 @@ class Author(NamedTuple):
     other: str
     joined: dict[str, str]
     needed: tuple[str, ...] = ()
+    avoided: tuple[str, ...] = ()
     having: Callable[[str], list[str]] = lambda word: []
 
 

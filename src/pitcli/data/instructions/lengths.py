@@ -201,7 +201,7 @@ def lengthen(text: str, author: Author, enough: Callable[[str], bool]) -> str:
         if enough(text):
             break
         if not is_in(sentence, text):
-            text = append_also(text, sentence)
+            text = append_also(text, sentence, author.avoided)
     return text
 
 

@@ -12,7 +12,7 @@ from pitcli.data.instructions.kinds import Author, Params
 from pitcli.data.instructions.requests import KINDS, TRAINED, needed_words, with_other_instructions
 from pitcli.data.instructions.sentences import Sentences
 from pitcli.data.instructions.spoiling import padded, repeating, spoiled
-from pitcli.data.instructions.text import is_complete, keep_sentences, sentences, words
+from pitcli.data.instructions.text import has_any, is_complete, keep_sentences, sentences, words
 from pitcli.data.noisy_labels import first_is_chosen
 
 FLIPPED = 0.05  # share of labels
@@ -163,7 +163,10 @@ def _author(material: Material, index: int, rng: random.Random) -> Author:
     """Who edits sample `index`, with the sentences of the other samples at hand."""
     subject = material.row["subject"]
     others = [text for number, text in enumerate(material.samples) if number != index]
-    spare = [part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5]
+    excluding = [item for item in material.row["instructions"] if item["kind"] == "exclude"]
+    avoided = tuple(word for item in excluding for word in item["words"])
+    usable = (part for text in others for part in sentences(text) if is_complete(part) and len(words(part)) >= 5)
+    spare = [part for part in usable if not has_any(part, avoided)]
     rng.shuffle(spare)
     return Author(
         rng,
@@ -172,6 +175,7 @@ def _author(material: Material, index: int, rng: random.Random) -> Author:
         rng.choice(others) if others else "",
         material.joined,
         needed_words(material.row["instructions"]),
+        avoided,
         lambda word: material.sentences.having(word, subject, rng),
     )
 

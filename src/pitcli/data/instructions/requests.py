@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pitcli.data.instructions import content, edges, lengths, style, wrapping
 from pitcli.data.instructions.kinds import Kind, Params, asset_lines
+from pitcli.data.instructions.text import count_word
 from pitcli.errors import InputError
 
 KINDS: dict[str, Kind] = {
@@ -161,7 +162,16 @@ def _instructions(rng: random.Random, request: str, first: Sequence[str], others
         if name not in chosen and not used & KINDS[name].groups:
             chosen.append(name)
             used |= KINDS[name].groups
-    return [{"kind": name, **KINDS[name].draw(rng, request)} for name in chosen]
+    return without_contradictions([{"kind": name, **KINDS[name].draw(rng, request)} for name in chosen])
+
+
+def without_contradictions(instructions: list[Params]) -> list[Params]:
+    """The instructions, without excluded words that another one asks for."""
+    for item in instructions:
+        if item["kind"] == "exclude":
+            asked = " ".join(str(value) for other in instructions if other is not item for value in other.values())
+            item["words"] = [word for word in item["words"] if not count_word(asked, word)] or item["words"]
+    return instructions
 
 
 def _prompt(request: str, instructions: list[Params], rng: random.Random) -> str:

@@ -26,7 +26,7 @@ def off_subject(text: str, author: Author) -> str:
 def padded(text: str, author: Author) -> str:
     """One to three sentences more, about nothing in particular."""
     for _ in range(author.rng.randint(1, 3)):
-        text = append_also(text, joining(author.rng.choice(KEYWORDS), text, author))
+        text = append_also(text, joining(author.rng.choice(KEYWORDS), text, author), author.avoided)
     return text
 
 

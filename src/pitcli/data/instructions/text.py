@@ -1,7 +1,7 @@
 """Words, sentences and paragraphs of an English answer: what the checks count and the authors edit."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
 _MARKER = re.compile(r"^\s*(?:[*-] |\d+\. |#+ )")
@@ -51,9 +51,13 @@ def append(text: str, sentence: str) -> str:
     return f"{text.rstrip()}{chr(10) * 2 if _MARKER.match(last_line) else ' '}{sentence}"
 
 
-def append_also(text: str, sentence: str) -> str:
-    """The sentence after the text, begun with "Also": one and the same first word, whatever is added."""
-    return append(text, f"Also, {lower_first(sentence)}")
+def append_also(text: str, sentence: str, avoided: Sequence[str] = ()) -> str:
+    """The sentence after the text, begun with "Also", unless that is avoided: one first word, whatever is added."""
+    return append(text, sentence if "also" in avoided else f"Also, {lower_first(sentence)}")
+
+
+def has_any(sentence: str, avoided: Sequence[str]) -> bool:
+    return any(count_word(sentence, word) for word in avoided)
 
 
 def is_in(sentence: str, text: str) -> bool:

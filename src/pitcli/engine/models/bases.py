@@ -52,14 +52,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pit"
 
 
-def resolve_base(name: str) -> Path:
+def resolve_base(name: str, reward_model: bool = False) -> Path:
     """Find a base, download or convert it if needed, and check it; return its local folder.
 
-    name: a folder, a .gguf file, a hub name, `tiny` or `smollm2`. Raises SettingsError if it is none of these, RunError
-    if the base cannot be downloaded or used.
+    name: a folder, a .gguf file, a hub name, `tiny` or `smollm2`. reward_model: it scores, and need not write. Raises
+    SettingsError if it is none of these, RunError if the base cannot be downloaded or used.
     """
     folder = _locate(name)
-    check_base(folder)
+    check_base(folder, reward_model)
     return folder
 
 
@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_base(folder: Path) -> None:
+def check_base(folder: Path, reward_model: bool = False) -> None:
     """Raise RunError if a folder is not a model, or if it would make a library run code or read files elsewhere.
 
     Only the safetensors, the tokenizer and the JSON settings are ever opened: other files, such as pickles (.bin, .pt,
@@ -149,7 +149,7 @@ def check_base(folder: Path) -> None:
         if path.exists():
             with reading(path):
                 _check_settings(path, read_json(path))
-    _check_model_type(folder / "config.json")
+    _check_model_type(folder / "config.json", reward_model)
 
 
 def check_entries(folder: Path) -> None:
@@ -205,14 +205,17 @@ def _check_settings(path: Path, settings: dict[str, Any] | list[Any]) -> None:
             _check_settings(path, value)
 
 
-def _check_model_type(path: Path) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+def _check_model_type(path: Path, reward_model: bool) -> None:
+    from transformers.models.auto import modeling_auto as auto
 
+    known, what = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "a causal language model"
+    if reward_model:
+        known, what = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "a model that classifies texts"
     config = read_json(path)
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in KNOWN:
+    if not isinstance(kind, str) or kind not in known:
         own = "; pit never runs a model's own code (auto_map)" if "auto_map" in config else ""
-        raise RunError(f"{path}: model_type {reprlib.repr(kind)} is not a causal language model of transformers{own}")
+        raise RunError(f"{path}: model_type {reprlib.repr(kind)} is not {what} of transformers{own}")
 
 
 def convert_gguf(path: Path) -> Path:
