@@ -93,7 +93,8 @@ gpu-kit: install $(VENV)/.smollm2
 	rm build/gpu-kit/where
 
 # what such a machine may lack, of the versions in constraints.txt
-KIT_WHEELS = bitsandbytes peft accelerate typer rich pydantic pydantic-core annotated-types filelock pytest pyyaml
+KIT_WHEELS = bitsandbytes peft accelerate typer annotated-doc rich pydantic pydantic-core annotated-types typing-inspection \
+  filelock pytest pluggy iniconfig pyyaml psutil scipy gguf
 
 # slow (hours on 2 cores; the same command resumes): an English improver by SFT, gap model and RL, and its baselines
 english: install $(VENV)/.smollm2
@@ -135,7 +136,7 @@ audit: install
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
   explained_edits distillation mends rl_details ways_to_train transfer ranks)
 
-study-%: install
+study-%: install $(VENV)/.smollm2
 	$(BIN)/python examples/studies/$*.py --out runs/studies $(STUDY)
 
 # slow: SmolLM2 on HH-RLHF, all rows, for a GPU; on a CPU, add SMALL=--small (about an hour on one core)

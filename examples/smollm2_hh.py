@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 SMALL = ["--max-length", "256", "--max-rows", "600"]
-SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "6"]
+# the gap model of so few pairs may be no better than a coin, which pit rl refuses
+SMALL_RL = ["--rollout-max-new-tokens", "48", "--max-steps", "6", "--force"]
 DRAFTS = 1000
 SMALL_DRAFTS = 24
 TOKENS = {True: "48", False: "256"}  # longest draft in tokens, by --small

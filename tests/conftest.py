@@ -32,6 +32,9 @@ FAULTS = Path(__file__).parent / "faults"
 
 # tiny models are fastest on one thread; and a dry run, which forks, hangs in a process that has used several
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# servers of tests are on this machine, whatever the developer's settings are
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+os.environ.pop("PIT_API_KEY", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pitcli.equations import (
     ORDERINGS,
+    as_the_worst,
     bounded_gap,
     bradley_terry_gap_loss,
     clipped_policy_loss,
@@ -370,3 +371,9 @@ def test_bounded_gap() -> None:
     assert bounded_gap(gaps_MB, GapBound.lcb).tolist() == pytest.approx([3 - (14 / 3) ** 0.5, 4.0])
     for bound in GapBound:
         assert torch.equal(bounded_gap(gaps_MB[:1], bound), gaps_MB[0])
+
+
+def test_empty_samples_get_the_least_gap_of_their_prompt() -> None:
+    gaps = tensor(3, 1, 2, 5, 4, 9)
+    empty = torch.tensor([True, False, False, False, False, True])
+    assert as_the_worst(gaps, empty, 3).tolist() == [1, 1, 2, 5, 4, 4]

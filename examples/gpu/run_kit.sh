@@ -4,7 +4,7 @@
 set -u
 KIT=${KIT:-build/gpu-kit}
 if [ -d "$KIT/wheels" ]; then
-  python3 -m pip install --quiet --no-index --no-deps --find-links "$KIT/wheels" "$KIT"/wheels/*.whl || true
+  python3 -m pip install --quiet --no-index --no-deps --find-links "$KIT/wheels" "$KIT"/wheels/*.whl || echo "run_kit: not all wheels could be installed" >&2
 fi
 if ls "$KIT"/base.part-* >/dev/null 2>&1; then
   mkdir -p "$KIT/base" && cat "$KIT"/base.part-* | tar x -C "$KIT/base"

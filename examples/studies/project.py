@@ -118,7 +118,8 @@ def run_study(
         in_processes(partial(make, scale, systems=systems), folders, args.jobs)
     print(f"\nrows of all systems made in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
-        independent = "--judge=gap:seed-0/runs/judge --validate-on=seed-0/data/test.jsonl"
+        first = f"seed-{args.seeds[0]}"
+        independent = f"--judge=gap:{first}/runs/judge --validate-on={first}/data/test.jsonl"
         evaluate(out, folders, evaluations, "--judge=oracle" if scale.judge is None else independent)
         if report and scale.judge is None:
             report(out, args.seeds, scale)

@@ -24,7 +24,6 @@ from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
-OUT_OF_MEMORY = "out of memory; use a smaller --sample-batch-size or --max-new-tokens"
 REPLACED = {"--skip-long": "--long-rows skip", "--truncate": "--long-rows truncate"}  # flags of earlier versions
 LINGER = 10.0  # seconds in which rank 0 reports an error that all processes have
 
@@ -159,7 +158,7 @@ def _ending(error: Exception) -> tuple[int, list[str]] | None:
             what = error.strerror or " ".join(str(error).split())
             ending = ENVIRONMENT, [f"{what}: {error.filename}" if error.filename else what]
         case _ if is_out_of_memory(error):
-            ending = ENVIRONMENT, [OUT_OF_MEMORY]
+            ending = ENVIRONMENT, ["out of memory; use smaller batches or shorter texts (--help, Hardware and memory)"]
     return ending
 
 

@@ -228,6 +228,12 @@ def rl_rewards(gaps_B: Tensor, kl_B: Tensor, finished_B: Tensor, kl_coef: float,
     return gaps_B - kl_coef * kl_B - missing_eos_penalty * (~finished_B).to(gaps_B.dtype)
 
 
+def as_the_worst(gaps_B: Tensor, is_B: Tensor, k: int) -> Tensor:
+    """Return the gaps, where those marked by is_B are the least of their prompt's k samples. Shapes (B,)."""
+    least_P = gaps_B.view(-1, k).min(dim=1).values
+    return torch.where(is_B.to(gaps_B.device), least_P.repeat_interleave(k), gaps_B)
+
+
 def group_spread(gaps_PK: Tensor) -> float:
     """Return the standard deviation of the gaps of a prompt's K samples, averaged over the prompts.
 

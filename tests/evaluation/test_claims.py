@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pitcli.evaluation.claims import claim, corrected
+from pitcli.data.splits import HASH, conversation_key
+from pitcli.evaluation.claims import claim, corrected, is_best_of_n_at_equal_tokens
 from pitcli.evaluation.results import Control, JudgeResult, SystemComparison
 from tests.evaluation.constructed import compared, judge_of, row, system
 
@@ -14,10 +15,11 @@ def line(p_value: float, **fields: Any) -> SystemComparison:
     return found.model_copy(update={"p_value": p_value, "p_holm": p_value, **fields})
 
 
-def test_holm_corrects_over_data_sets_and_judges() -> None:
-    lines = [line(0.02), line(0.03, judge="other"), line(0.02, baseline="another"), line(0.01, seed=1)]
-    found = corrected(lines)
-    assert [comparison.p_holm for comparison in found] == pytest.approx([0.04, 0.04, 0.02, 0.01])
+def test_holm_corrects_over_judges_and_baselines_and_apart_from_that_over_data_sets() -> None:
+    lines = [line(0.02), line(0.03, judge="other"), line(0.01, baseline="another"), line(0.01, seed=1)]
+    parts = [line(0.02, dataset="x"), line(0.01, dataset="y")]
+    found = corrected([*lines, *parts])
+    assert [comparison.p_holm for comparison in found] == pytest.approx([0.04, 0.04, 0.03, 0.01, 0.02, 0.02])
     worse = corrected([line(0.03), line(0.04, judge="other")])
     assert [comparison.verdict for comparison in worse] == ["no difference shown"] * 2
 
@@ -41,6 +43,7 @@ def good(**fields: Any) -> SystemComparison:
             "length_controlled_ci": (5.0, 20.0),
             "delta_ci": (5.0, 20.0),
             "harm_rate": 0.01,
+            **{"rows": 500, "losses": 5},
             "verdict": "better",
             **fields,
         },
@@ -73,7 +76,16 @@ def test_a_system_that_passes_every_check_improves() -> None:
             {},
             "judge oracle, seed 1: length-controlled",
         ),
-        ([good(harm_rate=0.06)], {}, "harm rate 6.0%, above 5%"),
+        (
+            [good(losses=30, harm_rate=0.06)],
+            {},
+            "not shown to be at most 5%: 6.0% of 500 rows, so up to 8.1%",
+        ),
+        (
+            [good(rows=40, losses=0, harm_rate=0.0)],
+            {},
+            "at most 5%: 0.0% of 40 rows, so up to 7.2% with 95%",
+        ),
         (
             # the interval is that before Holm's correction
             [good(), good(baseline="rival", verdict="no difference shown", baseline_generated_tokens=10.0)],
@@ -95,7 +107,7 @@ def test_a_system_that_passes_every_check_improves() -> None:
         (
             [good(verdict="no difference shown")],
             {},
-            "judge oracle: not shown better than the originals: no difference shown, 2 rows",
+            "judge oracle: not shown better than the originals: no difference shown, 500 rows",
         ),
     ],
 )
@@ -122,4 +134,32 @@ def test_best_of_n_counts_if_it_used_as_many_tokens(tokens: float, named: str, c
         controls=[SHUFFLED],
         harm_cap=0.05,
     )
-    assert found.reasons == ([] if counts else ["best-of-n at equal tokens was not compared"])
+    assert found.reasons == (
+        [] if counts else ["best-of-n at equal tokens, temperature and gap model was not compared"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "counts"),
+    [
+        ({}, True),
+        ({"settings": {"method": "best-of-n", "temperature": 0.0}}, False),
+        ({"adapters": {"gap": "another"}}, False),
+        ({"adapters": {"gap": "this", "policy": "x"}}, True),
+    ],
+)
+def test_best_of_n_counts_if_it_was_made_alike(theirs: dict[str, Any], counts: bool) -> None:
+    ours = {"settings": {"method": "pit", "temperature": 0.5}, "adapters": {"gap": "this", "improver": "i"}}
+    record = {"settings": {"method": "best-of-n", "temperature": 0.5}, "adapters": {"gap": "this"}, **theirs}
+    pit = system("pit")._replace(records=(ours,))
+    over = good(baseline="rival", baseline_generated_tokens=10.0)
+    assert is_best_of_n_at_equal_tokens(system("rival")._replace(records=(record,)), pit, over) == counts
+
+
+def test_rows_of_training_prompts_are_no_evidence() -> None:
+    seen = row(0, "a", "b")
+    origin = {"trained_on": [conversation_key(seen.prompt)[:HASH]]}
+    rows = {(0, one.prompt, one.original, 0): one for one in (seen, row(1, "a", "b"))}
+    trained = system("pit")._replace(rows=rows, records=({"origin": origin},))
+    found = claim(trained, [trained], [judge_result()], [good(system="pit")], [SHUFFLED], harm_cap=0.05)
+    assert "1 of 2 rows have prompts that its models were trained on" in found.reasons

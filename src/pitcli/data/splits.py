@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import Iterable
 
-from pitcli.data.rows import PreferencePair
+from pitcli.data.rows import PreferencePair, Prompt
 from pitcli.errors import InputError, SettingsError
 
-SKETCHED = 256  # prompt hashes in a sketch
+HASH = 16  # characters of a prompt hash
+SKETCHED = 4096  # prompt hashes in a sketch: 200 prompts of 160,000 share five of them on average
 
 
 def prompt_key(pair: PreferencePair) -> str:
@@ -17,7 +18,11 @@ def prompt_key(pair: PreferencePair) -> str:
     How a prompt is cut depends on the responses and on --max-length, so the key of a cut one would not show that two
     rows, or two runs, share it.
     """
-    prompt = pair.whole_prompt or pair.prompt
+    return conversation_key(pair.whole_prompt or pair.prompt)
+
+
+def conversation_key(prompt: Prompt) -> str:
+    """The key of a prompt: see prompt_key."""
     lines = (f"{message.role}: {' '.join(message.content.casefold().split())}" for message in prompt)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -27,7 +32,7 @@ def prompt_sketch(pairs: Iterable[PreferencePair], size: int = SKETCHED) -> list
 
     Exact for up to `size` prompts; beyond that, sets with Jaccard similarity J share about size * J hashes.
     """
-    return sorted({prompt_key(pair)[:16] for pair in pairs})[:size]
+    return sorted({prompt_key(pair)[:HASH] for pair in pairs})[:size]
 
 
 def split_folds(

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from pitcli.data.splits import HASH, conversation_key
 from pitcli.evaluation.compare_systems import verdict_text
+from pitcli.evaluation.harm import clopper_pearson_upper
 from pitcli.evaluation.judge import ORACLE
 from pitcli.evaluation.results import (
     Claim,
@@ -22,11 +23,14 @@ WIDEST = 40.0  # points: a control with a wider interval is inconclusive, so it 
 
 
 def corrected(comparisons: Sequence[SystemComparison]) -> list[SystemComparison]:
-    """Apply Holm's correction over data sets x judges, for each system and baseline; single seeds are not tested."""
-    families: dict[tuple[str, str], list[int]] = defaultdict(list)
+    """Apply Holm's correction for each system: over baselines x judges on all rows, and apart from that on their parts.
+
+    So asking for the figures of each data set costs the figures of all rows nothing. Single seeds are not tested.
+    """
+    families: dict[tuple[str, bool], list[int]] = defaultdict(list)
     for index, comparison in enumerate(comparisons):
         if comparison.seed is None:
-            families[comparison.system, comparison.baseline].append(index)
+            families[comparison.system, comparison.dataset == "all"].append(index)
     after = list(comparisons)
     for family in families.values():
         for index, p in zip(family, holm([comparisons[index].p_value for index in family]), strict=True):
@@ -72,6 +76,8 @@ def claim(
     ]
     over_originals = [comparison for comparison in own if comparison.baseline == ORIGINAL]
     reasons = [*_judge_reasons(judges), *_gain_reasons(over_originals, harm_cap)]
+    if known := rows_seen_in_training(system):
+        reasons.append(f"{known} of {len(system.rows)} rows have prompts that its models were trained on")
     if usable and not over_originals:
         reasons.append("no judge gave a verdict")
     if all(control.name in MADE for control in controls):
@@ -84,6 +90,15 @@ def claim(
         if control.judge in usable and not control.passed
     ]
     return Claim(system=system.name, improves=not reasons, reasons=reasons)
+
+
+def rows_seen_in_training(system: System) -> int:
+    """How many rows have a prompt that their writer or a gap model was trained on, as far as its sketch shows."""
+    origins = system.origins()
+    known = [origin.get("trained_on", []) for origin in origins]
+    known += [data["prompts"] for origin in origins for data in origin.get("gap_data", [])]
+    seen = {prompt for prompts in known for prompt in prompts}
+    return sum(conversation_key(row.prompt)[:HASH] in seen for row in system.rows.values())
 
 
 def _judge_reasons(judges: Sequence[JudgeResult]) -> Iterator[str]:
@@ -108,8 +123,14 @@ def _gain_reasons(over_originals: Sequence[SystemComparison], harm_cap: float) -
             yield f"{label}: length-controlled delta not shown above zero: {controlled_delta_text(comparison)}"
         if not single and comparison.verdict != "better":
             yield f"{label}: not shown better than the originals: {comparison.verdict}, {comparison.rows} rows"
-        if not single and comparison.harm_rate > harm_cap:
-            yield f"{label}: harm rate {comparison.harm_rate:.1%}, above {harm_cap:.0%}"
+        if not single and (most := most_harm(comparison)) > harm_cap:
+            seen = f"{comparison.harm_rate:.1%} of {comparison.rows} rows, so up to {most:.1%} with 95% confidence"
+            yield f"{label}: harm rate not shown to be at most {harm_cap:.0%}: {seen}"
+
+
+def most_harm(comparison: SystemComparison) -> float:
+    """The upper bound of the harm rate, by Clopper and Pearson; of nothing harmed in few rows it is not 0."""
+    return clopper_pearson_upper(comparison.losses, comparison.rows, 0.95)
 
 
 def _best_of_n_reasons(system: System, systems: Sequence[System], comparisons: Sequence[SystemComparison]) -> list[str]:
@@ -120,7 +141,7 @@ def _best_of_n_reasons(system: System, systems: Sequence[System], comparisons: S
         if (baseline := by_name.get(comparison.baseline)) and is_best_of_n_at_equal_tokens(baseline, system, comparison)
     ]
     if not at_equal_tokens:
-        return ["best-of-n at equal tokens was not compared"]
+        return ["best-of-n at equal tokens, temperature and gap model was not compared"]
     return [
         f"judge {comparison.judge}: not shown better than best-of-n at equal tokens ({comparison.baseline}): "
         + delta_text(comparison)
@@ -129,15 +150,27 @@ def _best_of_n_reasons(system: System, systems: Sequence[System], comparisons: S
     ]
 
 
-def is_best_of_n_at_equal_tokens(baseline: System, system: System, comparison: SystemComparison) -> bool:
-    """Whether the baseline is best-of-n with as many tokens as the system.
+def made_alike(baseline: System, system: System) -> bool:
+    """Whether both drew at one temperature and were ranked by one gap model, as far as their manifests say."""
+    ours, theirs = system.record(), baseline.record()
+    drawn = [[record.get("settings", {}).get(name) for name in ("temperature", "top_p")] for record in (ours, theirs)]
+    ranked = [
+        {role: digest for role, digest in record.get("adapters", {}).items() if role.startswith("gap")}
+        for record in (ours, theirs)
+    ]
+    return drawn[0] == drawn[1] and (not all(ranked) or ranked[0] == ranked[1])
 
-    It may have used more if it was made with --equal-tokens and the system's file, because its last draw may be long.
+
+def is_best_of_n_at_equal_tokens(baseline: System, system: System, comparison: SystemComparison) -> bool:
+    """Whether the baseline is best-of-n with as many tokens as the system, its temperature and its gap model.
+
+    It may have used more tokens if it was made with --equal-tokens and the system's file, because its last draw may be
+    long.
     """
-    if baseline.method() != "best-of-n":
+    if baseline.method() != "best-of-n" or not made_alike(baseline, system):
         return False
     if not comparison.generated_tokens or comparison.baseline_generated_tokens is None:
         return False
     ratio = comparison.baseline_generated_tokens / comparison.generated_tokens
-    matched = baseline.equal_tokens() in {Path(file).name for file in system.files}
+    matched = baseline.has_tokens_of(system)
     return ratio >= EQUAL_TOKENS[0] and (matched or ratio <= EQUAL_TOKENS[1])

@@ -38,15 +38,15 @@ class PairedComparison(NamedTuple):
 
 
 class Bootstrap:
-    """95% percentile intervals that resample prompts and, as far as they differ, training seeds.
+    """95% percentile intervals that resample prompts and, as far as they differ, allow for training seeds.
 
-    A row's weight in a draw is the number of times its prompt was drawn. With several seeds, this weight is multiplied
-    by 1 + c (k - 1), where k is the number of times the row's seed was drawn. c scales the variance between seeds to
-    its estimate: the variance of the seeds' own values minus the part that prompts alone explain (variance components,
-    as in the reflated residual bootstrap of Carpenter, Goldstein and Rasbash 2003). What a shared prompt does to all
-    seeds alike explains no difference between them, so that part is the variance around the mean of the seeds.
-    Resampling both seeds and prompts in full (c = 1) would count the prompts' noise up to three times. A statistic maps
-    weights of shape (B, N) to B values or vectors. The draws are the same for every statistic.
+    A row's weight in a draw is the number of times its prompt was drawn. With several seeds, each draw is moved by what
+    other seeds might have given: a draw of Student's t with one degree of freedom less than seeds, times the standard
+    error of their mean. That is from the variance of the seeds' own values less the part that prompts explain, which is
+    the variance of the resampled values around their mean over the seeds: what a shared prompt does to all seeds alike
+    explains no difference between them. Three seeds or more cover the truth in about 95% of the cases; two in as few as
+    83%, as they may look alike by chance. A statistic maps weights of shape (B, N) to B values or vectors. The draws
+    are the same for every statistic.
     """
 
     def __init__(
@@ -73,26 +73,22 @@ class Bootstrap:
 
     def sample(self, statistic: Statistic) -> np.ndarray:
         """The statistic of every draw, shape (draws,) or (draws, ...)."""
-        spread = self.seed_spread(statistic)
-        rng = np.random.default_rng(self.seed + 1)
-        values = []
-        for weights_BN in self.kept or self.prompt_weights():
-            times_BS = 1 + spread * (_resample_counts(rng, self.seeds, len(weights_BN)) - 1)
-            values.append(statistic(weights_BN * times_BS[:, self.seed_N]))
-        return np.concatenate(values)
-
-    def seed_spread(self, statistic: Statistic) -> float:
-        """c: 0 if prompts explain all differences between seeds, 1 if they explain none."""
+        values_D = np.concatenate([statistic(weights_BN) for weights_BN in self.kept or self.prompt_weights()])
         if self.seeds == 1:
-            return 0.0
+            return values_D
+        error = self.error_of_seeds(statistic)
+        moves_D = np.random.default_rng(self.seed + 1).standard_t(self.seeds - 1, len(values_D))
+        moved: np.ndarray = values_D + moves_D.reshape(-1, *[1] * (values_D.ndim - 1)) * error
+        return moved
+
+    def error_of_seeds(self, statistic: Statistic) -> np.ndarray:
+        """The standard error of the mean over seeds, as far as prompts do not explain their differences."""
         weights_BN = next(iter(self.kept or self.prompt_weights()))[:WITHIN_DRAWS].astype(float)
         masks_SN = self.seed_N == np.arange(self.seeds)[:, None]
         between = np.var(statistic(masks_SN.astype(float)), axis=0, ddof=1)
         values_SB = np.stack([statistic(weights_BN * mask_N) for mask_N in masks_SN])
-        unbiased = self.seeds / (self.seeds - 1)
-        within = np.var(values_SB - values_SB.mean(0), axis=1).mean(0) * unbiased
-        share = (between - within) / np.maximum(between, 1e-12) * unbiased
-        return float(np.sqrt(np.clip(share, 0, 1)).max())
+        within = np.var(values_SB - values_SB.mean(0), axis=1).mean(0) * self.seeds / (self.seeds - 1)
+        return np.sqrt(np.maximum(0.0, between - within) / self.seeds)
 
     def interval(self, statistic: Statistic) -> Interval:
         return percentile_interval(self.sample(statistic))

@@ -16,6 +16,7 @@ from pitcli.data.reading import listed, parsed_rows
 from pitcli.data.rows import Comparison, Draft, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
+from pitcli.runs.files import file_digest
 
 ORIGINAL = "original"
 WRITTEN = frozenset(
@@ -85,9 +86,12 @@ class System(NamedTuple):
     def method(self) -> str:
         return str(self.record().get("settings", {}).get("method", ""))
 
-    def equal_tokens(self) -> str:
-        """The name of the file that best-of-n was given as --equal-tokens; empty if none."""
-        return Path(self.record().get("settings", {}).get("equal_tokens") or "").name
+    def has_tokens_of(self, other: "System") -> bool:
+        """Whether best-of-n was given a file of the other system as --equal-tokens, by name and (if known) content."""
+        name = Path(self.record().get("settings", {}).get("equal_tokens") or "").name
+        digest = self.record().get("origin", {}).get("equal_tokens")
+        files = [Path(file) for file in other.files if Path(file).name == name]
+        return any(digest is None or not file.is_file() or file_digest(file) == digest for file in files)
 
     def training(self) -> dict[str, float]:
         """The last metrics of RL, averaged over the training seeds; empty without RL."""

@@ -96,8 +96,9 @@ def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
     ]
     problems = [
         f"--resume: {key} was {old.get(key)!r} in {manifest} and is now {new.get(key)!r}"
-        for old, new in zip(flat[::2], flat[1::2], strict=True)
-        for key in sorted(old.keys() | new.keys())
+        for part, old, new in zip(now, flat[::2], flat[1::2], strict=True)
+        # a later version of pit may know more of the origin of the same models
+        for key in sorted(old.keys() & new.keys() if part == "origin" else old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
     if problems:

@@ -54,7 +54,7 @@ class DataSettings(PairRowSettings):
     data: Annotated[str | None, Fact.files | Fact.handed_on | Fact.off_card, Section.common] = Field(
         None,
         description="Preference pairs: .jsonl, .csv, .tsv (or .gz of these), .parquet, hub:OWNER/NAME, or - for stdin; "
-        "several, comma-separated [default: the data of the earlier runs]",
+        "several, comma-separated [default: the data of the earlier runs; the first command needs it]",
     )
     max_rows: int | None = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"

@@ -163,7 +163,7 @@ class RolloutSettings(OptimSettings):
         "temperature of your drafts",
     )
     rollout_max_new_tokens: Annotated[int, Section.generation] = Field(
-        128, ge=1, description="Maximum length of a rollout in tokens"
+        256, ge=1, description="Maximum length of a rollout in tokens"
     )
     max_truncated_share: Annotated[float, Section.stop] = Field(
         0.95, gt=0, le=1, description="Stop if a larger share of the rollouts than this does not end (no EOS)"

@@ -17,6 +17,7 @@ from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.ask_judge import ask
+from pitcli.evaluation.claims import rows_seen_in_training
 from pitcli.evaluation.harm import THRESHOLDS, Chain, Tested, certify, clopper_pearson_upper, rows_for_certificate
 from pitcli.evaluation.judge_checks import independence
 from pitcli.evaluation.load_judge import LABELS, check_name, fields_for, load_judge
@@ -24,7 +25,7 @@ from pitcli.evaluation.systems import System, load_systems
 from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.files import file_digest
-from pitcli.settings.base import Method
+from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import IMPROVER_RUN
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.judging import CalibrateConfig
@@ -41,6 +42,8 @@ def run(config: CalibrateConfig) -> int:
     (system,) = load_systems([config.input], "--input", by=None, max_rows=None)
     made = settings_of_rows(config.input, system.record())
     refuse_unusable(config.input, made, system.record(), improver)
+    if known := rows_seen_in_training(system):
+        warn(f"{config.input}: {counted(known, 'rows')} with prompts of training: no evidence about new prompts")
     chains = load_rows(config.input, parse_chain)
     warn_of_repeated_prompts(chains)
     tested = harm_by_threshold(chains, made, system, config)
@@ -105,6 +108,8 @@ def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], impr
         problems.append(f"expected rows of --method pit, got {made.method}")
     if made.patience > 1:
         problems.append(f"expected rows of --patience 1, got {made.patience}: proposals after a rejection differ")
+    if made.stop is StopRule.none and (made.prune_edits or made.width > 1):
+        problems.append("expected rows of --stop gap, as --width and --prune-edits are used; got --stop none")
     if record.get("gap_temperature") is None:
         problems.append("the rows have no gaps; give pit improve a gap model with --reward")
     digest = improver.manifest.files[f"{IMPROVER}/{WEIGHTS}"]

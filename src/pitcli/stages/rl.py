@@ -50,6 +50,7 @@ from pitcli.engine.training.rollouts import (
     text_metrics,
 )
 from pitcli.equations import (
+    as_the_worst,
     group_spread,
     leave_one_out_advantages,
     rl_rewards,
@@ -80,6 +81,8 @@ def run(config: RlConfig) -> int:
     runs = find_runs(config)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
+    if runs.gap and set(data.prompts) & set(runs.gap.manifest.data.prompts):
+        note("the gap model was trained on prompts of --data, and is too sure of pairs that it has seen (pit prepare)")
     read = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else []
     drafts = [PromptWithReference(draft.prompt, draft.response) for draft in read] or None
     fields = fields_of(pairs, read)
@@ -144,8 +147,9 @@ def train_missing_improver(config: RlConfig) -> int:
     """Train the SFT improver with the same settings if none is named and none is finished; return its exit code."""
     if not is_improver_missing(config):
         return 0
-    note("no --sft and no finished runs/sft: training the improver by SFT first, then by RL")
     sft = config.sft_settings()
+    most = f" (at most {counted(sft.max_steps, 'steps')}, by --max-steps)" if sft.max_steps else ""
+    note(f"no --sft and no finished runs/sft: training the improver by SFT first{most}, then by RL")
     return start("sft", sft.model_copy(update={"resume": sft.run_folder.exists()}))
 
 
@@ -194,12 +198,14 @@ def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
         Comparison(rows[number // k].prompt, chat.decode(sample.token_ids), rows[number // k].reference_response)
         for number, sample in enumerate(samples)
     ]
-    gaps_B = curriculum.reward(comparisons, k)
+    # the gap model has never seen an empty response, and pit improve never keeps one
+    empty_B = tensor([not comparison.response.strip() for comparison in comparisons])
+    gaps_B = as_the_worst(curriculum.reward(comparisons, k), empty_B, k)
     layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
     old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
     kl_B = layout.sequence_kl(old_logprobs, reference_logprobs)
-    finished_B = tensor([sample.finished for sample in samples])
+    finished_B = tensor([sample.finished for sample in samples]) & ~empty_B
     spread = group_spread(gaps_B.view(-1, k)) if config.eos_penalty_unit is PenaltyUnit.spread else 1.0
     rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty * spread)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)

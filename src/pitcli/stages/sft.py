@@ -13,7 +13,7 @@ from pitcli.engine.models.loading import lora_config
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged, rl_command
 from pitcli.engine.training.inputs import new_manifest, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import train
 from pitcli.engine.training.supervised import sft_task
@@ -71,7 +71,7 @@ def suggest_next(config: SftConfig, data: str) -> None:
     if config.role is Role.policy:
         trained, command = "the improver", "pit sft --role improver"
     elif has_gap_model:
-        trained, command = "the improver further, by RL", "pit rl --curriculum"
+        trained, command = "the improver further, by RL", rl_command(data, sft=config.run_folder)
     else:
         trained, command = "the gap model, which RL and the stop rule need", "pit train-reward"
     if not has_gap_model:

@@ -26,7 +26,7 @@ from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.packing import tokens_read, tree_batch
 from pitcli.engine.models.roles import GAP, RoleModel, gap_roles, head_name
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged, rl_command
 from pitcli.engine.training.inputs import new_manifest, open_eval_pairs, open_init, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import PlannedRows, StepBatch, Task, task_over_rows, train
 from pitcli.engine.training.reward_report import (
@@ -102,7 +102,7 @@ def run(config: RewardConfig) -> None:
     show_result(config, trained, report, temperature)
     show_scored(held_out[:SHOWN_ROWS], scores_N2[:SHOWN_ROWS], temperature)
     note("to train the improver by SFT, if there is none yet, and by RL:")
-    next_command("pit rl --curriculum")
+    next_command(rl_command(data.path, reward=config.run_folder))
 
 
 def check_held_out(pairs: Sequence[PreferencePair], config: RewardConfig, init: Sequence[EarlierRun]) -> None:

@@ -37,13 +37,14 @@ class Models(NamedTuple):
         return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
 
     def origin(self) -> dict[str, Any]:
-        """Return what pit evaluate needs to know: the data of every gap model used, how RL ended, its rewards."""
+        """Return what pit evaluate needs to know: the data of the models that were used, and how RL ended."""
         gap_data = {data.digest: data.model_dump() for run in self.runs() if (data := run.manifest.gap_data)}
         writer = self.writer if self.writer and self.writer.manifest.kind == "rl" else None
         commands = self.writer.manifest.reward_commands if self.writer else []
         return {
             "gap_data": list(gap_data.values()),
             "training": last_metrics(writer.folder) if writer else {},
+            "trained_on": self.writer.manifest.data.prompts if self.writer else [],
             **({"reward_commands": commands} if commands else {}),
         }
 

@@ -1,7 +1,9 @@
 """The end of a training run: refuses a diverged one, publishes its adapters, and completes its manifest."""
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pitcli.console import warn
@@ -14,7 +16,19 @@ from pitcli.processes.collectives import barrier, on_rank_0
 from pitcli.runs.divergence import DIVERGED, divergence
 from pitcli.runs.folder import RunFolder
 from pitcli.runs.metrics import read_metrics
+from pitcli.settings.default_runs import REWARD_FOLDER, SFT_FOLDER
 from pitcli.settings.training import TrainingConfig
+
+
+def rl_command(data: str, reward: Path | None = None, sft: Path | None = None) -> str:
+    """The command that trains by RL on the runs just made. data: their pairs; the fold rl next to it has others."""
+    words = ["pit rl --curriculum"]
+    if (fold := Path(data).with_name("rl.jsonl")).is_file():
+        words.append(f"--data {shlex.quote(str(fold))}")
+    for flag, folder, usual in (("--reward", reward, REWARD_FOLDER), ("--sft", sft, SFT_FOLDER)):
+        if folder and folder != Path(usual):
+            words.append(f"{flag} {shlex.quote(str(folder))}")
+    return " ".join(words)
 
 
 def divergence_of(run: RunFolder, result: TrainResult) -> str | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pitcli.console import samples, table, warn
 from pitcli.data.rows import PreferencePair
+from pitcli.data.splits import prompt_key
 from pitcli.data.templates import ChatFormat
 from pitcli.data.text_units import units
 from pitcli.engine.models.roles import RoleModel
@@ -47,7 +48,7 @@ def gap_report(
     """Return the metrics in MEANINGS of a gap model on pairs that it was not trained on, and those of kind_report.
 
     scores_N2: r_gap of the orderings (w,l) and (l,w). The gap is the symmetrised one, except in swap_residual and
-    swap_flip_rate; the interval of the accuracy is Wilson's.
+    swap_flip_rate; the interval of the accuracy is Wilson's, with the effective number of pairs.
     """
     r_wl, r_lw = scores_N2[:, 0].double(), scores_N2[:, 1].double()
     gaps_N = np.array(pair_gaps(scores_N2))
@@ -55,7 +56,7 @@ def gap_report(
     norm = float(np.sqrt((gaps_N**2).sum() * (lengths_N**2).sum()))
     return {
         "pairs": len(pairs),
-        **accuracy_metrics(gaps_N),
+        **accuracy_metrics(gaps_N, pairs),
         "longer_wins_accuracy": float(((lengths_N > 0) + 0.5 * (lengths_N == 0)).mean()),
         "shorter_wins_accuracy": float(((lengths_N < 0) + 0.5 * (lengths_N == 0)).mean()),
         "length_correlation": float((gaps_N * lengths_N).sum() / norm) if norm else 0.0,
@@ -67,10 +68,11 @@ def gap_report(
     }
 
 
-def accuracy_metrics(gaps_N: np.ndarray) -> dict[str, float]:
+def accuracy_metrics(gaps_N: np.ndarray, pairs: Sequence[PreferencePair]) -> dict[str, float]:
     """Return the share of pairs that the gaps rank as labelled, with its interval."""
-    correct = float((gaps_N > 0).mean())
-    low, high = wilson_interval(correct, len(gaps_N))
+    right_N = gaps_N > 0
+    correct = float(right_N.mean())
+    low, high = wilson_interval(correct, effective_count(right_N, [prompt_key(pair) for pair in pairs]))
     return {"accuracy": correct, "accuracy_low": low, "accuracy_high": high}
 
 
@@ -87,7 +89,7 @@ def kind_report(gaps_N: np.ndarray, pairs: Sequence[PreferencePair], by: str | N
     return {
         f"{name}[{kind}]": value
         for kind, rows in kinds_of(pairs, by).items()
-        for name, value in {"pairs": len(rows), **accuracy_metrics(gaps_N[rows])}.items()
+        for name, value in {"pairs": len(rows), **accuracy_metrics(gaps_N[rows], [pairs[row] for row in rows])}.items()
     }
 
 
@@ -129,7 +131,7 @@ def add_probe(
     probe = fit_probe(differences(training), training)
     for pairs, report in reports:
         if pairs:
-            found = accuracy_metrics(probe.gaps(differences(pairs)))
+            found = accuracy_metrics(probe.gaps(differences(pairs)), pairs)
             report.update({f"probe_{name}": value for name, value in found.items()})
 
 
@@ -146,7 +148,22 @@ def warn_if_weak(report: dict[str, float]) -> None:
         warn("a linear probe on the base model ranks more held-out pairs as labelled than the gap model does")
 
 
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def effective_count(right_N: np.ndarray, prompts: Sequence[str]) -> float:
+    """How many independent pairs say as much about a share as these, of which some have one prompt (Kish 1965).
+
+    The number of pairs over the design effect: the variance of the share by prompts over that by pairs. If all or none
+    are right, that is unknown, and prompts are counted.
+    """
+    cluster_N = np.unique(np.asarray(prompts), return_inverse=True)[1]
+    share, clusters = right_N.mean(), int(cluster_N.max()) + 1
+    if clusters == len(right_N) or clusters == 1 or share in (0, 1):
+        return float(clusters)
+    sums = np.bincount(cluster_N, weights=right_N - share)
+    effect = clusters / (clusters - 1) * (sums**2).sum() / (len(right_N) * share * (1 - share))
+    return len(right_N) / max(1.0, float(effect))
+
+
+def wilson_interval(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
     """Return Wilson's interval (95% for the default z) of a share observed in `count` trials."""
     centre = share + z * z / (2 * count)
     reach = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
