@@ -31,7 +31,7 @@ from pitcli.engine.training.dry_run import DryRunPlan, dry_run
 from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
-from pitcli.engine.training.rl_runs import check_before_sft, find_runs, is_improver_missing
+from pitcli.engine.training.rl_runs import check_before_sft, find_runs, is_improver_missing, note_known_prompts
 from pitcli.engine.training.rollouts import (
     Reward,
     group_gaps,
@@ -81,8 +81,7 @@ def run(config: RlConfig) -> int:
     runs = find_runs(config)
     base = open_base(config, runs.all())
     pairs, data = open_pairs(config, base, runs.all(), config.rollout_max_new_tokens)
-    if runs.gap and set(data.prompts) & set(runs.gap.manifest.data.prompts):
-        note("the gap model was trained on prompts of --data, and is too sure of pairs that it has seen (pit prepare)")
+    note_known_prompts(runs.gap, data)
     read = open_drafts(config.drafts, base, config.rollout_max_new_tokens) if config.drafts else []
     drafts = [PromptWithReference(draft.prompt, draft.response) for draft in read] or None
     fields = fields_of(pairs, read)

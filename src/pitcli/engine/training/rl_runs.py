@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from pitcli.console import note
 from pitcli.data.sources import HUB
 from pitcli.engine.models.roles import POLICY, REFERENCE
 from pitcli.engine.training.gap_checks import check_gap_model
 from pitcli.errors import InputError
 from pitcli.runs.earlier import EarlierRun, find_reward, find_run
 from pitcli.runs.folder import is_finished, refuse_used
+from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.base import INSTRUCTIONS, Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.training import RlConfig
@@ -66,3 +68,8 @@ def check_before_sft(config: RlConfig) -> None:
         raise InputError(f"{drafts}: no such file")
     if not config.resume:
         refuse_used(config.run_folder, config.overwrite)
+
+
+def note_known_prompts(gap: EarlierRun | None, data: DataIdentity) -> None:
+    if gap and set(data.prompts) & set(gap.manifest.data.prompts):
+        note("the gap model was trained on prompts of --data, and is too sure of pairs that it has seen (pit prepare)")
