@@ -71,8 +71,7 @@ SHOWN_ROWS = 3
 
 def run(config: RlConfig) -> int:
     """Run the curriculum; write the trained role, and the gap model that rewarded it, to the run folder."""
-    if is_improver_missing(config):
-        check_before_sft(config)
+    check_before_sft(config)
     if code := train_missing_improver(config):
         return code
     if config.dry_run and is_improver_missing(config):

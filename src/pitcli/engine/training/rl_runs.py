@@ -56,7 +56,9 @@ def is_improver_missing(config: RlConfig) -> bool:
 
 
 def check_before_sft(config: RlConfig) -> None:
-    """Raise before hours of SFT what RL would raise after them, as far as the files of now show it."""
+    """If the SFT start is to be trained first, raise what RL would raise after it, as far as the files of now show it."""
+    if not is_improver_missing(config):
+        return
     find_run(config.policy, SFT_POLICY_RUN)
     if not isinstance(config.reward, str):
         gap = find_reward(config.reward)
