@@ -56,7 +56,7 @@ def is_improver_missing(config: RlConfig) -> bool:
 
 
 def check_before_sft(config: RlConfig) -> None:
-    """If the SFT start is to be trained first, raise what RL would raise after it, as far as the files of now show it."""
+    """If the SFT start is to be trained first, raise what RL would raise after it, as far as files show it now."""
     if not is_improver_missing(config):
         return
     find_run(config.policy, SFT_POLICY_RUN)
