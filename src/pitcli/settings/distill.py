@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Fact, LoraSettings, OptimSettings, PreferenceLoss, Role, Section
+from pitcli.settings.base import Fact, LoraSettings, PreferenceLoss, Role, Section
 from pitcli.settings.default_runs import DISTILL_FOLDER
 from pitcli.settings.dpo import PreferenceSettings
 from pitcli.settings.training import RolloutSettings, TrainingConfig
@@ -72,11 +72,6 @@ class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSet
             raise ValueError(f"--run and --sample-drafts are for --method on-policy, got --method {self.method}")
         if self.method is not Distillation.dpo and self.loss is not PreferenceLoss.dpo:
             raise ValueError(f"--loss is for --method dpo, got --method {self.method}")
-        own = RolloutSettings.model_fields.keys() - OptimSettings.model_fields.keys()
-        changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
-        if not is_on_policy and changed:
-            flag = f"--{changed[0].replace('_', '-')}"
-            raise ValueError(f"{flag} is for --method on-policy, which samples; got --method {self.method}")
         if is_on_policy and self.min_p_better != 0.5:
             raise ValueError("--min-p-better is for --method sft and dpo, which read improvements; remove it")
         if self.method is not Distillation.dpo and self.beta != PreferenceSettings.model_fields["beta"].default:
