@@ -82,7 +82,7 @@ def test_the_oracle_finds_the_better_system(folder: Path, monkeypatch: pytest.Mo
     (claimed,) = found["claims"]
     assert claimed["reasons"] == [
         "no control with a gap model trained on shuffled labels (--control)",
-        "best-of-n at equal tokens was not compared",
+        "best-of-n at equal tokens, temperature and gap model was not compared",
     ]
     out, err = capfd.readouterr()
     assert out == ""
