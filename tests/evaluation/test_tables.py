@@ -17,11 +17,7 @@ def test_tables_with_names_of_usual_length_fit_80_columns(capfd: pytest.CaptureF
         judges=[judge()],
         comparisons=compared,
         iterations=[iterations()],
-        answers=[
-            answers(
-                originals=[answer()], missing=["best-of-n at equal tokens, temperature and gap model was not compared"]
-            )
-        ],
+        answers=[answers(originals=[answer()], missing=["best-of-n at equal tokens was not compared"])],
     )
     print_evaluation(found)
     out, err = capfd.readouterr()
