@@ -10,7 +10,9 @@ stage 1 uses y_l in its first half, and y_l or y_w in its second; a third stage,
 --reward cmd:COMMAND replaces the gap by the difference of two scores of a program, such as a verifier.
 """
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 
 from accelerate.utils import set_seed
@@ -58,6 +60,7 @@ from pitcli.equations import (
 from pitcli.evaluation.command_judge import SCALE, Fields, command_grade, score_differences
 from pitcli.evaluation.systems import fields_of
 from pitcli.processes.collectives import on_rank_0
+from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_results, gap_temperatures
 from pitcli.runs.folder import open_run
 from pitcli.settings.base import PenaltyUnit, Role, Stage
@@ -148,7 +151,12 @@ def train_missing_improver(config: RlConfig) -> int:
     sft = config.sft_settings()
     most = f" (at most {counted(sft.max_steps, 'steps')}, by --max-steps)" if sft.max_steps else ""
     note(f"no --sft and no finished runs/sft: training the improver by SFT first{most}, then by RL")
-    return start("sft", sft.model_copy(update={"resume": sft.run_folder.exists()}))
+    # of a dry run, stdout is the settings of RL alone
+    with redirect_stdout(sys.stderr) if config.dry_run else nullcontext():
+        code = start("sft", sft.model_copy(update={"resume": sft.run_folder.exists()}))
+    if config.dry_run and not code and is_rank_0():
+        print(settings_yaml(config), end="", flush=True)
+    return code
 
 
 def reward_of(config: RlConfig, gap: EarlierRun | None, fields: Fields, model: RoleModel, chat: ChatFormat) -> Reward:

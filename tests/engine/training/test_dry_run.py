@@ -112,8 +112,11 @@ def test_work_outside_the_time_is_named(data: Path, capsys: pytest.CaptureFixtur
 def test_rl_without_an_sft_run_dry_runs_the_sft(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data", "pairs.jsonl", "--model", "tiny", "--max-steps", "1", "--batch-size", "4"]
     assert main(["train-reward", *small]) == 0
+    capsys.readouterr()
     assert main(["rl", "--curriculum", "--dry-run"]) == 0
-    assert "that was the dry run of the SFT" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "that was the dry run of the SFT" in err
+    assert yaml.safe_load(out)["curriculum_stages"] == "dataset,policy", "the settings of RL, for --config"
     assert not Path("runs/sft").exists()
 
 
