@@ -116,7 +116,7 @@ def test_rl_without_an_sft_run_dry_runs_the_sft(data: Path, capsys: pytest.Captu
     assert main(["rl", "--curriculum", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert "that was the dry run of the SFT" in err
-    assert yaml.safe_load(out)["curriculum_stages"] == "dataset,policy", "the settings of RL, for --config"
+    assert yaml.safe_load(out)["curriculum_stages"] == ["dataset", "policy"]
     assert not Path("runs/sft").exists()
 
 
