@@ -260,12 +260,6 @@ def test_bad_settings_are_one_line(flags: str, message: str, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("project")
-def test_resume_is_for_writers(capsys: pytest.CaptureFixture[str]) -> None:
-    pit("sample --data drafts.jsonl --resume --output new.jsonl", code=2)
-    assert "--resume is for --writer" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
     ("reply", "message", "code"),
     [

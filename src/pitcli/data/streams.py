@@ -17,6 +17,7 @@ from pitcli.errors import RunError, SettingsError, naming
 
 Item = TypeVar("Item")
 BLOCK = 2**16
+PARTIAL = ".partial"  # of a file that appears once it is whole, and of which a stopped command keeps what it has
 WINDOW = 4  # rows in memory at a time, as a multiple of the rows that are generated together
 
 

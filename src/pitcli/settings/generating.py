@@ -39,7 +39,9 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
         "-", description="Output file for the drafts; - for stdout"
     )
     resume: Annotated[bool, Fact.start, Section.common] = Field(
-        False, description="With --writer: resume a stopped command: skip the drafts that are already in --output"
+        False,
+        description="Resume a stopped command: skip the drafts that are already written; without --writer they are in "
+        "FILE.partial until all are",
     )
     overwrite: Annotated[bool, Fact.start, Section.output] = Field(
         False, description="With --writer: replace the file --output [default: off; without --writer, on]"
@@ -60,9 +62,7 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
         return self
 
     @model_validator(mode="after")
-    def _only_an_endpoint_resumes(self) -> Self:
-        if self.resume and self.writer is None:
-            raise ValueError("--resume is for --writer; without it, --output appears when all drafts are written")
+    def _an_endpoint_has_no_model_here(self) -> Self:
         if self.writer is not None and (self.policy or self.model):
             raise ValueError("--policy and --model are for a writer in this process; remove them, or --writer")
         return self

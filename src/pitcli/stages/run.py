@@ -152,7 +152,8 @@ def run_stage(stage: PlannedStage, decision: Decision, journal: Journal, process
 def settings_to_start(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
     """Return the settings that a stage is started with, and the names of those on its command line."""
     flag = "resume" if decision.action == "resume" else "overwrite"
-    if flag not in type(stage.config).model_fields or not os.path.exists(stage.writes[0]):
+    is_there = os.path.exists(stage.writes[0]) or existing_output(stage) is not None
+    if flag not in type(stage.config).model_fields or not is_there:
         return stage.config, [*stage.given]
     return stage.config.model_copy(update={flag: True}), [*stage.given, flag]
 

@@ -1,20 +1,22 @@
 """pit sample: samples drafts from the policy, one or several per prompt."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pitcli.console import counted, next_command, note, progress, samples, warn
 from pitcli.data.formats import iter_questions
 from pitcli.data.long_rows import note_system_message
 from pitcli.data.pair_reading import options_of
-from pitcli.data.reading import refuse_output_as_input, write_row
+from pitcli.data.reading import refuse_output_as_input
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import Row
-from pitcli.data.streams import WINDOW, open_output, row_seed, windows
+from pitcli.data.streams import PARTIAL, WINDOW, row_seed, windows
 from pitcli.data.strict_json import RowProblem, encode
 from pitcli.data.tally import RowTally
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
@@ -27,10 +29,12 @@ from pitcli.engine.generation.endpoint import (
 )
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import Request
-from pitcli.engine.improving.output import open_improved_rows
+from pitcli.engine.improving.output import JOURNAL, ImprovedRows, open_improved_rows
+from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
-from pitcli.runs.earlier import find_run
+from pitcli.runs.earlier import EarlierRun, find_run
+from pitcli.runs.files import file_digest
 from pitcli.settings.default_runs import POLICY_RUN
 from pitcli.settings.generating import SampleConfig
 
@@ -94,18 +98,23 @@ def run(config: SampleConfig) -> int:
 
 
 def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:
-    """Sample from a model in this process; a file appears once all of its drafts are written."""
+    """Sample from a model in this process; a file appears once all of its drafts are written.
+
+    Until then they are in FILE.partial, from which --resume continues.
+    """
     policy = find_run(config.policy, POLICY_RUN)
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
     model.pack_weights()
     note(base.describe())
+    made_with = partial(origin_of_drafts, config, base, policy)
     with (
-        open_output(config.output) as stream,
-        progress("sampling", (config.max_rows or 0) * config.draws or None, stream) as advance,
+        published_when_whole(config, made_with) as rows,
+        progress("sampling", (config.max_rows or 0) * config.draws or None, rows.stream) as advance,
     ):
-        requests = fitting_requests(draws_of(config, questions), base, config, drafts)
+        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.draft()))
+        requests = fitting_requests(draws, base, config, drafts)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
@@ -113,9 +122,44 @@ def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], dr
             samples_in_order = generate_in_order(batching, [request for _, request in window])
             for (draw, _), sample in zip(window, samples_in_order, strict=True):
                 text, thoughts = base.chat.answer(sample.token_ids)
-                write_row(drafts.row(draw, text, thoughts, sample.finished), stream)
-                stream.flush()
+                rows.write(draw.draft(), f"{encode(drafts.row(draw, text, thoughts, sample.finished))}\n")
                 advance(1)
+
+
+@contextmanager
+def published_when_whole(config: SampleConfig, made_with: Callable[[], dict[str, Any]]) -> Iterator[ImprovedRows]:
+    """Open --output; that of a file under another name, which a stopped command leaves behind, until all is written."""
+    output = Path(config.output)
+    if config.output == "-" or (output.exists() and not output.is_file()):
+        with open_improved_rows(config, made_with) as rows:
+            yield rows
+        return
+    growing = Path(f"{output}{PARTIAL}")
+    resume = config.resume and growing.is_file()
+    opened = config.model_copy(update={"output": str(growing), "resume": resume, "overwrite": not resume})
+    try:
+        with open_improved_rows(opened, made_with) as rows:
+            yield rows
+    except BaseException:
+        if growing.is_file() and not growing.stat().st_size:
+            remove_growing(growing)
+        raise
+    growing.replace(output)
+    remove_growing(growing)
+
+
+def remove_growing(growing: Path) -> None:
+    for beside in ("", ".manifest.json", JOURNAL):
+        Path(f"{growing}{beside}").unlink(missing_ok=True)
+
+
+def origin_of_drafts(config: SampleConfig, base: Base, policy: EarlierRun | None) -> dict[str, Any]:
+    """Return everything that the drafts depend on; none of it may change when the command is resumed."""
+    return {
+        "settings": config.identity(),
+        "base": base.identity.model_dump(mode="json"),
+        "adapters": {POLICY: file_digest(policy.adapter / WEIGHTS)} if policy else {},
+    }
 
 
 def sample_at_endpoint(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:

@@ -3,9 +3,11 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pitcli.stages import sample
 from tests.faults.warm import Warm
 from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit, ran, recipe
 
@@ -53,6 +55,26 @@ def test_improve_resumes_with_the_existing_rows(
     assert ran(err) == ["improve"]
     assert "$ pit improve" in err
     assert " --resume\n" in err
+    assert outputs(Path("made")) == outputs(whole / "made")
+
+
+def test_sample_resumes_with_the_drafts_that_it_has(
+    whole: Path, done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("made/rows/drafts.jsonl").unlink()
+    write = sample.Drafts.row
+
+    def row(self: sample.Drafts, *arguments: Any) -> Any:
+        if self.rows == 2:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sample.Drafts, "row", row)
+        pit(capsys, "recipe.yaml", code=130)
+    assert len(Path("made/rows/drafts.jsonl.partial").read_text().splitlines()) == 2
+    err = pit(capsys, "recipe.yaml")
+    assert decisions(err)["sample"] == ("resume", "did not finish")
     assert outputs(Path("made")) == outputs(whole / "made")
 
 
