@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pitcli.data.sources import HUB
 from pitcli.errors import PitError
+from pitcli.evaluation.systems import split_name
 from pitcli.recipes.recipe import Entry
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import SHIPPED, folder_of
@@ -168,14 +169,14 @@ def with_paths(finder: PathFinder, config: Settings) -> Settings:
 
 def _found_path(finder: PathFinder, setting: str, facts: Fact, value: str) -> str:
     kind, _, rest = value.partition(":")
-    system, equals, path = value.partition("=")
+    system, equals, path = split_name(value)
     if facts & Fact.base:
         return finder.find_base(setting, value)
     if is_command(value):
         return f"{kind}:{finder.find_command(setting, rest)}"
     if facts & Fact.judge:
         return _found_judge(finder, setting, value)
-    if facts & Fact.named_file and equals and not Path(value).is_file():
+    if facts & Fact.named_file and equals:
         return f"{system}={finder.find(setting, path)}"
     if value.startswith(HUB):
         folder, colon, split = rest.partition(":")

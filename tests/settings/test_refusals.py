@@ -1,0 +1,22 @@
+"""Settings that would be ignored, or would mean nothing, are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitcli.settings.base import PreferenceLoss
+from pitcli.settings.dpo import DpoConfig
+from pitcli.settings.generating import ImproveConfig, Method
+
+
+def test_a_run_of_an_improver_is_not_for_samples_of_the_policy() -> None:
+    with pytest.raises(ValueError, match="--run is for --method pit"):
+        ImproveConfig(method=Method.best_of_n, run=Path("runs/rl"))
+    writer: dict[str, Any] = {"writer": "openai:m", "method": Method.best_of_n, "run": Path("runs/rl")}
+    assert ImproveConfig(**writer).run == Path("runs/rl"), "its gap model ranks"
+
+
+def test_kto_needs_two_pairs() -> None:
+    with pytest.raises(ValueError, match="--loss kto compares pairs of one step"):
+        DpoConfig(loss=PreferenceLoss.kto, batch_size=1)
