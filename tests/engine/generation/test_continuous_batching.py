@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,26 @@ def test_samples_do_not_depend_on_the_batch(
         )
         > 3
     )
+
+
+def test_if_memory_runs_out_there_are_fewer_slots_and_the_same_samples(
+    model: RoleModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[int] = []
+    whole = module.open_batching
+
+    def limited(*arguments: Any, slots: int, longest: int) -> Any:
+        opened.append(slots)
+        if slots > 2:
+            raise MemoryError
+        return whole(*arguments, slots, longest)
+
+    monkeypatch.setattr(module, "open_batching", lambda *given: limited(*given[:3], slots=given[3], longest=given[4]))
+    samples = module.generate_all(model, IMPROVER, DECODING, REQUESTS)
+    assert opened == [min(len(REQUESTS), 16) >> halved for halved in range(len(opened))]
+    assert len(opened) > 1 and opened[-1] <= 2
+    assert_same(samples, [alone(model, IMPROVER, request, DECODING) for request in REQUESTS])
+    assert f"continuing, {opened[-1]} at a time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("padded", [False, True])
