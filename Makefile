@@ -132,12 +132,12 @@ audit: install
 # slow: the studies on three seeds, each at most 15 minutes on 2 cores after the first one has made the shared runs:
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
 #   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-transfer,
-#   study-ranks, study-ways_to_train, study-mends (an hour); for real text, add STUDY='--model smollm2 --data hh.jsonl'
+#   study-ranks, study-ways_to_train, study-mends (an hour), study-tuning (STUDY='--seeds 100 101'); for real text, add STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
   explained_edits distillation mends rl_details ways_to_train transfer ranks)
 
 study-%: install $(VENV)/.smollm2
-	$(BIN)/python examples/studies/$*.py --out runs/studies $(STUDY)
+	$(BIN)/python examples/studies/$*.py $(STUDY)
 
 # slow: SmolLM2 on HH-RLHF, all rows, for a GPU; on a CPU, add SMALL=--small (about an hour on one core)
 #   make smollm2-hh TRAIN=hh_train.jsonl.gz TEST=hh_test.jsonl.gz SMALL=--small

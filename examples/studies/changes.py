@@ -40,11 +40,13 @@ CHANGES = {
     "labels": Change(labels=True),
 }
 RANKS = {
-    "shipped": Change(),
-    **{
-        f"rank-{rank}": Change(
-            sft=f"--lora-rank {rank} --lora-alpha {2 * rank}", reward=f"--lora-rank {rank} --lora-alpha {2 * rank}"
-        )
-        for rank in (4, 8, 32, 64)
-    },
+    rank: Change(
+        sft=f"--lora-rank {rank} --lora-alpha {2 * rank}", reward=f"--lora-rank {rank} --lora-alpha {2 * rank}"
+    )
+    for rank in (4, 8, 16, 32, 64)
 }
+
+
+def ranks(shipped: int) -> dict[str, Change]:
+    """Changes of the rank, by name; `shipped` has the shipped rank."""
+    return {"shipped": Change(), **{f"rank-{rank}": change for rank, change in RANKS.items() if rank != shipped}}

@@ -4,14 +4,13 @@ The truth of an edit is by how much the oracle's grade falls if that edit alone 
 of Spearman over the edits of all rows; their intervals resample prompts, with the ranks of the whole sample.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from graded import Graded, mean_with_interval, written
-from project import run_study
+from graded import Graded, mean_with_interval, write_figures, written
+from project import Study, run_study
 from scales import StudyScale
 from scipy.stats import rankdata, spearmanr
 
@@ -89,10 +88,14 @@ def agreement(rows: Sequence[Sequence[JudgedEdit]]) -> dict[str, list[float]]:
     }
     found = {}
     for name, values in compared.items():
+        if len(values) < 3:
+            continue
         of, ours, truth = zip(*values, strict=True)
         correlation = with_interval(correlation_of(ours, truth), [e.prompt for e in of], [e.seed for e in of])
         found[name] = [len(values), *correlation]
     ranked = [row for row in rows if len(row) > 2 and len({edit.fall for edit in row}) > 1]
+    if not ranked:
+        return found
     within = [float(spearmanr([e.gap for e in row], [e.fall for e in row])[0]) for row in ranked]
     first = [row[0] for row in ranked]
     mean = with_interval(mean_of(within), [edit.prompt for edit in first], [edit.seed for edit in first])
@@ -152,13 +155,14 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
     columns = ["system", "figure", "plain", "--prune-edits", "difference [95%]"]
     table("Harm rate and mean grade by the oracle", columns, lines)
     figures = {"agreement": agreements, "by_gap": counts, **systems}
-    (out / "explained-edits.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(out / "explained-edits.json", figures)
 
+
+STUDY = Study(
+    ["pit", "pit-explained", "pit-pruned", "pit-stop", "pit-stop-pruned"],
+    ["--input=pit-pruned,pit --out=pruned", "--input=pit-stop-pruned,pit-stop --out=pruned-stop"],
+    report=report,
+)
 
 if __name__ == "__main__":
-    run_study(
-        __doc__,
-        ["pit", "pit-explained", "pit-pruned", "pit-stop", "pit-stop-pruned"],
-        ["--input=pit-pruned,pit --out=pruned", "--input=pit-stop-pruned,pit-stop --out=pruned-stop"],
-        report,
-    )
+    run_study(__doc__, lambda _: STUDY)

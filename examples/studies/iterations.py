@@ -1,6 +1,6 @@
 """Five iterations without a stop rule, ranked by Bradley-Terry."""
 
-from project import run_study
+from project import Study, run_study
 
 if __name__ == "__main__":
-    run_study(__doc__, ["pit-5"], ["--input=pit-5 --out=iterations"])
+    run_study(__doc__, lambda _: Study(["pit-5"], ["--input=pit-5 --out=iterations"]))

@@ -1,29 +1,26 @@
 """Main comparison: PIT, the originals, SFT alone, best-of-n at equal tokens, a new sample of the policy, plain RLHF."""
 
-from project import CONTROLS, run_study
+from project import CONTROLS, Study, run_study
+from scales import StudyScale
 
-if __name__ == "__main__":
-    run_study(
-        __doc__,
+ONE = ("pit", "best-of-n", "sft-only", "resample", "rlhf")
+SEVERAL = ("pit-stop", "best-of-n-stop", "sft-only", "resample", "rlhf", "rlhf-best-of-n")
+
+
+def study(scale: StudyScale) -> Study:
+    """Self-Refine needs a model that follows instructions; a verifier and an SFT policy are compared in English."""
+    more = () if scale.name == "tiny" else ("self-refine",)
+    more += ("sft-policy", "verifier") if scale.name == "english" else ()
+    controls = ("shuffled", "shuffled-best-of-n", "best-of-4")
+    return Study(
+        [*dict.fromkeys((*ONE, *SEVERAL, *controls, *more, "pit-on-rlhf"))],
         [
-            "pit",
-            "pit-stop",
-            "sft-only",
-            "best-of-n",
-            "best-of-n-stop",
-            "resample",
-            "rlhf",
-            "rlhf-best-of-n",
-            "pit-on-rlhf",
-            "shuffled",
-            "shuffled-best-of-n",
-            "best-of-4",
-        ],
-        [
-            f"--input=pit,best-of-n,sft-only,resample,rlhf {CONTROLS} --out=main-one-iteration",
-            f"--input=pit-stop,best-of-n-stop,sft-only,resample,rlhf,rlhf-best-of-n {CONTROLS} --out=main-learned-stop",
+            f"--input={','.join((*ONE, *more))} {CONTROLS} --out=main-one-iteration",
+            f"--input={','.join((*SEVERAL, *more))} {CONTROLS} --out=main-learned-stop",
             "--input=pit-on-rlhf --out=main-on-rlhf",
         ],
-        real_only=("self-refine",),
-        english_only=("sft-policy", "verifier", "pit-3"),
     )
+
+
+if __name__ == "__main__":
+    run_study(__doc__, study)

@@ -4,7 +4,6 @@ Prints one table: how well the gap model orders held-out pairs and successive im
 after each of three iterations without a stop rule, and the quality and the harm with the learned stop rule.
 """
 
-import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from changes import CHANGES, Change
-from graded import Graded, Iterated, Rows, written
-from project import run_study
+from graded import Graded, Iterated, Rows, write_figures, written_family
+from project import Study, run_study
 from scales import StudyScale
 
 from pitcli.console import table
@@ -41,7 +40,7 @@ class Found(NamedTuple):
 
 
 def report(changes: dict[str, Change], name: str, out: Path, seeds: list[int], _: StudyScale) -> None:
-    """Print the table of these changes, and write it to NAME.json."""
+    """Print the table of these changes, and write it to NAME.json; a star: not zero at 5% after Holm's correction."""
     graded = Graded(out, seeds)
     shipped = graded.rows("change@shipped")
     figures = {}
@@ -56,10 +55,11 @@ def report(changes: dict[str, Change], name: str, out: Path, seeds: list[int], _
             float(stopped_N.mean()),
             float((stopped_N < drafts_N).mean()),
         )
+    less = written_family({kind: found.iterated.less for kind, found in figures.items()})
     lines = [
         [
             *(kind, found.order_of_pairs, found.order_of_improvements, *found.iterated.quality),
-            *(written(found.iterated.less), found.learned_stop, f"{found.harm:.1%}"),
+            *(less[kind], found.learned_stop, f"{found.harm:.1%}"),
         ]
         for kind, found in figures.items()
     ]
@@ -67,7 +67,7 @@ def report(changes: dict[str, Change], name: str, out: Path, seeds: list[int], _
     written_figures = {
         kind: {**found._asdict(), "iterated": found.iterated._asdict()} for kind, found in figures.items()
     }
-    (out / f"{name}.json").write_text(json.dumps(written_figures, indent=1))
+    write_figures(out / f"{name}.json", written_figures)
 
 
 def orders(run: Path, graded: Graded, shipped: Rows, at: int) -> tuple[float, float]:
@@ -98,5 +98,7 @@ def right_share(judge: Judge, graded: Graded, comparisons: list[Comparison]) -> 
     return float(((p_N > 0.5) == (differences_N > 0))[differences_N != 0].mean())
 
 
+STUDY = Study([f"change@{name}" for name in CHANGES], report=partial(report, CHANGES, "mends"))
+
 if __name__ == "__main__":
-    run_study(__doc__, [f"change@{name}" for name in CHANGES], [], partial(report, CHANGES, "mends"))
+    run_study(__doc__, lambda _: STUDY)

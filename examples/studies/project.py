@@ -1,18 +1,19 @@
 """Shared code of the studies: one folder per seed with the data, the runs and the improved rows, each made once.
 
-Every step is a `pit` command. A study names the systems to compare, and this module makes their rows. Finished steps
-are skipped, so studies with the same --out share their runs.
+Every step is a `pit` command, run as a recipe of one stage: a finished step is skipped unless its settings or inputs
+changed. A study names the systems to compare, and this module makes their rows. Studies with the same --out share
+their runs.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,15 @@ from scales import ENGLISH, TINY, StudyScale, real
 from steps import base_steps
 from systems import system_steps
 
+from pitcli.recipes.journal import Journal
+from pitcli.recipes.planning import plan
+from pitcli.settings.tools import PipelineConfig
+from pitcli.stages.run import decide
+
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
-COSTS = Path("costs.jsonl")
+COSTS, RECIPE = Path("costs.jsonl"), Path("step.yaml")
+SOME_ROWS_FAILED = 1
 MAXRSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in KiB, on macOS in bytes
 
 
@@ -35,26 +42,37 @@ def make(scale: StudyScale, folder: Path, seed: int, systems: Iterable[str]) -> 
 
 
 def run_steps(folder: Path, seed: int, steps: Iterable[str]) -> None:
-    """Run the unfinished steps of one seed in its folder, each in a child process; costs.jsonl says what it took.
+    """Run the steps of one seed that need it in its folder, each in a child process; costs.jsonl says what it took.
 
     A child, because only then is the peak memory that of the step; by fork, which keeps what a study has patched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    done = Path("done.txt")
     start = time.time()
     for step in dict.fromkeys(steps):
-        if done.exists() and step in done.read_text().splitlines():
+        RECIPE.write_text(json.dumps({"stages": [as_stage(step)]}))
+        [stage] = plan(PipelineConfig(recipe=RECIPE, out=Path())).stages
+        action = decide(stage, Journal(), {}).action
+        if action == "skip":
             continue
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
-        resumable = step.split()[1] in ("sft", "train-reward", "rl", "dpo", "distill", "improve", "explain")
-        code, cost = in_child([*shlex.split(step)[1:], *(["--resume"] if resumable else [])])
+        code, cost = in_child(["run", str(RECIPE), "--out", "."])
         with COSTS.open("a") as file:
-            file.write(json.dumps({"step": step, **cost._asdict()}) + "\n")
-        if code:
+            file.write(json.dumps({"step": step, "action": action, **cost._asdict()}) + "\n")
+        if code > SOME_ROWS_FAILED:
             sys.exit(f"pit {step.split()[1]} failed with exit code {code}; run the same command again to resume")
-        with done.open("a") as file:
-            file.write(f"{step}\n")
+
+
+def as_stage(step: str) -> dict[str, dict[str, object]]:
+    """A command line as the stage of a recipe."""
+    _, command, *words = shlex.split(step)
+    settings: dict[str, object] = {}
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        if not equals and words and not words[0].startswith("--"):
+            equals, value = "=", words.pop(0)
+        settings[flag.removeprefix("--").replace("-", "_")] = value if equals else True
+    return {command: settings}
 
 
 class Cost(NamedTuple):
@@ -74,6 +92,8 @@ def in_child(words: list[str]) -> tuple[int, Cost]:
         code = 1
         try:
             code = pit(words)
+        except BaseException:  # the child must not go on as if it were the parent
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -83,52 +103,59 @@ def in_child(words: list[str]) -> tuple[int, Cost]:
 
 def costs_of(folder: Path, steps: Iterable[str]) -> Cost:
     """Return what these steps took in all: their seconds, and the largest peak. A step that was resumed has several."""
-    these = set(steps)
-    lines = [json.loads(line) for line in (folder / COSTS).read_text().splitlines()]
-    found = [line for line in lines if line["step"] in these]
-    return Cost(sum(line["seconds"] for line in found), max(line["peak_mib"] for line in found))
+    parts: dict[str, list[Cost]] = {step: [] for step in steps}
+    for line in map(json.loads, (folder / COSTS).read_text().splitlines()):
+        if line["step"] in parts:
+            before = parts[line["step"]] if line["action"] == "resume" else []
+            parts[line["step"]] = [*before, Cost(line["seconds"], line["peak_mib"])]
+    if missing := [step for step, costs in parts.items() if not costs]:
+        raise ValueError(f"{folder / COSTS}: expected the cost of {missing[0]}, got none")
+    costs = [cost for of_step in parts.values() for cost in of_step]
+    return Cost(sum(cost.seconds for cost in costs), max(cost.peak_mib for cost in costs))
 
 
-def run_study(
-    description: str,
-    systems: list[str],
-    evaluations: list[str],
-    report: Callable[[Path, list[int], StudyScale], None] | None = None,
-    real_only: tuple[str, ...] = (),
-    english_only: tuple[str, ...] = (),
-) -> None:
-    """Make the rows of the systems for every seed, then run the evaluations, whose --input and --control name systems.
+class Study(NamedTuple):
+    """The systems whose rows a study needs, and the evaluations, whose --input and --control name systems.
 
-    report: prints more results from the folder, the seeds and the scale, if the oracle can grade them.
-    real_only: systems that need a model that follows instructions, which the tiny model does not. english_only: systems
-    that need the grades of the English task.
+    more: makes more than rows of systems, in the folder of a seed. report: prints more results from the folder, the
+    seeds and the scale, if the oracle can grade them.
     """
+
+    systems: Sequence[str] = ()
+    evaluations: Sequence[str] = ()
+    more: Callable[[Path, int, StudyScale], None] | None = None
+    report: Callable[[Path, list[int], StudyScale], None] | None = None
+
+
+def run_study(description: str, study_at: Callable[[StudyScale], Study]) -> None:
+    """Make the rows of the systems for every seed, then run the evaluations and print the report."""
     args = study_parser(description).parse_args()
     if (args.model == "tiny") != (args.data is None):
         sys.exit("--data: required unless --model is tiny, which uses synthetic pairs only")
     scale = ENGLISH if args.english else TINY if args.model == "tiny" else real(args)
-    if scale is not TINY:
-        more = (*real_only, *(english_only if scale is ENGLISH else ()))
-        systems = [*systems, *more]
-        evaluations = [re.sub(r"--input=\S+", lambda found: ",".join((found[0], *more)), line) for line in evaluations]
-    out = args.out.resolve()
+    study = study_at(scale)
+    out = (args.out or Path("runs", "studies" if scale is TINY else f"studies-{scale.name}")).resolve()
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}
     if args.only != "evaluate":
-        in_processes(partial(make, scale, systems=systems), folders, args.jobs)
+        in_processes(partial(make, scale, systems=study.systems), folders, args.jobs)
+        if study.more:
+            in_processes(partial(study.more, scale=scale), folders, args.jobs)
     print(f"\nrows of all systems made in {time.time() - start:.0f} s", flush=True)
     if args.only != "make":
         first = f"seed-{args.seeds[0]}"
         independent = f"--judge=gap:{first}/runs/judge --validate-on={first}/data/test.jsonl"
-        evaluate(out, folders, evaluations, "--judge=oracle" if scale.judge is None else independent)
-        if report and scale.judge is None:
-            report(out, args.seeds, scale)
+        evaluate(out, folders, study.evaluations, "--judge=oracle" if scale.judge is None else independent)
+        if study.report and scale.judge is None:
+            study.report(out, args.seeds, scale)
     print(f"total time: {time.time() - start:.0f} s")
 
 
 def study_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="output folder, shared by the studies")
+    parser.add_argument(
+        "--out", type=Path, help="output folder, shared by the studies of one scale (default: runs/studies…)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parser.add_argument("--jobs", type=int, default=2, help="number of seeds to run in parallel")
     parser.add_argument("--only", choices=["make", "evaluate"], help="only make the rows, or only evaluate them")
@@ -165,7 +192,7 @@ def with_files(word: str, folders: dict[int, Path]) -> str:
     return f"{option}={','.join(files)}"
 
 
-def evaluate(out: Path, folders: dict[int, Path], evaluations: list[str], judge: str) -> None:
+def evaluate(out: Path, folders: dict[int, Path], evaluations: Iterable[str], judge: str) -> None:
     from pitcli.cli import main as pit
 
     os.chdir(out)

@@ -2,9 +2,16 @@
 
 from functools import partial
 
-from changes import RANKS
+from changes import ranks
 from mends import report
-from project import run_study
+from project import Study, run_study
+from scales import StudyScale
+
+
+def study(scale: StudyScale) -> Study:
+    changes = ranks(scale.rank)
+    return Study([f"change@{name}" for name in changes], report=partial(report, changes, "ranks"))
+
 
 if __name__ == "__main__":
-    run_study(__doc__, [f"change@{name}" for name in RANKS], [], partial(report, RANKS, "ranks"))
+    run_study(__doc__, study)

@@ -3,7 +3,7 @@
 Prints the quality after each of three iterations without a stop rule, and what it is more or less than pit's own.
 """
 
-import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from graded import Graded, written
-from project import in_processes, run_steps, run_study
+from graded import Graded, write_figures, written_family
+from project import Study, run_steps, run_study
 from scales import StudyScale
 from steps import improve, rl
 from torch import Tensor
@@ -23,10 +24,11 @@ from pitcli.data.rows import Comparison
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.training import rollouts
 from pitcli.engine.training.rollouts import Layout, RolloutMicroBatch, group_gaps
+from pitcli.runs.metrics import read_metrics
 
 ITERATIONS = 3
 THREE = f"--stop none --max-iters {ITERATIONS}"
-JOBS = 2  # seeds at once
+FIELDS = ("clip_ratio", "zero_spread_share")
 Loss = tuple[Tensor, Tensor]  # and the number of tokens whose gradient is clipped
 
 
@@ -55,9 +57,9 @@ def with_lengths(layout: Layout, *args: Any) -> list[RolloutMicroBatch]:
 
 
 def without_equal_groups(layout: Layout, *args: Any) -> list[RolloutMicroBatch]:
-    """Prompts whose samples have equal rewards do not count in the mean over tokens (as in DAPO)."""
+    """Prompts whose samples have equal rewards do not count in the mean over tokens; DAPO draws others for them."""
     made = MICRO_BATCHES(layout, *args)
-    tokens = sum(int((micro_batch.advantages_N != 0).sum()) for micro_batch in made)
+    tokens = sum(int((micro_batch.advantages_N.abs() > EQUAL).sum()) for micro_batch in made)
     return [micro_batch._replace(tokens=max(1, tokens)) for micro_batch in made]
 
 
@@ -80,6 +82,7 @@ def tournament(gap_model: GapModel, comparisons: Sequence[Comparison], k: int) -
     return total_PK.flatten() / (k - 1)
 
 
+EQUAL = 1e-6  # rewards in fp32 that are equal may differ by rounding
 MICRO_BATCHES = Layout.micro_batches
 LOSS = "pitcli.engine.training.rollouts.clipped_policy_loss"
 DETAILS: dict[str, list[Callable[[], Any]]] = {
@@ -113,22 +116,36 @@ def make_details(folder: Path, seed: int, scale: StudyScale) -> None:
     """Train one improver per detail and improve the drafts three times."""
     for name in DETAILS:
         with changed(name):
-            run_steps(folder, seed, [rl(scale, seed, f"rl-{name}", "--curriculum")])
+            run_steps(folder, seed, [f"{rl(scale, seed, f'rl-{name}', '--curriculum')} --keep-diverged"])
         run_steps(folder, seed, [improve(scale, seed, f"detail@{name}", f"--run runs/rl-{name} {THREE}")])
 
 
 def report(out: Path, seeds: list[int], scale: StudyScale) -> None:
-    in_processes(partial(make_details, scale=scale), {seed: out / f"seed-{seed}" for seed in seeds}, JOBS)
     graded = Graded(out, seeds)
     own = graded.rows("pit-3")
-    names = ("pit-3", *(f"detail@{name}" for name in DETAILS))
-    found = {name: graded.iterated(name, own, ITERATIONS) for name in names}
-    lines = [[name, *system.quality, written(system.less)] for name, system in found.items()]
+    runs = {"pit-3": "rl", **{f"detail@{name}": f"rl-{name}" for name in DETAILS}}
+    found = {name: graded.iterated(name, own, ITERATIONS) for name in runs}
+    less = written_family({name: system.less for name, system in found.items()})
+    lines, figures = [], {}
+    for name, system in found.items():
+        metrics = [line for seed in seeds for line in read_metrics(out / f"seed-{seed}" / "runs" / runs[name])]
+        means = {field: float(np.mean([line[field] for line in metrics])) for field in FIELDS}
+        figures[name] = {**system._asdict(), **means}
+        lines.append([name, *system.quality, less[name], *(f"{means[field]:.1%}" for field in FIELDS)])
     columns = ["detail", "drafts", *map(str, range(1, ITERATIONS + 1)), "3, less pit's own [95%]"]
-    table(f"One part of RL replaced, {len(own)} rows, judged by the oracle", columns, lines)
-    figures = {name: system._asdict() for name, system in found.items()}
-    (out / "rl_details.json").write_text(json.dumps(figures, indent=1))
+    title = f"One part of RL replaced, {len(own)} rows, judged by the oracle"
+    table(title, [*columns, "tokens clipped", "groups of equal samples"], lines)
+    write_figures(out / "rl_details.json", figures)
+
+
+def study(scale: StudyScale) -> Study:
+    if scale.name != "tiny":
+        # one update per rollout: no ratio differs from 1; a pointwise gap: a tournament only scales the advantages
+        sys.exit(
+            "rl_details: with the settings of this scale, most of the details change nothing; expected --model tiny"
+        )
+    return Study(["pit-3"], more=make_details, report=report)
 
 
 if __name__ == "__main__":
-    run_study(__doc__, ["pit-3"], [], report)
+    run_study(__doc__, study)

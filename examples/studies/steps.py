@@ -9,15 +9,11 @@ RL_DRAFTS = "rl-drafts-policy"
 
 def base_steps(scale: StudyScale, seed: int) -> list[str]:
     """The commands that make the data, the policy, the SFT improver, the gap model, and drafts of held-out prompts."""
-    model = f"--model {scale.model} --seed {seed}"
-    samples = f"pit sample {scale.samples} {model} --output samples.jsonl"
-    # real pairs are split with the same seed for all: no gap model of any seed may have seen the judge's fold
     steps = [
-        *([samples] if scale.samples else []),
-        f"pit prepare {scale.prepare} --seed {seed if scale.judge is None else 0} --out data",
+        *(step if "--seed" in step else f"{step} --seed {seed}" for step in scale.data),
         *([sft_policy(scale, seed)] if scale.policy else []),
-        f"pit sft --role improver --data data/sft.jsonl {model} {scale.sft}",
-        f"pit train-reward --data data/reward.jsonl {model} {scale.reward}",
+        sft_improver(scale, seed),
+        gap_model(scale, seed),
         sample(scale, seed, "drafts", scale.temperature),
         *([sample(scale, seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []),
     ]
@@ -28,6 +24,16 @@ def base_steps(scale: StudyScale, seed: int) -> list[str]:
             f" {scale.judge}"
         )
     return steps
+
+
+def sft_improver(scale: StudyScale, seed: int) -> str:
+    return f"pit sft --role improver --data data/sft.jsonl --model {scale.model} --seed {seed} {scale.sft}"
+
+
+def gap_model(scale: StudyScale, seed: int, settings: str = "") -> str:
+    """The command that trains a gap model; settings: changes, with an --out of their own."""
+    model = f"--model {scale.model} --seed {seed}"
+    return f"pit train-reward --data {scale.reward_data} {model} {scale.reward} {settings}".strip()
 
 
 def sft_policy(scale: StudyScale, seed: int) -> str:
@@ -46,7 +52,7 @@ def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
     references = f"--reference-temperature {scale.temperature}"
     if scale.rl_questions and "--role policy" not in settings and "--reference-temperature" not in settings:
         references += f" --drafts {RL_DRAFTS}.jsonl"
-    return f"pit rl --data data/rl.jsonl --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
+    return f"pit rl --data {scale.rl_data} --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
 
 
 def improve(scale: StudyScale, seed: int, name: str, settings: str, drafts: str = "drafts") -> str:
@@ -115,7 +121,7 @@ def policy_steps(scale: StudyScale, seed: int, name: str) -> dict[str, list[str]
 def shuffled_reward(scale: StudyScale, seed: int) -> list[str]:
     """The commands that train a gap model on shuffled labels."""
     return [
-        f"pit prepare --data data/reward.jsonl --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
+        f"pit prepare --data {scale.reward_data} --shuffle-labels --seed {seed} --out data-shuffled --folds reward=1",
         f"pit train-reward --data data-shuffled/reward.jsonl --model {scale.model} --seed {seed}"
         f" --out runs/reward-shuffled {scale.reward}",
     ]

@@ -5,14 +5,13 @@ on them; the row `learned` comes from the command itself. Regret is the differen
 chosen by the oracle.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from graded import Graded, mean_with_interval, written
-from project import run_study
+from graded import Graded, mean_with_interval, write_figures, written
+from project import Study, run_study
 from scales import StudyScale
 from scipy.special import logit
 
@@ -60,21 +59,24 @@ def p_over_draft(steps: Sequence[Step]) -> float:
 
 
 def by_gap(threshold: float) -> Callable[[Row, int], bool]:
-    """Refuse a copy, a cycle, or P(better) over the response before that is not above the threshold."""
+    """Refuse a cut text, a copy, a cycle, or P(better) over the response before that is not above the threshold."""
 
     def refuses(row: Row, count: int) -> bool:
         step = row.steps[count]
         seen = {row.original.strip(), *(earlier.written.strip() for earlier in row.steps[:count])}
-        return step.written in seen or not (step.p_better or 0) > threshold
+        return step.kept != step.written or step.written in seen or not (step.p_better or 0) > threshold
 
     return refuses
 
 
 def by_oracle(grade: Grade) -> Callable[[Row, int], bool]:
-    """Refuse an iteration that the oracle does not grade higher than the one before."""
-    return lambda row, count: (
-        not grade(row.prompt, row.steps[count].written) > grade(row.prompt, row.steps[count].before)
-    )
+    """Refuse a cut text, or one that the oracle does not grade higher than the one before."""
+
+    def refuses(row: Row, count: int) -> bool:
+        step = row.steps[count]
+        return step.kept != step.written or not grade(row.prompt, step.written) > grade(row.prompt, step.before)
+
+    return refuses
 
 
 def best(rows: list[Row], grade: Grade) -> Stopped:
@@ -82,7 +84,8 @@ def best(rows: list[Row], grade: Grade) -> Stopped:
     chosen = [
         max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row.prompt, row.response_after(k))) for row in rows
     ]
-    return Stopped("best iteration", [row.response_after(k) for row, k in zip(rows, chosen, strict=True)], chosen)
+    responses = [row.response_after(k) for row, k in zip(rows, chosen, strict=True)]
+    return Stopped("best iteration", responses, [len(row.steps) for row in rows])
 
 
 def report(out: Path, seeds: list[int], _: StudyScale) -> None:
@@ -122,8 +125,10 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
         lines.append([outcome.name, *cells, found["calls"]])
     columns = ["stop rule", "quality", "learned minus this [95%]", "regret", "harm rate", "improvements per draft"]
     table(f"Stop rules, {len(rows)} rows, judged by the oracle", columns, lines)
-    (out / "stop-rule.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(out / "stop-rule.json", figures)
 
+
+STUDY = Study(["pit-5", "pit-stop"], ["--input=pit-stop,pit-5 --out=stop-rule"], report=report)
 
 if __name__ == "__main__":
-    run_study(__doc__, ["pit-5", "pit-stop"], ["--input=pit-stop,pit-5 --out=stop-rule"], report)
+    run_study(__doc__, lambda _: STUDY)

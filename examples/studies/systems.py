@@ -1,8 +1,18 @@
 """The `pit` commands that make the rows of the systems that studies compare."""
 
-from changes import CHANGES, RANKS, Change
+from changes import CHANGES, Change, ranks
 from scales import StudyScale
-from steps import ONCE, RL_DRAFTS, improve, improver_steps, policy_steps, rl, sample
+from steps import (
+    ONCE,
+    RL_DRAFTS,
+    gap_model,
+    improve,
+    improver_steps,
+    policy_steps,
+    rl,
+    sample,
+    sft_improver,
+)
 from ways import way_steps
 
 
@@ -10,7 +20,7 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     """The commands that make NAME.jsonl, the rows of one system."""
     kind, _, value = name.partition("@")
     if kind == "change":
-        return changed_steps(scale, seed, name, {**CHANGES, **RANKS}[value])
+        return changed_steps(scale, seed, name, {**CHANGES, **ranks(scale.rank)}[value])
     if kind == "way":
         return way_steps(scale, seed, value)
     if kind == "distill":
@@ -26,7 +36,8 @@ def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
     """The commands that make distill@VALUE.jsonl: what a distilled policy writes.
 
     VALUE: a method of pit distill, one response per prompt; twice: of a second round of sft, on improved drafts of the
-    first; best-of-n: of the policy of sft, with the tokens of pit-stop; improved: the improver on its drafts.
+    first; teacher: the improver that is distilled, on the drafts of the policy before; best-of-n: of the policy of sft,
+    with the tokens of teacher; improved: the improver on its drafts.
     """
     improver = f"--run {scale.improver} --max-iters 5"
     start = f"--policy {scale.policy}" if scale.policy else f"--model {scale.model}"
@@ -40,36 +51,45 @@ def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
             distilled("sft", f"improved-{own}", start, out, scale.distill),
         ]
 
-    def written(run: str, settings: str) -> str:
+    def written(run: str, settings: str = f"--method resample {ONCE}") -> str:
         return improve(scale, seed, f"distill@{value}", f"--policy runs/{run} {settings}")
 
     def drafted(name: str, run: str, questions: str) -> str:
         return f"{sample(scale, seed, name, scale.temperature, questions)} --policy runs/{run}"
 
-    once, one = f"--method resample {ONCE}", "distill-sft"
+    one = "distill-sft"
     questions = scale.rl_questions or "data/rl.jsonl"
     own = RL_DRAFTS if scale.rl_questions else "own-policy"
-    drafts = [] if scale.rl_questions else [sample(scale, seed, own, scale.temperature, questions)]
-    trained = [rl(scale, seed, "rl", "--curriculum")] if scale.improver == "runs/rl" else []
-    first = [*trained, *drafts, *round_from(start, own, one)]
-    best_of_n = written(one, "--method best-of-n --equal-tokens pit-stop.jsonl")
-    of_first = drafted("drafts-distill", one, f"{scale.questions} {scale.drafts}")
-    following = {
-        "sft": [written(one, once)],
-        "dpo": [distilled("dpo", f"improved-{own}", start, "distill-dpo", scale.distill), written("distill-dpo", once)],
+    teacher = [rl(scale, seed, "rl", "--curriculum")] if scale.improver == "runs/rl" else []
+    improved = improve(scale, seed, "distill@teacher", improver)
+    drafts = [*teacher, sample(scale, seed, own, scale.temperature, questions)]
+    first = [*drafts, *round_from(start, own, one)]
+    return {
+        "teacher": [*teacher, improved],
+        "sft": [*first, written(one)],
+        "dpo": [
+            *first[:-1],
+            distilled("dpo", f"improved-{own}", start, "distill-dpo", scale.distill),
+            written("distill-dpo"),
+        ],
         "on-policy": [
+            *drafts,
             distilled("on-policy", own, start, "distill-on-policy", f"--run {scale.improver} {scale.on_policy}"),
-            written("distill-on-policy", once),
+            written("distill-on-policy"),
         ],
         "twice": [
+            *first,
             drafted(f"own-{one}", one, questions),
             *round_from(f"--policy runs/{one}", f"own-{one}", "distill-twice"),
-            written("distill-twice", once),
+            written("distill-twice"),
         ],
-        "best-of-n": [*improver_steps(scale, seed, "pit-stop")["pit-stop"], best_of_n],
-        "improved": [of_first, improve(scale, seed, "distill@improved", improver, "drafts-distill")],
-    }
-    return [*first, *following[value]]
+        "best-of-n": [*first, improved, written(one, "--method best-of-n --equal-tokens distill@teacher.jsonl")],
+        "improved": [
+            *first,
+            drafted("drafts-distill", one, f"{scale.questions} {scale.drafts}"),
+            improve(scale, seed, "distill@improved", improver, "drafts-distill"),
+        ],
+    }[value]
 
 
 def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:
@@ -81,8 +101,7 @@ def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[s
     elif kind == "loss":
         run = f"rl-{value}"
         steps = [
-            f"pit train-reward --data data/reward.jsonl --model {scale.model} --seed {seed}"
-            f" --out runs/reward-{value} {scale.reward} --gap-loss {value}",
+            gap_model(scale, seed, f"--out runs/reward-{value} --gap-loss {value}"),
             rl(scale, seed, run, f"--curriculum --reward runs/reward-{value}"),
         ]
     else:
@@ -97,15 +116,14 @@ def changed_steps(scale: StudyScale, seed: int, name: str, change: Change) -> li
     sft = f"runs/sft-{kind}" if change.sft else "runs/sft"
     reward = f"runs/{change.reward_run()}"
     run = f"rl-{kind}" if change.sft or change.reward or change.rl or change.labels else "rl"
-    model = f"--model {scale.model} --seed {seed}"
-    steps, data = [], "data/reward.jsonl"
+    steps, labels = [], ""
     if change.labels:
         steps += own_pairs(scale, seed)
-        data += ",pairs-own.jsonl"
+        labels = f"--data {scale.reward_data},pairs-own.jsonl"
     if change.sft:
-        steps.append(f"pit sft --role improver --data data/sft.jsonl {model} --out {sft} {scale.sft} {change.sft}")
+        steps.append(f"{sft_improver(scale, seed)} --out {sft} {change.sft}")
     if reward != "runs/reward":
-        steps.append(f"pit train-reward --data {data} {model} --out {reward} {scale.reward} {change.reward}")
+        steps.append(gap_model(scale, seed, f"--out {reward} {change.reward} {labels}"))
     stages = "" if "--curriculum-stages" in change.rl else "--curriculum"
     earlier = "" if run == "rl" else f" --sft {sft} --reward {reward} {change.rl}"
     use = f"--run runs/{run} {change.use}"
@@ -119,10 +137,10 @@ def changed_steps(scale: StudyScale, seed: int, name: str, change: Change) -> li
 
 def own_pairs(scale: StudyScale, seed: int) -> list[str]:
     """The commands that make pairs-own.jsonl: improvements of drafts for prompts of RL, labelled by the oracle."""
-    drafts = f"--max-rows 300 --output rl-drafts.jsonl --seed {seed} {scale.decoding} --temperature {scale.temperature}"
+    questions = f"{scale.rl_questions or 'data/rl.jsonl'} --max-rows 300"
     return [
         rl(scale, seed, "rl", "--curriculum"),
-        f"pit sample --data data/rl.jsonl {drafts}",
+        sample(scale, seed, "rl-drafts", scale.temperature, questions),
         improve(scale, seed, "rl-improved", "--run runs/rl --stop none --max-iters 3", "rl-drafts"),
         "pit label --judge oracle --input rl-improved.jsonl --output pairs-own.jsonl",
     ]

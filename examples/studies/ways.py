@@ -5,15 +5,13 @@ from typing import NamedTuple
 
 from changes import MEMBERS
 from scales import VERIFIER, StudyScale
-from steps import RL_DRAFTS, base_steps, improve, rl, sample
+from steps import RL_DRAFTS, gap_model, improve, rl, sample, sft_improver
 
 ITERATIONS = 5
 LOSSES = ("dpo", "ipo", "kto")
 GAP_MODELS = {"five-term": "--gap-loss five-term", "pointwise": "--gap-loss pointwise", "ensemble": MEMBERS}
-WAYS = (
-    *("sft", "sft-both", *LOSSES, *(f"sft-{loss}" for loss in LOSSES)),
-    *("sft-own-best", *(f"rloo-{gap_model}" for gap_model in GAP_MODELS), "rloo-verifier"),
-)
+STOP = "runs/reward-stop"  # the same for all, and the reward of none
+KEEP = "--keep-diverged"  # one that fails is a result
 
 
 class Way(NamedTuple):
@@ -24,48 +22,54 @@ class Way(NamedTuple):
 
 
 def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
-    """Return the ways by name. Each uses the pairs of the folds sft and reward, some the prompts of fold rl too."""
+    """Return the ways by name. Each uses the same pairs, and RL and sft-own-best the prompts of fold rl too."""
+    sft, reward = sft_improver(scale, seed), gap_model(scale, seed)
+    drafts = [sample(scale, seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []
     model = f"--model {scale.model} --seed {seed}"
-    shared = base_steps(scale, seed)
-    sft, reward = (
-        next(step for step in shared if begin in step) for begin in ("--role improver", "--data data/reward")
-    )
-    both = "data/sft.jsonl,data/reward.jsonl"
+    both = ",".join(dict.fromkeys(("data/sft.jsonl", scale.dpo_data)))
 
-    def dpo(loss: str, out: str, start: str) -> str:
-        return f"pit dpo --role improver --loss {loss} --out runs/{out} {start} {model} {scale.dpo}"
+    def tuned(name: str) -> str:
+        return f"{KEEP} {scale.tuned.get(name, '')}".strip()
 
-    def rloo(gap_model: str, settings: str) -> Way:
+    def dpo(name: str, loss: str, start: str) -> str:
+        return f"pit dpo --role improver --loss {loss} --out runs/{name} {start} {model} {scale.dpo} {tuned(name)}"
+
+    def rloo(name: str, settings: str) -> Way:
         if settings in scale.reward:
-            return Way([sft, reward, rl(scale, seed, "rl", "--curriculum")], "rl")
-        folder, run = f"runs/reward-{gap_model}", f"rl-{gap_model}"
-        other = f"pit train-reward --data data/reward.jsonl {model} --out {folder} {scale.reward} {settings}"
-        return Way([sft, other, rl(scale, seed, run, f"--curriculum --reward {folder}")], run)
+            return Way([sft, reward, *drafts, rl(scale, seed, "rl", "--curriculum")], "rl")
+        folder, run = f"runs/reward-{name}", f"rl-{name}"
+        other = gap_model(scale, seed, f"--out {folder} {settings}")
+        trained = rl(scale, seed, run, f"--curriculum --force --reward {folder} {tuned(f'rloo-{name}')}")
+        return Way([sft, other, *drafts, trained], run)
 
     def own_best() -> Way:
         """SFT on the best of four improvements of new drafts by the gap model (expert iteration)."""
-        drafts = [] if scale.rl_questions else [sample(scale, seed, "drafts-own", scale.temperature, "data/rl.jsonl")]
+        own = drafts or [sample(scale, seed, "drafts-own", scale.temperature, "data/rl.jsonl")]
         best = "--run runs/sft --reward runs/reward --width 4 --max-iters 1 --threshold 0.65 --only-changed"
         pairs = "--fields prompt=prompt,chosen=response,rejected=original_response --init runs/sft"
-        improved = improve(
-            scale, seed, "own-best", f"{best} --temperature 0.8", RL_DRAFTS if not drafts else "drafts-own"
-        )
+        improved = improve(scale, seed, "own-best", f"{best} --temperature 0.8", RL_DRAFTS if drafts else "drafts-own")
         again = (
             f"pit sft --role improver --data own-best.jsonl {pairs} --out runs/sft-own-best {model} {scale.own_best}"
         )
-        return Way([sft, reward, *drafts, improved, again], "sft-own-best")
+        return Way([sft, reward, *own, improved, f"{again} {KEEP}"], "sft-own-best")
 
-    verified = rl(scale, seed, "rl-verifier", f"--curriculum --reward {shlex.quote(VERIFIER)}")
-    found = [
-        Way([sft], "sft"),
-        Way([f"pit sft --role improver --data {both} --out runs/sft-both {model} {scale.sft}"], "sft-both"),
-        *(Way([dpo(loss, loss, f"--data {both} --from-base")], loss) for loss in LOSSES),
-        *(Way([sft, dpo(loss, f"sft-{loss}", "--data data/reward.jsonl")], f"sft-{loss}") for loss in LOSSES),
-        own_best(),
-        *(rloo(gap_model, settings) for gap_model, settings in GAP_MODELS.items()),
-        Way([sft, verified], "rl-verifier"),
-    ]
-    return dict(zip(WAYS, found, strict=True))
+    verifier = f"--curriculum --reward {shlex.quote(VERIFIER)} {tuned('rloo-verifier')}"
+    sft_both = f"pit sft --role improver --data {both} --out runs/sft-both {model} {scale.sft} {KEEP}"
+    found = {
+        "sft": Way([sft], "sft"),
+        "sft-both": Way([sft_both], "sft-both"),
+        **{loss: Way([dpo(loss, loss, f"--data {both} --from-base")], loss) for loss in LOSSES},
+        **{
+            f"sft-{loss}": Way([sft, dpo(f"sft-{loss}", loss, f"--data {scale.dpo_data}")], f"sft-{loss}")
+            for loss in LOSSES
+        },
+        "sft-own-best": own_best(),
+        **{f"rloo-{name}": rloo(name, settings) for name, settings in GAP_MODELS.items()},
+        "rloo-verifier": Way([sft, *drafts, rl(scale, seed, "rl-verifier", verifier)], "rl-verifier"),
+    }
+    # SFT has all pairs already; a loss of pairs reads a text once for each of its pairs: here, eight times as much
+    left_out = {"sft-both": both == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}
+    return {name: way for name, way in found.items() if not left_out.get(name)}
 
 
 def way_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
@@ -74,6 +78,7 @@ def way_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     use, rows = f"--run runs/{run} --max-iters {ITERATIONS}", f"way@{name}"
     return [
         *trainings,
+        gap_model(scale, seed + 2000, f"--out {STOP}"),
         improve(scale, seed, rows, f"{use} --stop none"),
-        improve(scale, seed, f"{rows}-stop", f"{use} --reward runs/reward"),
+        improve(scale, seed, f"{rows}-stop", f"{use} --reward {STOP}"),
     ]
