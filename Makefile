@@ -82,19 +82,9 @@ bench-serve: install $(VENV)/.smollm2
 	$(BIN)/python benchmarks/serve_load.py --out serve.json $(BENCH)
 
 # everything that a machine with a GPU needs to run examples/gpu/run_kit.sh without a network, in build/gpu-kit
-#   make gpu-kit DATA=hh.jsonl.gz
+#   make gpu-kit DATA=hh.jsonl.gz KIT='--python 3.12 --cuda 130'
 gpu-kit: install $(VENV)/.smollm2
-	rm -rf build/gpu-kit && mkdir -p build/gpu-kit/wheels
-	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/gpu-kit/wheels \
-	  --constraint constraints.txt $(KIT_WHEELS)
-	$(BIN)/python -c "from pitcli.engine.models.bases import resolve_base; print(resolve_base('smollm2'))" > build/gpu-kit/where
-	tar c -C "$$(cat build/gpu-kit/where)" . | split -b 60M - build/gpu-kit/base.part-
-	if [ -n "$(DATA)" ]; then cp "$(DATA)" build/gpu-kit/pairs.jsonl.gz; fi
-	rm build/gpu-kit/where
-
-# what such a machine may lack, of the versions in constraints.txt
-KIT_WHEELS = bitsandbytes peft accelerate typer annotated-doc rich pydantic pydantic-core annotated-types typing-inspection \
-  filelock pytest pluggy iniconfig pyyaml psutil scipy gguf
+	$(BIN)/python examples/gpu/pack.py $(if $(DATA),--data $(DATA)) $(KIT)
 
 # slow (hours on 2 cores; the same command resumes): an English improver by SFT, gap model and RL, and its baselines
 english: install $(VENV)/.smollm2

@@ -346,12 +346,18 @@ def test_the_console_escapes_control_characters_and_markup(capsys: pytest.Captur
     assert "\x1b" not in err
 
 
-@pytest.mark.parametrize("total", [None, 3])
-def test_progress_is_silent_outside_a_terminal(total: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("total", [None, 4])
+def test_progress_outside_a_terminal_is_a_line_every_few_minutes(
+    total: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 10.0, 310.0, 320.0, 700.0])
+    monkeypatch.setattr("pitcli.console.time.monotonic", lambda: next(seconds))
     with console.progress("train", total) as advance:
-        advance()
-        advance(2, loss=0.53)
-    assert capsys.readouterr() == ("", "")
+        for loss in (0.8, 0.53, 0.4):
+            advance(loss=loss)
+        advance(loss=0.3)
+    first = "train: 2 of 4, loss 0.53, about 5 minutes left\n" if total else "train: 2, loss 0.53\n"
+    assert capsys.readouterr() == ("", first if total else f"{first}train: 4, loss 0.3\n")
 
 
 def test_progress_on_a_terminal_keeps_rows_on_stdout() -> None:

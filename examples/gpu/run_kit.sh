@@ -1,16 +1,21 @@
 #!/bin/sh
-# On the machine with the GPU, in the root of a copy of this repository: install what `make gpu-kit` packed, then run.
-# Writes to $OUT, otherwise to runs/gpu-kit. Arguments go to kit.py.
-set -u
+# On the machine with the GPU, in the root of a copy of this repository: install what `make gpu-kit` packed into a folder
+# of its own, then run. Writes to $OUT, otherwise to runs/gpu-kit. Arguments go to kit.py.
+set -eu
 KIT=${KIT:-build/gpu-kit}
+SITE=${SITE:-/tmp/pit-site}
 if [ -d "$KIT/wheels" ]; then
-  python3 -m pip install --quiet --no-index --no-deps --find-links "$KIT/wheels" "$KIT"/wheels/*.whl || echo "run_kit: not all wheels could be installed" >&2
+  python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" "$KIT"/wheels/*.whl
+  mkdir -p "$SITE/pitcli-0.dist-info" && cp "$KIT/METADATA" "$SITE/pitcli-0.dist-info/METADATA"
 fi
+PYTHONPATH="$PWD/src:$SITE${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+python3 -c 'import bitsandbytes, peft, pydantic, typer, pitcli.cli'
 if ls "$KIT"/base.part-* >/dev/null 2>&1; then
-  mkdir -p "$KIT/base" && cat "$KIT"/base.part-* | tar x -C "$KIT/base"
-  set -- --base "$KIT/base" "$@"
+  cat "$KIT"/base.part-* > "$KIT/smollm2.gguf"
+  set -- --base "$KIT/smollm2.gguf" "$@"
 fi
 if [ -f "$KIT/pairs.jsonl.gz" ]; then
   set -- --data "$KIT/pairs.jsonl.gz" "$@"
 fi
-PYTHONPATH=src exec python3 examples/gpu/kit.py "$@"
+exec python3 examples/gpu/kit.py "$@"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SAMPLE_CHARACTERS = 300
+LINE_SECONDS = 300.0  # between two lines of progress in a log file
 
 # Control characters (but not tab and newline), bidirectional overrides and lone surrogates: rows are untrusted text,
 # and a terminal executes the escape sequences in its input.
@@ -84,7 +85,7 @@ def _labelled(label: str, style: str, message: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None, rows: TextIO | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar if stderr is a terminal; yields advance(n=1, **fields), e.g. advance(loss=0.53).
+    """Show a progress bar on a terminal, otherwise lines; yields advance(n=1, **fields), e.g. advance(loss=0.53).
 
     rows: the stream that rows are written to meanwhile; if it is a terminal too, no bar is shown, as it would overwrite
     them.
@@ -92,7 +93,10 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
     if events.are_on():
         yield _progress_events(description, total)
         return
-    if not _console().is_terminal or (rows is not None and rows.isatty()):
+    if not _console().is_terminal:
+        yield progress_lines(description, total)
+        return
+    if rows is not None and rows.isatty():
         yield lambda n=1, **fields: None
         return
     from rich import progress as bars
@@ -115,6 +119,26 @@ def progress(description: str, total: int | None, rows: TextIO | None = None) ->
             bar.update(task, advance=n, shown=shown, rate=f"{speed:.3g}/s" if speed else "")
 
         yield advance
+
+
+def progress_lines(task: str, total: int | None, done: int = 0) -> Callable[..., None]:
+    """Return advance(n=1, **fields), which prints a line of progress every five minutes. done: before the first."""
+    start = printed = time.monotonic()
+    now_done = done
+
+    def advance(n: int = 1, **fields: float) -> None:
+        nonlocal now_done, printed
+        now_done, now = now_done + n, time.monotonic()
+        if now - printed < LINE_SECONDS or now_done in (total, done):
+            return
+        printed = now
+        parts = [f"{now_done:,} of {total:,}" if total else f"{now_done:,}"]
+        parts += [f"{name} {cell(value)}" for name, value in fields.items()]
+        if total:
+            parts.append(f"about {(total - now_done) * (now - start) / (now_done - done) / 60:.0f} minutes left")
+        note(f"{task}: {', '.join(parts)}")
+
+    return advance
 
 
 def _progress_events(task: str, total: int | None) -> Callable[..., None]:

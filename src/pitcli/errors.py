@@ -60,4 +60,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(sign in str(error) for sign in ("out of memory", "can't allocate memory"))
+    return any(sign in str(error) for sign in ("out of memory", "can't allocate memory", "ALLOC_FAILED"))

@@ -51,7 +51,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def training_panel(
     title: str, total: int, names: Sequence[str], rows: Sequence[Mapping[str, float]], per_step: int
 ) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Show a live panel of training if stderr is a terminal; yields show(metrics), to be called after each step.
+    """Show a live panel of training on a terminal, otherwise lines; yields show(metrics), to call after each step.
 
     The panel has a bar with the time left, and the latest value and a sparkline of each metric in `names`. rows: the
     metrics of the steps before a resumed run continues. per_step: rows of data per step, for the speed of tasks without
@@ -61,7 +61,8 @@ def training_panel(
         yield _step_events(title, total, done=len(rows))
         return
     if not (console._console().is_interactive and sys.stderr is not None and sys.stderr.isatty()):
-        yield lambda metrics: None
+        advance = console.progress_lines(title, total, done=len(rows))
+        yield lambda metrics: advance(**{name: metrics[name] for name in names if name in metrics})
         return
     from rich import progress as bars
     from rich.live import Live

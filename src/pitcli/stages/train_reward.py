@@ -233,7 +233,8 @@ def gap_task(model: RoleModel, rows: Sequence[TrainingRow], config: RewardConfig
             for start, row in zip(first, chunk, strict=False)
             for leaves in row.orderings
         ]
-        return PairMicroBatch(tree_batch(model, [row.tree for row in chunk]), torch.tensor(orderings), pairs)
+        orderings_PO = torch.tensor(orderings, device=model.device)
+        return PairMicroBatch(tree_batch(model, [row.tree for row in chunk]), orderings_PO, pairs)
 
     def loss(micro_batch: PairMicroBatch) -> tuple[Tensor, dict[str, float]]:
         scores_PO = scores(model, micro_batch.batch)[micro_batch.orderings_PO]

@@ -18,7 +18,7 @@ from pitcli.engine.generation.kv_cache import SlotCacheLayer, SlotIndex
 from pitcli.engine.generation.prompt_lookup import PromptLookup
 from pitcli.engine.generation.sampling import Decoding, Sample, draw, row_uniforms
 from pitcli.engine.generation.static_batching import Request, StaticBatching
-from pitcli.engine.models.attention import pieces_mask
+from pitcli.engine.models.attention import pieces_mask, prefix_mask
 from pitcli.engine.models.batches import common_prefix, length_sorted_chunks, pad_right
 from pitcli.engine.models.packing import packs
 from pitcli.engine.models.precision import finest_dtype
@@ -27,6 +27,8 @@ from pitcli.errors import is_out_of_memory
 
 CPU_SLOTS = 16  # with more, a CPU is hardly faster, and its cache larger
 GPU_SLOTS = 256  # and fewer if memory runs out
+GUESSING = 8  # on a GPU: with more requests in progress, guesses of one only make the rows of all others longer
+READ_TOKENS = 65_536  # on a GPU: most tokens of prompts, with padding, that are read in one pass
 REFILL = 4  # refill when a quarter of the slots are empty, so that several prompts are read in one pass
 
 
@@ -121,6 +123,7 @@ class ContinuousBatching:
         layers = model.base.config.get_text_config().num_hidden_layers
         self._layers = [SlotCacheLayer(self._index) for _ in range(layers)]
         self._cache = Cache(layers=[*self._layers])
+        self._on_cpu = model.device.type == "cpu"
 
     def free(self) -> int:
         """Return how many requests can be admitted now."""
@@ -142,7 +145,8 @@ class ContinuousBatching:
             self._running[slot] = _RunningRequest(key, request, self.decoding)
             reads.append((slot, request.prompt[shared:]))
         with self.model.role(self.role):
-            for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads), self.model.device):
+            budget = None if self._on_cpu else READ_TOKENS
+            for chunk in length_sorted_chunks([len(ids) for _, ids in reads], len(reads), self.model.device, budget):
                 self._read([reads[index] for index in chunk])
 
     def run(self, until: int) -> list[tuple[int, Sample]]:
@@ -165,7 +169,9 @@ class ContinuousBatching:
     def _draw_and_read(self) -> list[tuple[int, Sample]]:
         ended = self._draw_tokens()
         for running in self._running.values():
-            running.guess()
+            running.guesses = []
+            if self._on_cpu or len(self._running) <= GUESSING:
+                running.guess()
         if self._running:
             self._read([(slot, run.tokens[-1:] + run.guesses) for slot, run in sorted(self._running.items())])
         return ended
@@ -223,7 +229,7 @@ class ContinuousBatching:
     def _draw_alike(self, running: Sequence[_RunningRequest], logits_BV: Tensor, decoding: Decoding) -> None:
         """Draw the next token of requests with the same decoding."""
         early = [row for row, run in enumerate(running) if len(run.tokens) < decoding.min_new_tokens]
-        for token in decoding.stop_ids:
+        for token in decoding.stop_ids if early else ():
             logits_BV[early, token] = -torch.inf
         uniforms_B = torch.stack([run.uniforms_S[len(run.tokens)] for run in running])
         uniforms_B = uniforms_B.to(finest_dtype(logits_BV.device)).to(logits_BV.device)
@@ -260,9 +266,7 @@ class ContinuousBatching:
         lasts_B1 = starts_B1 + torch.tensor([[len(ids) - 1] for _, ids in reads])
         columns_BT = starts_B1 + torch.arange(input_ids_BT.shape[1])
         self._index.go_to(slots_B[:, None].expand_as(columns_BT), columns_BT, slots_B)
-        sees_BTW = torch.arange(int(columns_BT.max()) + 1) <= columns_BT[:, :, None]
-        mask_BTW = torch.zeros(sees_BTW.shape, dtype=model.base.dtype)
-        mask_BTW.masked_fill_(~sees_BTW, torch.finfo(model.base.dtype).min)
+        mask_BTW = prefix_mask(columns_BT.to(model.device), self._index.width, model.base.dtype)
         positions_BT = columns_BT.minimum(lasts_B1)  # of padding too, which could lie beyond the model's last position
         return list(self._forward(input_ids_BT, mask_BTW[:, None], positions_BT))
 

@@ -47,6 +47,17 @@ def tree_mask(branches_BS2: Tensor, width: int, dtype: torch.dtype, device: torc
     return mask_BTT[:, None]
 
 
+def prefix_mask(columns_BT: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Return an additive mask of tokens that see the keys up to their own column, shape (B, T, width).
+
+    It is made on the device of the columns, with the row stride that GPU kernels need.
+    """
+    stride = -(-width // MASK_STRIDE) * MASK_STRIDE
+    hidden_BTS = torch.arange(stride, device=columns_BT.device) > columns_BT[:, :, None]
+    mask_BTS = torch.zeros(hidden_BTS.shape, dtype=dtype, device=columns_BT.device)
+    return mask_BTS.masked_fill_(hidden_BTS, torch.finfo(dtype).min)[..., :width]
+
+
 def branches_mask(branches_BS2: Tensor) -> Tensor:
     """Return the mask with which `attend` attends by branch, shape (B, 1, S, 2); see branches_of."""
     return branches_BS2[:, None]

@@ -1,7 +1,8 @@
 """LoRA on a linear layer with fewer passes over memory than peft's own, for the same result up to rounding.
 
 peft computes x W^T, then x A^T B^T, scales that, and adds the two: four tensors of the size of the output, and as many
-again in the backward pass, which a CPU notices. Here the second product is added in place.
+again in the backward pass. On a bf16 base it also converts x to fp32, the type of the adapters, and keeps a copy of it
+for each layer. Here the second product is added in place, in the type of the base.
 """
 
 from typing import Any

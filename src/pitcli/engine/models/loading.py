@@ -56,6 +56,9 @@ def pick_device(device: Device) -> torch.device:
         raise RunError(f"--device mps: expected one process, got {world_size()}")
     if device is Device.auto:
         device = Device.cuda if torch.cuda.is_available() else Device.cpu
+    if device is Device.cuda:
+        # cuDNN's attention makes a plan for each new shape, and here nearly every pass has one of its own
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if device is Device.cuda and world_size() > 1:
         return torch.device("cuda", local_rank())
     return torch.device(device.value)

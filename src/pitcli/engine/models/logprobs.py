@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-LOGIT_ROWS = 128
+LOGIT_ROWS = {"cpu": 128, "cuda": 2048, "mps": 2048}  # a GPU is slow at many small products
 
 
 def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
@@ -23,8 +23,8 @@ def next_token_kl(hidden_ND: Tensor, reference_hidden_ND: Tensor, output_layer: 
 
     hidden_ND, reference_hidden_ND: the states of the two models after the same tokens.
     """
-    found = []
-    for states in zip(hidden_ND.split(LOGIT_ROWS), reference_hidden_ND.split(LOGIT_ROWS), strict=True):
+    found, rows = [], LOGIT_ROWS[hidden_ND.device.type]
+    for states in zip(hidden_ND.split(rows), reference_hidden_ND.split(rows), strict=True):
         logprobs_CV, reference_CV = (output_layer(states_CD).float().log_softmax(-1) for states_CD in states)
         found.append((logprobs_CV.exp() * (logprobs_CV - reference_CV)).sum(-1))
     return torch.cat(found)
@@ -38,8 +38,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
-        logprobs, gradients = [], []
-        for hidden_CD, targets_C in zip(hidden_ND.split(LOGIT_ROWS), targets_N.split(LOGIT_ROWS), strict=True):
+        logprobs, gradients, rows = [], [], LOGIT_ROWS[hidden_ND.device.type]
+        for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
             logits_CV = output_layer(hidden_CD).float()
             if temperature != 1.0:
                 logits_CV /= temperature

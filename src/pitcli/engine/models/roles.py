@@ -77,8 +77,7 @@ class RoleModel(nn.Module):
         """Add a fresh adapter, which changes nothing until it is trained, and for a gap role a head of zeros."""
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=role)
-            if self.device.type == "cpu":
-                fuse(self.base)
+            fuse(self.base)
         else:
             self.peft.add_adapter(role, config)
         if is_gap(role):

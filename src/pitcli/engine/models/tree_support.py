@@ -13,7 +13,7 @@ from pitcli.engine.models.attention import BY_BRANCH, branches_mask, tree_mask
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.trees import Tree, packed_batch, separate_batch
 
-TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of hidden states
+TREE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative, of the hidden state of a token
 # the base's own attention; BY_BRANCH with branches; any other attention with an additive mask
 Form = Literal["plain", "branches", "mask"]
 # long enough that a wrong position, or a token seen by mistake, changes the states clearly
@@ -75,12 +75,12 @@ def _attends_by_interface(base: PreTrainedModel) -> bool:
 
 
 def _difference(base: PreTrainedModel, expected: Tensor, batches: Sequence[Batch], form: Form) -> float:
-    """Return the largest relative difference of the batches' hidden states; infinite if the base raises."""
+    """Return the largest difference of a hidden state, relative to its size; infinite if the base raises."""
     try:
         found = [base_states(base, batch, form).float() for batch in batches]
     except Exception:  # a model's code can raise anything if it does not support the mask
         return math.inf
-    return max(float((states - expected).abs().max() / expected.abs().max()) for states in found)
+    return max(float(((states - expected).norm(dim=-1) / expected.norm(dim=-1)).max()) for states in found)
 
 
 def _tolerance(base: PreTrainedModel) -> float:

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pitcli.console import warn
+import torch
+
+from pitcli.console import note, warn
 from pitcli.engine.models.adapters import clear_role, read_role, save_role
 from pitcli.engine.models.forward import probe
 from pitcli.engine.models.roles import RoleModel, fingerprint
@@ -78,3 +80,5 @@ def finish(model: RoleModel, run: RunFolder, roles: Sequence[str], results: dict
             raise RunError(f"{run.path / role}: the saved adapter differs from the trained one; check the disk")
     run.complete(results, roles, probes)
     barrier()
+    if model.device.type == "cuda":
+        note(f"at most {torch.cuda.max_memory_allocated(model.device) / 2**30:.1f} GiB of GPU memory were allocated")

@@ -152,7 +152,7 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
         base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
         adapters=shape.adapter * 4 * (setup.roles + setup.trained * (STATE_COPIES - 1)),
         passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
-        logits=min(few.sizes.logit_rows, LOGIT_ROWS) * shape.vocabulary * 4 * LOGIT_COPIES,
+        logits=min(few.sizes.logit_rows, LOGIT_ROWS[setup.device.type]) * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
     return found, few.sizes
@@ -214,6 +214,8 @@ def _measured(setup: Setup, layers: int, task_on: Callable[[RoleModel], Task], c
     by_size = sorted(chunks, key=lambda chunk: padded(chunk, rows.lengths))
     largest, middle = (_first_of(rows, chunk, model) for chunk in (by_size[-1], by_size[len(by_size) // 2]))
     with model.role(task.role, train=True):
+        if model.device.type != "cpu":
+            _both_passes(model, task, middle)  # allocates the workspaces of the libraries, whatever the layers
         before = _peak_bytes(model.device, reset=True)
         _both_passes(model, task, largest)
         _both_passes(model, task, middle)  # its different shape leaves different holes in the heap
