@@ -14,7 +14,7 @@ from pitcli.settings.commands import COMMANDS
 from pitcli.settings.flags import settings_of
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "examples" / "gpu"), str(ROOT / "examples" / "studies")]
+sys.path += [str(ROOT / "examples" / folder) for folder in ("gpu", "studies")]
 import kit  # noqa: E402
 import pack  # noqa: E402
 import project  # noqa: E402

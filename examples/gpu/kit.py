@@ -39,7 +39,7 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
     yield Part("tests", 110, [python, "-m", "pytest", "-q", str(ROOT / "tests/gpu"), "-m", "gpu"])
     if options.base and options.data:
         yield from on_real_pairs(pit, device, options.base, options.data, work)
-    steps = [python, str(Path(__file__).with_name("steps.py")), "--device", device]
+    steps = [python, str(Path(__file__).with_name("random_shapes.py")), "--device", device]
     shapes = ["tiny"] if quick else ["smollm2", "1b"]
     if not quick:
         yield Part("steps-8b-4bit", 70, [*steps, "--shape", "8b", "--load-in-4bit", "--profile"])

@@ -1,6 +1,6 @@
 """Steps of training and use on a model of random weights, made on the device: one JSON line each, as soon as measured.
 
-    python examples/gpu/steps.py --shape 8b --dtype bf16 [--load-in-4bit] [--device cpu]
+    python examples/gpu/random_shapes.py --shape 8b --dtype bf16 [--load-in-4bit] [--device cpu]
 
 Each line has the seconds of a step, its tokens per second, the share of the matrix-product peak, and the peak memory.
 """
