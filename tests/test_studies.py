@@ -26,7 +26,7 @@ import tuning  # noqa: E402
 import ways  # noqa: E402
 from systems import system_steps  # noqa: E402
 
-MODULES = ("project", "scales", "steps", "systems", "ways", "changes", "graded")  # shared by the studies
+MODULES = ("project", "scales", "steps", "systems", "distilled", "ways", "changes", "graded")  # shared by the studies
 NAMES = sorted(path.stem for path in STUDIES.glob("*.py") if path.stem not in MODULES)
 SCALES = [scales.TINY, scales.ENGLISH]
 

@@ -56,7 +56,7 @@ class Graded:
     def iterated(self, name: str, other: Rows, iterations: int | None) -> Iterated:
         """Grade the rows of a system that are also rows of the other one.
 
-        iterations: after each of so many; None: its final responses only.
+        iterations: after each of this many; None: its final responses only.
         """
         mine = self.rows(name)
         rows = [mine[key] for key in other]

@@ -1,10 +1,10 @@
 """The `pit` commands that make the rows of the systems that studies compare."""
 
 from changes import CHANGES, Change, ranks
+from distilled import distilled_steps
 from scales import StudyScale
 from steps import (
     ONCE,
-    RL_DRAFTS,
     gap_model,
     improve,
     improver_steps,
@@ -30,66 +30,6 @@ def system_steps(scale: StudyScale, seed: int, name: str) -> list[str]:
     if value:
         return steps_at(scale, seed, kind, value)
     return {**improver_steps(scale, seed, name), **policy_steps(scale, seed, name)}[kind]
-
-
-def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
-    """The commands that make distill@VALUE.jsonl: what a distilled policy writes.
-
-    VALUE: a method of pit distill, one response per prompt; twice: of a second round of sft, on improved drafts of the
-    first; teacher: the improver that is distilled, on the drafts of the policy before; best-of-n: of the policy of sft,
-    with the tokens of teacher; improved: the improver on its drafts.
-    """
-    improver = f"--run {scale.improver} --max-iters 5"
-    start = f"--policy {scale.policy}" if scale.policy else f"--model {scale.model}"
-
-    def distilled(method: str, data: str, start: str, out: str, settings: str) -> str:
-        return f"pit distill --method {method} --data {data}.jsonl --out runs/{out} {start} --seed {seed} {settings}"
-
-    def round_from(start: str, own: str, out: str) -> list[str]:
-        return [
-            improve(scale, seed, f"improved-{own}", improver, own),
-            distilled("sft", f"improved-{own}", start, out, scale.distill),
-        ]
-
-    def written(run: str, settings: str = f"--method resample {ONCE}") -> str:
-        return improve(scale, seed, f"distill@{value}", f"--policy runs/{run} {settings}")
-
-    def drafted(name: str, run: str, questions: str) -> str:
-        return f"{sample(scale, seed, name, scale.temperature, questions)} --policy runs/{run}"
-
-    one = "distill-sft"
-    questions = scale.rl_questions or "data/rl.jsonl"
-    own = RL_DRAFTS if scale.rl_questions else "own-policy"
-    teacher = [rl(scale, seed, "rl", "--curriculum")] if scale.improver == "runs/rl" else []
-    improved = improve(scale, seed, "distill@teacher", improver)
-    drafts = [*teacher, sample(scale, seed, own, scale.temperature, questions)]
-    first = [*drafts, *round_from(start, own, one)]
-    return {
-        "teacher": [*teacher, improved],
-        "sft": [*first, written(one)],
-        "dpo": [
-            *first[:-1],
-            distilled("dpo", f"improved-{own}", start, "distill-dpo", scale.distill),
-            written("distill-dpo"),
-        ],
-        "on-policy": [
-            *drafts,
-            distilled("on-policy", own, start, "distill-on-policy", f"--run {scale.improver} {scale.on_policy}"),
-            written("distill-on-policy"),
-        ],
-        "twice": [
-            *first,
-            drafted(f"own-{one}", one, questions),
-            *round_from(f"--policy runs/{one}", f"own-{one}", "distill-twice"),
-            written("distill-twice"),
-        ],
-        "best-of-n": [*first, improved, written(one, "--method best-of-n --equal-tokens distill@teacher.jsonl")],
-        "improved": [
-            *first,
-            drafted("drafts-distill", one, f"{scale.questions} {scale.drafts}"),
-            improve(scale, seed, "distill@improved", improver, "drafts-distill"),
-        ],
-    }[value]
 
 
 def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[str]:

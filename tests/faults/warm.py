@@ -352,6 +352,20 @@ def slow_pass(seconds: float) -> None:
     LiveImprovements.advance = slowly  # type: ignore[method-assign]
 
 
+def fit_scores(most: int) -> None:
+    """Makes scoring in a server run out of memory with more than this many sequences at a time."""
+    from pitcli.serving import engine
+
+    original = engine.score
+
+    def score(gap_model: Any, candidates: Any) -> Any:
+        if gap_model.micro_batch_size > most:
+            raise MemoryError
+        return original(gap_model, candidates)
+
+    engine.score = score
+
+
 def client_limits(seconds: float) -> None:
     """Makes a server wait only this long for clients that neither read nor write."""
     from pitcli.serving import guard
@@ -405,6 +419,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "slow_generate": slow_generate,
     "slow_pass": slow_pass,
     "fail_pass": fail_pass,
+    "fit_scores": fit_scores,
     "client_limits": client_limits,
 }
 

@@ -144,6 +144,18 @@ def test_out_of_memory_is_tried_with_fewer_slots_and_a_bug_fails_its_requests_on
     assert failing.ask(PATH, chat()).status == 200
 
 
+@pytest.mark.parametrize(("most", "status"), [(1, 200), (0, 500)])
+def test_scores_that_run_out_of_memory_cost_no_other_request(most: int, status: int, start: Start) -> None:
+    full = start(fault={"fit_scores": most, "slow_pass": 0.2})
+    with ThreadPoolExecutor(1) as pool:
+        improvement = pool.submit(full.ask, PATH, chat())
+        until(lambda: full.metric("pit_engine_jobs") == 1)
+        scores = full.ask("/score", {"prompt": "Write 3 foods.", "response": "pie", "reference": "ham"})
+        assert improvement.result().status == 200
+    assert scores.status == status
+    assert status == 200 or scores.error == "out of memory on this request"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

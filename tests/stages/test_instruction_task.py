@@ -56,11 +56,6 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
     assert cli.main(f"{PREPARE} {folds}".split()) == 0
     assert ties("sft") == 0 < ties("reward")
 
-    assert cli.main(f"{PREPARE} --requests-per-prompt 3".split()) == 0
-    prompts = {pair["prompt"] for pair in rows("pairs/sft.jsonl")}
-    asked = {row["prompt"] for row in drafts}
-    assert len(prompts - asked) > len(asked)
-
 
 @pytest.mark.parametrize(
     ("command", "message"),
@@ -68,8 +63,8 @@ def test_requests_are_sampled_and_their_edited_samples_become_pairs() -> None:
         ("sample --model tiny --data instructions:train", "--data instructions:train has no end: give --max-rows"),
         ("sample --model tiny --data instructions:x --max-rows 1", "instructions:x: expected instructions:train, "),
         ("prepare --synthetic 4 --task instructions", "--task needs --data, with samples of a policy"),
-        ("prepare --synthetic 4 --ties-in rl", "--requests-per-prompt and --ties-in need --task"),
-        ("prepare --synthetic 4 --pairs-per-prompt 3", "--pairs-per-prompt, --requests-per-prompt and --ties-in need"),
+        ("prepare --synthetic 4 --ties-in rl", "--pairs-per-prompt and --ties-in need --task"),
+        ("prepare --synthetic 4 --pairs-per-prompt 3", "--pairs-per-prompt and --ties-in need --task"),
         (f"{PREPARE} --ties-in sft,dev", "--ties-in: expected folds of sft, got dev"),
         ("prepare --data plain.jsonl --task instructions", "plain.jsonl:1:instructions: expected a request of the"),
         ("prepare --data kinds.jsonl --task instructions", "instructions: expected a known kind of instruction, got"),

@@ -166,10 +166,6 @@ def _fill(slots: list[str], words: tuple[str, ...]) -> None:
             slots[free[len(free) // 2]] = word
 
 
-def draw_response(task: WordListTask, skill: float, rng: random.Random) -> str:
-    return render(task, draw_answer(task, skill, rng))
-
-
 def preference_rows(rows: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield canonical preference pairs: answers by two authors of independent uniform skill, one noisy label."""
     rng = random.Random(f"pairs-{seed}")

@@ -39,11 +39,16 @@ def pieces(text: str) -> list[str]:
     return _PIECES.findall(text)
 
 
+def opcodes(old: list[str], new: list[str]) -> list[tuple[str, int, int, int, int]]:
+    """How difflib turns the pieces of one text into those of another, whatever the white space."""
+    old, new = ([piece.strip() for piece in pieces] for pieces in (old, new))
+    return list(SequenceMatcher(None, old, new, autojunk=False).get_opcodes())
+
+
 def differences(before: str, after: str) -> Iterator[tuple[str, str]]:
     """The second text in parts, with those of the first that it lacks: (kind, text), kind being " ", "-" or "+"."""
     old, new = pieces(before), pieces(after)
-    matcher = SequenceMatcher(None, [piece.strip() for piece in old], [piece.strip() for piece in new], autojunk=False)
-    for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+    for kind, old_start, old_end, new_start, new_end in opcodes(old, new):
         removed, added = "".join(old[old_start:old_end]), "".join(new[new_start:new_end])
         if kind == "equal":
             yield " ", added

@@ -1,13 +1,12 @@
 """Render report.html of pit evaluate: tables, plots and rows in one self-contained page."""
 
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from pitcli.console import visible
-from pitcli.data.text_units import pieces
+from pitcli.data.text_units import opcodes, pieces
 from pitcli.evaluation.answers import (
     answer_on_baselines,
     answer_on_missing,
@@ -124,9 +123,8 @@ def render(evaluation: Evaluation) -> str:
 def differences(before: str, after: str) -> tuple[Markup, Markup]:
     """Both texts as HTML, with words that only the first has in <del>, and words that only the second has in <ins>."""
     old, new = map(pieces, (before, after))
-    matcher = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new])
     marked_old, marked_new = [], []
-    for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+    for kind, old_start, old_end, new_start, new_end in opcodes(old, new):
         marked_old.append(_marked("del", kind != "equal", "".join(old[old_start:old_end])))
         marked_new.append(_marked("ins", kind != "equal", "".join(new[new_start:new_end])))
     return Markup("").join(marked_old), Markup("").join(marked_new)

@@ -24,7 +24,7 @@ from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.live import LiveImprovements
 from pitcli.engine.improving.ranking import Scores, score
 from pitcli.engine.improving.scheduler import Scheduler
-from pitcli.engine.improving.scoring import GapModel
+from pitcli.engine.improving.scoring import GapModel, within_memory
 from pitcli.engine.improving.stop_rule import Attempt, at_end
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
@@ -204,15 +204,20 @@ class Engine:
             job.send(attempt)
         if self._scores:
             assert self.gap_model is not None
-            found = self._scores[0].compute(self.gap_model)
-            self._scores.popleft().send(found if found.are_finite() else EngineProblem("no finite gap"))
+            asked = self._scores[0]
+            [found] = within_memory(self.gap_model, [asked], lambda gap_model, jobs: [jobs[0].compute(gap_model)])
+            self._scores.popleft()
+            if found is None:
+                asked.send(EngineProblem("out of memory on this request"))
+            else:
+                asked.send(found if found.are_finite() else EngineProblem("no finite gap"))
 
     def _open_batching(self) -> ContinuousBatching | StaticBatching:
         return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)
 
     def _recover(self, problem: Exception) -> None:
         """Out of memory: half the slots. Otherwise, or with one slot left: the jobs fail, and the engine continues."""
-        if is_out_of_memory(problem) and self._slots > 1 and not self._scores:
+        if is_out_of_memory(problem) and self._slots > 1:
             self._slots //= 2
             warn(f"out of memory; continuing with {self._slots} drafts together (--sample-batch-size)")
         else:

@@ -45,7 +45,6 @@ class Upstream:
         self._url = url
         self._answered = False
         self._models: tuple[float, list[str]] = (-LISTED_S, [])
-        self.failures = 0
 
     async def write(self, model: str, prompt: Prompt, options: Mapping[str, Any]) -> WrittenDraft:
         """Return a draft; RequestError 502 if the upstream cannot write one."""
@@ -114,7 +113,6 @@ class Upstream:
         return self._failure(f"answered {status}")
 
     def _failure(self, what: str, status: int = 502) -> RequestError:
-        self.failures += 1
         return RequestError(status, f"the upstream {self._host} {what}", "upstream_failed")
 
 

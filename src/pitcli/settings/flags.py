@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pitcli.errors import SettingsError
 from pitcli.events import FLAG
 from pitcli.settings.base import READ, Fact, GapLoss, Role, Section, Settings, facts_of
+from pitcli.settings.distill import Distillation, DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
@@ -105,6 +106,8 @@ def smaller_command(config: TrainingConfig) -> str:
         least = 4 if config.gap_loss is GapLoss.five_term else 2
     if isinstance(config, DpoConfig):
         least = 4 if config.role is Role.improver else 2
+    if isinstance(config, DistillConfig) and config.method is Distillation.dpo:
+        least = 2
     smaller, is_least = f"--micro-batch-size {config.micro_batch_size // 2}", config.micro_batch_size // 2 < least
     if config.tokens_per_batch:  # then the number of rows says nothing
         tokens = config.tokens_per_batch // 2

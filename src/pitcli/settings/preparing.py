@@ -34,12 +34,6 @@ class PrepareConfig(PairRowSettings):
         "edited samples, labelled by noisy grades [default: --data contains pairs]",
     )
     pairs_per_prompt: int = Field(2, ge=1, description="With --task: pairs made from the samples of one prompt")
-    requests_per_prompt: int = Field(
-        1,
-        ge=1,
-        description="With --task: requests to make of each prompt; all but the first ask the same with other "
-        "instructions, and their pairs are edits of the same samples",
-    )
     ties_in: Annotated[str | None, Fact.text] = Field(
         None,
         description="With --task: folds, comma-separated, that keep pairs of equally good texts, labelled by a coin "
@@ -88,12 +82,9 @@ class PrepareConfig(PairRowSettings):
     @model_validator(mode="after")
     def _settings_of_task(self) -> "PrepareConfig":
         # by value, because saved settings contain the defaults too
-        numbers = any(
-            getattr(self, name) != type(self).model_fields[name].default
-            for name in ("pairs_per_prompt", "requests_per_prompt")
-        )
-        if not self.task and (self.ties_in or numbers):
-            raise ValueError("--pairs-per-prompt, --requests-per-prompt and --ties-in need --task")
+        number = self.pairs_per_prompt != type(self).model_fields["pairs_per_prompt"].default
+        if not self.task and (self.ties_in or number):
+            raise ValueError("--pairs-per-prompt and --ties-in need --task")
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,6 @@ from pitcli.engine.training.inputs import (
     new_manifest,
     open_drafts,
     open_pairs,
-    together,
     with_learning_rate,
     with_lora_of,
 )
@@ -61,7 +60,7 @@ from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
-from pitcli.runs.manifest import DataIdentity, Manifest
+from pitcli.runs.manifest import DataIdentity
 from pitcli.runs.metrics import change
 from pitcli.settings.base import Method, Role
 from pitcli.settings.default_runs import IMPROVER_RUN, POLICY_RUN
@@ -98,7 +97,7 @@ def run(config: DistillConfig) -> None:
     base = open_base(config, runs.all())
     pairs, data = open_rows(config, base, records)
     config = with_learning_rate(with_lora_of(config, runs.start), base)
-    manifest = with_gap_data(new_manifest("distill", config.role, config, base, data, earlier=runs.all()), records)
+    manifest = new_manifest("distill", config.role, config, base, data, earlier=runs.all())
     task_on = partial(distill_task, config, runs, base.chat, pairs)
     if config.dry_run:
         return dry_run(config, manifest, lora=config, base=base, plan=plan_of(config, base.chat, pairs, task_on))
@@ -163,16 +162,6 @@ def original_drafts(
     for line, draft in iter_drafts(path, on_error, notes):
         original = draft.row.get("original_response")
         yield line, replace(draft, response=original) if isinstance(original, str) and original.strip() else draft
-
-
-def with_gap_data(manifest: Manifest, records: Sequence[dict[str, Any]]) -> Manifest:
-    """Return the manifest with the data of the gap models that chose the improvements, as pit improve recorded it.
-
-    So pit evaluate does not call a judge independent that was trained on the same pairs.
-    """
-    found = [data for record in records for data in record.get("origin", {}).get("gap_data", [])]
-    gap_data = together([manifest.gap_data, *map(DataIdentity.model_validate, found)])
-    return manifest.model_copy(update={"gap_data": gap_data})
 
 
 def plan_of(

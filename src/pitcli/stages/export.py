@@ -18,7 +18,6 @@ from pitcli.engine.models.hub import check_signed_in, hub_name, upload
 from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
     Drift,
-    keep_layout,
     load_plain,
     logprob_drift,
     merged_weights,
@@ -195,7 +194,6 @@ def write_merged_export(
     """Merge, write, load the written model as any user would, and compare; append the drift to `drifts`."""
     role, base, gap = source.role, source.base, source.role == GAP
     model = base.load({role: source.adapter})
-    keep_layout(model)
     examples, trees = probe_examples(base.chat, role), probe_trees(base.chat, gap_loss_of(source.run.manifest))
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)
     settings, head = model.base.config, model.head_weight(role) if gap else None
@@ -233,7 +231,6 @@ def write_gguf_export(
     base, role = source.base, source.role
     check_supported(base.folder, base.chat)
     model = base.load({role: source.adapter})
-    keep_layout(model)
     examples = probe_examples(base.chat, role)
     ours, settings = role_logprobs(model, role, examples), model.base.config
     weights = merged_weights(model, role, DTYPES[config.dtype])

@@ -133,7 +133,7 @@ def _suggest_fields(config: PrepareConfig, reading: Reading) -> None:
 def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     """Make the pairs of --task instructions from the samples in --data, grouped by prompt."""
     # not imported at the top: it reads its word lists
-    from pitcli.data.instructions.pairs import preference_pairs, same_samples
+    from pitcli.data.instructions.pairs import preference_pairs
     from pitcli.data.instructions.requests import request_problem
     from pitcli.data.instructions.sentences import Sentences, is_sentence
 
@@ -155,8 +155,7 @@ def _edited_samples(config: PrepareConfig, notes: Counter[str]) -> Reading:
     rows = [
         row
         for group in samples.values()
-        for asked in same_samples(group, config.requests_per_prompt, config.seed)
-        for row in preference_pairs(asked, config.pairs_per_prompt, config.seed, bool(config.ties_in), known)
+        for row in preference_pairs(group, config.pairs_per_prompt, config.seed, bool(config.ties_in), known)
     ]
     pairs = [parse_pair(row, "<instructions>", line) for line, row in enumerate(rows, start=1)]
     return Reading(pairs, [], Counter({"edited samples": len(pairs)}))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pitcli.data.instructions.grading import STRIKING, UNASKED, grade, meets_all, sense
+from pitcli.data.instructions.grading import STRIKING, UNASKED, grade, sense
 from pitcli.data.instructions.kinds import Author
-from pitcli.data.instructions.pairs import FLIPPED, Material, edited, preference_pairs, revised, same_samples, tidied
+from pitcli.data.instructions.pairs import FLIPPED, Material, edited, preference_pairs, revised, tidied
 from pitcli.data.instructions.requests import (
     FORMS,
     HELD_OUT,
@@ -145,22 +145,6 @@ def test_pairs_are_among_few_texts_and_ties_are_coin_flips() -> None:
     assert first / tied == pytest.approx(0.5, abs=0.15)
 
 
-def test_the_same_samples_answer_requests_with_other_instructions() -> None:
-    request = drawn(1, "train", 3)[0]
-    rows = [{**request.row(), "response": text} for text in SAMPLES]
-    asked = [*same_samples(rows, 4, seed=0)]
-    assert asked[0] == rows
-    assert len({group[0]["prompt"] for group in asked}) == 4
-    for group in asked:
-        assert [row["response"] for row in group] == SAMPLES
-        assert all(row["prompt"].startswith(request.form.format(request.subject)) for row in group)
-        pairs = [*preference_pairs(group, 15, seed=0)]
-        assert {pair["prompt"] for pair in pairs} == {group[0]["prompt"]}
-        assert all(pair["instructions"] == group[0]["instructions"] for pair in pairs)
-        assert not {item["kind"] for item in group[0]["instructions"]} & set(HELD_OUT)
-    assert [*same_samples(rows, 4, seed=0)] == asked != [*same_samples(rows, 4, seed=1)]
-
-
 def test_careless_authors_follow_instructions_with_other_words() -> None:
     """Otherwise every sentence that an author adds is for the better."""
     rng = random.Random(0)
@@ -199,12 +183,6 @@ def test_a_source_may_be_of_some_kinds_only() -> None:
 
 def test_tidied_texts_end_in_a_sentence_and_say_nothing_twice() -> None:
     assert tidied("Dig here. Dig here. Plant beans. And the") == "Dig here. Plant beans."
-
-
-def test_meeting_all_is_more_than_a_good_grade() -> None:
-    instructions = [{"kind": "no_comma"}, {"kind": "end_question"}]
-    assert meets_all("Do you like it?", instructions)
-    assert not meets_all("Yes, I like it.", instructions)
 
 
 @pytest.mark.parametrize("text", ["", "Hi", "!!!", "# A heading", "One sentence. And another one", "\n\n* a\n* b\n"])

@@ -114,7 +114,3 @@ def _sentence_length(body: str, found: Sequence[str]) -> float:
     least, most = SENTENCE_LENGTHS
     length = len(found) / max(1, len(sentences(body)))
     return 1.0 if least <= length <= most else 0.5
-
-
-def meets_all(text: str, instructions: Sequence[Params]) -> bool:
-    return all(score == 1 for score in scores(text, instructions))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pitcli.data.instructions.grading import grade
 from pitcli.data.instructions.kinds import Author, Params
-from pitcli.data.instructions.requests import KINDS, TRAINED, needed_words, with_other_instructions
+from pitcli.data.instructions.requests import KINDS, TRAINED, needed_words
 from pitcli.data.instructions.sentences import Sentences
 from pitcli.data.instructions.spoiling import padded, repeating, spoiled
 from pitcli.data.instructions.text import has_any, is_complete, keep_sentences, sentences, words
@@ -53,19 +53,6 @@ class Material:
 
         plain = _plain(text)
         return sum(_plain(sentence) in plain for sentence, word in self.joined.items() if not is_asked(word))
-
-
-def same_samples(rows: Sequence[dict[str, Any]], requests: int, seed: int) -> Iterator[Sequence[dict[str, Any]]]:
-    """The rows of one request, then the same samples as answers to others, with other instructions.
-
-    A sample costs seconds and an edit nothing.
-    rows: as in preference_pairs. requests: how many to give, the first included.
-    """
-    yield rows
-    rng = random.Random(f"other-{seed}-{rows[0]['prompt']}")
-    for _ in range(requests - 1):
-        other = with_other_instructions(rows[0], rng).row()
-        yield [{**row, **other} for row in rows]
 
 
 def preference_pairs(

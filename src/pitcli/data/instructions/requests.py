@@ -135,13 +135,6 @@ def draw_request(rng: random.Random, test: bool, kinds: Sequence[str] = ()) -> R
     return Request(_prompt(request, instructions, rng), subject, form, instructions)
 
 
-def with_other_instructions(row: dict[str, Any], rng: random.Random) -> Request:
-    """The request of a row (`Request.row`), in the same form about the same subject, with other instructions."""
-    request = row["form"].format(row["subject"])
-    instructions = _instructions(rng, request, TRAINED, TRAINED)
-    return Request(_prompt(request, instructions, rng), row["subject"], row["form"], instructions)
-
-
 def request_problem(row: dict[str, Any]) -> str | None:
     """What is wrong with a row that should be a request; None if it is one."""
     items = row.get("instructions")

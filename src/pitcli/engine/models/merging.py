@@ -48,16 +48,6 @@ class Drift(NamedTuple):
     agreement: float
 
 
-def keep_layout(model: RoleModel) -> None:
-    """Keep 4-bit layers as they were quantised, so that they can be merged; call it before the first forward pass.
-
-    In eval mode bitsandbytes repacks them for CPUs with bf16 instructions, which cannot be undone exactly.
-    """
-    for layer in model.base.modules():
-        if isinstance(layer, Linear4bit):
-            layer.train()
-
-
 @torch.no_grad()
 def merged_weights(model: RoleModel, role: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return every tensor of the base by its plain name, with the role's LoRA merged, as `dtype` on the CPU.

@@ -1,7 +1,10 @@
 """The inputs of a training run: its pairs and drafts, checked before a model loads, and its manifest."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from pitcli.console import counted, note, warn
@@ -19,7 +22,7 @@ from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.manifest import DataIdentity, Manifest, library_versions, load_manifest
+from pitcli.runs.manifest import MANIFEST, DataIdentity, Manifest, library_versions, load_manifest
 from pitcli.runs.shipped import folder_of
 from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
@@ -174,7 +177,7 @@ def new_manifest(
     kind: Kind, role: str, config: Settings, base: Base, data: DataIdentity, earlier: Sequence[EarlierRun] = ()
 ) -> Manifest:
     """Return the manifest of a new run. earlier: the runs whose adapters it starts from."""
-    gap_data = together([run.manifest.gap_data for run in earlier])
+    gap_data = together([*(run.manifest.gap_data for run in earlier), *gap_data_of_rows(data.path)])
     if kind == "reward":  # it may have seen the data of the runs that it starts from
         data = gap_data = together([data, *(run.manifest.data for run in earlier), gap_data]) or data
     return Manifest.model_validate(
@@ -194,6 +197,19 @@ def new_manifest(
             },
         }
     )
+
+
+def gap_data_of_rows(path: str) -> list[DataIdentity]:
+    """The data of the gap models that chose the rows of these files, if pit improve wrote them.
+
+    So pit evaluate does not call a judge independent that was trained on the same pairs.
+    """
+    found: list[DataIdentity] = []
+    for file in split_commas(path):
+        record = Path(f"{file}.{MANIFEST}")
+        with suppress(OSError, ValueError, LookupError, TypeError):  # not a record of pit improve
+            found += map(DataIdentity.model_validate, json.loads(record.read_bytes())["origin"]["gap_data"])
+    return found
 
 
 def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_drafts) -> list[Draft]:
