@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import IMPROVE, TRAIN, Record, run_digests
+from tests.faults.conftest import FULL, IMPROVE, TRAIN, Record, run_digests
 from tests.faults.warm import Command, Warm
 
 pytestmark = pytest.mark.faults
@@ -26,8 +26,13 @@ def until_step(command: Command, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("kind", TRAIN)
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        *((kind, signal.SIGTERM, 143) for kind in TRAIN),
+        *((kind, signal.SIGINT, 130) for kind in (TRAIN if FULL else ["sft"])),
+    ],
+)
 def test_a_signal_saves_a_checkpoint(
     kind: str, number: signal.Signals, code: int, workspace: Path, project: Path, warm: Warm, record: Record
 ) -> None:
