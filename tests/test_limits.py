@@ -47,6 +47,6 @@ def name_lists(path: Path) -> Iterator[list[str]]:
 
 
 def test_no_list_of_names_of_settings() -> None:
-    """Facts about a setting are declared on its field (settings/base.py, Fact)."""
+    """Facts about a setting are declared on its field (settings/facts.py)."""
     found = {path: lists for path in (ROOT / "src").rglob("*.py") if (lists := list(name_lists(path)))}
     assert found == {}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pitcli.settings.base import Fact, facts_of
 from pitcli.settings.commands import COMMANDS
+from pitcli.settings.facts import Fact, facts_of
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.training import RlConfig, SftConfig, TrainingConfig
 

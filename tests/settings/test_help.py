@@ -5,8 +5,8 @@ import re
 import pytest
 
 from pitcli import cli
-from pitcli.settings.base import Fact, Section, facts_of
 from pitcli.settings.commands import COMMANDS, Purpose
+from pitcli.settings.facts import Fact, Section, facts_of
 from pitcli.settings.flags import sections_of
 
 SETTINGS = [command.settings for command in COMMANDS.values()]

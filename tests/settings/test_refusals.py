@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from pitcli.errors import SettingsError
 from pitcli.settings.base import PreferenceLoss
 from pitcli.settings.dpo import DpoConfig
+from pitcli.settings.flags import settings_of
 from pitcli.settings.generating import ImproveConfig, Method
 
 
@@ -20,3 +22,10 @@ def test_a_run_of_an_improver_is_not_for_samples_of_the_policy() -> None:
 def test_kto_needs_two_pairs() -> None:
     with pytest.raises(ValueError, match="--loss kto compares pairs of one step"):
         DpoConfig(loss=PreferenceLoss.kto, batch_size=1)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    given: dict[str, object] = {"method": "best-of-n", "width": "3", "prompt": " ", "prune_edits": "yes"}
+    with pytest.raises(SettingsError) as refused:
+        settings_of(ImproveConfig, given)
+    assert [problem.split()[0] for problem in refused.value.problems] == ["--prompt:", "--width", "--prune-edits"]

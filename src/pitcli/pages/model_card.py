@@ -18,7 +18,8 @@ from pitcli.errors import InputError
 from pitcli.evaluation.results import Evaluation, controlled_delta_text, delta_text
 from pitcli.runs.earlier import NOT_CALIBRATED, TEMPERATURE, gap_loss_of
 from pitcli.runs.manifest import AdapterRole, DataIdentity, Manifest
-from pitcli.settings.base import Fact, GapLoss
+from pitcli.settings.base import GapLoss
+from pitcli.settings.facts import Fact
 from pitcli.settings.training import TrainingConfig
 
 TITLES = {IMPROVER: "Improver", POLICY: "Policy", GAP: "Gap model"}

@@ -13,8 +13,9 @@ from pitcli.evaluation.systems import split_name
 from pitcli.recipes.recipe import Entry
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import SHIPPED, folder_of
-from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, READ, Fact, Settings, facts_of
+from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, Settings
 from pitcli.settings.default_runs import IMPROVER_RUN, DefaultRun
+from pitcli.settings.facts import READ, Fact, facts_of
 from pitcli.settings.values import is_command, split_commas
 
 BASES = ("tiny", DEFAULT_MODEL)

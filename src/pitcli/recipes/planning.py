@@ -7,11 +7,12 @@ from pitcli.data.splits import parse_shares
 from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_paths
 from pitcli.recipes.recipe import Entry, read_recipe, validated
-from pitcli.settings.base import DEFAULT_MODEL, Fact, Method, Role, Settings
+from pitcli.settings.base import DEFAULT_MODEL, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.distill import Distillation, DistillConfig
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.exporting import ExportConfig
+from pitcli.settings.facts import Fact
 from pitcli.settings.generating import ImproveConfig, SampleConfig
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.preparing import PrepareConfig

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from pitcli.settings.base import Fact, Settings
+from pitcli.settings.base import Settings
 from pitcli.settings.commands import COMMANDS, IN_RECIPES
+from pitcli.settings.facts import Fact
 from pitcli.settings.flags import read_yaml, what_is_wrong
 from pitcli.settings.pairs import renamed
 from pitcli.settings.tools import PipelineConfig
@@ -156,9 +157,9 @@ def validated(entry: Entry, problems: list[str]) -> Settings:
         except ValidationError as error:
             for found in error.errors(include_url=False):
                 key = str(found["loc"][0]) if found["loc"] else ""
-                reason = what_is_wrong(found, list(model.model_fields))
-                if not any(f"--{name.replace('_', '-')}" in reason for name in wrong):
-                    problems.append(entry.problem(key, reason))
+                for reason in what_is_wrong(found, list(model.model_fields)).split("\n"):
+                    if not any(f"--{name.replace('_', '-')}" in reason for name in wrong):
+                        problems.append(entry.problem(key, reason))
                 wrong |= {key} - {""}
     known: dict[str, Any] = {key: value for key, value in values.items() if key not in wrong}
     return model.model_construct(**known | ({"out": Path(str(known["out"]))} if "out" in known else {}))

@@ -1,12 +1,13 @@
-"""Settings that several commands share: the choices, the facts about a setting, and the groups of settings."""
+"""Settings that several commands share: the choices, and the groups of settings."""
 
-from enum import Flag, StrEnum, auto
+from collections.abc import Iterator
+from enum import StrEnum
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pitcli.settings.facts import Fact, Section, facts_of
 from pitcli.settings.values import CommaSeparated, TemplateOptions, template_options
 
 DEFAULT_MODEL = "smollm2"
@@ -98,76 +99,22 @@ Stages = Annotated[tuple[Stage, ...], CommaSeparated]
 Trackers = Annotated[tuple[Tracker, ...], CommaSeparated]
 
 
-class Fact(Flag):
-    """What is known about a setting besides its type, declared on its field: `resume: Annotated[bool, Fact.start]`.
-
-    A setting without facts is part of a run's identity: it is saved, compared on --resume, shared by recipes, and
-    handed to the SFT that `pit rl` starts. Each text or path declares what it names (tests/settings/test_facts.py).
-    """
-
-    start = auto()  # how one start goes (--resume): not saved, not for recipes
-    execution = auto()  # how a run is executed, not what it is: may change when the run is resumed
-    own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
-    handed_on = auto()  # if not given, later stages use the value of the gap model's run
-    later = auto()  # added later: not in the identity at its default, so that runs from before it can be resumed
-    process = auto()  # part of what a calibration certifies: its threshold holds only for the same value
-    off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
-
-    text = auto()  # names no file
-    base = auto()  # a base model
-    file = auto()  # a file that is read, or hub:OWNER/NAME
-    files = auto()  # several of them in one text, comma-separated
-    named_file = auto()  # FILE or NAME=FILE
-    run = auto()  # a run folder that is read, or cmd:COMMAND
-    judge = auto()  # oracle, gap:RUN, hf:MODEL, openai:MODEL, labels:FILE, cmd:COMMAND
-    output = auto()  # a file or folder that is written: not part of the identity
-
-    argument = auto()  # a positional argument on the command line
-    repeated = auto()  # a flag that may be given several times
-
-
-READ = Fact.base | Fact.file | Fact.files | Fact.named_file | Fact.run | Fact.judge
-
-
-class Section(StrEnum):
-    """A heading in the help of a command, in the order of the help.
-
-    Declared per class of settings (`section = Section.model`), and on a field that belongs to another section.
-    """
-
-    common = "Common options"  # the few that most people use
-    data = "Data"
-    method = "Method"
-    runs = "Earlier runs"
-    model = "Model"
-    rl = "Reinforcement learning"
-    training = "Training"
-    generation = "Generation"
-    endpoints = "Endpoints"
-    stop = "Stopping"
-    server = "Server"
-    judges = "Judges"
-    comparison = "Comparison and report"
-    card = "Model card and hub"
-    hardware = "Hardware and memory"
-    output = "Output"
-    other = "Other options"  # those that are not settings: --config, --help
-
-
-def facts_of(field: FieldInfo) -> Fact:
-    facts = Fact(0)
-    for item in field.metadata:
-        if isinstance(item, Fact):
-            facts |= item
-    return facts
-
-
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, and validated values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     section: ClassVar[Section]  # of the fields that a class declares first
+
+    def conflicts(self) -> Iterator[str]:
+        """What is wrong with settings together; subclasses add to it, and all of it is reported at once."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _have_no_conflicts(self) -> Self:
+        if problems := list(self.conflicts()):
+            raise ValueError("\n".join(problems))
+        return self
 
     @classmethod
     def named(cls, facts: Fact) -> set[str]:

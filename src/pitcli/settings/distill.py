@@ -1,14 +1,16 @@
 """Settings of pit distill."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import Fact, LoraSettings, PreferenceLoss, Role, Section
+from pitcli.settings.base import LoraSettings, PreferenceLoss, Role
 from pitcli.settings.default_runs import DISTILL_FOLDER
 from pitcli.settings.dpo import PreferenceSettings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.training import RolloutSettings, TrainingConfig
 
 
@@ -63,19 +65,18 @@ class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSet
 
     default_folders = {"policy": DISTILL_FOLDER}  # noqa: RUF012
 
-    @model_validator(mode="after")
-    def _settings_of_the_method(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         is_on_policy = self.method is Distillation.on_policy
         if self.fields:
-            raise ValueError("--fields: the rows of pit improve have known fields; train on others by pit sft or dpo")
+            yield "--fields: the rows of pit improve have known fields; train on others by pit sft or dpo"
         if not is_on_policy and (self.run or self.sample_drafts):
-            raise ValueError(f"--run and --sample-drafts are for --method on-policy, got --method {self.method}")
+            yield f"--run and --sample-drafts are for --method on-policy, got --method {self.method}"
         if self.method is not Distillation.dpo and self.loss is not PreferenceLoss.dpo:
-            raise ValueError(f"--loss is for --method dpo, got --method {self.method}")
+            yield f"--loss is for --method dpo, got --method {self.method}"
         if is_on_policy and self.min_p_better != 0.5:
-            raise ValueError("--min-p-better is for --method sft and dpo, which read improvements; remove it")
+            yield "--min-p-better is for --method sft and dpo, which read improvements; remove it"
         if self.method is not Distillation.dpo and self.beta != PreferenceSettings.model_fields["beta"].default:
-            raise ValueError(f"--beta is for --method dpo, got --method {self.method}")
+            yield f"--beta is for --method dpo, got --method {self.method}"
         if is_on_policy and (self.skip_bad is not None or self.list_bad):
-            raise ValueError("--skip-bad and --list-bad are for --method sft and dpo; remove them")
-        return self
+            yield "--skip-bad and --list-bad are for --method sft and dpo; remove them"

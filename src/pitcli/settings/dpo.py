@@ -1,12 +1,14 @@
 """Settings of pit dpo."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import Fact, LoraSettings, OptimSettings, PreferenceLoss, Role, Section
+from pitcli.settings.base import LoraSettings, OptimSettings, PreferenceLoss, Role
 from pitcli.settings.default_runs import DPO_FOLDER, DPO_POLICY_FOLDER, DPO_START_RUNS, DefaultRun
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.training import TrainingConfig
 
 
@@ -51,14 +53,9 @@ class DpoConfig(TrainingConfig, PreferenceSettings, LoraSettings):
         """The run that --sft names, and its default folder."""
         return DPO_START_RUNS[self.role.value]
 
-    @model_validator(mode="after")
-    def _kto_compares_with_other_prompts(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.loss is PreferenceLoss.kto and self.batch_size == 1:
-            raise ValueError("--loss kto compares pairs of one step: expected --batch-size 2 or more, got 1")
-        return self
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
+            yield "--loss kto compares pairs of one step: expected --batch-size 2 or more, got 1"
         if self.from_base and self.sft:
-            raise ValueError(f"--from-base starts from no run: expected no --sft, got {self.sft}")
-        return self
+            yield f"--from-base starts from no run: expected no --sft, got {self.sft}"

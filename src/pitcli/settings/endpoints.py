@@ -1,10 +1,12 @@
 """Settings of the commands whose writer may be a model behind an OpenAI-compatible endpoint."""
 
-from typing import Annotated, Self
+from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import Fact, Section, Settings
+from pitcli.settings.base import Settings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.values import split_commas
 
 OPENAI = "openai:"
@@ -36,11 +38,10 @@ class WriterSettings(Settings):
     def base_urls(self) -> tuple[str, ...]:
         return tuple(split_commas(self.base_url or ""))
 
-    @model_validator(mode="after")
-    def _writer_names_a_model(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.writer is None:
             if self.base_url is not None:
-                raise ValueError("--base-url is the address of --writer openai:MODEL, which is not given")
+                yield "--base-url is the address of --writer openai:MODEL, which is not given"
         elif not self.writer.startswith(OPENAI) or not self.writer.removeprefix(OPENAI).strip():
-            raise ValueError(f"--writer: expected openai:MODEL, got {self.writer}")
-        return self
+            yield f"--writer: expected openai:MODEL, got {self.writer}"

@@ -1,13 +1,15 @@
 """Settings of pit export."""
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import DEVICE_HELP, Device, Dtype, Fact, Section, Settings
+from pitcli.settings.base import DEVICE_HELP, Device, Dtype, Settings
+from pitcli.settings.facts import Fact, Section
 
 
 class ExportRole(StrEnum):
@@ -81,26 +83,21 @@ class ExportConfig(Settings):
     overwrite: Annotated[bool, Fact.start, Section.common] = Field(False, description="Replace the export in --out")
     device: Annotated[Device, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
 
-    @model_validator(mode="after")
-    def _merge_or_adapter(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.adapter if "merge" in self.model_fields_set and self.merge else not (self.merge or self.adapter):
-            raise ValueError("give one of --merge and --adapter")
+            yield "give one of --merge and --adapter"
         if self.adapter and "dtype" in self.model_fields_set:
-            raise ValueError("--dtype is for --merge: an adapter is written in the type that it was trained in")
+            yield "--dtype is for --merge: an adapter is written in the type that it was trained in"
         if self.adapter and self.format is ExportFormat.gguf:
-            raise ValueError("--format gguf is for --merge: llama.cpp gets one whole model")
+            yield "--format gguf is for --merge: llama.cpp gets one whole model"
         if self.quantise and self.format is not ExportFormat.gguf:
-            raise ValueError("--quantise is for --format gguf")
+            yield "--quantise is for --format gguf"
         if self.public and not self.push_to_hub:
-            raise ValueError("--public is for --push-to-hub")
-        return self
-
-    @model_validator(mode="after")
-    def _hub_names(self) -> Self:
+            yield "--public is for --push-to-hub"
         for flag, name in (("--base-name", self.base_name), ("--push-to-hub", self.push_to_hub)):
             if name is not None and not is_hub_name(name):
-                raise ValueError(f"{flag}: expected OWNER/NAME, got {name}")
-        return self
+                yield f"{flag}: expected OWNER/NAME, got {name}"
 
 
 def is_hub_name(name: str) -> bool:

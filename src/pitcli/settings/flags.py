@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
 from pitcli.events import FLAG
-from pitcli.settings.base import READ, Fact, GapLoss, Role, Section, Settings, facts_of
+from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.distill import Distillation, DistillConfig
 from pitcli.settings.dpo import DpoConfig
+from pitcli.settings.facts import READ, Fact, Section, facts_of
 from pitcli.settings.pairs import LongRows
 from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
 
@@ -67,9 +68,10 @@ def settings_of(config_class: type[S], flags: dict[str, object], file: str | Non
             name = str(entry["loc"][0]) if entry["loc"] else None
             what = what_is_wrong(entry, list(config_class.model_fields))
             where = "" if name is None else f"{_flag(name)}: " if name in flags else f"{file}: {name}: "
-            problems.append(
-                f"{_on_command_line(config_class, name)}: must be given" if entry["type"] == "missing" else where + what
-            )
+            if entry["type"] == "missing":
+                problems.append(f"{_on_command_line(config_class, name)}: must be given")
+            else:
+                problems += [where + line for line in what.split("\n")]
         raise SettingsError(problems) from None
     if problems:
         raise SettingsError(problems)

@@ -1,23 +1,15 @@
 """Settings of the commands that generate: pit sample and pit improve."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import (
-    INSTRUCTIONS,
-    Fact,
-    GapBound,
-    Method,
-    ModelSettings,
-    OutputFormat,
-    SamplingSettings,
-    Section,
-    StopRule,
-)
+from pitcli.settings.base import INSTRUCTIONS, GapBound, Method, ModelSettings, OutputFormat, SamplingSettings, StopRule
 from pitcli.settings.endpoints import WriterSettings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import split_commas
 
@@ -55,17 +47,12 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
 
-    @model_validator(mode="after")
-    def _endless_source_needs_max_rows(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.data.startswith(INSTRUCTIONS) and self.max_rows is None:
-            raise ValueError(f"--data {self.data} has no end: give --max-rows")
-        return self
-
-    @model_validator(mode="after")
-    def _an_endpoint_has_no_model_here(self) -> Self:
+            yield f"--data {self.data} has no end: give --max-rows"
         if self.writer is not None and (self.policy or self.model):
-            raise ValueError("--policy and --model are for a writer in this process; remove them, or --writer")
-        return self
+            yield "--policy and --model are for a writer in this process; remove them, or --writer"
 
     def rows_tell_what_is_done(self) -> bool:
         """Whether the output alone shows which drafts are done; the draws of a prompt without an id look alike."""
@@ -207,42 +194,19 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         needs_gap = self.width > 1 or self.prune_edits
         return self.stop is StopRule.gap or self.method is Method.best_of_n or needs_gap
 
-    @model_validator(mode="after")
-    def _equal_tokens_needs_best_of_n(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.equal_tokens and self.method is not Method.best_of_n:
-            raise ValueError("--equal-tokens is for --method best-of-n")
-        return self
-
-    @model_validator(mode="after")
-    def _run_is_of_an_improver(self) -> Self:
+            yield "--equal-tokens is for --method best-of-n"
         if self.run is not None and self.method is not Method.pit and self.writer is None:
-            raise ValueError(f"--run is for --method pit; name the policy of --method {self.method} by --policy")
-        return self
-
-    @model_validator(mode="after")
-    def _policy_is_for_this_process(self) -> Self:
+            yield f"--run is for --method pit; name the policy of --method {self.method} by --policy"
         if self.writer is not None and self.policy is not None:
-            raise ValueError("--policy is for a writer in this process; remove it, or --writer")
-        return self
-
-    @model_validator(mode="after")
-    def _prompt_is_for_plain_text(self) -> Self:
-        if self.prompt is None:
-            return self
-        if not self.prompt.strip():
-            raise ValueError("--prompt: must not be empty")
-        if re.search(r"\.(jsonl|csv|tsv|parquet)(\.gz)?$|^hub:", self.input, re.IGNORECASE):
-            raise ValueError(f"--prompt is for one plain text, and --input {self.input} has rows; give one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _width_is_not_for_best_of_n(self) -> Self:
+            yield "--policy is for a writer in this process; remove it, or --writer"
+        if self.prompt is not None and not self.prompt.strip():
+            yield "--prompt: must not be empty"
+        if self.prompt and re.search(r"\.(jsonl|csv|tsv|parquet)(\.gz)?$|^hub:", self.input, re.IGNORECASE):
+            yield f"--prompt is for one plain text, and --input {self.input} has rows; give one of the two"
         if self.width > 1 and self.method is Method.best_of_n:
-            raise ValueError("--width is not for --method best-of-n; use a larger --max-iters")
-        return self
-
-    @model_validator(mode="after")
-    def _prune_edits_is_for_rewriting(self) -> Self:
+            yield "--width is not for --method best-of-n; use a larger --max-iters"
         if self.prune_edits and self.method not in (Method.pit, Method.self_refine):
-            raise ValueError(f"--prune-edits is not for --method {self.method}, whose samples are no edits of a draft")
-        return self
+            yield f"--prune-edits is not for --method {self.method}, whose samples are no edits of a draft"

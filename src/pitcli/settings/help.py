@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from pitcli.settings.base import Section
+from pitcli.settings.facts import Section
 
 NAME_COLUMNS = 30  # a longer name gets a line of its own
 NOTE_COLUMNS = 24  # a longer "[default: ...]" may be wrapped

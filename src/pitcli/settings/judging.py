@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pitcli.settings.base import Fact, ModelSettings, Section
+from pitcli.settings.base import ModelSettings
+from pitcli.settings.facts import Fact, Section
 
 
 class JudgeSettings(ModelSettings):

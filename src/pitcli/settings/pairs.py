@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pitcli.settings.base import Fact, Section, Settings
+from pitcli.settings.base import Settings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.values import FieldPaths
 
 

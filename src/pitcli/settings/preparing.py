@@ -1,12 +1,13 @@
 """Settings of pit prepare."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import Fact, Section
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import PairRowSettings
 
 
@@ -67,28 +68,15 @@ class PrepareConfig(PairRowSettings):
         0, ge=0, lt=2**32, description="Random seed of the folds, the synthetic task and --shuffle-labels"
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> "PrepareConfig":
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if (self.data is None) == (self.synthetic is None):
-            raise ValueError("give either --data or --synthetic")
-        return self
-
-    @model_validator(mode="after")
-    def _task_needs_data(self) -> "PrepareConfig":
+            yield "give either --data or --synthetic"
         if self.task and self.data is None:
-            raise ValueError("--task needs --data, with samples of a policy")
-        return self
-
-    @model_validator(mode="after")
-    def _settings_of_task(self) -> "PrepareConfig":
+            yield "--task needs --data, with samples of a policy"
         # by value, because saved settings contain the defaults too
         number = self.pairs_per_prompt != type(self).model_fields["pairs_per_prompt"].default
         if not self.task and (self.ties_in or number):
-            raise ValueError("--pairs-per-prompt and --ties-in need --task")
-        return self
-
-    @model_validator(mode="after")
-    def _model_needs_dry_run(self) -> "PrepareConfig":
+            yield "--pairs-per-prompt and --ties-in need --task"
         if self.model and not self.dry_run:
-            raise ValueError("--model is for --dry-run")
-        return self
+            yield "--model is for --dry-run"

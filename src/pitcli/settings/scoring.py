@@ -1,11 +1,13 @@
 """Settings of the commands that score: pit score and pit explain."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import Fact, GapBound, ModelSettings, Section
+from pitcli.settings.base import GapBound, ModelSettings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import PairRowSettings
 
 ORIGINAL = "original_response"  # the field of the draft in improved rows
@@ -59,16 +61,15 @@ class ScoreConfig(ScoringSettings, PairRowSettings):
         "standard deviation",
     )
 
-    @model_validator(mode="after")
-    def _labels_or_responses(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.labels and self.against is not None:
-            raise ValueError("--against is not for --labels: chosen is compared with rejected")
+            yield "--against is not for --labels: chosen is compared with rejected"
         pairs_only = sorted(self.model_fields_set & PairRowSettings.model_fields.keys())
         if pairs_only and not self.labels:
-            raise ValueError(f"--{pairs_only[0].replace('_', '-')} is for preference pairs; use it with --labels")
+            yield f"--{pairs_only[0].replace('_', '-')} is for preference pairs; use it with --labels"
         if self.labels and self.resume and self.output == "-":
-            raise ValueError("--resume needs --output FILE")
-        return self
+            yield "--resume needs --output FILE"
 
 
 class ExplainConfig(ScoringSettings):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pitcli.settings.base import Fact, Section
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.generating import ImproveConfig, ImprovingSettings
 
 

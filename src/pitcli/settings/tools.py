@@ -1,11 +1,13 @@
 """Settings of the commands that do not train: data preparation, checks, evaluation."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pitcli.settings.base import DEVICE_HELP, Device, Fact, Section, Settings
+from pitcli.settings.base import DEVICE_HELP, Device, Settings
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.judging import IndependentJudgeSettings, JudgeSettings
 from pitcli.settings.pairs import PairRowSettings
 from pitcli.settings.values import Files, Judges
@@ -114,13 +116,12 @@ class EvaluateConfig(IndependentJudgeSettings, PairRowSettings):
     shown: int = Field(12, ge=0, description="Number of rows shown in the report")
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the bootstrap and of the rows shown")
 
-    @model_validator(mode="after")
-    def _something_to_do(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if not (self.input or self.validate_on):
-            raise ValueError("give --input (rows to evaluate), --validate-on (pairs to check the judges on), or both")
+            yield "give --input (rows to evaluate), --validate-on (pairs to check the judges on), or both"
         if self.control and not self.input:
-            raise ValueError("--control needs --input")
-        return self
+            yield "--control needs --input"
 
 
 class LabelConfig(JudgeSettings):

@@ -4,14 +4,14 @@ The settings of a command are one flat pydantic model that inherits groups of se
 `--learning-rate` on the command line is `learning_rate:` in a YAML file.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from pitcli.settings.base import (
-    Fact,
     GapBound,
     GapLoss,
     LoraSettings,
@@ -19,11 +19,11 @@ from pitcli.settings.base import (
     OptimSettings,
     PenaltyUnit,
     Role,
-    Section,
     Stage,
     Stages,
 )
 from pitcli.settings.default_runs import POLICY_FOLDER, REWARD_FOLDER, RL_FOLDER, RLHF_FOLDER, SFT_FOLDER
+from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import DataSettings
 from pitcli.settings.values import RunOrCommand
 
@@ -138,11 +138,10 @@ class RewardConfig(TrainingConfig, AdapterSettings):
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
 
-    @model_validator(mode="after")
-    def _average_of_several(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.average and self.members == 1:
-            raise ValueError("--average needs --members of at least 2")
-        return self
+            yield "--average needs --members of at least 2"
 
 
 class RolloutSettings(OptimSettings):
@@ -252,25 +251,14 @@ class RlConfig(TrainingConfig, RolloutSettings):
             values = {"curriculum_stages": (Stage.dataset, Stage.policy), **values}
         return values
 
-    @model_validator(mode="after")
-    def _curriculum_or_other_stages(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.curriculum and self.curriculum_stages != (Stage.dataset, Stage.policy):
-            raise ValueError("--curriculum means --curriculum-stages dataset,policy: give only one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _bound_of_gap_models(self) -> Self:
+            yield "--curriculum means --curriculum-stages dataset,policy: give only one of the two"
         if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
-            raise ValueError(f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}")
-        return self
-
-    @model_validator(mode="after")
-    def _policy_without_references(self) -> Self:
+            yield f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}"
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
-            raise ValueError(
-                "--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts"
-            )
-        return self
+            yield ("--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts")
 
 
 CONFIG = "config.yaml"  # the file with the settings in a run folder

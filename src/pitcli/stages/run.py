@@ -20,8 +20,9 @@ from pitcli.processes.launch import launch
 from pitcli.recipes.journal import Journal, Record, digest, existing_output, locked
 from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
-from pitcli.settings.base import Fact, Settings
+from pitcli.settings.base import Settings
 from pitcli.settings.commands import DISTRIBUTED
+from pitcli.settings.facts import Fact
 from pitcli.settings.flags import command_line
 from pitcli.settings.tools import PipelineConfig
 from pitcli.stages import start
