@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import runpy
 import shlex
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 from pitcli.data.edits import edits_between
 from pitcli.data.explained import ExplainedEdit
-from pitcli.settings.commands import COMMANDS
+from pitcli.recipes.planning import writes_of
+from pitcli.recipes.recipe import read_recipe, validated
+from pitcli.settings.tools import PipelineConfig
 
 STUDIES = Path(__file__).parents[1] / "examples" / "studies"
 sys.path.insert(0, str(STUDIES))
@@ -39,20 +42,33 @@ def study(name: str, scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch) 
     return given[0]
 
 
-def settings(step: str) -> Any:
-    """Return the validated settings of a command line, without running it."""
-    from pitcli.settings.flags import settings_of
+def settings(step: str, folder: Path) -> Any:
+    """Return the validated settings of a step as `pit run` reads it, without running it."""
+    recipe, problems = folder / "step.yaml", list[str]()
+    recipe.write_text(json.dumps({"stages": [project.as_stage(step)]}))
+    [entry] = read_recipe(PipelineConfig(recipe=recipe, out=folder), problems).entries
+    config = validated(entry, problems)
+    assert problems == [], step
+    return config
 
-    [(command, flags)] = project.as_stage(step).items()
-    return settings_of(COMMANDS[command].settings, flags)
+
+def all_steps(scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The steps of all studies of a scale."""
+    found = [*steps.base_steps(scale, 3), *transfer.matrix_steps(scale, 3)]
+    tiny_only = ("rl_details", "tuning")
+    for name in NAMES if scale is scales.TINY else (name for name in NAMES if name not in tiny_only):
+        found += [step for system in study(name, scale, monkeypatch).systems for step in system_steps(scale, 3, system)]
+    if scale is scales.TINY:
+        found += [step for one in tuning.tries() for step in tuning.steps_of(scale, 3, *one)]
+    return [*dict.fromkeys(found)]
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=["tiny", "english"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_of_a_study_is_valid(
-    name: str, scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch
+    name: str, scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if name == "rl_details" and scale is scales.ENGLISH:
+    if name in ("rl_details", "tuning") and scale is scales.ENGLISH:
         with pytest.raises(SystemExit, match="expected --model tiny"):
             study(name, scale, monkeypatch)
         return
@@ -62,12 +78,12 @@ def test_every_command_of_a_study_is_valid(
         *steps.base_steps(scale, 3),
         *(s for system in found.systems for s in system_steps(scale, 3, system)),
     ]:
-        config = settings(step)
+        config = settings(step, tmp_path)
         made.add(str(getattr(config, "output", "")))
     folders = {3: Path("seed-3")}
     for line in found.evaluations:
         words = [project.with_files(word, folders) for word in shlex.split(line)]
-        config = settings(shlex.join(["pit", "evaluate", *words, "--judge", "oracle"]))
+        config = settings(shlex.join(["pit", "evaluate", *words, "--judge", "oracle"]), tmp_path)
         compared = {file.partition("=")[0] for file in config.input} | {"original"}
         assert {file.partition("=")[0].partition("/")[2] or "original" for file in config.control} <= compared
         for file in (*config.input, *config.control):
@@ -75,28 +91,56 @@ def test_every_command_of_a_study_is_valid(
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=["tiny", "english"])
-def test_every_command_of_the_transfer_matrix_is_valid(scale: scales.StudyScale) -> None:
-    configs = [settings(step) for step in transfer.matrix_steps(scale, 3)]
+def test_every_command_of_the_transfer_matrix_is_valid(scale: scales.StudyScale, tmp_path: Path) -> None:
+    configs = [settings(step, tmp_path) for step in transfer.matrix_steps(scale, 3)]
     made = {str(getattr(config, "output", "")) for config in configs}
     assert {f"transfer@sft@{source}.jsonl" for source in transfer.sources(scale)} < made
 
 
-def test_every_try_of_the_tuning_differs_only_in_its_settings() -> None:
+@pytest.mark.parametrize("scale", SCALES, ids=["tiny", "english"])
+def test_no_two_steps_of_all_studies_write_the_same_output(
+    scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise each study would make the other's run again. --keep-diverged and --force do not change a run."""
+    made: dict[str, Any] = {}
+    for step in all_steps(scale, monkeypatch):
+        config = settings(step, tmp_path)
+        for path in writes_of(config):
+            assert made.setdefault(path, config.identity()) == config.identity(), step
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=["tiny", "english"])
+def test_what_the_ways_cost_is_recorded_whichever_study_ran_first(
+    scale: scales.StudyScale, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Costs are found by the text of a step, so two texts of one step would lose the cost of the second."""
+    texts: dict[tuple[str, ...], str] = {}
+    for step in all_steps(scale, monkeypatch):
+        assert texts.setdefault(writes_of(settings(step, tmp_path)), step) == step
+
+
+def test_scales_reach_other_processes() -> None:
+    for scale in SCALES:
+        assert pickle.loads(pickle.dumps(scale)) == scale
+
+
+def test_every_try_of_the_tuning_differs_only_in_its_settings(tmp_path: Path) -> None:
     assert len({run for run, _, _ in tuning.tries()}) == len(tuning.tries())
     for run, way, changed in tuning.tries():
-        *_, training, improved = map(settings, tuning.steps_of(scales.TINY, 3, run, way, changed))
+        made = [settings(step, tmp_path) for step in tuning.steps_of(scales.TINY, 3, run, way, changed)]
+        *_, training, improved = made
         assert training.out == improved.run == Path("runs", run)
         assert training.keep_diverged
 
 
-def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold() -> None:
+def test_a_study_on_real_text_trains_its_judge_on_a_separate_fold(tmp_path: Path) -> None:
     args = project.study_parser("").parse_args(["--model=smollm2", "--data=hh.jsonl", "--steps=9", "--max-length=99"])
     commands = steps.base_steps(scales.real(args), 3)
     assert all("--max-length 99 --max-steps 9" in step for step in commands if "sft" in step.split()[1:2])
     assert not any("--max-steps" in step for step in commands if "runs/judge" in step)  # the judge uses its whole fold
     assert sum("data/judge.jsonl" in step and "runs/judge" in step and "--seed 1003" in step for step in commands) == 1
     for step in commands:
-        settings(step)
+        settings(step, tmp_path)
 
 
 def test_a_system_name_expands_to_the_files_of_all_seeds() -> None:
@@ -145,6 +189,23 @@ def test_a_failed_step_ends_the_study_and_runs_again(tmp_path: Path, monkeypatch
 
 
 CHANGED = (*changes.CHANGES, *changes.ranks(scales.TINY.rank))
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 9)", "raise KeyError"])
+def test_a_step_that_is_killed_or_crashes_is_not_done(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(_: list[str]) -> int:
+        exec(ending)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pitcli.cli.main", ends)
+    with pytest.raises(SystemExit, match=r"pit prepare failed with exit code (-9|70)"):
+        project.run_steps(tmp_path, 0, ["pit prepare --synthetic 40 --folds sft=1 --out data"])
+    assert [line["action"] for line in lines_of(tmp_path)] == ["run"]
+
+
 RESPONSES = ("blue tan red", "red tan blue", "red tan gold")  # each better than the one before, or as good
 
 

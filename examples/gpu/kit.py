@@ -38,7 +38,7 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
     yield Part("doctor", 40, [*pit, "doctor", "--model", "tiny"])
     yield Part("tests", 110, [python, "-m", "pytest", "-q", str(ROOT / "tests/gpu"), "-m", "gpu"])
     if options.base and options.data:
-        yield from on_real_pairs(pit, device, options.base, options.data, work)
+        yield from on_real_pairs(pit, options, work)
     steps = [python, str(Path(__file__).with_name("random_shapes.py")), "--device", device]
     shapes = ["tiny"] if quick else ["smollm2", "1b"]
     if not quick:
@@ -51,15 +51,17 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
         yield Part("steps-1b-cudnn", 40, [*steps, "--shape", "1b", "--cudnn"])
 
 
-def on_real_pairs(pit: list[str], device: str, base: Path, data: Path, work: Path) -> Iterator[Part]:
+def on_real_pairs(pit: list[str], options: argparse.Namespace, work: Path) -> Iterator[Part]:
     """Yield a gap model, SFT, improvements and RL on real pairs."""
-    common = ["--data", str(data), "--model", str(base), "--device", device, "--overwrite", "--json-progress"]
+    device, of_base = options.device, ["--data", str(options.data), "--model", str(options.base)]
+    pairs, drafted = (40, 8) if options.quick else (3000, 256)
+    common = [*of_base, "--device", device, "--overwrite", "--json-progress"]
     sft, gap, drafts = work / "sft", work / "reward", work / "drafts.jsonl"
     rows = ["--micro-batch-size", "64", "--max-length", "512"]
-    yield Part("train-reward", 100, [*pit, "train-reward", *common, *rows, "--max-rows", "3000", "--out", str(gap)])
-    yield Part("sft", 60, [*pit, "sft", *common, *rows, "--max-rows", "1500", "--out", str(sft)])
+    yield Part("train-reward", 100, [*pit, "train-reward", *common, *rows, "--max-rows", str(pairs), "--out", str(gap)])
+    yield Part("sft", 60, [*pit, "sft", *common, *rows, "--max-rows", str(pairs // 2), "--out", str(sft)])
     slots = ["--sample-batch-size", "256", "--json-progress", "--device", device]
-    sample = ["--data", str(data), "--model", str(base), "--max-rows", "256", "--output", str(drafts)]
+    sample = [*of_base, "--max-rows", str(drafted), "--output", str(drafts)]
     yield Part("sample", 40, [*pit, "sample", *sample, *slots])
     improve = [
         "--run",

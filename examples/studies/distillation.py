@@ -1,7 +1,8 @@
 """Distillation: is one response of a distilled policy as good as policy and improver? Does a second round help?
 
-Prints a table: the mean grade of one response of the policy before and after, of its drafts after the improver that
-was distilled (the teacher), and which share of the teacher's gain one response keeps.
+Prints a table: the mean grade of one response of the policy before (resample) and after, of its drafts after up to five
+improvements by the improver that was distilled (the teacher), of best-of-n of the policy after sft with as many tokens,
+and which share of the teacher's gain each keeps.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
         shown = "{:.0%} [{:.0%}, {:.0%}]".format(*kept)
         lines.append([name, figures[name]["quality"], text, written(less[name]), shown])
     columns = [
-        "one response of",
+        "system",
         "quality",
         "gain over the policy before [95%]",
         "less the teacher [95%]",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from changes import CHANGES, Change
+from changes import Change, changes
 from graded import Graded, Iterated, Rows, write_figures, written_family
 from project import Study, run_study
 from scales import StudyScale
@@ -39,12 +39,12 @@ class Found(NamedTuple):
     harm: float
 
 
-def report(changes: dict[str, Change], name: str, out: Path, seeds: list[int], _: StudyScale) -> None:
+def report(compared: dict[str, Change], name: str, out: Path, seeds: list[int], _: StudyScale) -> None:
     """Print the table of these changes, and write it to NAME.json; a star: not zero at 5% after Holm's correction."""
     graded = Graded(out, seeds)
     shipped = graded.rows("change@shipped")
     figures = {}
-    for kind, change in changes.items():
+    for kind, change in compared.items():
         stopped = graded.rows(f"change@{kind}-stop")
         runs = [out / f"seed-{seed}" / "runs" / change.reward_run() for seed in seeds]
         orders_S2 = np.array([orders(run, graded, shipped, at) for at, run in enumerate(runs)])
@@ -98,7 +98,10 @@ def right_share(judge: Judge, graded: Graded, comparisons: list[Comparison]) -> 
     return float(((p_N > 0.5) == (differences_N > 0))[differences_N != 0].mean())
 
 
-STUDY = Study([f"change@{name}" for name in CHANGES], report=partial(report, CHANGES, "mends"))
+def study(scale: StudyScale) -> Study:
+    found = changes(scale.gap_loss, drafted=bool(scale.rl_questions))
+    return Study([f"change@{name}" for name in found], report=partial(report, found, "mends"))
+
 
 if __name__ == "__main__":
-    run_study(__doc__, lambda _: STUDY)
+    run_study(__doc__, study)

@@ -23,6 +23,7 @@ from scales import ENGLISH, TINY, StudyScale, real
 from steps import base_steps
 from systems import system_steps
 
+from pitcli.errors import PitError
 from pitcli.recipes.journal import Journal
 from pitcli.recipes.planning import plan
 from pitcli.settings.tools import PipelineConfig
@@ -30,8 +31,9 @@ from pitcli.stages.run import decide
 
 # with a gap model on shuffled labels, RL must not beat the SFT improver, and best-of-n must not beat the drafts
 CONTROLS = "--control=shuffled/sft-only,shuffled-best-of-n/original"
-COSTS, RECIPE = Path("costs.jsonl"), Path("step.yaml")
-SOME_ROWS_FAILED = 1
+COSTS = Path("costs.jsonl")
+FINE = (0, 1)  # all rows, or some rows failed
+CRASHED = 70
 MAXRSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in KiB, on macOS in bytes
 
 
@@ -48,19 +50,21 @@ def run_steps(folder: Path, seed: int, steps: Iterable[str]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    start = time.time()
+    recipe, start = Path(f"step-{os.getpid()}.yaml"), time.time()
     for step in dict.fromkeys(steps):
-        RECIPE.write_text(json.dumps({"stages": [as_stage(step)]}))
-        [stage] = plan(PipelineConfig(recipe=RECIPE, out=Path())).stages
-        action = decide(stage, Journal(), {}).action
+        recipe.write_text(json.dumps({"stages": [as_stage(step)]}))
+        try:
+            [stage] = plan(PipelineConfig(recipe=recipe, out=Path())).stages
+            action = decide(stage, Journal(), {}).action
+        except PitError as error:
+            sys.exit(f"{step}\n{error}")
         if action == "skip":
             continue
         print(f"\n[seed {seed}, {time.time() - start:4.0f} s] $ {step}", flush=True)
-        code, cost = in_child(["run", str(RECIPE), "--out", "."])
-        with COSTS.open("a") as file:
-            file.write(json.dumps({"step": step, "action": action, **cost._asdict()}) + "\n")
-        if code > SOME_ROWS_FAILED:
+        code = in_child(["run", str(recipe), "--out", "."], {"step": step, "action": action})
+        if code not in FINE:
             sys.exit(f"pit {step.split()[1]} failed with exit code {code}; run the same command again to resume")
+    recipe.unlink(missing_ok=True)
 
 
 def as_stage(step: str) -> dict[str, dict[str, object]]:
@@ -82,14 +86,14 @@ class Cost(NamedTuple):
     peak_mib: float
 
 
-def in_child(words: list[str]) -> tuple[int, Cost]:
-    """Run a pit command in a forked child. Returns its exit code and what it took."""
+def in_child(words: list[str], line: dict[str, str]) -> int:
+    """Run a pit command in a forked child, and return its exit code. line: what costs.jsonl says of it besides."""
     from pitcli.cli import main as pit
 
-    start = time.time()
+    start, peak = time.time(), 0.0  # of a child that was interrupted with its study, the peak is not known
     sys.stdout.flush()
     if (child := os.fork()) == 0:
-        code = 1
+        code = CRASHED
         try:
             code = pit(words)
         except BaseException:  # the child must not go on as if it were the parent
@@ -97,8 +101,13 @@ def in_child(words: list[str]) -> tuple[int, Cost]:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    _, status, usage = os.wait4(child, 0)
-    return os.waitstatus_to_exitcode(status), Cost(time.time() - start, usage.ru_maxrss / MAXRSS_PER_MIB)
+    try:
+        _, status, usage = os.wait4(child, 0)
+        peak = usage.ru_maxrss / MAXRSS_PER_MIB
+    finally:
+        with COSTS.open("a") as file:
+            file.write(json.dumps({**line, **Cost(time.time() - start, peak)._asdict()}) + "\n")
+    return os.waitstatus_to_exitcode(status)
 
 
 def costs_of(folder: Path, steps: Iterable[str]) -> Cost:

@@ -9,8 +9,8 @@ from scales import StudyScale
 
 
 def study(scale: StudyScale) -> Study:
-    changes = ranks(scale.rank)
-    return Study([f"change@{name}" for name in changes], report=partial(report, changes, "ranks"))
+    found = ranks(scale.rank)
+    return Study([f"change@{name}" for name in found], report=partial(report, found, "ranks"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Details of other RL methods, each put in place of a part of pit's; none of them is a setting.
 
+If you edit one, delete its run: what is neither a setting nor an input does not make a step run again.
+
 Prints the quality after each of three iterations without a stop rule, and what it is more or less than pit's own.
 """
 

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from pitcli.settings.base import LoraSettings
@@ -36,7 +35,7 @@ class StudyScale(NamedTuple):
     distill: str
     on_policy: str  # pit distill --method on-policy
     temperature: float = 0.5  # of drafts, references in RL, and every method: otherwise the gain is mostly temperature
-    tuned: Mapping[str, str] = MappingProxyType({})
+    tuned: Mapping[str, str] = {}
     reward_data: str = "data/reward.jsonl"
     dpo_data: str = "data/reward.jsonl"
     rl_data: str = "data/rl.jsonl"

@@ -3,16 +3,7 @@
 from changes import CHANGES, Change, ranks
 from distilled import distilled_steps
 from scales import StudyScale
-from steps import (
-    ONCE,
-    gap_model,
-    improve,
-    improver_steps,
-    policy_steps,
-    rl,
-    sample,
-    sft_improver,
-)
+from steps import ONCE, gap_model, improve, improver_steps, policy_steps, rl, sample, sft_improver
 from ways import way_steps
 
 
@@ -39,7 +30,7 @@ def variant_steps(scale: StudyScale, seed: int, kind: str, value: str) -> list[s
         run = f"rl-{value}"
         steps = [rl(scale, seed, run, f"--curriculum-stages {value.replace('+', ',')}")]
     elif kind == "loss":
-        run = f"rl-{value}"
+        run = f"rl-loss-{value}"
         steps = [
             gap_model(scale, seed, f"--out runs/reward-{value} --gap-loss {value}"),
             rl(scale, seed, run, f"--curriculum --reward runs/reward-{value}"),
@@ -55,7 +46,7 @@ def changed_steps(scale: StudyScale, seed: int, name: str, change: Change) -> li
     kind = name.partition("@")[2]
     sft = f"runs/sft-{kind}" if change.sft else "runs/sft"
     reward = f"runs/{change.reward_run()}"
-    run = f"rl-{kind}" if change.sft or change.reward or change.rl or change.labels else "rl"
+    run = f"rl-change-{kind}" if change.sft or change.reward or change.rl or change.labels else "rl"
     steps, labels = [], ""
     if change.labels:
         steps += own_pairs(scale, seed)

@@ -4,6 +4,7 @@ Prints the mean grade after one improvement. The best of each way goes into scal
 same way before: five settings, one seed.
 """
 
+import sys
 from pathlib import Path
 
 from graded import Graded, write_figures
@@ -54,7 +55,11 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
     write_figures(out / "tuning.json", lines)
 
 
-STUDY = Study(more=make_tries, report=report)
+def study(scale: StudyScale) -> Study:
+    if scale.name != "tiny":
+        sys.exit("tuning: on this scale, all seeds have the requests of the test; expected --model tiny")
+    return Study(more=make_tries, report=report)
+
 
 if __name__ == "__main__":
-    run_study(__doc__, lambda _: STUDY)
+    run_study(__doc__, study)

@@ -22,7 +22,11 @@ class Way(NamedTuple):
 
 
 def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
-    """Return the ways by name. Each uses the same pairs, and RL and sft-own-best the prompts of fold rl too."""
+    """Return the ways by name.
+
+    On the synthetic task `sft` has the pairs of fold sft only; the others those of fold reward too, but for the
+    verifier. RL and sft-own-best use the prompts of fold rl as well, RL also its pairs, as references.
+    """
     sft, reward = sft_improver(scale, seed), gap_model(scale, seed)
     drafts = [sample(scale, seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []
     model = f"--model {scale.model} --seed {seed}"
@@ -37,7 +41,7 @@ def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
     def rloo(name: str, settings: str) -> Way:
         if settings in scale.reward:
             return Way([sft, reward, *drafts, rl(scale, seed, "rl", "--curriculum")], "rl")
-        folder, run = f"runs/reward-{name}", f"rl-{name}"
+        folder, run = f"runs/reward-{name}", f"rl-way-{name}"
         other = gap_model(scale, seed, f"--out {folder} {settings}")
         trained = rl(scale, seed, run, f"--curriculum --force --reward {folder} {tuned(f'rloo-{name}')}")
         return Way([sft, other, *drafts, trained], run)
@@ -65,7 +69,7 @@ def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
         },
         "sft-own-best": own_best(),
         **{f"rloo-{name}": rloo(name, settings) for name, settings in GAP_MODELS.items()},
-        "rloo-verifier": Way([sft, *drafts, rl(scale, seed, "rl-verifier", verifier)], "rl-verifier"),
+        "rloo-verifier": Way([sft, *drafts, rl(scale, seed, "rl-way-verifier", verifier)], "rl-way-verifier"),
     }
     # SFT has all pairs already; a loss of pairs reads a text once for each of its pairs: here, eight times as much
     left_out = {"sft-both": both == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}

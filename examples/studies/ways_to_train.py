@@ -5,7 +5,8 @@ rule for all, and what the trainings took, from the base model on. A second tabl
 were distilled from an improver. For exact seconds, run one seed at a time in a new folder (--jobs 1 --out NEW).
 
 The stop rule's gap model has a seed of its own, so no way was trained on it. The oracle as the reward is an upper
-bound: it also judges. The settings of each way were chosen on another seed (tuning.py).
+bound: it also judges. The settings of DPO, IPO, KTO and of RL on the oracle were chosen among five each on other seeds
+(tuning.py), those of RL on a gap model likewise, those of the others by hand.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from graded import Graded, write_figures, written, written_family
 from project import Cost, Study, costs_of, run_study
 from scales import StudyScale
-from steps import gap_model, sft_improver
+from steps import gap_model, sft_improver, sft_policy
 from systems import system_steps
 from ways import ITERATIONS, ways
 
@@ -53,7 +54,8 @@ def report(out: Path, seeds: list[int], scale: StudyScale) -> None:
             ]
         )
     table(f"Ways to train an improver, {len(other)} rows, judged by the oracle", list(COLUMNS), lines)
-    base = {seed: [sft_improver(scale, seed), gap_model(scale, seed)] for seed in seeds}
+    start = [sft_policy] if scale.policy else []
+    base = {seed: [make(scale, seed) for make in (sft_improver, gap_model, *start)] for seed in seeds}
     lines = []
     for name in DISTILLED:
         one = graded.iterated(name, other, 1)

@@ -258,7 +258,7 @@ class RlConfig(TrainingConfig, RolloutSettings):
         if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
             yield f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}"
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):
-            yield ("--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts")
+            yield "--role policy uses no references: remove --curriculum, --curriculum-stages, --sft and --drafts"
 
 
 CONFIG = "config.yaml"  # the file with the settings in a run folder

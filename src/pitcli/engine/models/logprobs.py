@@ -5,7 +5,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-LOGIT_ROWS = {"cpu": 128, "cuda": 2048, "mps": 2048}  # a GPU is slow at many small products
+LOGIT_ROWS = 128
+GPU_LOGITS = 2**26  # a GPU is slow at many small products; 256 MiB in fp32
+
+
+def rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """Return for how many states logits are computed together."""
+    return LOGIT_ROWS if device.type == "cpu" else max(LOGIT_ROWS, GPU_LOGITS // vocabulary)
 
 
 def token_logprobs(hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
@@ -23,11 +29,15 @@ def next_token_kl(hidden_ND: Tensor, reference_hidden_ND: Tensor, output_layer: 
 
     hidden_ND, reference_hidden_ND: the states of the two models after the same tokens.
     """
-    found, rows = [], LOGIT_ROWS[hidden_ND.device.type]
+    found, rows = [], rows_at_once(_vocabulary(output_layer), hidden_ND.device)
     for states in zip(hidden_ND.split(rows), reference_hidden_ND.split(rows), strict=True):
         logprobs_CV, reference_CV = (output_layer(states_CD).float().log_softmax(-1) for states_CD in states)
         found.append((logprobs_CV.exp() * (logprobs_CV - reference_CV)).sum(-1))
     return torch.cat(found)
+
+
+def _vocabulary(output_layer: nn.Module) -> int:
+    return len(cast(Tensor, output_layer.weight))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -38,7 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, output_layer: nn.Module, targets_N: Tensor, temperature: float) -> Tensor:
-        logprobs, gradients, rows = [], [], LOGIT_ROWS[hidden_ND.device.type]
+        logprobs, gradients, rows = [], [], rows_at_once(_vocabulary(output_layer), hidden_ND.device)
         for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
             logits_CV = output_layer(hidden_CD).float()
             if temperature != 1.0:

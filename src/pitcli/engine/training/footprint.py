@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pitcli.engine.models.bases import reading
 from pitcli.engine.models.loading import load_base, lora_config
-from pitcli.engine.models.logprobs import LOGIT_ROWS
+from pitcli.engine.models.logprobs import rows_at_once
 from pitcli.engine.models.precision import autocast
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.training.loop import PlannedRows, RolloutCost, Task
@@ -152,7 +152,10 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
         base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
         adapters=shape.adapter * 4 * (setup.roles + setup.trained * (STATE_COPIES - 1)),
         passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
-        logits=min(few.sizes.logit_rows, LOGIT_ROWS[setup.device.type]) * shape.vocabulary * 4 * LOGIT_COPIES,
+        logits=min(few.sizes.logit_rows, rows_at_once(shape.vocabulary, setup.device))
+        * shape.vocabulary
+        * 4
+        * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
     return found, few.sizes
@@ -216,6 +219,7 @@ def _measured(setup: Setup, layers: int, task_on: Callable[[RoleModel], Task], c
     with model.role(task.role, train=True):
         if model.device.type != "cpu":
             _both_passes(model, task, middle)  # allocates the workspaces of the libraries, whatever the layers
+            model.zero_grad(set_to_none=True)
         before = _peak_bytes(model.device, reset=True)
         _both_passes(model, task, largest)
         _both_passes(model, task, middle)  # its different shape leaves different holes in the heap
