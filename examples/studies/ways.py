@@ -21,58 +21,96 @@ class Way(NamedTuple):
     run: str
 
 
+class _Ways(NamedTuple):
+    """The commands of the ways of one seed."""
+
+    scale: StudyScale
+    seed: int
+
+    @property
+    def model(self) -> str:
+        return f"--model {self.scale.model} --seed {self.seed}"
+
+    @property
+    def sft(self) -> str:
+        return sft_improver(self.scale, self.seed)
+
+    @property
+    def both(self) -> str:
+        """The pairs of SFT and of DPO."""
+        return ",".join(dict.fromkeys(("data/sft.jsonl", self.scale.dpo_data)))
+
+    @property
+    def drafts(self) -> list[str]:
+        """The drafts that RL improves, if they are written before."""
+        scale = self.scale
+        return (
+            [sample(scale, self.seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []
+        )
+
+    def tuned(self, name: str) -> str:
+        return f"{KEEP} {self.scale.tuned.get(name, '')}".strip()
+
+    def sft_both(self) -> Way:
+        shared = f"--out runs/sft-both {self.model} {self.scale.sft} {KEEP}"
+        return Way([f"pit sft --role improver --data {self.both} {shared}"], "sft-both")
+
+    def dpo(self, loss: str) -> Way:
+        return Way([self._dpo(loss, loss, f"--data {self.both} --from-base")], loss)
+
+    def dpo_after_sft(self, loss: str) -> Way:
+        name = f"sft-{loss}"
+        return Way([self.sft, self._dpo(name, loss, f"--data {self.scale.dpo_data}")], name)
+
+    def _dpo(self, name: str, loss: str, start: str) -> str:
+        shared = f"--out runs/{name} {start} {self.model} {self.scale.dpo} {self.tuned(name)}"
+        return f"pit dpo --role improver --loss {loss} {shared}"
+
+    def own_best(self) -> Way:
+        """SFT on the best of four improvements of new drafts by the gap model (expert iteration)."""
+        scale, seed = self.scale, self.seed
+        own, name = (self.drafts, RL_DRAFTS) if self.drafts else ([], "drafts-own")
+        own = own or [sample(scale, seed, name, scale.temperature, "data/rl.jsonl")]
+        best = "--run runs/sft --reward runs/reward --width 4 --max-iters 1 --threshold 0.65 --only-changed"
+        pairs = "--fields prompt=prompt,chosen=response,rejected=original_response --init runs/sft"
+        improved = improve(scale, seed, "own-best", f"{best} --temperature 0.8", name)
+        shared = f"--out runs/sft-own-best {self.model} {scale.own_best} {KEEP}"
+        again = f"pit sft --role improver --data own-best.jsonl {pairs} {shared}"
+        return Way([self.sft, gap_model(scale, seed), *own, improved, again], "sft-own-best")
+
+    def rloo(self, name: str, settings: str) -> Way:
+        scale, seed = self.scale, self.seed
+        if settings in scale.reward:
+            return Way([self.sft, gap_model(scale, seed), *self.drafts, rl(scale, seed, "rl", "--curriculum")], "rl")
+        folder, run = f"runs/reward-{name}", f"rl-way-{name}"
+        other = gap_model(scale, seed, f"--out {folder} {settings}")
+        trained = rl(scale, seed, run, f"--curriculum --force --reward {folder} {self.tuned(f'rloo-{name}')}")
+        return Way([self.sft, other, *self.drafts, trained], run)
+
+    def on_the_oracle(self) -> Way:
+        settings = f"--curriculum --reward {shlex.quote(VERIFIER)} {self.tuned('rloo-verifier')}"
+        run = "rl-way-verifier"
+        return Way([self.sft, *self.drafts, rl(self.scale, self.seed, run, settings)], run)
+
+
 def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
     """Return the ways by name.
 
     On the synthetic task `sft` has the pairs of fold sft only; the others those of fold reward too, but for the
     verifier. RL and sft-own-best use the prompts of fold rl as well, RL also its pairs, as references.
     """
-    sft, reward = sft_improver(scale, seed), gap_model(scale, seed)
-    drafts = [sample(scale, seed, RL_DRAFTS, scale.temperature, scale.rl_questions)] if scale.rl_questions else []
-    model = f"--model {scale.model} --seed {seed}"
-    both = ",".join(dict.fromkeys(("data/sft.jsonl", scale.dpo_data)))
-
-    def tuned(name: str) -> str:
-        return f"{KEEP} {scale.tuned.get(name, '')}".strip()
-
-    def dpo(name: str, loss: str, start: str) -> str:
-        return f"pit dpo --role improver --loss {loss} --out runs/{name} {start} {model} {scale.dpo} {tuned(name)}"
-
-    def rloo(name: str, settings: str) -> Way:
-        if settings in scale.reward:
-            return Way([sft, reward, *drafts, rl(scale, seed, "rl", "--curriculum")], "rl")
-        folder, run = f"runs/reward-{name}", f"rl-way-{name}"
-        other = gap_model(scale, seed, f"--out {folder} {settings}")
-        trained = rl(scale, seed, run, f"--curriculum --force --reward {folder} {tuned(f'rloo-{name}')}")
-        return Way([sft, other, *drafts, trained], run)
-
-    def own_best() -> Way:
-        """SFT on the best of four improvements of new drafts by the gap model (expert iteration)."""
-        own = drafts or [sample(scale, seed, "drafts-own", scale.temperature, "data/rl.jsonl")]
-        best = "--run runs/sft --reward runs/reward --width 4 --max-iters 1 --threshold 0.65 --only-changed"
-        pairs = "--fields prompt=prompt,chosen=response,rejected=original_response --init runs/sft"
-        improved = improve(scale, seed, "own-best", f"{best} --temperature 0.8", RL_DRAFTS if drafts else "drafts-own")
-        again = (
-            f"pit sft --role improver --data own-best.jsonl {pairs} --out runs/sft-own-best {model} {scale.own_best}"
-        )
-        return Way([sft, reward, *own, improved, f"{again} {KEEP}"], "sft-own-best")
-
-    verifier = f"--curriculum --reward {shlex.quote(VERIFIER)} {tuned('rloo-verifier')}"
-    sft_both = f"pit sft --role improver --data {both} --out runs/sft-both {model} {scale.sft} {KEEP}"
+    made = _Ways(scale, seed)
     found = {
-        "sft": Way([sft], "sft"),
-        "sft-both": Way([sft_both], "sft-both"),
-        **{loss: Way([dpo(loss, loss, f"--data {both} --from-base")], loss) for loss in LOSSES},
-        **{
-            f"sft-{loss}": Way([sft, dpo(f"sft-{loss}", loss, f"--data {scale.dpo_data}")], f"sft-{loss}")
-            for loss in LOSSES
-        },
-        "sft-own-best": own_best(),
-        **{f"rloo-{name}": rloo(name, settings) for name, settings in GAP_MODELS.items()},
-        "rloo-verifier": Way([sft, *drafts, rl(scale, seed, "rl-way-verifier", verifier)], "rl-way-verifier"),
+        "sft": Way([made.sft], "sft"),
+        "sft-both": made.sft_both(),
+        **{loss: made.dpo(loss) for loss in LOSSES},
+        **{f"sft-{loss}": made.dpo_after_sft(loss) for loss in LOSSES},
+        "sft-own-best": made.own_best(),
+        **{f"rloo-{name}": made.rloo(name, settings) for name, settings in GAP_MODELS.items()},
+        "rloo-verifier": made.on_the_oracle(),
     }
     # SFT has all pairs already; a loss of pairs reads a text once for each of its pairs: here, eight times as much
-    left_out = {"sft-both": both == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}
+    left_out = {"sft-both": made.both == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}
     return {name: way for name, way in found.items() if not left_out.get(name)}
 
 
