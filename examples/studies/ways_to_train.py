@@ -5,8 +5,8 @@ rule for all, and what the trainings took, from the base model on. A second tabl
 were distilled from an improver. For exact seconds, run one seed at a time in a new folder (--jobs 1 --out NEW).
 
 The stop rule's gap model has a seed of its own, so no way was trained on it. The oracle as the reward is an upper
-bound: it also judges. The settings of DPO, IPO, KTO and of RL on the oracle were chosen among five each on other seeds
-(tuning.py), those of RL on a gap model likewise, those of the others by hand.
+bound: it also judges. The settings of RL on a gap model were chosen among five on another seed. Those of the other ways
+are the defaults until scales.py has what tuning.py finds, so the table is no ranking of losses.
 """
 
 from pathlib import Path
