@@ -18,6 +18,7 @@ from pitcli.engine.generation.continuous_batching import (
 )
 from pitcli.engine.generation.sampling import Decoding, Sample, generate
 from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.models.batches import PASS_TOKENS
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from tests.conftest import WithRoles
 from tests.engine.generation.test_sampling import OTHERS, PROMPTS, SEEDS, STEPS, assert_same
@@ -197,6 +198,33 @@ def test_guesses_change_only_the_number_of_passes(
     assert passes[0] < passes[1] * (0.4 if all_right else 0.8)
     if temperature == 0:  # greedy responses repeat themselves
         assert passes[2] < passes[1]
+
+
+def test_on_a_gpu_only_few_requests_guess_and_prompts_are_read_in_parts(
+    model: RoleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ContinuousBatching, "_on_cpu", False)
+    monkeypatch.setattr(module, "GUESSING", 1)
+    monkeypatch.setattr(module, "READ_TOKENS", 8)
+    monkeypatch.setitem(PASS_TOKENS, "cpu", 2048)  # so that one pass for all would be best
+    together, sizes = list[int](), list[tuple[int, int]]()
+    guess, read = module._RunningRequest.guess, ContinuousBatching._read
+
+    def recorded_guess(self: module._RunningRequest) -> None:
+        together.append(len(slots._running))
+        guess(self)
+
+    def recorded_read(self: ContinuousBatching, reads: Sequence[tuple[int, list[int]]]) -> None:
+        sizes.append((len(reads), max(len(ids) for _, ids in reads)))
+        read(self, reads)
+
+    monkeypatch.setattr(module._RunningRequest, "guess", recorded_guess)
+    monkeypatch.setattr(ContinuousBatching, "_read", recorded_read)
+    slots = ContinuousBatching(model, IMPROVER, DECODING, 3)
+    assert_same(written(slots, REQUESTS, 1), [alone(model, IMPROVER, request, DECODING) for request in REQUESTS])
+    assert set(together) == {1}
+    assert all(rows == 1 or rows * width <= 8 for rows, width in sizes)
+    assert max(rows for rows, _ in sizes) == 3
 
 
 def test_guesses_are_what_followed_the_last_two_tokens() -> None:

@@ -484,3 +484,9 @@ def test_a_neox_base_has_roles(with_roles: WithRoles, batch: Batch) -> None:
         found_N = completion_logprobs(model, batch)
     # the last row: a prompt of two tokens, then STOP, predicted at position 1
     assert float(found_N[-1]) == pytest.approx(float(logprobs_BTV[2, 1, STOP]), abs=1e-5)
+
+
+def test_a_gpu_computes_more_logits_at_once_as_far_as_the_vocabulary_allows() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert logprobs.rows_at_once(49_152, cpu) == logprobs.rows_at_once(1_000_000, cuda) == 128
+    assert logprobs.rows_at_once(49_152, cuda) == 2**26 // 49_152 == 1365

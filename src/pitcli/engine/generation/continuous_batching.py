@@ -123,7 +123,10 @@ class ContinuousBatching:
         layers = model.base.config.get_text_config().num_hidden_layers
         self._layers = [SlotCacheLayer(self._index) for _ in range(layers)]
         self._cache = Cache(layers=[*self._layers])
-        self._on_cpu = model.device.type == "cpu"
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.model.device.type == "cpu"
 
     def free(self) -> int:
         """Return how many requests can be admitted now."""

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -202,13 +201,20 @@ def new_manifest(
 def gap_data_of_rows(path: str) -> list[DataIdentity]:
     """The data of the gap models that chose the rows of these files, if pit improve wrote them.
 
-    So pit evaluate does not call a judge independent that was trained on the same pairs.
+    So pit evaluate does not call a judge independent that was trained on the same pairs. Raises InputError if a
+    manifest next to a file cannot be read: what chose its rows is then unknown.
     """
     found: list[DataIdentity] = []
     for file in split_commas(path):
-        record = Path(f"{file}.{MANIFEST}")
-        with suppress(OSError, ValueError, LookupError, TypeError):  # not a record of pit improve
-            found += map(DataIdentity.model_validate, json.loads(record.read_bytes())["origin"]["gap_data"])
+        path_of_record = Path(f"{file}.{MANIFEST}")
+        if not path_of_record.is_file():
+            continue
+        try:
+            origin = json.loads(path_of_record.read_bytes()).get("origin", {})
+            found += map(DataIdentity.model_validate, origin.get("gap_data", []))
+        except (ValueError, AttributeError):
+            remedy = f"make {file} again, or move the manifest away"
+            raise InputError(f"{path_of_record}: damaged, or not of pit improve; {remedy}") from None
     return found
 
 
