@@ -119,10 +119,10 @@ audit: install
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
-# slow: the studies on three seeds, each at most 15 minutes on 2 cores after the first one has made the shared runs:
+# slow: the studies on three seeds, most a quarter of an hour on 2 cores after the first one has made the shared runs:
 #   make study-main_comparison, study-curriculum, study-gap_losses, study-temperatures, study-iterations, study-stop_rule,
 #   study-over_optimisation, study-controls, study-explained_edits, study-distillation, study-rl_details, study-transfer,
-#   study-ranks, study-ways_to_train, study-mends (an hour), study-tuning (STUDY='--seeds 100 101'); for real text, add STUDY='--model smollm2 --data hh.jsonl'
+#   study-ranks, study-ways_to_train, study-mends and study-tuning (an hour each, the latter with STUDY='--seeds 100 101'); for real text, add STUDY='--model smollm2 --data hh.jsonl'
 studies: $(addprefix study-,main_comparison curriculum gap_losses temperatures iterations stop_rule over_optimisation controls \
   explained_edits distillation mends rl_details ways_to_train transfer ranks)
 
