@@ -147,15 +147,13 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
     few, more = (_in_a_fork(setup.device, partial(_measured, setup, n, task_on, config)) for n in (low, high))
     share = (shape.layers - low) / (high - low)
     bytes_per_weight = NF4_BYTES if setup.load_in_4bit else width
+    logit_rows = min(few.sizes.logit_rows, rows_at_once(shape.vocabulary, setup.device))
     found = Footprint(
         process=process,
         base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
         adapters=shape.adapter * 4 * (setup.roles + setup.trained * (STATE_COPIES - 1)),
         passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
-        logits=min(few.sizes.logit_rows, rows_at_once(shape.vocabulary, setup.device))
-        * shape.vocabulary
-        * 4
-        * LOGIT_COPIES,
+        logits=logit_rows * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
     return found, few.sizes
