@@ -54,27 +54,20 @@ def parts(options: argparse.Namespace, work: Path) -> Iterator[Part]:
 def on_real_pairs(pit: list[str], options: argparse.Namespace, work: Path) -> Iterator[Part]:
     """Yield a gap model, SFT, improvements and RL on real pairs."""
     device, of_base = options.device, ["--data", str(options.data), "--model", str(options.base)]
-    pairs, drafted = (40, 8) if options.quick else (3000, 256)
+    pairs, drafted, written = (40, 8, "16") if options.quick else (3000, 256, "256")
     common = [*of_base, "--device", device, "--overwrite", "--json-progress"]
     sft, gap, drafts = work / "sft", work / "reward", work / "drafts.jsonl"
     rows = ["--micro-batch-size", "64", "--max-length", "512"]
     yield Part("train-reward", 100, [*pit, "train-reward", *common, *rows, "--max-rows", str(pairs), "--out", str(gap)])
     yield Part("sft", 60, [*pit, "sft", *common, *rows, "--max-rows", str(pairs // 2), "--out", str(sft)])
-    slots = ["--sample-batch-size", "256", "--json-progress", "--device", device]
+    tokens = ["--max-new-tokens", written]
+    slots = ["--sample-batch-size", "256", "--json-progress", "--device", device, *tokens]
     sample = [*of_base, "--max-rows", str(drafted), "--output", str(drafts)]
     yield Part("sample", 40, [*pit, "sample", *sample, *slots])
-    improve = [
-        "--run",
-        str(sft),
-        "--reward",
-        str(gap),
-        "--input",
-        str(drafts),
-        "--output",
-        str(work / "improved.jsonl"),
-    ]
+    made = ["--run", str(sft), "--reward", str(gap)]
+    improve = [*made, "--input", str(drafts), "--output", str(work / "improved.jsonl")]
     yield Part("improve", 60, [*pit, "improve", *improve, *slots, "--max-iters", "3", "--overwrite"])
-    short = ["--max-steps", "6", "--rollout-max-new-tokens", "64", "--force"]
+    short = ["--max-steps", "6", "--rollout-max-new-tokens", "16" if options.quick else "64", "--force"]
     runs = ["--sft", str(sft), "--reward", str(gap), "--out", str(work / "rl")]
     yield Part("rl", 70, [*pit, "rl", *common, *rows, "--curriculum", *runs, *short])
 
