@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: english gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-serve bench-gpu clean
+.PHONY: english english-baselines gpu-kit ifeval memory install demo test lint check package docs faults audit studies smollm2-hh bench bench-costs bench-serve bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -86,9 +86,13 @@ bench-serve: install $(VENV)/.smollm2
 gpu-kit: install $(VENV)/.smollm2
 	$(BIN)/python examples/gpu/pack.py $(if $(DATA),--data $(DATA)) $(KIT)
 
-# slow (hours on 2 cores; the same command resumes): an English improver by SFT, gap model and RL, and its baselines
+# slow (hours on 2 cores; the same command resumes): an English improver by SFT and a gap model, and its baselines
 english: install $(VENV)/.smollm2
 	$(BIN)/pit run examples/recipes/english.yaml --out runs/english
+
+# slow (hours, after make english): RL from that improver, plain RLHF, an SFT policy and Self-Refine on the same drafts
+english-baselines: install $(VENV)/.smollm2
+	PATH="$(BIN):$$PATH" $(BIN)/pit run examples/recipes/english-baselines.yaml --out runs/english-baselines
 
 # IFEval's published checker in a separate environment, with punkt's sentence data
 .venv-ifeval/.installed: examples/ifeval/requirements.txt
