@@ -29,7 +29,6 @@ CHANGES = {
         sft="--learning-rate 2e-4", reward="--learning-rate 2e-4 --head-rate 1", rl="--learning-rate 2e-4"
     ),
     "reference-temperature-1": Change(rl="--reference-temperature 1"),
-    "penalty-in-logits": Change(rl="--eos-penalty-unit one"),
     "pointwise": Change(reward="--gap-loss pointwise"),
     "members": Change(reward=MEMBERS),
     "members-least": Change(reward=MEMBERS, rl="--gap-bound min", use="--gap-bound min"),

@@ -24,7 +24,6 @@ from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
-REPLACED = {"--skip-long": "--long-rows skip", "--truncate": "--long-rows truncate"}  # flags of earlier versions
 LINGER = 10.0  # seconds in which rank 0 reports an error that all processes have
 
 # the same for every command, and kept from version to version
@@ -164,9 +163,7 @@ def _ending(error: Exception) -> tuple[int, list[str]] | None:
 
 def _usage_line(error: TyperException) -> str:
     message = error.message.rstrip(".")
-    if present := REPLACED.get(getattr(error, "option_name", "")):
-        message += f"; use {present}"
-    elif near := getattr(error, "possibilities", None):
+    if near := getattr(error, "possibilities", None):
         message += f"; did you mean {near[0]}?"
     if context := getattr(error, "ctx", None):
         message += f" (see {context.command_path} --help)"

@@ -1,12 +1,11 @@
 """The three answers: better than the originals, better than the baselines, and what is missing."""
 
-import json
 from typing import Any
 
 import pytest
 
 from pitcli.evaluation.answers import answer_lines, answers
-from pitcli.evaluation.results import Answers, Claim, Control, Evaluation, JudgeResult, SystemComparison, Validation
+from pitcli.evaluation.results import Answers, Claim, JudgeResult, SystemComparison, Validation
 from pitcli.evaluation.systems import System
 from tests.evaluation.constructed import compared, judge_of, row, system
 
@@ -204,14 +203,3 @@ def test_nothing_is_missing_if_every_check_passed() -> None:
         "   a",
         "   b",
     ]
-
-
-def test_older_files_are_read() -> None:
-    """They have no answers, and another key for what a control is expected to show."""
-    control = Control(name="padded", judge="oracle", expected="no gain", seen="+6.1", passed=False)
-    empty: dict[str, Any] = {name: [] for name in ("judges", "systems", "comparisons", "iterations", "samples")}
-    new = Evaluation(pit_version="0.1.0", settings={}, controls=[control], claims=[], **empty)
-    old = json.loads(new.model_dump_json())
-    del old["answers"]
-    old["controls"][0]["want" + "ed"] = old["controls"][0].pop("expected")
-    assert Evaluation.model_validate_json(json.dumps(old)) == new

@@ -1,11 +1,14 @@
 """A recipe plans with the runs, the base and the data that each command would find by itself."""
 
+import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from pitcli.engine.models import bases
+from pitcli import cli
+from pitcli.data.synthetic import preference_rows
 from pitcli.engine.models.opening import open_base
 from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PlannedStage
@@ -17,16 +20,28 @@ from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.tools import PipelineConfig
 from pitcli.settings.training import RlConfig, SftConfig
+from tests.conftest import Share
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_the_house"
+
+@pytest.fixture(scope="session")
+def trained(share: Share) -> Path:
+    """A folder with pairs, drafts, and runs of the embedded base: an SFT improver, a gap model, and RL from both."""
+
+    def fill(folder: Path) -> None:
+        with chdir(folder):
+            Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(12, seed=3)))
+            Path("drafts.jsonl").touch()
+            shared = "--data pairs.jsonl --max-steps 1 --batch-size 4"
+            for command in ("sft --model tiny", "train-reward --model tiny", "rl --force --rollout-max-new-tokens 4"):
+                assert cli.main([*command.split(), *shared.split()]) == 0
+
+    return share("planning", fill)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    locate = bases._locate
-    monkeypatch.setattr(bases, "_locate", lambda base: FIXTURE / "base" if base == "tiny" else locate(base))
     return tmp_path
 
 
@@ -133,14 +148,6 @@ def test_a_stage_that_starts_from_another_run_reads_it_and_takes_its_base() -> N
     assert "runs/policy" in gap.reads
     assert gap.config.model is None, "the base of runs/policy"  # type: ignore[attr-defined]
     assert policy.config.init is None  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("place", ["shared", "stage"])
-def test_a_recipe_with_the_earlier_setting_for_long_rows_skips_them(place: str) -> None:
-    shared, own = ("skip_long: true", "") if place == "shared" else ("", "skip_long: true")
-    (stage,) = planned(f"shared: {{{shared}}}\nstages:\n  - sft: {{{own}}}\n")
-    assert isinstance(stage.config, SftConfig)
-    assert (stage.config.long_rows, "long_rows" in stage.given) == ("skip", True)
 
 
 def test_dpo_starts_from_the_sft_of_an_earlier_stage_and_improve_uses_it() -> None:

@@ -258,8 +258,8 @@ def test_resuming_an_empty_folder_starts_a_run(tmp_path: Path) -> None:
 
 
 def test_if_the_rows_are_the_same_it_does_not_matter_what_happens_to_long_ones(tmp_path: Path) -> None:
-    """A run from before --long-rows is resumed; with other rows, the setting is one of the differences."""
-    begin(tmp_path, manifest(config={"skip_long": True, "truncate": False}), resume=False, overwrite=False)
+    """With other rows, the setting is one of the differences."""
+    begin(tmp_path, manifest(config={"long_rows": "skip"}), resume=False, overwrite=False)
     begin(tmp_path, manifest(config={"long_rows": "cut"}), resume=True, overwrite=False)
     others = DataIdentity(path="pairs.jsonl", digest="f", rows=4, prompts=[])
     with pytest.raises(SettingsError) as caught:

@@ -28,27 +28,17 @@ def test_each_text_or_path_declares_what_it_names(field: object) -> None:
 def test_identity_excludes_how_a_run_is_executed() -> None:
     """These settings are not in the manifest of a run; any new setting is, unless a fact excludes it."""
     for settings in (SftConfig, RlConfig):
-        excluded = settings.model_fields.keys() - settings().identity().keys() - settings.named(Fact.later) - {"force"}
+        excluded = settings.model_fields.keys() - settings().identity().keys() - {"force"}
         assert excluded == {
             *("out", "resume", "overwrite", "dry_run", "save_every", "track", "keep_diverged"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
             "dtype",  # the base's identity has the type in use
             *("skip_bad", "list_bad", "fields"),  # the data's identity is that of the rows that were read
         }
-    kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys() - ImproveConfig.named(Fact.later)
+    kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys()
     assert kept == {"input", "output", "resume", "overwrite", "dtype", "diff"} | {
         *("base_url", "concurrency", "request_timeout", "gap_url"),
     }
-
-
-def test_a_setting_that_was_added_later_is_in_the_identity_unless_it_has_its_default() -> None:
-    """So rows and runs from before it can be resumed."""
-    assert ImproveConfig.named(Fact.later) == {
-        *("width", "gap_bound", "prompt", "output_format", "only_changed", "accept_truncated", "template_option"),
-        *("writer", "prune_edits"),
-    }
-    assert not ImproveConfig().identity().keys() & ImproveConfig.named(Fact.later)
-    assert ImproveConfig(width=2).identity()["width"] == 2
 
 
 def test_settings_that_later_stages_inherit_from_the_gap_model() -> None:

@@ -9,7 +9,6 @@ from pitcli.errors import SettingsError
 from pitcli.settings.base import GapLoss, Settings, Stage
 from pitcli.settings.flags import command_of, settings_of, settings_yaml
 from pitcli.settings.generating import ImproveConfig, SampleConfig
-from pitcli.settings.pairs import LongRows
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.training import RewardConfig, RlConfig, SftConfig
 
@@ -162,19 +161,3 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 def test_a_file_of_comments_sets_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing yet\n")
     assert settings_of(RewardConfig, {}, str(tmp_path / "c.yaml")).gap_loss is GapLoss.five_term
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("seed: 1", LongRows.cut),
-        ("skip_long: true\ntruncate: false", LongRows.skip),
-        ("truncate: true", LongRows.truncate),
-        ("skip_long: false\ntruncate: false", LongRows.error),
-        ("skip_long: true\nlong_rows: cut", LongRows.cut),
-    ],
-)
-def test_files_with_the_earlier_settings_for_long_rows(text: str, expected: LongRows, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    assert settings_of(SftConfig, {}, str(tmp_path / "c.yaml")).long_rows is expected
-    assert settings_of(SftConfig, {"long_rows": "skip"}, str(tmp_path / "c.yaml")).long_rows is LongRows.skip

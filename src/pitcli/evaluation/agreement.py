@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
-import krippendorff
 import numpy as np
 
 from pitcli.data.drafts import parse_draft
@@ -130,15 +129,15 @@ def alpha(units: Sequence[Sequence[str]], draws: int = 10_000, seed: int = 0) ->
     if len(domain) < 2:
         return None
     counts_NV = np.array([[list(unit).count(value) for value in domain] for unit in pairable])
-    value = krippendorff.alpha(value_counts=counts_NV, level_of_measurement="nominal")
     items = len(pairable)
+    [value] = resampled_alphas(counts_NV, np.ones((1, items)))
     picked_DN = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=draws)
     low, high = np.nanquantile(resampled_alphas(counts_NV, picked_DN), [0.025, 0.975])
     return Alpha(float(value), (float(low), float(high)))
 
 
 def resampled_alphas(counts_NV: np.ndarray, picked_DN: np.ndarray) -> np.ndarray:
-    """Nominal alpha as in the krippendorff package, for many resamples at once; NaN if a resample has one value only.
+    """Krippendorff's nominal alpha of many resamples at once; NaN if a resample has one value only.
 
     counts_NV: how often each of N items was given each of V values. picked_DN: how often each draw contains each item.
     """

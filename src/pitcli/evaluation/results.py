@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 Interval = tuple[float, float]
 
@@ -158,15 +158,6 @@ class Control(_Result):
     seen: str
     passed: bool
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_older_key(cls, values: Any) -> Any:
-        """Older files have another key for `expected`."""
-        if isinstance(values, dict) and "wanted" in values:
-            values = dict(values)
-            values["expected"] = values.pop("wanted")
-        return values
-
 
 class EvaluatedSystem(_Result):
     """A system that was evaluated: the files of its rows, and how they were made (the manifest next to them).
@@ -244,7 +235,7 @@ class ShownRow(_Result):
 
 
 class Evaluation(_Result):
-    """The whole evaluation. answers: empty if read from an older file."""
+    """The whole evaluation."""
 
     pit_version: str
     settings: dict[str, Any]

@@ -12,7 +12,6 @@ from pitcli.settings.base import Settings
 from pitcli.settings.commands import COMMANDS, IN_RECIPES
 from pitcli.settings.facts import Fact
 from pitcli.settings.flags import read_yaml, what_is_wrong
-from pitcli.settings.pairs import renamed
 from pitcli.settings.tools import PipelineConfig
 
 KEYS = ("out", "processes", "shared", "stages")
@@ -67,7 +66,7 @@ def read_recipe(config: PipelineConfig, problems: list[str]) -> Recipe:
 def _mapping(value: object, where: str, problems: list[str]) -> dict[str, object]:
     if value is not None and not isinstance(value, dict):
         problems.append(f"{where}: expected `setting: value` lines, got {value!r}")
-    return renamed({str(key): setting for key, setting in value.items()}) if isinstance(value, dict) else {}
+    return {str(key): setting for key, setting in value.items()} if isinstance(value, dict) else {}
 
 
 def _entries(file: str, stages: object, problems: list[str]) -> Iterator[Entry]:

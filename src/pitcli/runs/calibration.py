@@ -1,7 +1,7 @@
 """The calibration of a run: the threshold of the stop rule that pit calibrate certified, sealed against changes."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pitcli import __version__
 from pitcli.console import counted
@@ -14,14 +14,12 @@ CALIBRATION = "calibration.json"
 class Calibration(Strict):
     """With this confidence, the harm rate of the process at the threshold is at most max_harm.
 
-    over: what the kept response must be better than, by the threshold (until November 2026 it was the response before).
     harm, bound: the harm rate of the rows at the threshold, and its upper bound as if the threshold had been chosen
     before. process: the settings of pit improve that the certificate is for. adapters: digests of the improver and of
     the gap models, by role.
     """
 
     pit_version: str = __version__
-    over: Literal["draft"]
     threshold: float
     harm: float
     bound: float

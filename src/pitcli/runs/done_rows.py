@@ -97,7 +97,7 @@ def refuse_differences(manifest: Path, now: dict[str, Any]) -> None:
     problems = [
         f"--resume: {key} was {old.get(key)!r} in {manifest} and is now {new.get(key)!r}"
         for part, old, new in zip(now, flat[::2], flat[1::2], strict=True)
-        # a later version of pit may know more of the origin of the same models
+        # where the gap model runs (--gap-url) adds to the origin, and may change
         for key in sorted(old.keys() & new.keys() if part == "origin" else old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

@@ -83,7 +83,7 @@ def find_reward(named: Path | None) -> EarlierRun | None:
 
 def gap_loss_of(manifest: Manifest) -> GapLoss:
     """The loss that the gap model of a run was trained with, which decides what it reads; an RL run passes it on."""
-    return GapLoss(str(manifest.config.get("gap_loss") or manifest.results.get("gap_loss") or GapLoss.five_term))
+    return GapLoss(str(manifest.config.get("gap_loss") or manifest.results.get("gap_loss")))
 
 
 def gap_temperatures(manifest: Manifest) -> dict[str, float]:

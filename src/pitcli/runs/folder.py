@@ -19,7 +19,6 @@ from pitcli.runs.calibration import CALIBRATION
 from pitcli.runs.files import folder_digests, publish_dir, remove_dir, sweep, verify_dir, write_file
 from pitcli.runs.manifest import GAP_ROLE, MANIFEST, Manifest, read_manifest, write_manifest
 from pitcli.runs.metrics import METRICS
-from pitcli.settings.pairs import renamed
 from pitcli.settings.training import CONFIG
 
 LOCK = ".lock"
@@ -244,7 +243,6 @@ def _refuse_changes(path: Path, started: Manifest, now: Manifest) -> None:
         data = manifest.data  # its rows, however they are read
         values["data"] = f"{data.path} ({data.rows} rows, digest {data.digest[:16]})"
         values["dtype"] = manifest.base.dtype  # a line of its own: --dtype remedies it
-    before, after = renamed(before), renamed(after)
     if before["data"] == after["data"]:  # then what would happen to longer rows does not matter
         before["long_rows"] = after["long_rows"] = None
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from pitcli import __version__
 from pitcli.errors import RunError
@@ -40,10 +40,8 @@ class BaseIdentity(Strict):
     digest: str
     template: str
     load_in_4bit: bool
-    # of the computation; not written if it is the one of the runs before there was a choice, so that their seals hold
-    dtype: Literal["fp32", "bf16"] = Field("fp32", exclude_if=lambda dtype: dtype == "fp32")
-    # variables of the chat template; not written if there are none, for the same reason
-    template_options: dict[str, bool | int | float | str | None] = Field({}, exclude_if=lambda options: not options)
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the computation
+    template_options: dict[str, bool | int | float | str | None] = {}  # variables of the chat template
 
 
 class DataIdentity(Strict):
@@ -53,9 +51,9 @@ class DataIdentity(Strict):
     digest: str
     rows: int
     prompts: list[str]
-    # how the rows are read again, by a later stage; not written if not given, so that the seals of older runs hold
-    skip_bad: bool | None = Field(None, exclude_if=lambda skip: skip is None)
-    fields: str | None = Field(None, exclude_if=lambda fields: fields is None)
+    # how the rows are read again, by a later stage
+    skip_bad: bool | None = None
+    fields: str | None = None
 
     @property
     def can_be_read_again(self) -> bool:
@@ -74,8 +72,7 @@ class Manifest(Strict):
     data: DataIdentity
     gap_data: DataIdentity | None = None  # of the gap model that it trained, or that rewarded it or its start
     inputs: dict[str, str] = {}  # the adapters that the run started from: role -> digest
-    # programs that rewarded the runs that it started from; not written if there are none, so that older seals hold
-    earlier_rewards: list[str] = Field([], exclude_if=lambda commands: not commands)
+    earlier_rewards: list[str] = []  # cmd:COMMAND of the programs that rewarded the runs that it started from
     complete: bool = False
     probes: dict[SavedRole, list[float]] = {}  # what each adapter returned for fixed tokens when it was saved
     results: dict[str, float | int | str | None] = {}

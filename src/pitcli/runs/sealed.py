@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,7 +14,8 @@ Sealed = TypeVar("Sealed", bound=BaseModel)
 
 
 def write_sealed(path: Path, model: BaseModel) -> None:
-    write_file(path, json.dumps({**model.model_dump(mode="json"), "seal": _seal(model)}, indent=1))
+    content = model.model_dump(mode="json")
+    write_file(path, json.dumps({**content, "seal": _seal(content)}, indent=1))
 
 
 def read_sealed(path: Path, kind: type[Sealed], damaged: str, remedy: str = "") -> Sealed | None:
@@ -25,16 +26,17 @@ def read_sealed(path: Path, kind: type[Sealed], damaged: str, remedy: str = "") 
     if not path.is_file():
         return None
     try:
-        sealed = json.loads(path.read_bytes())
-        found = sealed.pop("seal")
-        model = kind.model_validate(sealed)
+        content = json.loads(path.read_bytes())
+        found = content.pop("seal")
+        model = kind.model_validate(content)
     # ValueError: not UTF-8, not JSON, not valid; RecursionError: endless nesting
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged{damaged}") from error
-    if found != _seal(model):
+    if found != _seal(content):
         raise RunError(f"{path}: changed since it was written{remedy}")
     return model
 
 
-def _seal(model: BaseModel) -> str:
-    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()
+def _seal(content: dict[str, Any]) -> str:
+    """The digest of what the file says, whatever settings later versions of the model have besides."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -40,11 +40,6 @@ class Stage(StrEnum):
     self_ = "self"
 
 
-class PenaltyUnit(StrEnum):
-    spread = "spread"
-    one = "one"
-
-
 class GapBound(StrEnum):
     mean = "mean"
     least = "min"
@@ -131,8 +126,7 @@ class Settings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, as JSON."""
-        later = {n for n in self.named(Fact.later) if getattr(self, n) == type(self).model_fields[n].default}
-        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output) | later)
+        return self.model_dump(mode="json", exclude=self.named(Fact.start | Fact.execution | Fact.output))
 
 
 class ModelSettings(Settings):
@@ -148,12 +142,12 @@ class ModelSettings(Settings):
         description="Load the base model in 4-bit NF4 [default: as in the earlier runs, otherwise on "
         "for bases of 0.5B parameters or more]",
     )
-    template_option: Annotated[
-        TemplateOptions | None, Fact.text | Fact.handed_on | Fact.off_card | Fact.repeated | Fact.later
-    ] = Field(
-        None,
-        description="NAME=VALUE sets a variable of the base's chat template, such as enable_thinking=false; "
-        "comma-separated, or given several times [default: as in the earlier runs, otherwise none]",
+    template_option: Annotated[TemplateOptions | None, Fact.text | Fact.handed_on | Fact.off_card | Fact.repeated] = (
+        Field(
+            None,
+            description="NAME=VALUE sets a variable of the base's chat template, such as enable_thinking=false; "
+            "comma-separated, or given several times [default: as in the earlier runs, otherwise none]",
+        )
     )
     device: Annotated[Device, Fact.off_card, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
     # the run's identity has the type in use, not what was asked for: auto may be another type on another device

@@ -17,7 +17,7 @@ class WriterSettings(Settings):
 
     section = Section.endpoints
 
-    writer: Annotated[str | None, Fact.text | Fact.later] = Field(
+    writer: Annotated[str | None, Fact.text] = Field(
         None,
         description="openai:MODEL: the model by this name at --base-url writes the responses, through the "
         "OpenAI-compatible API that vLLM, SGLang, llama.cpp and Ollama have; the key is in OPENAI_API_KEY [default: a "

@@ -43,20 +43,16 @@ class ExportConfig(Settings):
     member: Annotated[int | None, Section.model] = Field(
         None, ge=1, description="Of an ensemble of gap models, which to export, counted from 1 [default: the first]"
     )
-    merge: Annotated[bool, Section.model] = Field(
-        True,
-        description="Merge the adapter into the base and write one whole model. A 4-bit base is merged as dequantised, "
-        "as it was trained on. Needs host memory for the loaded base and the model in --dtype (7B: 4 + 14 GiB); "
-        "on a CPU also for the model in fp32",
-    )
     adapter: Annotated[bool, Section.common] = Field(
-        False, description="Write the adapter alone instead, as peft and vLLM load it"
+        False,
+        description="Write the adapter alone, as peft and vLLM load it, instead of one whole model with the adapter "
+        "merged in. Merging needs host memory for the loaded base and the model in --dtype (7B: 4 + 14 GiB), on a CPU "
+        "also for the model in fp32; a 4-bit base is merged as dequantised, as it was trained on",
     )
-    dtype: Annotated[Dtype, Section.model] = Field(Dtype.bf16, description="With --merge: data type of the weights")
+    dtype: Annotated[Dtype, Section.model] = Field(Dtype.bf16, description="Data type of the merged weights")
     format: Annotated[ExportFormat, Section.common] = Field(
         ExportFormat.safetensors,
-        description="With --merge: safetensors for transformers and vLLM, or one GGUF file with a Modelfile for "
-        "llama.cpp and Ollama",
+        description="safetensors for transformers and vLLM, or one GGUF file with a Modelfile for llama.cpp and Ollama",
     )
     quantise: Annotated[Quantisation | None, Section.model] = Field(
         None,
@@ -85,12 +81,10 @@ class ExportConfig(Settings):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if self.adapter if "merge" in self.model_fields_set and self.merge else not (self.merge or self.adapter):
-            yield "give one of --merge and --adapter"
         if self.adapter and "dtype" in self.model_fields_set:
-            yield "--dtype is for --merge: an adapter is written in the type that it was trained in"
+            yield "--dtype is not for --adapter, which is written in the type that it was trained in"
         if self.adapter and self.format is ExportFormat.gguf:
-            yield "--format gguf is for --merge: llama.cpp gets one whole model"
+            yield "--format gguf is not for --adapter: llama.cpp gets one whole model"
         if self.quantise and self.format is not ExportFormat.gguf:
             yield "--quantise is for --format gguf"
         if self.public and not self.push_to_hub:

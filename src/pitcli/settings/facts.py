@@ -16,7 +16,6 @@ class Fact(Flag):
     execution = auto()  # how a run is executed, not what it is: may change when the run is resumed
     own = auto()  # RL has its own value; not handed to the SFT that `pit rl` starts
     handed_on = auto()  # if not given, later stages use the value of the gap model's run
-    later = auto()  # added later: not in the identity at its default, so that runs from before it can be resumed
     process = auto()  # part of what a calibration certifies: its threshold holds only for the same value
     off_card = auto()  # not listed on a model card: shown there in another way, or not about the model
 

@@ -76,7 +76,7 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     max_iters: Annotated[int, Fact.process, Section.common] = Field(
         3, ge=0, description="Maximum number of improvements per draft"
     )
-    width: Annotated[int, Fact.later | Fact.process] = Field(
+    width: Annotated[int, Fact.process] = Field(
         1,
         ge=1,
         description="Improvements per iteration; the best of them by the gap is the one that the stop rule sees. Costs "
@@ -93,12 +93,12 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     patience: Annotated[int, Fact.process, Section.stop] = Field(
         1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
     )
-    gap_bound: Annotated[GapBound, Fact.later | Fact.process, Section.stop] = Field(
+    gap_bound: Annotated[GapBound, Fact.process, Section.stop] = Field(
         GapBound.mean,
         description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "
         "standard deviation",
     )
-    accept_truncated: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
+    accept_truncated: Annotated[bool, Fact.process, Section.stop] = Field(
         False, description="Also accept improvements that --max-new-tokens cut before their end"
     )
     sample_batch_size: Annotated[int, Section.hardware] = Field(
@@ -124,7 +124,7 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         description="Drafts: rows with prompt and response, messages of which the last is the draft, or another known "
         "shape; .jsonl, .csv, .tsv, each also as .gz, .parquet or hub:OWNER/NAME; - for stdin",
     )
-    prompt: Annotated[str | None, Fact.text | Fact.later, Section.data] = Field(
+    prompt: Annotated[str | None, Fact.text, Section.data] = Field(
         None,
         description="Read --input as one plain text, the response to this prompt, and write the improved text "
         "[default: --input has rows]",
@@ -132,15 +132,13 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
     output: Annotated[str, Fact.output, Section.common] = Field(
         "-", description="Output file for the improved rows; - for stdout"
     )
-    output_format: Annotated[OutputFormat | None, Fact.later, Section.output] = Field(
+    output_format: Annotated[OutputFormat | None, Section.output] = Field(
         None,
         description="rows: the draft's fields, the best response and every attempt, as the other commands read them; "
         "same: the draft's row with the best response in its place; messages: a conversation that ends with it; text: "
         "the best response alone [default: rows; with --prompt text]",
     )
-    only_changed: Annotated[bool, Fact.later, Section.output] = Field(
-        False, description="Write only the drafts that were improved"
-    )
+    only_changed: Annotated[bool, Section.output] = Field(False, description="Write only the drafts that were improved")
     diff: Annotated[bool, Fact.execution, Section.output] = Field(
         False, description="Show the words that changed in each draft, on stderr"
     )
@@ -163,7 +161,7 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         description="gap: keep an improvement only if the gap model finds it better; none: make "
         "--max-iters improvements and keep each of them",
     )
-    prune_edits: Annotated[bool, Fact.later | Fact.process, Section.stop] = Field(
+    prune_edits: Annotated[bool, Fact.process, Section.stop] = Field(
         False,
         description="Drop the edits of an accepted improvement that do nothing by the gap model: whose reversal does "
         "not lower its gap",

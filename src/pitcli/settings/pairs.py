@@ -1,10 +1,9 @@
 """Settings of the commands that read preference pairs, and the choices for rows that are too long."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pitcli.settings.base import Settings
 from pitcli.settings.facts import Fact, Section
@@ -16,14 +15,6 @@ class LongRows(StrEnum):
     skip = "skip"
     truncate = "truncate"
     error = "error"
-
-
-def renamed(values: Mapping[str, object]) -> dict[str, object]:
-    """Settings by their present names: files and runs from before --long-rows have skip_long and truncate."""
-    earlier = {"skip_long": LongRows.skip, "truncate": LongRows.truncate}
-    given = [choice for name, choice in earlier.items() if values.get(name)]
-    kept = {name: value for name, value in values.items() if name not in earlier}
-    return kept if len(kept) == len(values) else {"long_rows": (given or [LongRows.error])[0].value, **kept}
 
 
 class PairRowSettings(Settings):
@@ -65,8 +56,3 @@ class DataSettings(PairRowSettings):
         description="Rows longer than --max-length: cut the prompt from its front and the responses from their end; "
         "skip the row; truncate the responses only; or end with an error",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_names(cls, values: dict[str, object]) -> dict[str, object]:
-        return renamed(values)

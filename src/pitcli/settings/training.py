@@ -17,7 +17,6 @@ from pitcli.settings.base import (
     LoraSettings,
     ModelSettings,
     OptimSettings,
-    PenaltyUnit,
     Role,
     Stage,
     Stages,
@@ -109,13 +108,13 @@ class RewardConfig(TrainingConfig, AdapterSettings):
         description="Most pairs of one prompt to read as one row, which shares their prompt and texts (InstructGPT); "
         "--batch-size then counts such rows",
     )
-    members: Annotated[int, Fact.later] = Field(
+    members: int = Field(
         1,
         ge=1,
         description="Gap models to train, one after another, as an ensemble; they differ in their initialisation "
         "(with --init, not) and in the order of the rows",
     )
-    average: Annotated[bool, Fact.later] = Field(
+    average: bool = Field(
         False, description="With --members: write one gap model, the average of the members' weight updates (WARM)"
     )
     held_out: float = Field(
@@ -217,7 +216,7 @@ class RlConfig(TrainingConfig, RolloutSettings):
     )
     batch_size: Annotated[int, Fact.own] = Field(8, ge=1, description="Prompts per rollout")
     kl_coef: float = Field(0.05, ge=0, description="beta: weight in the reward of the KL to the starting model")
-    gap_bound: Annotated[GapBound, Fact.later] = Field(
+    gap_bound: GapBound = Field(
         GapBound.mean,
         description="Reward of several gap models (pit train-reward --members): the mean of their gaps, the least, or "
         "lcb: mean minus standard deviation",
@@ -225,12 +224,8 @@ class RlConfig(TrainingConfig, RolloutSettings):
     missing_eos_penalty: float = Field(
         1.0,
         ge=0,
-        description="Penalty subtracted from the reward of a response without EOS, in units of --eos-penalty-unit",
-    )
-    eos_penalty_unit: PenaltyUnit = Field(
-        PenaltyUnit.spread,
-        description="Unit of --missing-eos-penalty: spread: the standard deviation of the gaps of a prompt's samples, "
-        "averaged over the rollout; one: logits of P(better)",
+        description="Penalty subtracted from the reward of a response without EOS, in units of the standard deviation "
+        "of the gaps of a prompt's samples, averaged over the rollout",
     )
     max_kl: Annotated[float, Section.stop] = Field(
         30.0, gt=0, description="Stop if the mean KL per sequence, in nats, exceeds this"

@@ -56,7 +56,6 @@ def run(config: CalibrateConfig) -> int:
         return 1
     chosen = tested[index]
     calibration = Calibration(
-        over="draft",
         threshold=chosen.threshold,
         harm=chosen.harm,
         bound=chosen.bound,

@@ -171,7 +171,7 @@ def named_base(config: ExportConfig, base: Base) -> str | None:
     if config.adapter and name is None:
         raise SettingsError(
             f"--base-name: required, because others cannot load the base {base.identity.name} by that name; give "
-            "its OWNER/NAME on the hub, or use --merge"
+            "its OWNER/NAME on the hub, or export without --adapter"
         )
     return name
 
@@ -194,7 +194,8 @@ def write_merged_export(
     """Merge, write, load the written model as any user would, and compare; append the drift to `drifts`."""
     role, base, gap = source.role, source.base, source.role == GAP
     model = base.load({role: source.adapter})
-    examples, trees = probe_examples(base.chat, role), probe_trees(base.chat, gap_loss_of(source.run.manifest))
+    examples = probe_examples(base.chat, role)
+    trees = probe_trees(base.chat, gap_loss_of(source.run.manifest)) if gap else []
     ours = role_scores(model, trees) if gap else role_logprobs(model, role, examples)
     settings, head = model.base.config, model.head_weight(role) if gap else None
     weights = merged_weights(model, role, dtype)

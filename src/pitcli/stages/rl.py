@@ -63,7 +63,7 @@ from pitcli.processes.collectives import on_rank_0
 from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_results, gap_temperatures
 from pitcli.runs.folder import open_run
-from pitcli.settings.base import PenaltyUnit, Role, Stage
+from pitcli.settings.base import Role, Stage
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.settings.values import is_command
@@ -212,8 +212,8 @@ def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)
     kl_B = layout.sequence_kl(old_logprobs, reference_logprobs)
     finished_B = tensor([sample.finished for sample in samples]) & ~empty_B
-    spread = group_spread(gaps_B.view(-1, k)) if config.eos_penalty_unit is PenaltyUnit.spread else 1.0
-    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, config.missing_eos_penalty * spread)
+    eos_penalty = config.missing_eos_penalty * group_spread(gaps_B.view(-1, k))
+    rewards_B = rl_rewards(gaps_B, kl_B, finished_B, config.kl_coef, eos_penalty)
     advantages_B = leave_one_out_advantages(rewards_B.view(-1, k)).view(-1)
     metrics = {
         "padding_share": padding_share(layout.batches),

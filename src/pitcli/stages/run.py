@@ -22,7 +22,6 @@ from pitcli.recipes.paths import PlannedStage
 from pitcli.recipes.planning import plan
 from pitcli.settings.base import Settings
 from pitcli.settings.commands import DISTRIBUTED
-from pitcli.settings.facts import Fact
 from pitcli.settings.flags import command_line
 from pitcli.settings.tools import PipelineConfig
 from pitcli.stages import start
@@ -186,10 +185,7 @@ def changed_inputs(before: Record, stage: PlannedStage, journal: Journal, pendin
 
 
 def changed_settings(before: Record, stage: PlannedStage) -> str:
-    # records of earlier versions contain some settings that do not change the result
-    ignored = type(stage.config).named(Fact.start | Fact.execution | Fact.output)
-    settings = {name: value for name, value in before.settings.items() if name not in ignored}
-    old = {**settings, "command": before.command, "pit": before.pit_version, "writes": before.writes}
+    old = {**before.settings, "command": before.command, "pit": before.pit_version, "writes": before.writes}
     new = {**stage.config.identity(), "command": stage.command, "pit": __version__, "writes": stage.writes}
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)

@@ -22,10 +22,6 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "negative learning rate": ("rl --learning-rate -1e-4", "--learning-rate: must be greater than 0, got -1e-4"),
     "learning rate that is not a number": ("sft --learning-rate nan", "--learning-rate: must be a finite number"),
     "negative iterations": ("improve --max-iters -1", "--max-iters: must be greater than or equal to 0, got -1"),
-    "an option of an earlier version": (
-        "sft --data pairs.jsonl --skip-long",
-        "no such option: --skip-long; use --long-rows skip",
-    ),
     "output folder that is not empty": (
         "train-reward --data pairs.jsonl --model tiny",
         "--out: runs/reward is not empty; use --resume to continue it, --overwrite to replace it",

@@ -14,11 +14,9 @@ from tests.stages.export.conftest import Out, error, pit
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("runs/sft --out x --merge --adapter", "give one of --merge and --adapter"),
-        ("runs/sft --out x --no-merge", "give one of --merge and --adapter"),
         (
             "runs/sft --out x --adapter --dtype fp16",
-            "--dtype is for --merge: an adapter is written in the type that it was trained in",
+            "--dtype is not for --adapter, which is written in the type that it was trained in",
         ),
         ("runs/sft --out x --public", "--public is for --push-to-hub"),
         ("runs/sft --out x --push-to-hub tiny", "--push-to-hub: expected OWNER/NAME, got tiny"),

@@ -134,7 +134,7 @@ def test_without_the_wheel_q4_k_m_is_refused_before_loading(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        ("runs/sft --format gguf --adapter", "--format gguf is for --merge"),
+        ("runs/sft --format gguf --adapter", "--format gguf is not for --adapter"),
         ("runs/sft --quantise q8_0", "--quantise is for --format gguf"),
         ("runs/reward --format gguf", "expected an improver or a policy, got a gap model"),
     ],

@@ -142,7 +142,7 @@ def test_the_gap_adapter_includes_its_head(
         merging.plain_scores(plain, trees) - torch.stack(score_trees(role_of("rl", GAP), trees, 8))
     ).abs().max() < 1e-5
     card = (tmp_path / "adapter/README.md").read_text()
-    assert "vLLM: export with `--merge`. From version 0.31 on it also loads an adapter with a head" in card
+    assert "vLLM: export without `--adapter`. From version 0.31 on it also loads an adapter with a head" in card
     tensors = safe_open(tmp_path / "adapter/adapter_model.safetensors", framework="pt").keys()
     assert "base_model.model.score.weight" in tensors, "vLLM finds the head by this name"
 
