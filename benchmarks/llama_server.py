@@ -11,13 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from pitcli.data.templates import ChatFormat
-from pitcli.engine.models.gguf_file import form_of, write_gguf
-from pitcli.settings.base import Dtype
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,6 +53,14 @@ def start(options: argparse.Namespace) -> Any:
 
 
 def write_model(folder: Path, target: Path, dtype: str) -> None:
+    # not imported at the top: a server of a file that exists starts without torch
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pitcli.data.templates import ChatFormat
+    from pitcli.engine.models.gguf_file import form_of, write_gguf
+    from pitcli.settings.base import Dtype
+
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     splits = tokenizer.backend_tokenizer.pre_tokenizer

@@ -25,7 +25,7 @@ LEAST = 0.85
 def shares(model: str, folder: Path, seed: int, pairs: int, tasks: int) -> dict[str, float]:
     """Return how often a gap model, trained in `folder`, prefers the faultless answer, by the demand that is broken."""
     run = train(model, folder, seed, pairs)
-    judge = gap_judge(f"gap:{run}", run, JudgeSettings(micro_batch_size=128)).judge
+    judge = gap_judge(f"gap:{run}", JudgeSettings(micro_batch_size=128)).judge
     found = {}
     for name, comparisons in one_broken(seed, tasks).items():
         verdicts = judge.verdicts(comparisons)

@@ -133,7 +133,7 @@ def test_rows_shown_in_the_docs_have_the_fields_of_rows() -> None:
         assert row["edits"] == [e.fields() for e in parse_edits(row, row["original_response"], row["response"])]
     for row in scored:
         assert row.keys() - {"prompt", "responses"} == {"gap", "p_better", "rank"}
-    assert [row.keys() for row in results] == [accuracy([0.5]).keys()]
+    assert [row.keys() for row in results] == [accuracy([{"prompt": "p", "gap": 0.5}]).keys()]
     for row in requests:
         assert row.keys() == next(request_rows("instructions:train")).keys() and request_problem(row) is None
     for row in rows:

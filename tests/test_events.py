@@ -51,7 +51,7 @@ def test_errors_in_the_arguments_are_events_too(arguments: list[str], capsys: Ou
 
 def test_the_flag_does_not_stay_on(capsys: Out) -> None:
     run(["verify", "no-such-run"], capsys)
-    assert cli.main(["verify", "no-such-run"]) == 3
+    assert cli.main(["verify", "no-such-run"]) == 2
     assert capsys.readouterr().err.startswith("error: no-such-run")
 
 
@@ -93,7 +93,7 @@ def test_everything_for_people_has_an_event(on: None, capsys: Out) -> None:
 def test_a_full_stderr_does_not_end_a_command(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "pitcli", "verify", str(tmp_path), "--json-progress"]
-        assert subprocess.run(command, check=False, stderr=full).returncode == 3
+        assert subprocess.run(command, check=False, stderr=full).returncode == 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)

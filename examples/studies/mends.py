@@ -76,7 +76,7 @@ def orders(run: Path, graded: Graded, shipped: Rows, at: int) -> tuple[float, fl
     at: the index of the run's seed in the rows of the shipped settings, whose improvements are compared.
     """
     test = run.parent.parent / "data" / "test.jsonl"
-    judge = gap_judge(f"gap:{run}", run, JudgeSettings(micro_batch_size=128)).judge
+    judge = gap_judge(f"gap:{run}", JudgeSettings(micro_batch_size=128)).judge
     held_out = load_pairs(test) if test.exists() else []  # English pairs have no fold of their own for this
     pairs = [Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in held_out]
     improvements = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from pitcli.cli import main
+from pitcli.cli import entry
 
-sys.exit(main())
+sys.exit(entry())

@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -24,6 +25,7 @@ from pitcli.stages import start
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM))
 ENVIRONMENT = 3
+BUG = 70  # EX_SOFTWARE of sysexits.h
 LINGER = 10.0  # seconds in which rank 0 reports an error that all processes have
 
 # the same for every command, and kept from version to version
@@ -32,6 +34,7 @@ EXIT_CODES = """\
 1    some rows failed, each named on stderr
 2    bad input or settings: nothing was done
 3    disk, memory, lock, damaged run, diverged training
+70   a bug in pit, with a traceback
 130  interrupted; 143 terminated; 141 stdout was closed"""
 
 app = typer.Typer(
@@ -89,12 +92,29 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+@cache
+def _command() -> Any:
+    """The click command; Typer itself would build all of its subcommands for each call."""
+    return typer.main.get_command(app)
+
+
+def entry() -> int:
+    """Run the command of this process; a bug has an exit code of its own, so that nobody takes it for failed rows."""
+    try:
+        return main()
+    except Exception:
+        traceback.print_exc()
+        return BUG
+
+
 def _run(arguments: list[str] | None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal is gone; nohup ignores that
+        signal.signal(signal.SIGHUP, _terminate)
     _prepare_streams()
     try:
         with naming("stdout"):  # files and run folders name themselves
-            code = app(arguments, prog_name="pit", standalone_mode=False) or 0
+            code = _command()(arguments, prog_name="pit", standalone_mode=False) or 0
             leave_group()
             _flush_stdout()
     except (PitError, TyperException, OSError, MemoryError, RuntimeError) as error:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from pitcli.data.drafts import as_messages, parse_draft, parse_question, with_prompt, with_response
+from pitcli.data.improved_rows import improved_draft
 from pitcli.data.rows import Message
 from pitcli.data.streams import row_key
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.improving.output import improved_draft
 from pitcli.engine.improving.stop_rule import Attempt, finished_row
 
 Row = dict[str, Any]

@@ -28,6 +28,7 @@ STARTS_WITHIN_S = 120
 class Llama(NamedTuple):
     url: str
     process: subprocess.Popen[str]
+    gguf: Path
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def llama(folder: Path, gguf: Path, *flags: str) -> Iterator[Llama]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         assert process.stdout is not None
-        yield Llama(process.stdout.readline().strip(), process)
+        yield Llama(process.stdout.readline().strip(), process, gguf)
     finally:
         process.kill()
         process.wait()
@@ -115,8 +116,8 @@ def test_what_the_server_refuses_is_an_error_of_the_row(tiny: Llama, capsys: pyt
 
 
 @pytest.mark.usefixtures("project")
-def test_a_wrong_key(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with llama(tiny_folder, tmp_path / "t.gguf", "--key", "right") as server:
+def test_a_wrong_key(tiny: Llama, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with llama(tiny_folder, tiny.gguf, "--key", "right") as server:
         common = f"sample --data drafts.jsonl --max-new-tokens 4 --writer openai:m --base-url {server.url} --output"
         pit(f"{common} out.jsonl", code=2)
         monkeypatch.setenv("OPENAI_API_KEY", "wrong")
@@ -148,14 +149,12 @@ def when_written(path: str, lines: int, act: Callable[[], None]) -> threading.Th
 
 
 @pytest.mark.usefixtures("project")
-def test_a_killed_server_costs_no_row(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_server_costs_no_row(tiny: Llama, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed half way the command ends; with the server back, --resume writes the rest, in the same order."""
     write_rows("many.jsonl", [{"id": n, "prompt": f"Write {n % 7 + 2} foods. First ham."} for n in range(60)])
     common = "sample --data many.jsonl --temperature 0 --max-new-tokens 48 --writer openai:m --concurrency 2"
     port = free_port()
-    with llama(tiny_folder, tmp_path / "t.gguf", "--port", str(port)) as server:
+    with llama(tiny_folder, tiny.gguf, "--port", str(port)) as server:
         pit(f"{common} --base-url {server.url} --output whole.jsonl")
         killer = when_written("out.jsonl", 20, server.process.kill)
         pit(f"{common} --base-url {server.url} --output out.jsonl", code=3)
@@ -165,7 +164,7 @@ def test_a_killed_server_costs_no_row(
     assert capsys.readouterr().err.splitlines()[-1] == lost
     before = Path("out.jsonl").read_bytes()
     assert 20 <= before.count(b"\n") < 60
-    with llama(tiny_folder, tmp_path / "t.gguf", "--port", str(port)) as server:
+    with llama(tiny_folder, tiny.gguf, "--port", str(port)) as server:
         pit(f"{common} --base-url {server.url} --output out.jsonl --resume")
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert Path("out.jsonl").read_bytes().startswith(before)
@@ -173,21 +172,21 @@ def test_a_killed_server_costs_no_row(
 
 @pytest.mark.usefixtures("project")
 def test_a_server_that_is_restarted_is_waited_for(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Llama, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pitcli.endpoints.client.MAX_RETRIES", 8)
-    monkeypatch.setattr("pitcli.endpoints.client.FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr("pitcli.endpoints.client.FIRST_WAIT_S", 0.3)
     write_rows("many.jsonl", [{"id": n, "prompt": f"Write {n % 7 + 2} foods. First ham."} for n in range(60)])
     common = "sample --data many.jsonl --temperature 0 --max-new-tokens 48 --writer openai:m --concurrency 2"
     flags = ("--port", str(free_port()))
     restarted: list[subprocess.Popen[str]] = []
-    with llama(tiny_folder, tmp_path / "t.gguf", *flags) as server:
+    with llama(tiny_folder, tiny.gguf, *flags) as server:
         pit(f"{common} --base-url {server.url} --output whole.jsonl")
 
         def restart() -> None:
             server.process.kill()
             server.process.wait()
-            command = [sys.executable, str(SERVER), str(tiny_folder), "--gguf", str(tmp_path / "t.gguf"), *flags]
+            command = [sys.executable, str(SERVER), str(tiny_folder), "--gguf", str(tiny.gguf), *flags]
             restarted.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True))
 
         restarter = when_written("out.jsonl", 20, restart)
@@ -203,11 +202,11 @@ def test_a_server_that_is_restarted_is_waited_for(
 
 
 @pytest.mark.usefixtures("project")
-def test_one_of_two_servers_is_killed(tiny: Llama, tiny_folder: Path, tmp_path: Path) -> None:
+def test_one_of_two_servers_is_killed(tiny: Llama, tiny_folder: Path) -> None:
     write_rows("many.jsonl", [{"id": n, "prompt": f"Write {n % 7 + 2} foods. First ham."} for n in range(60)])
     common = "sample --data many.jsonl --temperature 0 --max-new-tokens 48 --writer openai:m --concurrency 2"
     pit(f"{common} --base-url {tiny.url} --output whole.jsonl")
-    with llama(tiny_folder, tmp_path / "t.gguf") as other:
+    with llama(tiny_folder, tiny.gguf) as other:
         killer = when_written("out.jsonl", 15, other.process.kill)
         pit(f"{common} --base-url {tiny.url},{other.url} --output out.jsonl")
         killer.join()

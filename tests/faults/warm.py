@@ -237,9 +237,9 @@ def signal_in_step(at: tuple[str, int, int]) -> None:
 
 def kill_at_row(count: int) -> None:
     """SIGKILL before `pit improve` writes this row, counted from 1."""
-    from pitcli.engine.improving.output import ImprovedRows
+    from pitcli.runs.growing_rows import GrowingRows
 
-    original, left = ImprovedRows.write, [count]
+    original, left = GrowingRows.write, [count]
 
     def write(*arguments: Any) -> None:
         left[0] -= 1
@@ -247,7 +247,7 @@ def kill_at_row(count: int) -> None:
             die()
         original(*arguments)
 
-    ImprovedRows.write = write  # type: ignore[method-assign]
+    GrowingRows.write = write  # type: ignore[method-assign]
 
 
 def kill_before_loading(module: str) -> None:
@@ -425,3 +425,4 @@ FAULTS: dict[str, Callable[[Any], None]] = {
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # taking torch down would take seconds

@@ -317,7 +317,7 @@ def test_a_finished_run_is_verified(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_unfinished_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no finished run in this folder; pit sft makes one"):
+    with pytest.raises(SettingsError, match="no such run; pit sft makes one"):
         load_manifest(tmp_path / "nowhere", "pit sft makes one")
     begin(tmp_path, manifest(), resume=False, overwrite=False)
     with pytest.raises(RunError, match="not finished; continue it with the same command and --resume"):

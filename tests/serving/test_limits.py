@@ -164,7 +164,7 @@ def test_scores_that_run_out_of_memory_cost_no_other_request(most: int, status: 
         ("--host nowhere.invalid", 2, "--host: cannot listen on nowhere.invalid"),
         ("--collect missing/pairs.jsonl", 2, "--collect: missing is not an existing folder; create it first"),
         ("--upstream localhost:8000", 2, "--upstream: expected an address such as http://localhost:8000/v1"),
-        ("--run runs/nothing", 3, "runs/nothing: no finished run in this folder"),
+        ("--run runs/nothing", 2, "runs/nothing: no such run; create one with pit rl"),
         ("--api-key=a\u00e4", 2, "--api-key: expected printable ASCII"),
     ],
 )

@@ -32,12 +32,12 @@ def test_identity_excludes_how_a_run_is_executed() -> None:
         assert excluded == {
             *("out", "resume", "overwrite", "dry_run", "save_every", "track", "keep_diverged"),
             *("micro_batch_size", "tokens_per_batch", "gradient_checkpointing", "shard_base"),
-            "dtype",  # the base's identity has the type in use
+            *("device", "dtype"),  # the base's identity has the type in use
             *("skip_bad", "list_bad", "fields"),  # the data's identity is that of the rows that were read
         }
     kept = ImproveConfig.model_fields.keys() - ImproveConfig().identity().keys()
-    assert kept == {"input", "output", "resume", "overwrite", "dtype", "diff"} | {
-        *("base_url", "concurrency", "request_timeout", "gap_url"),
+    assert kept == {"input", "output", "resume", "overwrite", "device", "dtype", "diff"} | {
+        *("sample_batch_size", "base_url", "concurrency", "request_timeout", "gap_url"),
     }
 
 

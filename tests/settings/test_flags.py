@@ -37,10 +37,10 @@ def test_saved_settings_are_read_back_unchanged(config_class: type[Settings], tm
 
 
 def test_only_start_settings_and_none_are_not_saved(tmp_path: Path) -> None:
-    (tmp_path / "saved.yaml").write_text(settings_yaml(SftConfig(resume=True, overwrite=True, max_rows=3)))
+    (tmp_path / "saved.yaml").write_text(settings_yaml(SftConfig(resume=True, max_rows=3)))
     text = (tmp_path / "saved.yaml").read_text()
     assert "resume" not in text
-    assert "overwrite" not in text
+    assert "overwrite" not in settings_yaml(SftConfig(overwrite=True))
     assert "max_rows: 3\n" in text
     assert "max_steps" not in text, "None is not written"
 
@@ -75,6 +75,14 @@ def test_curriculum_stages_in_a_file(stages: str, tmp_path: Path) -> None:
 
 def test_curriculum_sets_two_stages_and_conflicts_with_others(tmp_path: Path) -> None:
     assert settings_of(RlConfig, {"curriculum": True}).curriculum_stages == (Stage.dataset, Stage.policy)
+    assert settings_of(RlConfig, {"curriculum_stages": "dataset,policy"}).curriculum
+    (tmp_path / "c.yaml").write_text("curriculum: false")
+    assert settings_of(RlConfig, {}, str(tmp_path / "c.yaml")).curriculum_stages == (Stage.dataset,)
+    assert RlConfig.model_validate({"curriculum": "false"}).curriculum_stages == (Stage.dataset,), "of --set"
+    (tmp_path / "c.yaml").write_text(settings_yaml(RlConfig(curriculum=True)))
+    assert problems_of(RlConfig, {"curriculum": False}, tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(settings_yaml(RlConfig(curriculum_stages=(Stage.dataset, Stage.best))))
+    assert not settings_of(RlConfig, {}, str(tmp_path / "c.yaml")).curriculum
     (tmp_path / "c.yaml").write_text("curriculum_stages: [dataset]")
     [problem] = problems_of(RlConfig, {"curriculum": True}, tmp_path / "c.yaml")
     assert "give only one of the two" in problem

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     out = folder / "out"
-    code = cli.main(["evaluate", f"--out={out}", "--draws=300", *arguments])
+    code = cli.main(["evaluate", f"--out={out}", "--overwrite", "--draws=300", *arguments])
     return code, json.loads((out / "evaluation.json").read_text()) if code == 0 else {}
 
 
@@ -85,7 +85,7 @@ def test_the_oracle_finds_the_better_system(folder: Path, monkeypatch: pytest.Mo
         "best-of-n at equal tokens, temperature and gap model was not compared",
     ]
     out, err = capfd.readouterr()
-    assert out == ""
+    assert json.loads(out) == found["answers"][0]
     assert "Comparisons" in err
     assert found["answers"][0]["missing"] == claimed["reasons"]
     printed = [line.strip() for line in err.partition("1. Is better")[2].splitlines()]
@@ -183,7 +183,7 @@ def test_judges_can_be_validated_without_systems(folder: Path, monkeypatch: pyte
             ["--input=better-0.jsonl", "--judge=nobody"],
             "--judge: expected oracle, gap:RUN, hf:MODEL, openai:MODEL or cmd:COMMAND, got nobody",
         ),
-        (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no finished run in this folder"),
+        (["--input=better-0.jsonl", "--judge=gap:nowhere"], "nowhere: no such run"),
         (["--input=better-0.jsonl,copy-1.jsonl", "--judge=oracle"], "no rows in common"),
         (
             ["--input=a=better-0.jsonl", "--control=a=copy-0.jsonl", "--judge=oracle"],

@@ -12,7 +12,7 @@ from pitcli.data.instructions.grading import grade
 SAMPLE = (
     "sample --model tiny --data instructions:train --max-rows 4 --draws 2 --max-new-tokens 8 --output samples.jsonl"
 )
-PREPARE = "prepare --data samples.jsonl --task instructions --out pairs --folds sft=1"
+PREPARE = "prepare --data samples.jsonl --task instructions --out pairs --overwrite --folds sft=1"
 BOTH = ("chosen", "rejected")
 TEXTS = [
     "A garden needs time. First, you choose a place with sun. Then you dig the soil. Many people plant beans.",

@@ -107,9 +107,13 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     data = write(tmp_path / "all.jsonl", numbered_pairs(3))
     before = Path(data).read_bytes()
     with pytest.raises(SettingsError, match="fold all would overwrite --data"):
-        prepare.run(PrepareConfig(data=data, out=tmp_path / "." / "x" / "..", folds="all=1"))
+        prepare.run(PrepareConfig(data=data, out=tmp_path / "." / "x" / "..", folds="all=1", overwrite=True))
     with pytest.raises(SettingsError, match="fold all would overwrite --data"):
-        prepare.run(PrepareConfig(data=data, out=tmp_path, folds="all=1"))
+        prepare.run(PrepareConfig(data=data, out=tmp_path, folds="all=1", overwrite=True))
+    assert Path(data).read_bytes() == before
+    others = write(tmp_path / "others.jsonl", numbered_pairs(4))
+    with pytest.raises(SettingsError, match=r"all\.jsonl exist; use --overwrite to replace them, or another folder"):
+        prepare.run(PrepareConfig(data=others, out=tmp_path, folds="all=1"))
     assert Path(data).read_bytes() == before
 
 
@@ -167,7 +171,8 @@ def test_ratings_become_pairs_by_rating_field_and_margin(tmp_path: Path) -> None
     data = write(tmp_path / "in.jsonl", RATED)
 
     def made(*flags: str) -> list[tuple[object, object]]:
-        assert cli.main(["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", "--folds=all=1", *flags]) == 0
+        line = ["prepare", f"--data={data}", f"--out={tmp_path / 'out'}", "--folds=all=1", "--overwrite"]
+        assert cli.main([*line, *flags]) == 0
         return [(row["chosen"], row["rejected"]) for row in rows_of(tmp_path / "out" / "all.jsonl")]
 
     assert made() == [("fish 4", "fish 1"), ("fish 4", "fish 3")]

@@ -56,9 +56,9 @@ def test_it_uses_an_existing_improver(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "--reward: no run in runs/reward"),
-        ({"reward": Path("runs/typo")}, "runs/typo: no finished run"),
-        ({"reward": "cmd:true", "policy": Path("runs/typo")}, "runs/typo: no finished run"),
+        ({}, "--reward: no gap model in runs/reward"),
+        ({"reward": Path("runs/typo")}, "runs/typo: no such run"),
+        ({"reward": "cmd:true", "policy": Path("runs/typo")}, "runs/typo: no such run"),
         ({"reward": "cmd:true", "drafts": "typo.jsonl"}, "typo.jsonl: no such file"),
         ({"reward": "cmd:true", "out": Path("used")}, "--out: used is not empty"),
     ],

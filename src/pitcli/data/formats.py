@@ -38,8 +38,10 @@ def iter_questions(
     rows = open_rows(path, bad.add, bad.notes)
 
     def questions() -> Iterator[tuple[int, Draft]]:
-        yield from _parsed(partial(parse_question, fields=options.fields), rows, file_label(path), bad)
-        write_list(options.list_bad, bad.all)
+        try:  # whoever reads may stop before the end
+            yield from _parsed(partial(parse_question, fields=options.fields), rows, file_label(path), bad)
+        finally:
+            write_list(options.list_bad, bad.all)
 
     return questions()
 

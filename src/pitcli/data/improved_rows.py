@@ -1,9 +1,15 @@
-"""Rows that pit improve wrote, as preference pairs: the response that it kept is better than the draft."""
+"""Rows that pit improve wrote: their drafts, what they cost, and the preference pairs of draft and improvement."""
 
 import math
+from collections import Counter
 from typing import Any
 
-from pitcli.data.strict_json import RowProblem, Unused
+from pitcli.data.drafts import parse_draft
+from pitcli.data.reading import listed, load_rows, parsed_rows
+from pitcli.data.rows import Draft, RowError
+from pitcli.data.streams import row_key
+from pitcli.data.strict_json import RowProblem, Unused, describe
+from pitcli.errors import RunError
 
 FIELDS = {"prompt": "prompt", "chosen": "response", "rejected": "original_response"}
 
@@ -42,3 +48,33 @@ def p_better_than_draft(row: dict[str, Any], over_draft: bool = False) -> float 
     gaps = [iteration["gap"] for iteration in row.get("iterations") or [] if iteration["accepted"]]
     gaps = gaps[-1:] if over_draft else gaps
     return (1 + math.tanh(sum(gaps) / 2)) / 2 if gaps and None not in gaps else None
+
+
+def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
+    """The draft that an improved row was made from; RowProblem if it is not a row of pit improve."""
+    if "original_response" not in row:
+        raise RowProblem("original_response", "missing; expected a row of pit improve --output-format rows")
+    return parse_draft({**row, "response": row["original_response"]}, file, line)
+
+
+def improved_keys(path: str) -> Counter[int]:
+    """How many rows each draft has in the output of pit improve, by row key; RunError if a row cannot be read."""
+    errors: list[RowError] = []
+    done = Counter(row_key(draft) for _, draft in parsed_rows(path, improved_draft, errors.append))
+    if errors:
+        raise RunError([f"{error}; cannot resume from this file" for error in listed(errors)])
+    return done
+
+
+def read_budgets(path: str) -> dict[int, int]:
+    """The tokens that each draft cost in the output of another pit improve, by row key."""
+
+    def parse(row: dict[str, Any], file: str, line: int) -> tuple[int, int]:
+        draft = improved_draft(row, file, line)
+        if not isinstance(tokens := row.get("generated_tokens"), int):
+            raise RowProblem(
+                "generated_tokens", f"expected a number, got {describe(tokens)}; is this the output of pit improve?"
+            )
+        return row_key(draft), tokens
+
+    return dict(load_rows(path, parse))

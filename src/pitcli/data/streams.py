@@ -1,4 +1,4 @@
-"""Streams of rows: windows of rows, a seed per row, and output files that appear whole or grow by whole rows."""
+"""Streams of rows: windows of rows, a seed per row, and output files that grow by whole rows."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,6 @@ from pitcli.errors import RunError, SettingsError, naming
 
 Item = TypeVar("Item")
 BLOCK = 2**16
-PARTIAL = ".partial"  # of a file that appears once it is whole, and of which a stopped command keeps what it has
 WINDOW = 4  # rows in memory at a time, as a multiple of the rows that are generated together
 
 
@@ -51,51 +50,46 @@ def row_seed(seed: int, draft: Draft, iteration: int) -> int:
 
 
 @contextmanager
-def open_output(path: str) -> Iterator[TextIO]:
-    """Opens stdout for -, otherwise a file that appears under its name once it is complete."""
-    if (stream := _open_stream(path)) is not None:
-        with naming("stdout" if path == "-" else path), stream as opened:
-            yield opened
-        return
-    target = Path(path)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    try:
-        with naming(target), temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
     """Opens stdout for -, otherwise a file to append whole rows to; only one command at a time may write to it.
 
-    resume keeps the existing rows except an incomplete last one; overwrite deletes them. Raises SettingsError if the
-    file contains rows and neither is given, RunError if another command is writing to it.
+    resume keeps the existing rows except an incomplete last one; with overwrite, whoever writes the first new row
+    empties the file before. Raises SettingsError if the file contains rows and neither is given, RunError if another
+    command is writing to it. An error removes a file that it would leave empty.
     """
     if (stream := _open_stream(path)) is not None:
         with naming("stdout" if path == "-" else path), stream as opened:
             yield opened
         return
-    with naming(path), Path(path).open("a+b") as file:
+    with naming(path), _locked(path) as file:
+        if resume:
+            file.truncate(_end_of_last_line(file))
+        elif file.tell() and not overwrite:
+            remedy = "use --resume to continue it or --overwrite to replace it"
+            raise SettingsError(f"--output: {path} already contains rows; {remedy}")
+        try:
+            with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as rows:
+                yield rows
+                rows.flush()
+                os.fsync(rows.fileno())
+        except BaseException:
+            if Path(path).is_file() and not Path(path).stat().st_size:
+                Path(path).unlink()
+            raise
+
+
+def _locked(path: str) -> BinaryIO:
+    """The file, opened for appending and locked; RunError if another command has locked it."""
+    while True:
+        file = Path(path).open("a+b")  # noqa: SIM115 (the caller closes it)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.close()
             raise RunError(f"{path}: another command is writing to this file; wait until it ends") from error
-        if overwrite:
-            file.truncate(0)
-        elif resume:
-            file.truncate(_end_of_last_line(file))
-        elif file.tell():
-            remedy = "use --resume to continue it or --overwrite to replace it"
-            raise SettingsError(f"--output: {path} already contains rows; {remedy}")
-        with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as rows:
-            yield rows
-            rows.flush()
-            os.fsync(rows.fileno())
+        if Path(path).exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()  # another command has removed it since it was opened
 
 
 def _open_stream(path: str) -> AbstractContextManager[TextIO] | None:

@@ -16,7 +16,7 @@ from pitcli.data.synthetic import quality
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
 from pitcli.engine.models.gaps import score_comparisons
-from pitcli.engine.models.loading import pick_device
+from pitcli.engine.models.loading import WEIGHTS, pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
 from pitcli.equations import symmetrised_gap
@@ -24,9 +24,9 @@ from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.evaluation.command_judge import Fields, command_judge
 from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
-from pitcli.evaluation.openai_judge import openai_judge
+from pitcli.evaluation.openai_judge import check_endpoint, openai_judge
 from pitcli.evaluation.systems import fields_by_prompt
-from pitcli.runs.earlier import find_run, gap_loss_of, gap_temperatures, warn_if_not_calibrated
+from pitcli.runs.earlier import gap_loss_of, gap_temperatures, required_run, warn_if_not_calibrated
 from pitcli.runs.manifest import DataIdentity
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.judging import JudgeSettings
@@ -58,7 +58,7 @@ def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) ->
         case "labels":
             return LoadedJudge(labels_judge(name, rest), {"kind": "people's labels", "files": rest})
         case "gap":
-            return gap_judge(name, Path(rest), config)
+            return gap_judge(name, config)
         case "hf":
             judge = sequence_classifier_judge(name, rest, config)
             return LoadedJudge(judge, {"kind": "sequence classifier", "model": rest})
@@ -69,6 +69,18 @@ def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) ->
 def fields_for(name: str, inputs: Sequence[str], pairs: Iterable[PreferencePair] = ()) -> Fields:
     """Return the fields that a judge by this name reads of the rows in these files, by prompt; none for most judges."""
     return fields_by_prompt(inputs, pairs) if name == ORACLE or is_command(name) else {}
+
+
+def check_judge(name: str, config: JudgeSettings, others: Sequence[str] = ()) -> DataIdentity | None:
+    """Check what can be checked of a judge without loading it; return its training data, if pit trained it.
+
+    Raises SettingsError if its name or its address is not usable, RunError if its run is not. others: see check_name.
+    """
+    check_name(name, others)
+    kind, _, rest = name.partition(":")
+    if kind == "openai":
+        check_endpoint(config.base_url)
+    return required_run(Path(rest), GAP_RUN).manifest.data if kind == "gap" else None
 
 
 def check_name(name: str, others: Sequence[str] = ()) -> None:
@@ -110,15 +122,13 @@ def oracle_judge(fields: Fields) -> Judge:
     return judge_by_grades(ORACLE, grade, 1e6)
 
 
-def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
+def gap_judge(name: str, config: JudgeSettings) -> LoadedJudge:
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
     Of an ensemble the mean of the members' scores / T. A verdict is consistent if the raw scores of both orders name
     the same winner.
     """
-    run = find_run(folder, GAP_RUN)
-    if run is None:
-        raise RunError(f"--judge: {name}: no such run")
+    run = required_run(Path(name.partition(":")[2]), GAP_RUN)
     warn_if_not_calibrated(run)
     base = open_base(config, [run])
     temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
@@ -138,7 +148,13 @@ def gap_judge(name: str, folder: Path, config: JudgeSettings) -> LoadedJudge:
             for p, same in zip(p_better, consistent, strict=True)
         ]
 
-    identity = {"kind": "gap model", "run": str(folder), "data": run.manifest.data.path, "base": run.manifest.base.name}
+    identity = {
+        "kind": "gap model",
+        "run": name.partition(":")[2],
+        "data": run.manifest.data.path,
+        "base": run.manifest.base.name,
+        "adapters": {role: run.manifest.files[f"{role}/{WEIGHTS}"] for role in run.gap_models()},
+    }
     return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
 
 

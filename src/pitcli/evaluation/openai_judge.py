@@ -40,12 +40,18 @@ _ANSWER = re.compile(r"\W*(A|B|TIE)\W*", re.IGNORECASE)
 _THOUGHT_END = "</think>"
 
 
-def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int = 8) -> Judge:
-    """The judge `openai:MODEL`, at base_url or at OpenAI; the key is read from the environment and stored nowhere."""
-    name = f"openai:{model}"
+def check_endpoint(base_url: str | None) -> tuple[str, ...]:
+    """Return the addresses of the endpoint, none if it is OpenAI's. Raises SettingsError for a bad one, or no key."""
     base_urls = () if base_url is None else (base_url,)
     check_addresses(base_urls)
     api_key(base_urls)
+    return base_urls
+
+
+def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int = 8) -> Judge:
+    """The judge `openai:MODEL`, at base_url or at OpenAI; the key is read from the environment and stored nowhere."""
+    name = f"openai:{model}"
+    base_urls = check_endpoint(base_url)
     endpoint = Endpoint(f"--judge {name}", model, base_urls, concurrency)
     warned: set[str] = set()
 

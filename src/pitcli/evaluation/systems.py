@@ -17,6 +17,7 @@ from pitcli.data.rows import Comparison, Draft, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import is_incomplete, manifest_of
 
 ORIGINAL = "original"
 WRITTEN = frozenset(
@@ -240,9 +241,10 @@ def _record(file: str) -> dict[str, Any]:
 def refuse_other_output(file: str) -> dict[str, Any]:
     """The manifest that `pit improve --output` wrote next to its rows; empty if there is none.
 
-    Raises InputError if it wrote another format than rows, which has neither the original responses nor the attempts.
+    Warns if that command has not come to its end. Raises InputError if it wrote another format than rows, which has
+    neither the original responses nor the attempts.
     """
-    path = Path(f"{file}.manifest.json")
+    path = manifest_of(file)
     if not path.is_file():
         return {}
     try:
@@ -254,6 +256,8 @@ def refuse_other_output(file: str) -> dict[str, Any]:
     made_as = settings.get("output_format") or ("text" if settings.get("prompt") else "rows")
     if made_as != "rows":
         raise InputError(f"{file}: expected rows of pit improve, got --output-format {made_as}; improve with rows")
+    if is_incomplete(record):
+        warn(f"{file}: not whole: the command that writes it was stopped, or still runs; --resume continues it")
     return record
 
 

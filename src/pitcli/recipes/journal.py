@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pitcli.data.streams import PARTIAL
 from pitcli.engine.models.bases import HUB_FILES, SMOLLM2_HUB_NAME, base_digest, packaged_smollm2, resolve_base
 from pitcli.errors import RunError
 from pitcli.recipes.paths import PlannedStage
@@ -83,7 +82,7 @@ def _read() -> dict[str, Record]:
 def existing_output(stage: PlannedStage) -> str | None:
     """The digest of a stage's existing output, complete or not: of a file, or of the manifest of a run."""
     path = Path(stage.writes[0])
-    path = path / MANIFEST if path.is_dir() else path if path.exists() else Path(f"{path}{PARTIAL}")
+    path = path / MANIFEST if path.is_dir() else path
     return file_digest(path) if path.is_file() else None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pitcli.console import counted, warn
-from pitcli.errors import RunError
+from pitcli.errors import RunError, SettingsError
 from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import folder_of
@@ -40,8 +40,8 @@ class EarlierRun(NamedTuple):
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     """The run that a flag names, otherwise the one in the first default folder that exists; None if there is none.
 
-    A flag names a folder, or a run that pit ships (pit:NAME).
-    Raises RunError if the run is not finished, or if its kind or role is another.
+    A flag names a folder, or a run that pit ships (pit:NAME). Raises SettingsError if the folder that it names has no
+    run, RunError if the run is not finished, or if its kind or role is another.
     """
     default = next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
     folder = folder_of(named) if named else default
@@ -55,6 +55,20 @@ def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     return EarlierRun(folder, manifest)
 
 
+def required_run(named: Path | None, run: DefaultRun) -> EarlierRun:
+    """The run that find_run finds; SettingsError if there is none."""
+    found = find_run(named, run)
+    if found is None:
+        raise SettingsError(run.missing)
+    return found
+
+
+def any_run(named: Path) -> EarlierRun:
+    """The finished run of any kind that a flag names; see find_run for the errors."""
+    folder = folder_of(named)
+    return EarlierRun(folder, load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs"))
+
+
 def _warn_if_diverged(folder: Path, manifest: Manifest) -> None:
     if problem := manifest.results.get(DIVERGED):  # kept by --keep-diverged
         warn(f"{folder}: its training diverged: {problem}")
@@ -63,12 +77,12 @@ def _warn_if_diverged(folder: Path, manifest: Manifest) -> None:
 def find_gap_models(named: Path | None) -> EarlierRun:
     """The run with the gap models that --reward names, of training them or of RL; otherwise runs/reward or runs/rl.
 
-    Raises RunError if there is none, if it is not finished, or if it contains no gap model.
+    Raises SettingsError if there is none, RunError if it is not finished, or if it contains no gap model.
     """
     folders = [Path(folder) for folder in GAP_MODELS_RUN.folders]
     folder = folder_of(named) if named else next((folder for folder in folders if folder.exists()), None)
     if folder is None:
-        raise RunError(f"--reward: no gap model in {' or '.join(map(str, folders))}; {GAP_MODELS_RUN.remedy}")
+        raise SettingsError(GAP_MODELS_RUN.missing)
     manifest = load_manifest(folder, GAP_MODELS_RUN.remedy)
     if not manifest.gap_roles():
         raise RunError(f"{folder}: expected a run with a gap model, got a {manifest.kind} run; {GAP_MODELS_RUN.remedy}")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pitcli.errors import RunError, naming
@@ -64,15 +64,24 @@ def remove_dir(target: Path) -> None:
 
 def write_file(target: Path, text: str) -> None:
     """Replaces a file atomically."""
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    write_files({target: text})
+
+
+def write_files(texts: Mapping[Path, str]) -> None:
+    """Replaces files, each atomically, once all of their texts are on the disk."""
+    temporaries = {target: target.with_name(f".tmp-{os.getpid()}-{target.name}") for target in texts}
     try:
-        with naming(target):
-            temporary.write_text(text, encoding="utf-8")
-            _fsync(temporary)
-        temporary.replace(target)
+        for target, temporary in temporaries.items():
+            with naming(target):
+                temporary.write_text(texts[target], encoding="utf-8", newline="\n")
+                _fsync(temporary)
+        for target, temporary in temporaries.items():
+            temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(target.parent)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+    for folder in {target.parent for target in texts}:
+        _fsync(folder)
 
 
 def sweep(folder: Path) -> None:

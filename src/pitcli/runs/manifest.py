@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from pitcli import __version__
-from pitcli.errors import RunError
+from pitcli.errors import RunError, SettingsError
 from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.files import file_digest
 from pitcli.runs.sealed import read_sealed, write_sealed
@@ -106,7 +106,12 @@ def library_versions() -> dict[str, str]:
 
 
 def load_manifest(folder: Path, remedy: str) -> Manifest:
-    """The manifest of a finished run, its files verified; raises RunError, with the remedy, if there is none."""
+    """The manifest of a finished run, its files verified; the remedy is for the error if there is none.
+
+    Raises SettingsError if there is no such folder, RunError if it does not contain a finished run as it was written.
+    """
+    if not folder.exists():
+        raise SettingsError(f"{folder}: no such run; {remedy}")
     manifest = read_manifest(folder)
     if manifest is None:
         raise RunError(f"{folder}: no finished run in this folder; {remedy}")

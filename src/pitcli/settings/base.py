@@ -100,10 +100,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     section: ClassVar[Section]  # of the fields that a class declares first
+    reads_requests: ClassVar[bool] = False  # whether its data may be the endless requests of the instruction task
 
     def conflicts(self) -> Iterator[str]:
         """What is wrong with settings together; subclasses add to it, and all of it is reported at once."""
-        yield from ()
+        started = vars(self)
+        if started.get("resume") and started.get("overwrite"):
+            yield "give only one of --resume and --overwrite"
+        if started.get("resume") and started.get("output") == "-":
+            yield "--resume needs --output FILE"
+        for name in () if self.reads_requests else sorted(self.named(Fact.file | Fact.files | Fact.named_file)):
+            if str(started[name]).startswith(INSTRUCTIONS):
+                file = f"pit sample --data {started[name]} --max-rows N --output FILE"
+                yield f"--{name.replace('_', '-')}: {started[name]} has no end; make a file of it by {file}"
 
     @model_validator(mode="after")
     def _have_no_conflicts(self) -> Self:
@@ -149,7 +158,9 @@ class ModelSettings(Settings):
             "comma-separated, or given several times [default: as in the earlier runs, otherwise none]",
         )
     )
-    device: Annotated[Device, Fact.off_card, Section.hardware] = Field(Device.auto, description=DEVICE_HELP)
+    device: Annotated[Device, Fact.execution | Fact.off_card, Section.hardware] = Field(
+        Device.auto, description=DEVICE_HELP
+    )
     # the run's identity has the type in use, not what was asked for: auto may be another type on another device
     dtype: Annotated[Precision | None, Fact.execution | Fact.off_card, Section.hardware] = Field(
         None,

@@ -33,7 +33,8 @@ class DefaultRun(NamedTuple):
     @property
     def missing(self) -> str:
         """The error line if no run is found."""
-        return f"--{self.setting}: no run in {self.folders[0]}; create one with {self.made_by}"
+        what = "gap model" if self.role == "gap" else self.role
+        return f"--{self.setting}: no {what} in {' or '.join(self.folders)}; create one with {self.made_by}"
 
 
 GAP_RUN = DefaultRun("reward", (REWARD_FOLDER,), kinds=("reward",), role="gap", made_by="pit train-reward")

@@ -18,6 +18,7 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
     """pit sample: sample drafts from the policy."""
 
     section = Section.generation
+    reads_requests = True
 
     data: Annotated[str, Fact.file, Section.common] = Field(
         "-",
@@ -32,17 +33,14 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
     )
     resume: Annotated[bool, Fact.start, Section.common] = Field(
         False,
-        description="Resume a stopped command: skip the drafts that are already written; without --writer they are in "
-        "FILE.partial until all are",
+        description="Resume a stopped command: skip the drafts that are already in --output",
     )
-    overwrite: Annotated[bool, Fact.start, Section.output] = Field(
-        False, description="With --writer: replace the file --output [default: off; without --writer, on]"
-    )
+    overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
     max_rows: Annotated[int | None, Section.data] = Field(
         None, ge=1, description="Use at most this many rows, from the start [default: all rows]"
     )
     draws: int = Field(1, ge=1, description="Responses per prompt; each becomes a row")
-    sample_batch_size: Annotated[int, Section.hardware] = Field(
+    sample_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
         32, ge=1, description="Number of rows generated together"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed")
@@ -53,10 +51,6 @@ class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSetti
             yield f"--data {self.data} has no end: give --max-rows"
         if self.writer is not None and (self.policy or self.model):
             yield "--policy and --model are for a writer in this process; remove them, or --writer"
-
-    def rows_tell_what_is_done(self) -> bool:
-        """Whether the output alone shows which drafts are done; the draws of a prompt without an id look alike."""
-        return False
 
 
 class ImprovingSettings(ModelSettings, SamplingSettings):
@@ -101,7 +95,7 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
     accept_truncated: Annotated[bool, Fact.process, Section.stop] = Field(
         False, description="Also accept improvements that --max-new-tokens cut before their end"
     )
-    sample_batch_size: Annotated[int, Section.hardware] = Field(
+    sample_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
         16, ge=1, description="Number of drafts improved together"
     )
     seed: Annotated[int, Section.generation] = Field(

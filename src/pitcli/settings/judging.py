@@ -17,11 +17,13 @@ class JudgeSettings(ModelSettings):
     model: Annotated[str | None, Fact.base | Fact.handed_on | Fact.off_card] = Field(
         None, description="gap: base model of the judge [default: the base of its run]"
     )
-    base_url: Annotated[str | None, Fact.text] = Field(
+    base_url: Annotated[str | None, Fact.text | Fact.execution] = Field(
         None,
         description="openai: URL of the endpoint, e.g. http://localhost:8000/v1 [default: OpenAI's]",
     )
-    concurrency: int = Field(8, ge=1, description="openai: maximum number of requests at the same time")
+    concurrency: Annotated[int, Fact.execution] = Field(
+        8, ge=1, description="openai: maximum number of requests at the same time"
+    )
     micro_batch_size: Annotated[int, Fact.execution, Section.hardware] = Field(
         32, ge=1, description="gap, hf: maximum number of sequences per forward pass"
     )

@@ -55,6 +55,9 @@ class PrepareConfig(PairRowSettings):
         description="Rated responses: minimum difference from the best rating; equal ratings never make a pair",
     )
     out: Annotated[Path, Fact.output, Section.common] = Field(Path("data"), description="Output folder for the folds")
+    overwrite: Annotated[bool, Fact.start, Section.common] = Field(
+        False, description="Replace the files of the folds in --out"
+    )
     folds: Annotated[str, Fact.text, Section.common] = Field(
         "sft=1,reward=1,rl=1,test=0.3", description="Folds and their relative sizes; a prompt is in one fold only"
     )

@@ -68,8 +68,6 @@ class ScoreConfig(ScoringSettings, PairRowSettings):
         pairs_only = sorted(self.model_fields_set & PairRowSettings.model_fields.keys())
         if pairs_only and not self.labels:
             yield f"--{pairs_only[0].replace('_', '-')} is for preference pairs; use it with --labels"
-        if self.labels and self.resume and self.output == "-":
-            yield "--resume needs --output FILE"
 
 
 class ExplainConfig(ScoringSettings):

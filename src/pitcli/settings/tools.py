@@ -92,6 +92,7 @@ class EvaluateConfig(IndependentJudgeSettings, PairRowSettings):
     out: Annotated[Path, Fact.output, Section.common] = Field(
         Path("runs/evaluation"), description="Output folder for evaluation.json, report.html and verdicts.jsonl"
     )
+    overwrite: Annotated[bool, Fact.start, Section.common] = Field(False, description="Replace the evaluation in --out")
     control: Annotated[Files, Fact.named_file, Section.common] = Field(
         (),
         description="Systems that must show no gain over the originals, as NAME=FILE, or over another system, as "

@@ -7,9 +7,9 @@ The settings of a command are one flat pydantic model that inherits groups of se
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pitcli.settings.base import (
     GapBound,
@@ -171,6 +171,9 @@ class RolloutSettings(OptimSettings):
     )
 
 
+TWO_STAGES = (Stage.dataset, Stage.policy)  # of --curriculum
+
+
 class RlConfig(TrainingConfig, RolloutSettings):
     """pit rl: train the improver by RL to beat the reference response."""
 
@@ -239,16 +242,16 @@ class RlConfig(TrainingConfig, RolloutSettings):
         inherited = shared - self.named(Fact.own) - SftConfig.named(Fact.own)
         return SftConfig(role=Role.improver, **{name: getattr(self, name) for name in inherited})
 
-    @model_validator(mode="before")
-    @classmethod
-    def _curriculum_sets_stages(cls, values: dict[str, object]) -> dict[str, object]:
-        if values.get("curriculum"):
-            values = {"curriculum_stages": (Stage.dataset, Stage.policy), **values}
-        return values
+    def model_post_init(self, context: Any, /) -> None:
+        """--curriculum and --curriculum-stages name the same: the one that is not given follows from the other."""
+        if self.curriculum and "curriculum_stages" not in self.model_fields_set:
+            self.__dict__["curriculum_stages"] = TWO_STAGES
+        if "curriculum" not in self.model_fields_set:
+            self.__dict__["curriculum"] = self.curriculum_stages == TWO_STAGES
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if self.curriculum and self.curriculum_stages != (Stage.dataset, Stage.policy):
+        if self.curriculum != (self.curriculum_stages == TWO_STAGES):
             yield "--curriculum means --curriculum-stages dataset,policy: give only one of the two"
         if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
             yield f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}"

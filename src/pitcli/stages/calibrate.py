@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from pitcli.console import counted, error, next_command, note, table, warn
+from pitcli.data.improved_rows import improved_draft
 from pitcli.data.reading import load_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Proposal
-from pitcli.engine.improving.output import improved_draft
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import RunError, SettingsError
@@ -23,8 +23,9 @@ from pitcli.evaluation.judge_checks import independence
 from pitcli.evaluation.load_judge import LABELS, check_name, fields_for, load_judge
 from pitcli.evaluation.systems import System, load_systems
 from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
-from pitcli.runs.earlier import EarlierRun, find_run
+from pitcli.runs.earlier import EarlierRun, required_run
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import is_incomplete
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import IMPROVER_RUN
 from pitcli.settings.generating import ImproveConfig
@@ -34,9 +35,7 @@ from pitcli.settings.judging import CalibrateConfig
 def run(config: CalibrateConfig) -> int:
     """Write the calibration; return 1, and write nothing, if no threshold can be certified."""
     check_name(config.judge, others=[LABELS])
-    improver = find_run(config.run, IMPROVER_RUN)
-    if improver is None:
-        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
+    improver = required_run(config.run, IMPROVER_RUN)
     if not config.overwrite and read_calibration(improver.folder):
         raise SettingsError(f"--run: {improver.folder} has a calibration already; use --overwrite to replace it")
     (system,) = load_systems([config.input], "--input", by=None, max_rows=None)
@@ -103,6 +102,8 @@ def settings_of_rows(file: str, record: dict[str, Any]) -> ImproveConfig:
 def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], improver: EarlierRun) -> None:
     """Raise SettingsError if not every threshold can be replayed from the rows, or if they are of another improver."""
     problems = []
+    if is_incomplete(record):
+        problems.append("not whole: the command that writes it was stopped, or still runs; --resume continues it")
     if made.method is not Method.pit:
         problems.append(f"expected rows of --method pit, got {made.method}")
     if made.patience > 1:

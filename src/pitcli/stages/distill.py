@@ -56,9 +56,9 @@ from pitcli.engine.training.rollouts import (
 from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step
 from pitcli.engine.training.supervised import sft_task
 from pitcli.equations import distillation_advantages
-from pitcli.errors import RunError, SettingsError
+from pitcli.errors import SettingsError
 from pitcli.evaluation.systems import refuse_other_output
-from pitcli.runs.earlier import EarlierRun, find_run
+from pitcli.runs.earlier import EarlierRun, find_run, required_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.manifest import DataIdentity
 from pitcli.runs.metrics import change
@@ -124,10 +124,7 @@ def find_runs(config: DistillConfig) -> Runs:
     start = find_run(config.policy, POLICY_RUN)
     if config.method is not Distillation.on_policy:
         return Runs(start, None)
-    teacher = find_run(config.run, IMPROVER_RUN)
-    if teacher is None:
-        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
-    return Runs(start, teacher)
+    return Runs(start, required_run(config.run, IMPROVER_RUN))
 
 
 def open_rows(

@@ -1,6 +1,5 @@
 """pit evaluate: compares improved rows with the originals and with other systems, by judges that training never saw."""
 
-import json
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,21 +7,20 @@ from typing import NamedTuple
 from pitcli import __version__
 from pitcli.console import note, warn
 from pitcli.data.rows import Comparison
+from pitcli.data.strict_json import encode
 from pitcli.errors import SettingsError
+from pitcli.evaluation.aligned import AlignedSystems, load_aligned
 from pitcli.evaluation.answers import answers
 from pitcli.evaluation.ask_judge import JudgeVerdicts, ask, with_grades
 from pitcli.evaluation.claims import claim, control_result, corrected
 from pitcli.evaluation.compare_iterations import compare_iterations, iteration_comparisons, most_steps
 from pitcli.evaluation.compare_systems import (
-    RowsAgainstBaseline,
-    against_originals,
-    against_system,
     compare_rows,
     parts,
 )
 from pitcli.evaluation.judge import Judge
-from pitcli.evaluation.judge_checks import LabelledPairs, independence, load_labelled, validate
-from pitcli.evaluation.load_judge import LoadedJudge, check_name, fields_for, load_judge
+from pitcli.evaluation.judge_checks import Independence, LabelledPairs, independence, load_labelled, validate
+from pitcli.evaluation.load_judge import LoadedJudge, check_judge, fields_for, load_judge
 from pitcli.evaluation.results import (
     Control,
     EvaluatedSystem,
@@ -35,55 +33,15 @@ from pitcli.evaluation.results import (
 )
 from pitcli.evaluation.statistics import BootstrapSettings
 from pitcli.evaluation.systems import (
-    MADE,
-    ORIGINAL,
-    Key,
     Row,
     System,
-    align,
-    load_systems,
-    made_controls,
 )
 from pitcli.evaluation.tables import print_evaluation
 from pitcli.pages.evaluation_report import render
-from pitcli.runs.files import write_file
+from pitcli.runs.files import write_files
 from pitcli.settings.tools import EvaluateConfig
 
-
-class AlignedSystems(NamedTuple):
-    """The systems and controls to compare. keys: the rows that all of them have."""
-
-    systems: list[System]
-    controls: list[System]
-    keys: list[Key]
-
-    def rows(self, system: System) -> list[Row]:
-        return system.at(self.keys)
-
-    def system_pairs(self) -> list[RowsAgainstBaseline]:
-        """Pair each system with the originals, and the first system with each other one."""
-        if not self.systems:
-            return []
-        first, *others = self.systems
-        return [
-            *(against_originals(system.name, self.rows(system)) for system in self.systems),
-            *(self._against(first, other) for other in others),
-        ]
-
-    def control_pairs(self) -> list[RowsAgainstBaseline]:
-        """Pair each control with the baseline that it must not beat."""
-        by_name = {system.name: system for system in self.systems}
-        return [
-            against_originals(control.name, self.rows(control))
-            if control.baseline == ORIGINAL
-            else self._against(control, by_name[control.baseline])
-            for control in self.controls
-        ]
-
-    def _against(self, system: System, baseline: System) -> RowsAgainstBaseline:
-        return against_system(
-            system.name, rows=self.rows(system), baseline=baseline.name, baseline_rows=self.rows(baseline)
-        )
+RESULTS = "evaluation.json"
 
 
 class JudgeFindings(NamedTuple):
@@ -96,11 +54,17 @@ class JudgeFindings(NamedTuple):
     verdicts: JudgeVerdicts
 
 
-def run(config: EvaluateConfig) -> None:
-    """Ask every judge once about every comparison, write the results to --out and print them."""
-    aligned, labelled = load(config), load_labelled(config)
+def run(config: EvaluateConfig) -> int:
+    """Ask every judge once about every comparison, write the results to --out and print them, the answers on stdout.
+
+    Return 1 if a judge gave no verdict on some comparisons, otherwise 0.
+    """
+    refuse_overwriting(config)
+    aligned, labelled = load_aligned(config), load_labelled(config)
+    # of all judges, before the first of them is asked for hours
+    checked = {name: check_independence(name, aligned, config) for name in config.judge}
     config.out.mkdir(parents=True, exist_ok=True)
-    findings = [findings_of_judge(name, aligned, labelled, config) for name in config.judge]
+    findings = [findings_of_judge(name, checked[name], aligned, labelled, config) for name in config.judge]
     judges = [finding.judge for finding in findings]
     comparisons = corrected([comparison for finding in findings for comparison in finding.comparisons])
     controls = [control for finding in findings for control in finding.controls]
@@ -130,44 +94,42 @@ def run(config: EvaluateConfig) -> None:
     )
     write(evaluation, verdicts, config)
     print_evaluation(evaluation)
+    for answered in evaluation.answers:
+        print(answered.model_dump_json())
     note(f"report: {config.out / 'report.html'} (next to evaluation.json and verdicts.jsonl)")
+    return 1 if any(judged.failed() for judged in verdicts) else 0
 
 
-def load(config: EvaluateConfig) -> AlignedSystems:
-    """Read all rows; check the names of the judges before any judge is loaded."""
-    for name in config.judge:
-        check_name(name)
-        if config.judge.count(name) > 1:
-            raise SettingsError(f"--judge: {name} is given twice")
-    if not config.input:
-        return AlignedSystems([], [], [])
-    systems = load_systems(config.input, "--input", by=config.by, max_rows=config.max_rows)
-    controls = load_systems(config.control, "--control", by=None, max_rows=config.max_rows)
-    names = [system.name for system in (*systems, *controls)]
-    if taken := {name for name in names if names.count(name) > 1} | ({ORIGINAL, *MADE} & set(names)):
-        raise SettingsError(
-            f"--input: the name {', '.join(sorted(taken))} is used twice or reserved; give NAME=FILE with another name"
-        )
-    for control in controls:
-        if control.baseline not in {ORIGINAL, *(system.name for system in systems)}:
-            raise SettingsError(f"--control: {control.name}: no system {control.baseline} in --input")
-    keys = align([*systems, *controls])
-    return AlignedSystems(systems, [*controls, *made_controls(systems[0], config.seed)], keys)
+def refuse_overwriting(config: EvaluateConfig) -> None:
+    if config.out.exists() and not config.out.is_dir():
+        raise SettingsError(f"--out: expected a folder, got the file {config.out}")
+    if (config.out / RESULTS).exists() and not config.overwrite:
+        raise SettingsError(f"--out: {config.out} has an evaluation; use --overwrite to replace it, or another folder")
 
 
-def findings_of_judge(
-    name: str, aligned: AlignedSystems, labelled: Sequence[LabelledPairs], config: EvaluateConfig
-) -> JudgeFindings:
-    """Check the judge, then ask it about all systems and controls."""
-    fields = fields_for(name, config.input, [pair for _, pairs in labelled for pair in pairs])
-    loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite")
-    checked = independence(
+def check_independence(name: str, aligned: AlignedSystems, config: EvaluateConfig) -> Independence:
+    """Check what can be checked of a judge without loading it. Raises SettingsError or RunError."""
+    if config.judge.count(name) > 1:
+        raise SettingsError(f"--judge: {name} is given twice")
+    return independence(
         name,
-        loaded.trained_on,
+        check_judge(name, config),
         systems=aligned.systems,
         controls=aligned.controls,
         allow_reward_as_judge=config.allow_reward_as_judge,
     )
+
+
+def findings_of_judge(
+    name: str,
+    checked: Independence,
+    aligned: AlignedSystems,
+    labelled: Sequence[LabelledPairs],
+    config: EvaluateConfig,
+) -> JudgeFindings:
+    """Load and validate the judge, then ask it about all systems and controls."""
+    fields = fields_for(name, config.input, [pair for _, pairs in labelled for pair in pairs])
+    loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite")
     settings = BootstrapSettings(config.draws, config.seed)
     validation = validate_on_files(loaded, labelled, config, settings)
     judged = ask_all(loaded.judge, aligned, config)
@@ -259,8 +221,6 @@ def gap_p_better(row: Row) -> float | None:
 
 
 def write(evaluation: Evaluation, verdicts: Sequence[JudgeVerdicts], config: EvaluateConfig) -> None:
-    write_file(config.out / "evaluation.json", evaluation.model_dump_json(indent=1) + "\n")
-    write_file(config.out / "report.html", render(evaluation))
     lines = [
         {
             "judge": judged.judge,
@@ -273,5 +233,10 @@ def write(evaluation: Evaluation, verdicts: Sequence[JudgeVerdicts], config: Eva
         for judged in verdicts
         for comparison, verdict in judged.verdicts.items()
     ]
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    write_file(config.out / "verdicts.jsonl", text)
+    write_files(
+        {
+            config.out / RESULTS: evaluation.model_dump_json(indent=1) + "\n",
+            config.out / "report.html": render(evaluation),
+            config.out / "verdicts.jsonl": "".join(f"{encode(line)}\n" for line in lines),
+        }
+    )

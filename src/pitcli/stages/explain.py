@@ -1,16 +1,17 @@
 """pit explain: reads improved rows, and writes which of their edits the gap model finds better, and by how much."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pitcli.console import counted, edit_shares, next_command, note, progress
 from pitcli.data.explained import Improvement, iter_improvements, without_edits
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.reading import refuse_output_as_input
+from pitcli.data.reading import load_rows, refuse_output_as_input
 from pitcli.data.rows import RowError
 from pitcli.data.streams import content_key, windows
-from pitcli.data.strict_json import RowProblem
+from pitcli.data.strict_json import RowProblem, encode
 from pitcli.data.tally import RowTally
 from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.opening import load_gap_model
@@ -19,9 +20,9 @@ from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import p_better
 from pitcli.evaluation.systems import refuse_other_output
-from pitcli.runs.done_rows import growing_rows
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import growing_rows
 from pitcli.settings.base import GapBound, GapLoss
 from pitcli.settings.scoring import ExplainConfig
 
@@ -58,14 +59,14 @@ def run(config: ExplainConfig) -> int:
     gap_run, tally = find_gap_models(config.reward), Tally(config)
     improved = iter_improvements(config.input, config.against, tally.on_error, tally.notes)
     base = open_base(config, [gap_run])
-    with growing_rows(config, row_key, origin_of_rows(config, base, gap_run)) as rows:
+    with growing_rows(config, lambda: origin_of_rows(config, base, gap_run), row_keys) as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, GapBound.mean)
         # a response without an edit may be longer than both texts
         gap_model = gap_model._replace(max_length=base.max_length)
         usable = fitting(improved, base, gap_run, tally)
         with progress("explaining", None, rows.stream) as advance:
             for window in windows(usable, config.micro_batch_size, config.input):
-                are_new = [not rows.take(improvement.improved.row) for improvement in window]
+                are_new = [not rows.take(row_key(improvement.improved.row)) for improvement in window]
                 # as a whole, so that its rows do not depend on where the command was stopped
                 comparisons = [improvement.comparison() for improvement in window] if any(are_new) else []
                 explained = within_memory(gap_model, comparisons, explain)
@@ -73,7 +74,8 @@ def run(config: ExplainConfig) -> int:
                     if is_new:
                         tally.add(improvement, explanation)
                         if explanation is not None:
-                            rows.write(improvement.row(explanation.edits))
+                            row = improvement.row(explanation.edits)
+                            rows.write(row_key(row), f"{encode(row)}\n")
                     advance()
     report(config, tally, gap_run)
     return 1 if tally.failed else 0
@@ -104,6 +106,10 @@ def origin_of_rows(config: ExplainConfig, base: Base, gap_run: EarlierRun) -> Ro
 
 def row_key(row: Row) -> int:
     return content_key(without_edits(row))
+
+
+def row_keys(path: str) -> Counter[int]:
+    return Counter(load_rows(path, lambda row, *_: row_key(row)))
 
 
 def report(config: ExplainConfig, tally: Tally, gap_run: EarlierRun) -> None:

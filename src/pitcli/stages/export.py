@@ -36,10 +36,9 @@ from pitcli.engine.models.trees import Tree
 from pitcli.errors import RunError, SettingsError
 from pitcli.pages.model_card import Exported, model_card, read_evaluation
 from pitcli.pages.modelfile import modelfile
-from pitcli.runs.earlier import EarlierRun, gap_loss_of
+from pitcli.runs.earlier import EarlierRun, any_run, gap_loss_of
 from pitcli.runs.files import DIGESTS, publish_dir
-from pitcli.runs.manifest import AdapterRole, Manifest, load_manifest
-from pitcli.runs.shipped import folder_of
+from pitcli.runs.manifest import AdapterRole, Manifest
 from pitcli.settings.base import Dtype, GapLoss, ModelSettings, Precision
 from pitcli.settings.exporting import ExportConfig, ExportFormat, Quantisation
 
@@ -75,8 +74,7 @@ def run(config: ExportConfig) -> None:
 
     Raise RunError, and leave --out as it was, if the merged model does not reproduce the run's model.
     """
-    folder = folder_of(config.run)
-    manifest = load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs")
+    folder, manifest = any_run(config.run)
     role = chosen_role(config, manifest)
     out = Path(os.path.abspath(config.out))
     refuse_occupied(out, config.overwrite)

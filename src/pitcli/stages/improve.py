@@ -11,6 +11,7 @@ from typing import Any
 from pitcli.console import counted, next_command, note, progress, samples, warn, word_changes
 from pitcli.data.drafts import draft_without_thoughts
 from pitcli.data.formats import iter_drafts
+from pitcli.data.improved_rows import improved_keys, read_budgets
 from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.plain_text import read_text_draft
 from pitcli.data.reading import file_label, refuse_output_as_input
@@ -23,7 +24,6 @@ from pitcli.data.thoughts import THINK
 from pitcli.engine.generation.methods import extra_room
 from pitcli.engine.improving.models import Models, find_models, with_threshold
 from pitcli.engine.improving.opening import open_scheduler, refuse_unusable_endpoints
-from pitcli.engine.improving.output import ImprovedRows, open_improved_rows, read_budgets
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt
 from pitcli.engine.improving.written import written
@@ -32,6 +32,7 @@ from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
 from pitcli.runs.earlier import warn_if_not_calibrated
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import GrowingRows, growing_rows
 from pitcli.settings.base import OutputFormat
 from pitcli.settings.generating import ImproveConfig
 
@@ -100,14 +101,14 @@ def run(config: ImproveConfig) -> int:
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
     made_with = partial(origin_of_rows, config, base, models)
     with (
-        open_improved_rows(config, made_with) as rows,
+        growing_rows(config, made_with, improved_keys if config.rows_tell_what_is_done() else None) as rows,
         open_scheduler(config, base, models, budgets) as scheduler,
         progress("improving", None, rows.stream) as advance,
     ):
         usable = fitting_drafts(drafts, base, config, tally.on_error, tally.notes, budgets)
         for attempt in new_attempts(scheduler, usable, rows):
             if attempt is not None and not attempt.problem:
-                rows.write(attempt.draft, written(attempt, config, is_first=not rows.size))
+                rows.write(row_key(attempt.draft), written(attempt, config, is_first=not rows.size))
             if attempt is not None:
                 tally.add(attempt)
             advance(1, changed=tally.changed)
@@ -119,12 +120,12 @@ def run(config: ImproveConfig) -> int:
     return 1 if tally.failed and is_rank_0() else 0
 
 
-def new_attempts(scheduler: Scheduler, drafts: Iterator[Draft], rows: ImprovedRows) -> Iterator[Attempt | None]:
+def new_attempts(scheduler: Scheduler, drafts: Iterator[Draft], rows: GrowingRows) -> Iterator[Attempt | None]:
     """Yield the attempt at each draft, or None if its row exists already, in the order of the drafts."""
     config = scheduler.config
     if scheduler.batching is not None:
         most, is_file = WINDOW * scheduler.batching.slots, Path(config.input).is_file()
-        missing = (draft for draft in drafts if not rows.take(draft))
+        missing = (draft for draft in drafts if not rows.take(row_key(draft)))
         # from a pipe first one, two, four ..., so that the first rows come out before many are read
         yield from scheduler.improve(missing, lambda yielded: most if is_file else min(most, 1 + yielded))
         return
@@ -141,12 +142,12 @@ def open_drafts(
     return iter([(1, read_text_draft(config.input, config.prompt))])
 
 
-def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], rows: ImprovedRows) -> Iterator[Attempt | None]:
+def improve_new(scheduler: Scheduler, group: Sequence[list[Draft]], rows: GrowingRows) -> Iterator[Attempt | None]:
     """Yield the attempt at each draft, or None if its row exists already; the windows are spread over the ranks.
 
     A window with some missing rows is improved as a whole, so that its rows do not depend on the interruption.
     """
-    pending = [[(draft, not rows.take(draft)) for draft in window] for window in group]
+    pending = [[(draft, not rows.take(row_key(draft))) for draft in window] for window in group]
 
     def attempts_at(window: Sequence[tuple[Draft, bool]]) -> Iterator[Attempt | None]:
         any_new = any(is_new for _, is_new in window)

@@ -3,6 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,18 +11,19 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, refuse_output_as_input
+from pitcli.data.reading import OnError, file_label, load_rows, refuse_output_as_input
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
 from pitcli.data.streams import content_key, windows
-from pitcli.data.strict_json import RowProblem
+from pitcli.data.strict_json import RowProblem, encode
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
-from pitcli.evaluation.load_judge import LABELS, check_name, load_judge
+from pitcli.evaluation.load_judge import LABELS, check_judge, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
-from pitcli.runs.done_rows import growing_rows, take
+from pitcli.runs.growing_rows import GrowingRows, growing_rows
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
+NO_VERDICT = "pairs skipped: no verdict"
 EXPECTED = "give rows of pit improve, or of pit sample --draws 2, with the rows of a prompt next to one another"
 
 
@@ -35,7 +37,7 @@ class Candidate(NamedTuple):
 
 def run(config: LabelConfig) -> int:
     """Write a pair for each two responses that the judge tells apart; return 1 if some rows failed, otherwise 0."""
-    check_name(config.judge, others=[LABELS])
+    check_judge(config.judge, config, others=[LABELS])
     refuse_output_as_input(config.input, config.output)
     refuse_other_output(config.input)
     notes, errors, shown = Counter[str](), list[RowError](), list[dict[str, Any]]()
@@ -44,23 +46,28 @@ def run(config: LabelConfig) -> int:
         errors.append(problem)
         error(str(problem))
 
-    judge = WindowJudge(config)  # before --overwrite deletes anything
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
+    judge = cache(lambda: WindowJudge(config))  # not before the output is known to be usable
     with (
-        growing_rows(config, pair_key, {"settings": config.identity()}) as rows,
+        growing_rows(config, lambda: {"settings": config.identity(), "judge": judge().identity}, pair_keys) as rows,
         progress("labelling", None, rows.stream) as advance,
     ):
         notes.update({"pairs already written": rows.done.total()} if rows.done else {})
-        for pair in labelled(usable, judge, config, notes, advance=advance, done=rows.done):
-            rows.write(pair)
+        for pair in labelled(usable, judge(), config, notes, advance=advance, rows=rows):
+            rows.write(pair_key(pair), f"{encode(pair)}\n")
             notes["pairs written"] += 1
             if len(shown) < SHOWN_ROWS:
                 shown.append(pair)
         if not (errors or any(text.startswith("pairs") for text in notes)):
             raise InputError(f"{file_label(config.input)}: no two responses to compare; {EXPECTED}")
     report(config, notes, shown)
-    return 1 if errors else 0
+    # people label what they like; from any other judge a verdict is missing
+    return 1 if errors or (notes[NO_VERDICT] and not of_people(config)) else 0
+
+
+def of_people(config: LabelConfig) -> bool:
+    return config.judge.startswith(LABELS.partition("FILE")[0])
 
 
 def candidates(drafts: Iterable[tuple[int, Draft]], config: LabelConfig, on_error: OnError) -> Iterator[Candidate]:
@@ -83,7 +90,7 @@ def of_improved_row(draft: Draft, config: LabelConfig) -> Iterator[Candidate]:
     """Yield the steps of a row of pit improve; people have labelled its response against its original."""
     row = parse_row(draft.row, config.input, draft.line, seed=0, by=None)
     steps = [(step.before, step.written) for step in row.steps]
-    if not steps or config.judge.startswith(LABELS.partition("FILE")[0]):
+    if not steps or of_people(config):
         steps = [(row.original, row.response)]
     for number, (before, written) in enumerate(steps, start=1):
         pair_id = None if draft.id is None else f"{draft.id}.{number}"
@@ -109,14 +116,18 @@ def pair_key(row: dict[str, Any]) -> int:
     return content_key([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])])
 
 
+def pair_keys(path: str) -> Counter[int]:
+    return Counter(load_rows(path, lambda row, *_: pair_key(row)))
+
+
 class WindowJudge:
     """The judge, with the other fields of the prompts of one window only: the input may be large."""
 
     def __init__(self, config: LabelConfig) -> None:
         self._fields: dict[Prompt, dict[str, Any]] = {}
         cache = Path(config.output).parent / "openai-cache.sqlite"
-        self._judge = load_judge(config.judge, config, self._fields, cache=cache).judge
-        self.name, self.per_call = self._judge.name, self._judge.per_call
+        self._judge, self.identity, _ = load_judge(config.judge, config, self._fields, cache=cache)
+        self.per_call = self._judge.per_call
 
     def verdicts(self, window: Sequence[Candidate]) -> Sequence[Verdict]:
         self._fields.clear()
@@ -130,17 +141,17 @@ def labelled(
     config: LabelConfig,
     notes: Counter[str],
     advance: Any,
-    done: Counter[int],
+    rows: GrowingRows,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the pairs that the judge decides with --min-confidence.
 
-    done: the pairs that are written already. They are the first ones, so windows before the last of them are finished.
+    The pairs that are written already are the first ones, so windows before the last of them are finished.
     """
     for window in windows(candidates, judge.per_call, config.input):
         are_done = [
-            bool(done) and take(done, pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window
+            bool(rows.done) and rows.take(pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window
         ]
-        if done.total():
+        if rows.done.total():
             continue
         verdicts = judge.verdicts(window)
         for candidate, verdict, is_done in zip(window, verdicts, are_done, strict=True):
@@ -148,20 +159,20 @@ def labelled(
             if is_done:
                 continue
             if problem := undecided(verdict, config.min_confidence):
-                notes[f"pairs skipped: {problem}"] += 1
+                notes[problem] += 1
             else:
                 yield pair_row(candidate, verdict, config.judge)
-    if done.total():
-        raise SettingsError(f"--resume: {config.output}: {counted(done.total(), 'pairs')} not from {config.input}")
+    if left := rows.done.total():
+        raise SettingsError(f"--resume: {config.output}: {counted(left, 'pairs')} not from {config.input}")
 
 
 def undecided(verdict: Verdict, min_confidence: float) -> str | None:
     """Return why a verdict makes no pair, or None if it makes one."""
     if verdict.p_better is None:
-        return "no verdict"
+        return NO_VERDICT
     if verdict.p_better == 0.5:
-        return "a tie"
-    return "below --min-confidence" if abs(2 * verdict.p_better - 1) < min_confidence else None
+        return "pairs skipped: a tie"
+    return "pairs skipped: below --min-confidence" if abs(2 * verdict.p_better - 1) < min_confidence else None
 
 
 def pair_row(candidate: Candidate, verdict: Verdict, judge: str) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from pitcli.data.known_formats import RATING_FIELD
 from pitcli.data.pair_formats import parse_pair
 from pitcli.data.pair_reading import Reading, options_of, read_pairs
 from pitcli.data.preview import LengthOf, preview
-from pitcli.data.reading import file_label, write_row
+from pitcli.data.reading import file_label
 from pitcli.data.rows import PreferencePair, RowError
 from pitcli.data.splits import parse_shares, split_folds
-from pitcli.data.streams import open_output
+from pitcli.data.strict_json import encode
 from pitcli.data.synthetic import preference_rows
 from pitcli.data.text_units import units
 from pitcli.errors import InputError, SettingsError
+from pitcli.runs.files import write_files
 from pitcli.settings.preparing import PrepareConfig
 from pitcli.settings.values import split_commas
 
@@ -40,9 +41,7 @@ def run(config: PrepareConfig) -> None:
     if unknown := [name for name in ties if name not in shares]:
         raise SettingsError(f"--ties-in: expected folds of {', '.join(shares)}, got {', '.join(unknown)}")
     data = split_commas(config.data or "")
-    _refuse_overwriting_data(data, paths)
-    if config.out.exists() and not config.out.is_dir():
-        raise SettingsError(f"--out: expected a folder, got the file {config.out}")
+    _refuse_overwriting(config, data, paths)
     notes: Counter[str] = Counter()
     reading = _load(config, notes)
     pairs = reading.pairs
@@ -62,10 +61,9 @@ def run(config: PrepareConfig) -> None:
         return
 
     config.out.mkdir(parents=True, exist_ok=True)
-    for name, pairs in folds.items():
-        with open_output(str(paths[name])) as stream:
-            for pair in pairs:
-                write_row(canonical_row(pair), stream)
+    write_files(
+        {paths[name]: "".join(f"{encode(canonical_row(pair))}\n" for pair in pairs) for name, pairs in folds.items()}
+    )
 
     _report(folds, notes)
     if others := sorted(set(config.out.glob("*.jsonl")) - set(paths.values()) - set(map(Path, data))):
@@ -100,11 +98,16 @@ def _shares(folds: str) -> dict[str, float]:
         raise SettingsError([f"--folds: {problem}" for problem in error.problems]) from None
 
 
-def _refuse_overwriting_data(data: Sequence[str], paths: dict[str, Path]) -> None:
+def _refuse_overwriting(config: PrepareConfig, data: Sequence[str], paths: dict[str, Path]) -> None:
+    if config.out.exists() and not config.out.is_dir():
+        raise SettingsError(f"--out: expected a folder, got the file {config.out}")
     for name, path in paths.items():
         for file in data:
             if path.resolve() == Path(file).resolve():
                 raise SettingsError(f"--out: fold {name} would overwrite --data {file}; choose another folder")
+    there = ", ".join(str(path) for path in paths.values() if path.exists())
+    if there and not (config.overwrite or config.dry_run):
+        raise SettingsError(f"--out: {there} exist; use --overwrite to replace them, or another folder")
 
 
 def _load(config: PrepareConfig, notes: Counter[str]) -> Reading:

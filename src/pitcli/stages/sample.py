@@ -1,8 +1,7 @@
 """pit sample: samples drafts from the policy, one or several per prompt."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
@@ -16,7 +15,7 @@ from pitcli.data.pair_reading import options_of
 from pitcli.data.reading import refuse_output_as_input
 from pitcli.data.rows import Draft, RowError
 from pitcli.data.sources import Row
-from pitcli.data.streams import PARTIAL, WINDOW, row_seed, windows
+from pitcli.data.streams import WINDOW, row_key, row_seed, windows
 from pitcli.data.strict_json import RowProblem, encode
 from pitcli.data.tally import RowTally
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
@@ -29,12 +28,12 @@ from pitcli.engine.generation.endpoint import (
 )
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import Request
-from pitcli.engine.improving.output import JOURNAL, ImprovedRows, open_improved_rows
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import growing_rows
 from pitcli.settings.default_runs import POLICY_RUN
 from pitcli.settings.generating import SampleConfig
 
@@ -50,9 +49,9 @@ class Draw(NamedTuple):
     row: Row
     seed: int
 
-    def draft(self) -> Draft:
-        """Return what identifies the draw when a stopped command is resumed."""
-        return replace(self.question, id=f"{self.question.id or ''}.{self.number}")
+    def key(self) -> int:
+        """Return what identifies the draw when a stopped command is resumed; the row of one without an id does not."""
+        return row_key(replace(self.question, id=f"{self.question.id or ''}.{self.number}"))
 
 
 class Drafts(RowTally):
@@ -98,10 +97,7 @@ def run(config: SampleConfig) -> int:
 
 
 def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:
-    """Sample from a model in this process; a file appears once all of its drafts are written.
-
-    Until then they are in FILE.partial, from which --resume continues.
-    """
+    """Sample from a model in this process."""
     policy = find_run(config.policy, POLICY_RUN)
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
@@ -110,10 +106,10 @@ def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], dr
     note(base.describe())
     made_with = partial(origin_of_drafts, config, base, policy)
     with (
-        published_when_whole(config, made_with) as rows,
+        growing_rows(config, made_with, None) as rows,
         progress("sampling", (config.max_rows or 0) * config.draws or None, rows.stream) as advance,
     ):
-        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.draft()))
+        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.key()))
         requests = fitting_requests(draws, base, config, drafts)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
@@ -122,35 +118,8 @@ def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], dr
             samples_in_order = generate_in_order(batching, [request for _, request in window])
             for (draw, _), sample in zip(window, samples_in_order, strict=True):
                 text, thoughts = base.chat.answer(sample.token_ids)
-                rows.write(draw.draft(), f"{encode(drafts.row(draw, text, thoughts, sample.finished))}\n")
+                rows.write(draw.key(), f"{encode(drafts.row(draw, text, thoughts, sample.finished))}\n")
                 advance(1)
-
-
-@contextmanager
-def published_when_whole(config: SampleConfig, made_with: Callable[[], dict[str, Any]]) -> Iterator[ImprovedRows]:
-    """Open --output; that of a file under another name, which a stopped command leaves behind, until all is written."""
-    output = Path(config.output)
-    if config.output == "-" or (output.exists() and not output.is_file()):
-        with open_improved_rows(config, made_with) as rows:
-            yield rows
-        return
-    growing = Path(f"{output}{PARTIAL}")
-    resume = config.resume and growing.is_file()
-    opened = config.model_copy(update={"output": str(growing), "resume": resume, "overwrite": not resume})
-    try:
-        with open_improved_rows(opened, made_with) as rows:
-            yield rows
-    except BaseException:
-        if growing.is_file() and not growing.stat().st_size:
-            remove_growing(growing)
-        raise
-    growing.replace(output)
-    remove_growing(growing)
-
-
-def remove_growing(growing: Path) -> None:
-    for beside in ("", ".manifest.json", JOURNAL):
-        Path(f"{growing}{beside}").unlink(missing_ok=True)
 
 
 def origin_of_drafts(config: SampleConfig, base: Base, policy: EarlierRun | None) -> dict[str, Any]:
@@ -163,24 +132,24 @@ def origin_of_drafts(config: SampleConfig, base: Base, policy: EarlierRun | None
 
 
 def sample_at_endpoint(config: SampleConfig, questions: Iterator[tuple[int, Draft]], drafts: Drafts) -> None:
-    """Ask the model behind an endpoint; a file grows by whole rows, and can be resumed."""
+    """Ask the model behind an endpoint."""
     to_file = config.output != "-"
     endpoint = endpoint_of(config, "the drafts so far are kept" + ("; --resume continues" if to_file else ""))
     options, limit = config.template_options(), config.max_new_tokens
     writer = EndpointWriter(endpoint, config.temperature, config.top_p, limit, options)
     with (
-        open_improved_rows(config, lambda: {"settings": config.identity()}) as rows,
+        growing_rows(config, lambda: {"settings": config.identity()}, None) as rows,
         EndpointBatching(writer) as batching,
         progress("sampling", (config.max_rows or 0) * config.draws or None, rows.stream) as advance,
     ):
-        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.draft()))
+        draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.key()))
         asked = ((draw, writer.request(draw.question.prompt, draw.seed)) for draw in draws)
         for draw, reply in replies_in_order(batching, asked, at_once=Path(config.data).is_file()):
             if isinstance(reply, Unanswered):
                 drafts.on_error(RowError(drafts.label, draw.line, "", f"{reply.reason}; --resume asks again"))
             else:
                 row = drafts.row(draw, reply.text, reply.thoughts, reply.finished)
-                rows.write(draw.draft(), f"{encode(row)}\n")
+                rows.write(draw.key(), f"{encode(row)}\n")
             advance(1)
 
 

@@ -1,11 +1,16 @@
 """pit score: scores and ranks responses by the gap model, and measures its accuracy on preference pairs."""
 
 import math
+import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import partial
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from pitcli.console import counted, next_command, note, progress, warn
 from pitcli.data.candidates import Candidates, Row, check_candidates, iter_candidates, labelled
@@ -22,22 +27,22 @@ from pitcli.engine.improving.ranking import Scores, score, without_scores
 from pitcli.engine.improving.scoring import within_memory
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
+from pitcli.engine.training.reward_report import effective_count, wilson_interval
 from pitcli.equations import log_losses
-from pitcli.evaluation.statistics import mean_interval
-from pitcli.runs.done_rows import NO_ROWS, growing_rows
 from pitcli.runs.earlier import EarlierRun, find_gap_models, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
+from pitcli.runs.growing_rows import GrowingRows, growing_rows
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
 
 
 class Tally(RowTally):
-    """Counts what became of the rows. gaps: of the pairs of --labels."""
+    """Counts what became of the rows. pairs: those of --labels, each with its gap."""
 
     def __init__(self, config: ScoreConfig) -> None:
         super().__init__(config.input)
         self.of_labels = config.labels
-        self.gaps: list[float] = []
+        self.pairs: list[Row] = []
 
     def add(self, candidates: Candidates, scores: Scores | None, rows: int) -> None:
         """Count the new rows of candidates. scores: None if they do not fit into memory."""
@@ -46,7 +51,7 @@ class Tally(RowTally):
             reason = "no finite gap" if scores else "out of memory even by itself"
             self.on_error(RowError(self.label, candidates.lines[0], "", reason))
         if self.of_labels and scores:
-            self.gaps.append(scores.gap[0])
+            self.pairs.append({**candidates.rows[0], "gap": scores.gap[0]})
 
 
 def run(config: ScoreConfig) -> int:
@@ -56,14 +61,14 @@ def run(config: ScoreConfig) -> int:
     candidates = open_candidates(config, gap_run, tally)
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
-    made_with = origin_of_rows(config, base, gap_run)
-    with growing_rows(config, row_key, made_with) if rows_go_out else nullcontext(NO_ROWS) as rows:
+    made_with = partial(origin_of_rows, config, base, gap_run)
+    with growing_rows(config, made_with, row_keys) if rows_go_out else no_rows() as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, config.gap_bound)
         compare = partial(score, pairwise=config.against == ALL)
         usable = fitting(candidates, base, gap_model.loss, tally)
         with progress("scoring", None, rows.stream) as advance:
             for window in windows(usable, WINDOW * config.micro_batch_size, config.input):
-                pending = [(each, [not rows.take(row) for row in each.rows]) for each in window]
+                pending = [(each, [not rows.take(row_key(row)) for row in each.rows]) for each in window]
                 if not any(any(are_new) for _, are_new in pending):
                     continue
                 # as a whole, so that its rows do not depend on where the command was stopped
@@ -72,7 +77,7 @@ def run(config: ScoreConfig) -> int:
                         tally.add(each, scores, sum(are_new))
                     for row, is_new in zip(scores.rows(each) if scores else (), are_new, strict=False):
                         if is_new:
-                            rows.write(row)
+                            rows.write(row_key(row), f"{encode(row)}\n")
                     advance(len(each.responses))
     report(config, tally, gap_run)
     return 1 if tally.failed else 0
@@ -112,13 +117,25 @@ def row_key(row: Row) -> int:
     return content_key(without_scores(row))
 
 
+def row_keys(path: str) -> Counter[int]:
+    return Counter(load_rows(path, lambda row, *_: row_key(row)))
+
+
+@contextmanager
+def no_rows() -> Iterator[GrowingRows]:
+    """The output of --labels without a file: the accuracy alone goes to stdout."""
+    with open(os.devnull, "w") as nowhere:
+        yield GrowingRows(nowhere)
+
+
 def report(config: ScoreConfig, tally: Tally, gap_run: EarlierRun) -> None:
     tally.show_notes()
     note(f"{counted(tally.rows, 'pairs' if config.labels else 'rows')} scored{tally.failures()}")
     warn_if_not_calibrated(gap_run)
     if config.labels:
-        gaps = tally.gaps if config.output == "-" else load_rows(config.output, lambda row, *_: gap_of(row))
-        print(encode(accuracy(gaps)))
+        # a file also has the pairs of an earlier start
+        pairs = load_rows(config.output, lambda row, *_: row) if os.path.isfile(config.output) else tally.pairs
+        print(encode(accuracy(pairs)))
     elif config.output != "-" and tally.rows:
         next_command(f"jq -r .p_better {shlex.quote(config.output)}")
 
@@ -127,17 +144,21 @@ def gap_of(row: Row) -> float:
     return math.nan if row["gap"] is None else float(row["gap"])
 
 
-def accuracy(gaps: Sequence[float]) -> dict[str, Any]:
+def accuracy(pairs: Sequence[Row]) -> dict[str, Any]:
     """Return how often chosen has the larger score, with a 95% interval; a pair without a finite gap is wrong.
 
-    Everything is None if there are no pairs.
+    Pairs of one prompt count as fewer (effective_count). Everything is None if there are no pairs.
     """
+    if not pairs:
+        return {"pairs": 0} | dict.fromkeys(("accuracy", "accuracy_ci", "log_loss", "mean_gap"))
+    gaps = [*map(gap_of, pairs)]
     right = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
     finite = [gap for gap in gaps if math.isfinite(gap)]
+    count = effective_count(np.array(right), [encode({"prompt": row["prompt"]}) for row in pairs])
     return {
         "pairs": len(gaps),
-        "accuracy": sum(right) / len(right) if right else None,
-        "accuracy_ci": list(mean_interval(right)) if right else None,
+        "accuracy": fmean(right),
+        "accuracy_ci": list(wilson_interval(fmean(right), count)),
         "log_loss": float(log_losses(finite, 1.0).mean()) if finite else None,
         "mean_gap": sum(finite) / len(finite) if finite else None,
     }

@@ -10,11 +10,10 @@ from pitcli.engine.models.precision import DTYPES
 from pitcli.engine.models.tree_support import TREE_TOLERANCE
 from pitcli.errors import RunError
 from pitcli.runs.calibration import read_calibration
-from pitcli.runs.earlier import EarlierRun
+from pitcli.runs.earlier import any_run
 from pitcli.runs.files import verify_dir
 from pitcli.runs.folder import CHECKPOINTS
-from pitcli.runs.manifest import Manifest, load_manifest
-from pitcli.runs.shipped import folder_of
+from pitcli.runs.manifest import Manifest
 from pitcli.settings.base import ModelSettings, Precision
 from pitcli.settings.tools import VerifyConfig
 
@@ -24,11 +23,11 @@ def run(config: VerifyConfig) -> None:
 
     Raise RunError with all damaged checkpoints, or all adapters whose scores differ, or the first other problem.
     """
-    folder = folder_of(config.run)
-    manifest = load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs")
+    run = any_run(config.run)
+    folder, manifest = run
     checkpoints = verified_checkpoints(folder)
     read_calibration(folder)
-    base = open_base(ModelSettings(device=config.device), [EarlierRun(folder, manifest)])
+    base = open_base(ModelSettings(device=config.device), [run])
     model = base.load()
     differences = []
     for role in manifest.probes:

@@ -139,5 +139,5 @@ def test_drafts_with_one_id_are_improved_and_resumed_by_their_content(capfd: pyt
         assert Path("improved.jsonl").read_text() == written
     controls = ["--input", "improved.jsonl", "--judge", "oracle", "--out", "evaluation"]
     capfd.readouterr()
-    pit("evaluate", *controls)
+    pit("evaluate", "--overwrite", *controls)
     assert "4 rows of improved" in capfd.readouterr().err

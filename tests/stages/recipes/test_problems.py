@@ -1,6 +1,8 @@
 """pit run: the problems of a recipe, reported all at once, and recipes without problems."""
 
 import re
+import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -103,11 +105,23 @@ def test_a_default_run_that_a_later_stage_writes_is_refused(folder: Path, capsys
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["hh.jsonl", "english", "examples"]
     Path("hh.jsonl").touch()
-    err = pit(capsys, str(path), "--dry-run")
+    # what english-baselines.yaml reads of english.yaml
+    for name in (
+        "english/drafts.jsonl",
+        "english/improved.jsonl",
+        "english/data/sft.jsonl",
+        "examples/oracle_grades.py",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for run in ("sft", "reward"):
+        shutil.copytree(files("pitcli") / "assets/runs/instructions", f"english/runs/{run}")  # type: ignore[arg-type]
+    err = pit(capsys, str(path), "--dry-run", "--out", "made")
     assert len(decisions(err)) >= 6
     assert {action for action, _ in decisions(err).values()} == {"run"}
-    assert [entry.name for entry in Path().iterdir()] == ["hh.jsonl"]
+    assert sorted(entry.name for entry in Path().iterdir()) == sorted(names)
 
 
 def test_recipes_of_readme_and_docs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_sample_resumes_with_the_drafts_that_it_has(
     with monkeypatch.context() as stopped:
         stopped.setattr(sample.Drafts, "row", row)
         pit(capsys, "recipe.yaml", code=130)
-    assert len(Path("made/rows/drafts.jsonl.partial").read_text().splitlines()) == 2
+    assert len(Path("made/rows/drafts.jsonl").read_text().splitlines()) == 2
     err = pit(capsys, "recipe.yaml")
     assert decisions(err)["sample"] == ("resume", "did not finish")
     assert outputs(Path("made")) == outputs(whole / "made")

@@ -123,6 +123,7 @@ def first_words(base: Path, rows: int = 6) -> list[list[int]]:
     """Greedy drafts of a base as token ids."""
     pit(
         f"sample --model {base} --data rows.jsonl --max-rows {rows} --temperature 0 --max-new-tokens 8 --output d.jsonl"
+        " --overwrite"
     )
     chat = open_base(ModelSettings(model=str(base)), []).chat
     return [chat.encode_text(row["response"]) for row in read_rows(Path("d.jsonl"))]

@@ -316,6 +316,6 @@ def test_without_a_policy_it_starts_from_the_base(tmp_path: Path, monkeypatch: p
     main(["distill", "--data", str(rows), "--model", "tiny", "--max-steps", "1", "--batch-size", "4"])
     assert load_manifest(Path("runs/distill"), "").inputs == {}
     line = ["distill", "--method", "on-policy", "--data", str(drafts), "--max-steps", "1", "--batch-size", "2"]
-    assert main([*line, "--rollout-max-new-tokens", "8", "--overwrite"]) == 3
+    assert main([*line, "--rollout-max-new-tokens", "8", "--overwrite"]) == 2
     assert main([*line, "--rollout-max-new-tokens", "8", "--overwrite", "--run", str(teacher)]) == 0
     assert load_manifest(Path("runs/distill"), "").inputs.keys() == {"improver"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pitcli.engine.improving.models import find_models
-from pitcli.errors import InputError, RunError
+from pitcli.errors import InputError, SettingsError
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.generating import ImproveConfig
 from pitcli.stages import improve
@@ -150,7 +150,7 @@ def test_width_needs_a_gap_model_and_another_method_than_best_of_n(tmp_path: Pat
     with pytest.raises(ValueError, match="--width is not for --method best-of-n"):
         ImproveConfig(width=2, method=Method.best_of_n)
     with (
-        pytest.raises(RunError, match=r"--reward: no gap model in runs/reward; pit train-reward makes one$"),
+        pytest.raises(SettingsError, match=r"--reward: no gap model in runs/reward; create one with pit train-reward$"),
         chdir(tmp_path),
     ):
         find_models(ImproveConfig(width=2, stop=StopRule.none, method=Method.resample))

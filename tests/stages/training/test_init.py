@@ -103,7 +103,7 @@ def test_another_rank_or_base_is_refused() -> None:
         sft.run(SftConfig(out=out, init=init, **ONE_STEP, lora_alpha=64))
     with pytest.raises(RunError, match=r"runs/policy: trained with --load-in-4bit; use --load-in-4bit here too"):
         train_reward.run(RewardConfig(out=out, init=init, **{**ONE_STEP, "load_in_4bit": False}))
-    with pytest.raises(RunError, match=r"runs/none: no finished run in this folder; pit sft, train-reward, rl"):
+    with pytest.raises(SettingsError, match=r"runs/none: no such run; pit sft, train-reward, rl"):
         sft.run(SftConfig(out=out, init=Path("runs/none"), **ONE_STEP))
     assert not out.exists()
 

@@ -146,11 +146,6 @@ def test_average_needs_several_members() -> None:
         RewardConfig(average=True)
 
 
-def test_members_do_not_change_the_manifest_of_a_single_gap_model() -> None:
-    assert "members" not in RewardConfig().identity()
-    assert RewardConfig(members=3).identity()["members"] == 3
-
-
 def test_export_of_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["export", "runs/three", "--adapter", "--base-name", "a/b", "--device", "cpu", "--out"]
     assert cli.main([*line, str(tmp_path / "first")]) == 0

@@ -109,9 +109,7 @@ def test_resume_needs_the_journal_and_the_same_format(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--resume: output_format was 'same' in .* and is now None"):
         run(tmp_path / "out", resume=True)
     (tmp_path / "out.progress").unlink()
-    with pytest.raises(
-        SettingsError, match=r"--resume: .*out.progress is missing, so which drafts are done is unknown"
-    ):
+    with pytest.raises(SettingsError, match=r"--resume: .*out.progress is missing, so which rows are done is unknown"):
         run(tmp_path / "out", output_format="same", resume=True)
     with pytest.raises(SettingsError, match="already contains rows; use --resume"):
         run(tmp_path / "out", output_format="same")

@@ -57,7 +57,6 @@ def test_the_form_is_known_from_every_run_with_a_gap_model() -> None:
     assert gap_loss_of(manifest("runs/pointwise")) is GapLoss.pointwise
     assert gap_loss_of(manifest("runs/rl")) is GapLoss.pointwise
     assert gap_loss_of(manifest("runs/reward")) is GapLoss.five_term
-    assert gap_loss_of(manifest("runs/sft")) is GapLoss.five_term
 
 
 def test_the_judge_scores_each_response_alone(tiny_folder: Path, tiny_chat: ChatFormat) -> None:

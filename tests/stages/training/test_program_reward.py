@@ -148,8 +148,8 @@ def test_a_program_that_fails_is_refused_before_a_model_is_loaded(
 
 def test_improve_needs_another_gap_model_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["improve", "--run", "runs/program", "--input", "drafts.jsonl", "--max-iters=1", "--max-new-tokens=8"]
-    assert cli.main([*command, "--output", "no.jsonl"]) == 3
-    assert "--reward: no gap model in runs/reward; pit train-reward makes one, or use --stop none" in (
+    assert cli.main([*command, "--output", "no.jsonl"]) == 2
+    assert "--reward: no gap model in runs/reward; create one with pit train-reward, or use --stop none" in (
         capsys.readouterr().err
     )
     assert cli.main([*command, "--output", "improved.jsonl", "--stop=none", "--overwrite"]) == 0
@@ -159,7 +159,17 @@ def test_improve_needs_another_gap_model_or_none(tmp_path: Path, capsys: pytest.
 def test_its_reward_is_refused_as_its_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     improve = ["improve", "--run", "runs/program", "--input", "drafts.jsonl", "--output", "judged.jsonl"]
     assert cli.main([*improve, "--stop=none", "--max-iters=1", "--max-new-tokens=8", "--overwrite"]) == 0
-    evaluate = ["evaluate", "--input", "judged.jsonl", "--out", str(tmp_path), "--draws=100", "--judge", WORDS]
+    evaluate = [
+        "evaluate",
+        "--input",
+        "judged.jsonl",
+        "--out",
+        str(tmp_path),
+        "--draws=100",
+        "--overwrite",
+        "--judge",
+        WORDS,
+    ]
     assert cli.main(evaluate) == 2
     assert "was the reward of RL of judged; use another judge, or use --allow-reward-as-judge" in (
         capsys.readouterr().err

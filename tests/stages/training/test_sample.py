@@ -1,4 +1,4 @@
-"""pit sample of a model in this process: a file appears when it is whole, and a stopped command can be resumed."""
+"""pit sample of a model in this process: a stopped command can be resumed, and nothing is replaced unasked."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 
 from pitcli.cli import main
+from pitcli.data.streams import open_growing
 from pitcli.stages import sample
 
 LINE = "sample --model tiny --no-load-in-4bit --data pairs.jsonl --max-rows 9 --draws 2 --max-new-tokens 8 --seed 3"
 COMMAND = [*LINE.split(), "--sample-batch-size", "2", "--output", "drafts.jsonl"]
+WRITTEN = ("drafts.jsonl", "drafts.jsonl.manifest.json", "drafts.jsonl.progress")
+
+
+def complete() -> bool:
+    return bool(json.loads(Path("drafts.jsonl.manifest.json").read_bytes())["complete"])
 
 
 @pytest.fixture
@@ -21,8 +27,9 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
     Path("pairs.jsonl").write_bytes(pairs)
     assert main(COMMAND) == 0
     written = Path("drafts.jsonl").read_bytes()
-    assert {path.name for path in Path().iterdir()} == {"pairs.jsonl", "drafts.jsonl"}
-    Path("drafts.jsonl").unlink()
+    assert {path.name for path in Path().iterdir()} == {"pairs.jsonl", *WRITTEN}
+    for name in WRITTEN:
+        Path(name).unlink()
     return written
 
 
@@ -41,19 +48,25 @@ def test_a_stopped_command_is_resumed_to_the_same_bytes(whole: bytes, monkeypatc
     with monkeypatch.context() as stopped:
         stop_after(7, stopped)
         assert main(COMMAND) == 130
-    assert not Path("drafts.jsonl").exists()
-    assert len(Path("drafts.jsonl.partial").read_bytes().splitlines()) == 7
+    assert len(Path("drafts.jsonl").read_bytes().splitlines()) == 7
+    assert not complete()
     assert main([*COMMAND, "--resume"]) == 0
     assert Path("drafts.jsonl").read_bytes() == whole
-    assert {path.name for path in Path().iterdir()} == {"pairs.jsonl", "drafts.jsonl"}
+    assert complete()
+    assert main([*COMMAND, "--resume"]) == 0, "there is nothing left to do"
+    assert Path("drafts.jsonl").read_bytes() == whole
 
 
-def test_without_resume_it_starts_again(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_resume_or_overwrite_nothing_is_lost(
+    whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with monkeypatch.context() as stopped:
         stop_after(3, stopped)
         assert main(COMMAND) == 130
-    assert main(COMMAND) == 0
-    assert Path("drafts.jsonl").read_bytes() == whole
+    before = Path("drafts.jsonl").read_bytes()
+    assert main(COMMAND) == 2
+    assert "--output: drafts.jsonl already contains rows; use --resume to continue it" in capsys.readouterr().err
+    assert Path("drafts.jsonl").read_bytes() == before
 
 
 def test_resume_with_other_settings_is_refused(
@@ -64,7 +77,7 @@ def test_resume_with_other_settings_is_refused(
         assert main(COMMAND) == 130
     assert main([*COMMAND, "--resume", "--temperature", "0.9"]) == 2
     assert "--resume: temperature was 0.5" in capsys.readouterr().err
-    assert len(Path("drafts.jsonl.partial").read_bytes().splitlines()) == 3
+    assert len(Path("drafts.jsonl").read_bytes().splitlines()) == 3
 
 
 def test_nothing_is_left_if_no_row_was_written(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,11 +87,22 @@ def test_nothing_is_left_if_no_row_was_written(whole: bytes, monkeypatch: pytest
     assert {path.name for path in Path().iterdir()} == {"pairs.jsonl"}
 
 
-def test_an_earlier_file_is_replaced_once_the_new_one_is_whole(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("drafts.jsonl").write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
+def test_an_earlier_file_is_there_until_the_first_new_row(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = json.dumps({"prompt": "p", "response": "r"}) + "\n"
+    Path("drafts.jsonl").write_text(earlier)
+    assert main([*COMMAND, "--overwrite", "--policy", "none"]) == 2
     with monkeypatch.context() as stopped:
-        stop_after(3, stopped)
-        assert main(COMMAND) == 130
-    assert len(Path("drafts.jsonl").read_bytes().splitlines()) == 1
-    assert main([*COMMAND, "--resume"]) == 0
+        stop_after(0, stopped)
+        assert main([*COMMAND, "--overwrite"]) == 130
+    assert Path("drafts.jsonl").read_text() == earlier
+    assert main([*COMMAND, "--overwrite"]) == 0
     assert Path("drafts.jsonl").read_bytes() == whole
+
+
+def test_a_second_command_leaves_the_rows_of_the_first_alone(whole: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also before the first row is written."""
+    with open_growing("drafts.jsonl", resume=False, overwrite=False) as stream:
+        assert main([*COMMAND, "--overwrite"]) == 3
+        assert "another command is writing to this file" in capsys.readouterr().err
+        stream.write("{}\n")
+    assert Path("drafts.jsonl").read_text() == "{}\n"

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from pitcli.console import note
 from pitcli.engine.models.loading import WEIGHTS
-from pitcli.errors import RunError
+from pitcli.errors import SettingsError
 from pitcli.runs.calibration import CALIBRATION, read_calibration
-from pitcli.runs.earlier import EarlierRun, find_reward, find_run, gap_temperatures
+from pitcli.runs.earlier import EarlierRun, find_reward, find_run, gap_temperatures, required_run
 from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
-from pitcli.settings.default_runs import IMPROVER_RUN, POLICY_RUN
+from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.generating import ImproveConfig
 
 
@@ -53,7 +53,8 @@ def find_models(config: ImproveConfig) -> Models:
     """Find the writer (the improver or the policy) and the gap model."""
     if config.writer:
         return Models(None, find_gap_run(config, find_run(config.run, IMPROVER_RUN)))
-    writer = find_improver(config) if config.method is Method.pit else find_run(config.policy, POLICY_RUN)
+    pit = config.method is Method.pit
+    writer = required_run(config.run, IMPROVER_RUN) if pit else find_run(config.policy, POLICY_RUN)
     return Models(writer, find_gap_run(config, writer))
 
 
@@ -66,7 +67,7 @@ def find_gap_run(config: ImproveConfig, writer: EarlierRun | None) -> EarlierRun
         remedy = (
             ", or use --stop none" if not config.model_copy(update={"stop": StopRule.none}).needs_gap_model() else ""
         )
-        raise RunError(f"--reward: no gap model in runs/reward; pit train-reward makes one{remedy}")
+        raise SettingsError(f"{GAP_RUN.missing}{remedy}")
     return reward
 
 
@@ -84,10 +85,3 @@ def with_threshold(config: ImproveConfig, models: Models) -> ImproveConfig:
         return config
     note(f"{calibration.certificate()} (pit calibrate); --threshold overrides it")
     return config.model_copy(update={"threshold": calibration.threshold})
-
-
-def find_improver(config: ImproveConfig) -> EarlierRun:
-    improver = find_run(config.run, IMPROVER_RUN)
-    if improver is None:
-        raise RunError(f"--run: no improver in {' or '.join(IMPROVER_RUN.folders)}; {IMPROVER_RUN.remedy}")
-    return improver

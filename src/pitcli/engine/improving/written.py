@@ -3,8 +3,11 @@
 import csv
 import io
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 from pitcli.data.drafts import as_messages, with_response
+from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import encode
 from pitcli.engine.improving.stop_rule import Attempt, finished_row
 from pitcli.settings.base import OutputFormat
@@ -26,9 +29,17 @@ def written(attempt: Attempt, config: ImproveConfig, is_first: bool) -> str:
         about_best = {"finished": attempt.finished(), "thoughts": attempt.thoughts()}
         row = {name: about_best.get(name, value) for name, value in row.items()}
     if format_of_output is OutputFormat.same and (delimiter := csv_delimiter(config.input)):
-        header = _csv_line(row, delimiter) if is_first else ""
-        return header + _csv_line(row.values(), delimiter)
+        # a row whose draft had thoughts has one column more than the file
+        columns = _columns(config.input) if Path(config.input).is_file() else [*row]
+        header = _csv_line(columns, delimiter) if is_first else ""
+        return header + _csv_line((row[name] for name in columns), delimiter)
     return f"{encode(row)}\n"
+
+
+@cache
+def _columns(path: str) -> list[str]:
+    """Return the columns of a CSV file that has rows."""
+    return [*next(row for _, row in open_rows(path, lambda error: None))]
 
 
 def csv_delimiter(path: str) -> str | None:

@@ -20,9 +20,8 @@ from pitcli.engine.models.loading import WEIGHTS, saved_lora
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
-from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.manifest import MANIFEST, DataIdentity, Manifest, library_versions, load_manifest
-from pitcli.runs.shipped import folder_of
+from pitcli.runs.earlier import EarlierRun, any_run
+from pitcli.runs.manifest import MANIFEST, DataIdentity, Manifest, library_versions
 from pitcli.settings.base import GapLoss, Role, Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.distill import DistillConfig
@@ -151,8 +150,7 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """
     if config.init is None:
         return []
-    folder = folder_of(config.init)
-    run = EarlierRun(folder, load_manifest(folder, "pit sft, train-reward, rl, dpo and distill make runs"))
+    run = any_run(config.init)
     found = saved_lora(run.adapter)
     if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
         raise SettingsError(

@@ -11,7 +11,7 @@ from pitcli.errors import InputError
 from pitcli.runs.earlier import EarlierRun, find_reward, find_run
 from pitcli.runs.folder import is_finished, refuse_used
 from pitcli.runs.manifest import DataIdentity
-from pitcli.settings.base import INSTRUCTIONS, Role
+from pitcli.settings.base import Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.training import RlConfig
 
@@ -66,7 +66,7 @@ def check_before_sft(config: RlConfig) -> None:
             raise InputError([GAP_RUN.missing])
         check_gap_model(gap, config.force)
     drafts = config.drafts or "-"
-    if not drafts.startswith(("-", HUB, INSTRUCTIONS)) and not Path(drafts).exists():
+    if not drafts.startswith(("-", HUB)) and not Path(drafts).exists():
         raise InputError(f"{drafts}: no such file")
     if not config.resume:
         refuse_used(config.run_folder, config.overwrite)
