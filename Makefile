@@ -92,7 +92,7 @@ english: install $(VENV)/.smollm2
 
 # slow (hours, after make english): RL from that improver, plain RLHF, an SFT policy and Self-Refine on the same drafts
 english-baselines: install $(VENV)/.smollm2
-	PATH="$(BIN):$$PATH" $(BIN)/pit run examples/recipes/english-baselines.yaml --out runs/english-baselines
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pit run examples/recipes/english-baselines.yaml --out runs/english-baselines
 
 # IFEval's published checker in a separate environment, with punkt's sentence data
 .venv-ifeval/.installed: examples/ifeval/requirements.txt
@@ -106,7 +106,7 @@ english-baselines: install $(VENV)/.smollm2
 #   make ifeval DATA=ifeval.jsonl.gz RUN=runs/rl; for a part of it, add IFEVAL='--max-rows 100'
 ifeval: install $(VENV)/.smollm2 .venv-ifeval/.installed
 	mkdir -p runs/ifeval
-	$(BIN)/pit sample --data $(DATA) --temperature 0 --max-new-tokens 512 --output runs/ifeval/drafts.jsonl $(IFEVAL)
+	$(BIN)/pit sample --data $(DATA) --temperature 0 --max-new-tokens 512 --output runs/ifeval/drafts.jsonl --resume $(IFEVAL)
 	$(BIN)/pit improve --run $(RUN) --input runs/ifeval/drafts.jsonl --output runs/ifeval/improved.jsonl \
 	  --temperature 0 --max-new-tokens 640 --max-iters 3 --stop none --resume
 	NLTK_DATA=.venv-ifeval/nltk_data .venv-ifeval/bin/python examples/ifeval/check.py --table runs/ifeval/improved.jsonl

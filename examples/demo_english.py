@@ -25,8 +25,7 @@ IMPROVE = "--run pit:instructions --max-iters 3 --max-new-tokens 200"
 def english(out: Path) -> Iterator[str]:
     """Draft, improve and yield the texts as lines of at most 80 columns. Exits if a command fails."""
     drafts, improved = out / "english_drafts.jsonl", out / "english_improved.jsonl"
-    if not drafts.exists():  # it appears once all drafts are written
-        _run("sample", *DRAFTS.split(), "--output", str(drafts))
+    _run("sample", *DRAFTS.split(), "--output", str(drafts), "--resume")
     _run("improve", *IMPROVE.split(), "--input", str(drafts), "--output", str(improved), "--resume")
     rows = [json.loads(line) for line in improved.read_text("utf-8").splitlines()]
     for row in rows:

@@ -56,7 +56,7 @@ def main() -> None:
     commands = [
         ["train-reward", "--data", train, "--eval-data", test, "--resume", *small],
         ["rl", "--curriculum", "--resume", *small, *small_rl],
-        ["sample", "--data", test, "--max-rows", drafts, "--output", "drafts.jsonl", *tokens],
+        ["sample", "--data", test, "--max-rows", drafts, "--output", "drafts.jsonl", "--resume", *tokens],
         ["improve", "--input", "drafts.jsonl", "--output", "improved.jsonl", "--resume", "--max-iters", "5", *tokens],
     ]
     rows = [timed(command, arguments.out) for command in commands]

@@ -272,6 +272,19 @@ def test_a_bug_shows_its_traceback(bug: Exception, runs: Runs) -> None:
         cli.main(["sft"])
 
 
+def test_a_bug_has_an_exit_code_of_its_own(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    """Without it a bug would end with 1, as some failed rows do."""
+    with_stage("sft", raising(ValueError("bug")))
+    monkeypatch.setattr(sys, "argv", ["pit", "sft", "--json-progress"])
+    assert cli.entry() == 70
+    err = capsys.readouterr().err
+    assert "ValueError: bug" in err
+    assert '{"event": "end", "exit_code": 70}' in err
+    with_stage("sft", raising(InputError("bad")))
+    monkeypatch.setenv("PIT_DEBUG", "1")
+    assert cli.entry() == 2
+
+
 def test_pit_debug_shows_every_traceback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     with_stage("sft", raising(InputError("bad")))
     monkeypatch.setenv("PIT_DEBUG", "1")
@@ -305,7 +318,7 @@ def test_rows_before_an_error_are_written() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "row\n", "error: diverged\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_signals_let_the_stage_clean_up(number: signal.Signals, code: int) -> None:
     body = "\n    ".join(
         [

@@ -93,7 +93,7 @@ def test_everything_for_people_has_an_event(on: None, capsys: Out) -> None:
 def test_a_full_stderr_does_not_end_a_command(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "pitcli", "verify", str(tmp_path), "--json-progress"]
-        assert subprocess.run(command, check=False, stderr=full).returncode == 2
+        assert subprocess.run(command, check=False, stderr=full).returncode == 3
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -206,7 +206,7 @@ def evaluate(out: Path, folders: dict[int, Path], evaluations: Iterable[str], ju
 
     os.chdir(out)
     for line in evaluations:
-        command = ["evaluate", *(with_files(word, folders) for word in shlex.split(f"{line} {judge}"))]
+        command = ["evaluate", "--overwrite", *(with_files(word, folders) for word in shlex.split(f"{line} {judge}"))]
         print(f"\n$ pit {shlex.join(command)}", flush=True)
-        if code := pit(command):
+        if (code := pit(command)) not in FINE:
             sys.exit(f"pit evaluate failed with exit code {code}")

@@ -50,7 +50,8 @@ def sample(scale: StudyScale, seed: int, name: str, temperature: float | str, qu
 
 def rl(scale: StudyScale, seed: int, name: str, settings: str) -> str:
     references = f"--reference-temperature {scale.temperature}"
-    if scale.rl_questions and "--role policy" not in settings and "--reference-temperature" not in settings:
+    improves_drafts = "--role policy" not in settings and "--curriculum-stages dataset " not in f"{settings} "
+    if scale.rl_questions and improves_drafts and "--reference-temperature" not in settings:
         references += f" --drafts {RL_DRAFTS}.jsonl"
     return f"pit rl --data {scale.rl_data} --out runs/{name} --seed {seed} {scale.rl} {references} {settings}"
 

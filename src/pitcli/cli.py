@@ -88,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         except SystemExit as ended:
             console.emit("end", exit_code=ended.code)
             raise
+        except Exception as error:
+            console.emit("end", exit_code=_code_of(error))
+            raise
         console.emit("end", exit_code=code)
     return code
 
@@ -102,9 +105,15 @@ def entry() -> int:
     """Run the command of this process; a bug has an exit code of its own, so that nobody takes it for failed rows."""
     try:
         return main()
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        return BUG
+        return _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    """The exit code of an error that is shown with its traceback: a bug, or any error with PIT_DEBUG=1."""
+    ending = _ending(error)
+    return ending[0] if ending else BUG
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -118,7 +118,7 @@ def test_responses_lose_their_outer_whitespace(chat: ChatFormat) -> None:
 @pytest.mark.parametrize("text", ["The lark sings at dawn.", "日本日本", "a  b\n\nc", HOSTILE])
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 8, 1000])
 def test_a_truncated_text_is_the_longest_prefix_that_fits(chat: ChatFormat, text: str, limit: int) -> None:
-    kept = chat.truncate(text, limit)
+    kept = chat.encoder.truncate(text, limit)
     ids, kept_ids = chat.encode_text(text), chat.encode_text(kept)
     assert text.startswith(kept)
     assert "\ufffd" not in kept
@@ -134,13 +134,13 @@ def test_a_truncated_text_is_the_longest_prefix_that_fits(chat: ChatFormat, text
 def test_truncation_does_not_split_a_character(tiny_chat: ChatFormat) -> None:
     """日 has three bytes, and the embedded tokenizer puts a space before the first word."""
     assert len(tiny_chat.encode_text("日日")) == 7
-    assert [tiny_chat.truncate("日日", limit) for limit in (3, 4, 6, 7)] == ["", "日", "日", "日日"]
+    assert [tiny_chat.encoder.truncate("日日", limit) for limit in (3, 4, 6, 7)] == ["", "日", "日", "日日"]
 
 
 def test_the_text_of_a_control_token_is_detected(chat: ChatFormat) -> None:
     special = chat.tokenizer.convert_ids_to_tokens(chat.stop_id)
-    assert chat.names_special_token(f"a{special}b")
-    assert not chat.names_special_token("a < b | c > d, [x] and s")
+    assert chat.encoder.names_special_token(f"a{special}b")
+    assert not chat.encoder.names_special_token("a < b | c > d, [x] and s")
 
 
 def test_the_largest_id_of_a_conversation(tiny_chat: ChatFormat, tiny_folder: Any) -> None:

@@ -273,7 +273,8 @@ def test_bad_replies(reply: Reply, message: str, code: int, capsys: pytest.Captu
     with serving(lambda request: reply) as server:
         pit(f"{SAMPLE} --base-url {server.url}", code=code)
     assert message.replace("HOST", server.url.split("/")[2]) in capsys.readouterr().err
-    assert code == 1 or not Path("out.jsonl").exists()
+    written = Path("out.jsonl")
+    assert written.read_text() == "" if code == 1 else not written.exists()
 
 
 @pytest.mark.usefixtures("project")

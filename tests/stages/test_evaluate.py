@@ -211,6 +211,17 @@ def test_invalid_inputs_are_errors_of_one_line(
     assert "Traceback" not in err
 
 
+def test_an_evaluation_is_replaced_only_with_overwrite(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(folder)
+    line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--draws=300", "--max-rows=5", "--out=once"]
+    assert cli.main(line) == 0
+    assert cli.main(line) == 2
+    assert "--out: once has an evaluation; use --overwrite to replace it" in capfd.readouterr().err
+    assert cli.main([*line, "--overwrite"]) == 0
+
+
 def test_a_sequence_classifier_judges(
     tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:

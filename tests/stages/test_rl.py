@@ -59,7 +59,7 @@ def test_it_uses_an_existing_improver(
         ({}, "--reward: no gap model in runs/reward"),
         ({"reward": Path("runs/typo")}, "runs/typo: no such run"),
         ({"reward": "cmd:true", "policy": Path("runs/typo")}, "runs/typo: no such run"),
-        ({"reward": "cmd:true", "drafts": "typo.jsonl"}, "typo.jsonl: no such file"),
+        ({"reward": "cmd:true", "drafts": "typo.jsonl", "curriculum": True}, "typo.jsonl: no such file"),
         ({"reward": "cmd:true", "out": Path("used")}, "--out: used is not empty"),
     ],
 )

@@ -60,7 +60,7 @@ def check_conversation(prompt: Prompt, responses: Mapping[str, str], limit: Limi
         raise TooLong(max(used, key=lambda field: used[field]), reason)
     chat.refuse_changed_texts(prompt, responses.values())
     note_system_message(chat, prompt, notes)
-    if any(map(chat.names_special_token, [*(message.content for message in prompt), *responses.values()])):
+    if any(map(chat.encoder.names_special_token, [*(message.content for message in prompt), *responses.values()])):
         notes["rows with the text of a control token, read as plain text"] += 1
 
 
@@ -112,7 +112,7 @@ def cut_prompt(prompt: Prompt, most: int, chat: ChatFormat) -> Prompt:
     empty = last._replace(content="")
     before = min((system, ()), key=lambda before: tokens((*before, empty)))
     left = most - tokens((*before, empty))
-    if end := chat.keep_end(last.content, left):
+    if end := chat.encoder.keep_end(last.content, left):
         return (*before, last._replace(content=end))
     raise TooLong("prompt", f"only {max(0, left)} tokens are left for its last turn")
 
@@ -130,7 +130,7 @@ def _with_responses_of(pair: PreferencePair, size: int, chat: ChatFormat) -> Pre
     """The pair with responses of at most `size` tokens."""
 
     def truncated(field: str, text: str) -> str:
-        if kept := chat.truncate(text, size):
+        if kept := chat.encoder.truncate(text, size):
             return kept
         raise TooLong(field, f"empty after it is cut to {size} tokens")
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
@@ -61,20 +61,22 @@ def open_growing(path: str, resume: bool, overwrite: bool) -> Iterator[TextIO]:
         with naming("stdout" if path == "-" else path), stream as opened:
             yield opened
         return
-    with naming(path), _locked(path) as file:
+    with naming(path), _locked(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as rows:
         if resume:
             file.truncate(_end_of_last_line(file))
-        elif file.tell() and not overwrite:
+        elif file.seek(0, os.SEEK_END) and not overwrite:
             remedy = "use --resume to continue it or --overwrite to replace it"
             raise SettingsError(f"--output: {path} already contains rows; {remedy}")
         try:
-            with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as rows:
-                yield rows
-                rows.flush()
-                os.fsync(rows.fileno())
+            yield rows
+            rows.flush()
+            os.fsync(rows.fileno())
         except BaseException:
-            if Path(path).is_file() and not Path(path).stat().st_size:
-                Path(path).unlink()
+            with suppress(OSError):
+                rows.flush()
+            # under the lock, and never the link that leads to it
+            if not os.fstat(rows.fileno()).st_size and not os.path.islink(path):
+                os.unlink(path)
             raise
 
 
@@ -87,8 +89,9 @@ def _locked(path: str) -> BinaryIO:
         except BlockingIOError as error:
             file.close()
             raise RunError(f"{path}: another command is writing to this file; wait until it ends") from error
-        if Path(path).exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
         file.close()  # another command has removed it since it was opened
 
 

@@ -120,10 +120,6 @@ class ChatFormat:
         """Token ids of user text; the text of a special token stays plain text."""
         return self.encoder.text(text)
 
-    def names_special_token(self, text: str) -> bool:
-        """Whether user text contains the text of a special token."""
-        return self.encoder.names_special_token(text)
-
     def largest_id(self) -> int:
         """The largest token id in any conversation; of the special tokens, only those of the template can occur."""
         ids = set(self.tokenizer.get_vocab().values()) - self.encoder.special.keys()
@@ -131,14 +127,6 @@ class ChatFormat:
         with suppress(RowProblem):  # a template may not support system messages
             ids.update(self.policy_prompt((Message("system", ANY), *QUESTION)))
         return max(ids)
-
-    def truncate(self, text: str, limit: int) -> str:
-        """The text, or its longest prefix of at most `limit` whole tokens; "" if there is none."""
-        return self.encoder.truncate(text, limit)
-
-    def keep_end(self, text: str, limit: int) -> str:
-        """The text, or its longest suffix of at most `limit` whole tokens; "" if there is none."""
-        return self.encoder.keep_end(text, limit)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a sampled response, without its thoughts, its stop token and outer white space."""

@@ -45,19 +45,21 @@ def load_labelled(config: EvaluateConfig) -> list[LabelledPairs]:
     return labelled
 
 
-def validate(
-    judge: Judge, labelled: LabelledPairs, by: str | None, settings: BootstrapSettings, trained_on: Sequence[str] = ()
-) -> list[Validation]:
+def refuse_known_prompts(name: str, labelled: Sequence[LabelledPairs], trained_on: DataIdentity | None) -> None:
+    """Raise SettingsError if a judge was trained on prompts of --validate-on. trained_on: see independence."""
+    for file, pairs in labelled:
+        if trained_on and set(prompt_sketch(pairs)) & set(trained_on.prompts):
+            raise SettingsError(
+                f"--validate-on: {name} was trained on prompts of {file}; give pairs with other prompts"
+            )
+
+
+def validate(judge: Judge, labelled: LabelledPairs, by: str | None, settings: BootstrapSettings) -> list[Validation]:
     """Validate a judge on labelled pairs: does it agree with the labels more often than "longest" and "shortest" do?
 
-    by: a field; its values are validated separately too. trained_on: hashes of the prompts that the judge was trained
-    on. Raises SettingsError if the file contains any of these prompts.
+    by: a field; its values are validated separately too.
     """
     file, pairs = labelled
-    if set(prompt_sketch(pairs)) & set(trained_on):
-        raise SettingsError(
-            f"--validate-on: {judge.name} was trained on prompts of {file}; give pairs with other prompts"
-        )
     judged = ask(judge, (Comparison(pair.prompt, pair.chosen, pair.rejected) for pair in pairs))
     groups = {"all": pairs}
     if by is not None:

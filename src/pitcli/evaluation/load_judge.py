@@ -26,8 +26,7 @@ from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import check_endpoint, openai_judge
 from pitcli.evaluation.systems import fields_by_prompt
-from pitcli.runs.earlier import gap_loss_of, gap_temperatures, required_run, warn_if_not_calibrated
-from pitcli.runs.manifest import DataIdentity
+from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_temperatures, required_run, warn_if_not_calibrated
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.judging import JudgeSettings
 from pitcli.settings.values import COMMAND, is_command
@@ -36,18 +35,19 @@ LABELS = "labels:FILE"  # a judge of pit label and pit calibrate only
 
 
 class LoadedJudge(NamedTuple):
-    """A judge and its description for evaluation.json. trained_on: its training data, if pit trained it."""
+    """A judge and its description for evaluation.json."""
 
     judge: Judge
     identity: dict[str, Any]
-    trained_on: DataIdentity | None = None
 
 
-def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) -> LoadedJudge:
+def load_judge(
+    name: str, config: JudgeSettings, fields: Fields, cache: Path, run: EarlierRun | None = None
+) -> LoadedJudge:
     """Load a judge by name. Raises SettingsError if the name is not that of a judge.
 
     fields: for the oracle and for programs, the fields of the row that has a prompt; more may be added later. cache:
-    the file with the replies of an endpoint.
+    the file with the replies of an endpoint. run: what check_judge has found.
     """
     kind, _, rest = name.partition(":")
     match kind:
@@ -58,7 +58,7 @@ def load_judge(name: str, config: JudgeSettings, fields: Fields, cache: Path) ->
         case "labels":
             return LoadedJudge(labels_judge(name, rest), {"kind": "people's labels", "files": rest})
         case "gap":
-            return gap_judge(name, config)
+            return gap_judge(name, config, run)
         case "hf":
             judge = sequence_classifier_judge(name, rest, config)
             return LoadedJudge(judge, {"kind": "sequence classifier", "model": rest})
@@ -71,16 +71,17 @@ def fields_for(name: str, inputs: Sequence[str], pairs: Iterable[PreferencePair]
     return fields_by_prompt(inputs, pairs) if name == ORACLE or is_command(name) else {}
 
 
-def check_judge(name: str, config: JudgeSettings, others: Sequence[str] = ()) -> DataIdentity | None:
-    """Check what can be checked of a judge without loading it; return its training data, if pit trained it.
+def check_judge(name: str, config: JudgeSettings, others: Sequence[str] = ()) -> EarlierRun | None:
+    """Check what can be checked of a judge without loading it; return its run, if pit trained it.
 
-    Raises SettingsError if its name or its address is not usable, RunError if its run is not. others: see check_name.
+    Raises SettingsError if its name, its address or its run does not exist, RunError if its run is not usable. others:
+    see check_name.
     """
     check_name(name, others)
     kind, _, rest = name.partition(":")
     if kind == "openai":
         check_endpoint(config.base_url)
-    return required_run(Path(rest), GAP_RUN).manifest.data if kind == "gap" else None
+    return required_run(Path(rest), GAP_RUN) if kind == "gap" else None
 
 
 def check_name(name: str, others: Sequence[str] = ()) -> None:
@@ -122,13 +123,13 @@ def oracle_judge(fields: Fields) -> Judge:
     return judge_by_grades(ORACLE, grade, 1e6)
 
 
-def gap_judge(name: str, config: JudgeSettings) -> LoadedJudge:
+def gap_judge(name: str, config: JudgeSettings, run: EarlierRun | None = None) -> LoadedJudge:
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
     Of an ensemble the mean of the members' scores / T. A verdict is consistent if the raw scores of both orders name
     the same winner.
     """
-    run = required_run(Path(name.partition(":")[2]), GAP_RUN)
+    run = run or required_run(Path(name.partition(":")[2]), GAP_RUN)
     warn_if_not_calibrated(run)
     base = open_base(config, [run])
     temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
@@ -155,7 +156,7 @@ def gap_judge(name: str, config: JudgeSettings) -> LoadedJudge:
         "base": run.manifest.base.name,
         "adapters": {role: run.manifest.files[f"{role}/{WEIGHTS}"] for role in run.gap_models()},
     }
-    return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")}, run.manifest.data)
+    return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")})
 
 
 def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings) -> Judge:

@@ -40,8 +40,8 @@ class EarlierRun(NamedTuple):
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     """The run that a flag names, otherwise the one in the first default folder that exists; None if there is none.
 
-    A flag names a folder, or a run that pit ships (pit:NAME). Raises SettingsError if the folder that it names has no
-    run, RunError if the run is not finished, or if its kind or role is another.
+    A flag names a folder, or a run that pit ships (pit:NAME). Raises SettingsError if there is no folder of
+    that name, RunError if it has no finished run, or if the run's kind or role is another.
     """
     default = next((Path(folder) for folder in run.folders if Path(folder).exists()), None)
     folder = folder_of(named) if named else default

@@ -42,7 +42,7 @@ class GrowingRows:
 
     done: how many rows of each key there are. size: of the output, in bytes. before_first: is called before the first
     text is written; returns the journal, which gets a line per row, its key and the size of the output after it, if
-    that cannot be seen from the output.
+    that cannot be seen from the output. at_end: is called once all rows are written.
     """
 
     def __init__(
@@ -50,12 +50,15 @@ class GrowingRows:
         stream: TextIO,
         done: Counter[int] | None = None,
         size: int = 0,
-        before_first: Callable[[], BinaryIO | None] | None = None,
+        before_first: Callable[[], BinaryIO | None] = lambda: None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream = stream
         self.done = Counter[int]() if done is None else done
         self.size = size
         self._before_first = before_first
+        self._at_end = at_end
+        self._begun = False
         self._journal: BinaryIO | None = None
 
     def take(self, key: int) -> bool:
@@ -65,20 +68,23 @@ class GrowingRows:
         self.done[key] -= 1
         return True
 
-    def begin(self) -> None:
-        """Do what must be done before the first text is written, once."""
-        if self._before_first is not None:
-            before_first, self._before_first = self._before_first, None
-            self._journal = before_first()
-
     def write(self, key: int, text: str) -> None:
         """Write what a row has become; nothing is lost of it if the command is then killed."""
-        self.begin()
+        self._begin()
         self.stream.write(text)
         self.stream.flush()
         self.size += len(text.encode())
         if self._journal is not None:
             self._journal.write(b"%d %d\n" % (key, self.size))
+
+    def finish(self) -> None:
+        self._begin()  # an output without rows replaces an earlier one, too
+        self._at_end()
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._journal = self._before_first()
 
 
 @contextmanager
@@ -94,23 +100,22 @@ def growing_rows(config: GrowingOutput, made_with: MadeWith, keys_of: KeysOf | N
 
         def begin() -> Counter[int]:
             stream = stack.enter_context(open_growing(config.output, config.resume, config.overwrite))
-            if config.output == "-" or not Path(config.output).is_file():
-                opened.append(GrowingRows(stream))
-            else:
+            if _is_file(config.output):
                 opened.append(_in_file(Path(config.output), config.resume, stream, made_with(), keys_of, stack))
+            else:
+                opened.append(GrowingRows(stream))
             return opened[0].done
 
         done = on_rank_0(begin)
         try:
             yield (opened or [GrowingRows(stack.enter_context(open(os.devnull, "w")), done)])[0]
         except (KeyboardInterrupt, SystemExit):
-            if opened and opened[0].size and os.path.isfile(config.output):
-                note(f"{config.output} has the rows so far; the same command with --resume continues it")
+            if opened and opened[0].size and _is_file(config.output):
+                instead = " instead of --overwrite" if config.overwrite else ""
+                note(f"{config.output} has the rows so far; the same command with --resume{instead} continues it")
             raise
         if opened:
-            opened[0].begin()
-            if Path(manifest_of(config.output)).is_file():
-                _write_manifest(config.output, made_with(), complete=True)
+            opened[0].finish()
 
 
 def manifest_of(output: str | Path) -> Path:
@@ -122,34 +127,40 @@ def is_incomplete(record: Mapping[str, Any]) -> bool:
     return record.get(COMPLETE) is False
 
 
+def _is_file(output: str) -> bool:
+    return output != "-" and Path(output).is_file()
+
+
 def _in_file(
     output: Path, resume: bool, stream: TextIO, made_with: Mapping[str, Any], keys_of: KeysOf | None, stack: ExitStack
 ) -> GrowingRows:
     journal = Path(f"{output}{JOURNAL}")
+    continues = resume and output.stat().st_size > 0
 
-    def open_journal() -> BinaryIO | None:
+    def before_first() -> BinaryIO | None:
+        if not continues:
+            os.truncate(output, 0)
+            journal.unlink(missing_ok=True)
+        _write_manifest(output, made_with, complete=False)
         return None if keys_of else stack.enter_context(journal.open("ab", buffering=0))
 
-    def replace_rows() -> BinaryIO | None:
-        os.truncate(output, 0)
-        journal.unlink(missing_ok=True)
-        _write_manifest(output, made_with, complete=False)
-        return open_journal()
+    done, size = Counter[int](), 0
+    if continues:
+        refuse_differences(manifest_of(output), made_with)
+        if keys_of:
+            done, size = keys_of(str(output)), output.stat().st_size
+        elif journal.is_file():
+            done, size = _read_journal(journal, output)
+        else:
+            unknown = f"{journal} is missing, so which rows are done is unknown"
+            raise SettingsError(f"--resume: {unknown}; use --overwrite to replace the rows")
 
-    def add_rows() -> BinaryIO | None:
-        _write_manifest(output, made_with, complete=False)
-        return open_journal()
+    def at_end() -> None:
+        stream.flush()
+        os.fsync(stream.fileno())  # before the manifest says that all rows are there
+        _write_manifest(output, made_with, complete=True)
 
-    if not (resume and output.stat().st_size):
-        return GrowingRows(stream, before_first=replace_rows)
-    refuse_differences(manifest_of(output), made_with)
-    if keys_of:
-        return GrowingRows(stream, keys_of(str(output)), output.stat().st_size, add_rows)
-    if not journal.is_file():
-        raise SettingsError(
-            f"--resume: {journal} is missing, so which rows are done is unknown; use --overwrite to replace the rows"
-        )
-    return GrowingRows(stream, *_read_journal(journal, output), add_rows)
+    return GrowingRows(stream, done, size, before_first, at_end)
 
 
 def _write_manifest(output: str | Path, made_with: Mapping[str, Any], complete: bool) -> None:

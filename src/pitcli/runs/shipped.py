@@ -3,18 +3,18 @@
 from importlib.resources import files
 from pathlib import Path
 
-from pitcli.errors import RunError
+from pitcli.errors import SettingsError
 
 SHIPPED = "pit:"
 
 
 def folder_of(named: Path) -> Path:
-    """The folder of a run; of pit:NAME the one in the package. RunError if pit ships no run of that name."""
+    """The folder of a run; of pit:NAME the one in the package. SettingsError if pit ships no run of that name."""
     name = str(named)
     if not name.startswith(SHIPPED):
         return named
     folder = Path(str(files("pitcli") / "assets" / "runs"))
     names = sorted(f"{SHIPPED}{run.name}" for run in folder.glob("*/"))
     if name not in names:
-        raise RunError(f"expected a run folder or {' or '.join(names)}, got {name}")
+        raise SettingsError(f"expected a run folder or {' or '.join(names)}, got {name}")
     return folder / name.removeprefix(SHIPPED)

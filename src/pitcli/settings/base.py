@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pitcli.settings.facts import Fact, Section, facts_of
-from pitcli.settings.values import CommaSeparated, TemplateOptions, template_options
+from pitcli.settings.values import CommaSeparated, TemplateOptions, split_commas, template_options
 
 DEFAULT_MODEL = "smollm2"
 DEVICE_HELP = "Device to run on; auto uses a CUDA or ROCm GPU if there is one; mps is an Apple GPU (untested)"
@@ -110,9 +110,11 @@ class Settings(BaseModel):
         if started.get("resume") and started.get("output") == "-":
             yield "--resume needs --output FILE"
         for name in () if self.reads_requests else sorted(self.named(Fact.file | Fact.files | Fact.named_file)):
-            if str(started[name]).startswith(INSTRUCTIONS):
-                file = f"pit sample --data {started[name]} --max-rows N --output FILE"
-                yield f"--{name.replace('_', '-')}: {started[name]} has no end; make a file of it by {file}"
+            named = started[name] or ""
+            for source in split_commas(named) if isinstance(named, str) else named:
+                if str(source).startswith(INSTRUCTIONS):
+                    file = f"pit sample --data {source} --max-rows N --output FILE"
+                    yield f"--{name.replace('_', '-')}: {source} has no end; make a file of it by {file}"
 
     @model_validator(mode="after")
     def _have_no_conflicts(self) -> Self:

@@ -253,6 +253,8 @@ class RlConfig(TrainingConfig, RolloutSettings):
         yield from super().conflicts()
         if self.curriculum != (self.curriculum_stages == TWO_STAGES):
             yield "--curriculum means --curriculum-stages dataset,policy: give only one of the two"
+        if self.drafts and self.role is Role.improver and set(self.curriculum_stages) == {Stage.dataset}:
+            yield "--drafts is for the curriculum stages policy, best and self; give --curriculum-stages, or remove it"
         if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
             yield f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}"
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):

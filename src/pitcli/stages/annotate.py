@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections import Counter
@@ -57,7 +58,7 @@ def run(config: AnnotateConfig) -> int:
     with open_growing(config.output, resume=True, overwrite=False) as stream:
         done = labelled_items(config.output, config.annotator)
         ask_all(config, [pair for pair in pairs if pair.item not in done], stream)
-    next_command(f"pit agree --labels {config.output}")
+    next_command(f"pit agree --labels {shlex.quote(config.output)}")
     return 1 if errors else 0
 
 

@@ -15,18 +15,19 @@ from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Proposal
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import IMPROVER
+from pitcli.engine.training.finish import use_command
 from pitcli.errors import RunError, SettingsError
 from pitcli.evaluation.ask_judge import ask
 from pitcli.evaluation.claims import rows_seen_in_training
 from pitcli.evaluation.harm import THRESHOLDS, Chain, Tested, certify, clopper_pearson_upper, rows_for_certificate
 from pitcli.evaluation.judge_checks import independence
-from pitcli.evaluation.load_judge import LABELS, check_name, fields_for, load_judge
-from pitcli.evaluation.systems import System, load_systems
+from pitcli.evaluation.load_judge import LABELS, check_judge, fields_for, load_judge
+from pitcli.evaluation.systems import load_systems
 from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from pitcli.runs.earlier import EarlierRun, required_run
 from pitcli.runs.files import file_digest
 from pitcli.runs.growing_rows import is_incomplete
-from pitcli.settings.base import Method, StopRule
+from pitcli.settings.base import Method, Role, StopRule
 from pitcli.settings.default_runs import IMPROVER_RUN
 from pitcli.settings.generating import ImproveConfig
 from pitcli.settings.judging import CalibrateConfig
@@ -34,7 +35,7 @@ from pitcli.settings.judging import CalibrateConfig
 
 def run(config: CalibrateConfig) -> int:
     """Write the calibration; return 1, and write nothing, if no threshold can be certified."""
-    check_name(config.judge, others=[LABELS])
+    judge_run = check_judge(config.judge, config, others=[LABELS])
     improver = required_run(config.run, IMPROVER_RUN)
     if not config.overwrite and read_calibration(improver.folder):
         raise SettingsError(f"--run: {improver.folder} has a calibration already; use --overwrite to replace it")
@@ -45,7 +46,10 @@ def run(config: CalibrateConfig) -> int:
         warn(f"{config.input}: {counted(known, 'rows')} with prompts of training: no evidence about new prompts")
     chains = load_rows(config.input, parse_chain)
     warn_of_repeated_prompts(chains)
-    tested = harm_by_threshold(chains, made, system, config)
+    trained_on = judge_run.manifest.data if judge_run else None
+    allowed = config.allow_reward_as_judge
+    independence(config.judge, trained_on, systems=[system], controls=[], allow_reward_as_judge=allowed)
+    tested = harm_by_threshold(chains, made, judge_run, config)
     index = certify([round(t.harm * len(chains)) for t in tested], len(chains), config.max_harm, config.confidence)
     shown = sorted({0, len(tested) - 1} | ({index, min(index + 1, len(tested) - 1)} if index is not None else set()))
     columns = ["threshold", "changed", "worse", "upper bound"]
@@ -70,7 +74,7 @@ def run(config: CalibrateConfig) -> int:
     write_calibration(improver.folder, calibration)
     print(calibration.model_dump_json())
     note(f"{calibration.certificate()}; saved in {improver.folder / CALIBRATION}")
-    next_command(f"pit improve --run {improver.folder} --input drafts.jsonl --max-iters {made.max_iters}")
+    next_command(use_command(Role.improver, improver.folder, f"--max-iters {made.max_iters}"))
     return 0
 
 
@@ -143,13 +147,12 @@ def warn_of_repeated_prompts(chains: Sequence[Chain]) -> None:
 
 
 def harm_by_threshold(
-    chains: Sequence[Chain], made: ImproveConfig, system: System, config: CalibrateConfig
+    chains: Sequence[Chain], made: ImproveConfig, judge_run: EarlierRun | None, config: CalibrateConfig
 ) -> list[Tested]:
     """Replay every threshold on every row and judge what it keeps; a missing verdict counts as worse."""
     fields = fields_for(config.judge, [config.input])
-    loaded = load_judge(config.judge, config, fields, cache=Path(config.input).parent / "openai-cache.sqlite")
-    allowed = config.allow_reward_as_judge
-    independence(config.judge, loaded.trained_on, systems=[system], controls=[], allow_reward_as_judge=allowed)
+    cache = Path(config.input).parent / "openai-cache.sqlite"
+    loaded = load_judge(config.judge, config, fields, cache=cache, run=judge_run)
     kept = [[chain.kept(made, threshold) for chain in chains] for threshold in THRESHOLDS]
     comparisons = [c.against_draft(text) for texts in kept for c, text in zip(chains, texts, strict=True)]
     judged = ask(loaded.judge, comparisons)

@@ -31,7 +31,7 @@ from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import IMPROVER, POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged, use_command
 from pitcli.engine.training.inputs import (
     new_manifest,
     open_drafts,
@@ -116,7 +116,7 @@ def run(config: DistillConfig) -> None:
         )
         finish(model, folder, [POLICY], result._asdict() | refuse_diverged(folder, config, problem))
     note(f"policy saved in {config.run_folder}")
-    next_command(f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl")
+    next_command(use_command(Role.policy, config.run_folder))
     return None
 
 

@@ -15,7 +15,7 @@ from pitcli.engine.models.roles import REFERENCE, RoleModel
 from pitcli.engine.models.trees import preference_tree
 from pitcli.engine.training.answers import show_answers, unusable_responses
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged, use_command
 from pitcli.engine.training.inputs import new_manifest, open_pairs, with_learning_rate, with_lora_of
 from pitcli.engine.training.loop import Task, train
 from pitcli.engine.training.preferences import PreferenceTask
@@ -24,7 +24,6 @@ from pitcli.errors import InputError
 from pitcli.runs.earlier import EarlierRun, find_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.metrics import change
-from pitcli.settings.base import Role
 from pitcli.settings.dpo import DpoConfig
 from pitcli.settings.flags import settings_yaml
 
@@ -65,7 +64,7 @@ def run(config: DpoConfig) -> None:
         )
         finish(model, folder, [config.role], result._asdict() | refuse_diverged(folder, config, problem))
     note(f"{config.role} saved in {config.run_folder}")
-    suggest_next(config)
+    next_command(use_command(config.role, config.run_folder, "--stop none --max-iters 1"))
 
 
 def find_start(config: DpoConfig) -> EarlierRun | None:
@@ -76,11 +75,3 @@ def find_start(config: DpoConfig) -> EarlierRun | None:
     if start is None:
         raise InputError(f"{config.start_run.missing}, or use --from-base")
     return start
-
-
-def suggest_next(config: DpoConfig) -> None:
-    next_command(
-        f"pit improve --run {config.run_folder} --input drafts.jsonl --stop none --max-iters 1"
-        if config.role is Role.improver
-        else f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl"
-    )

@@ -19,7 +19,14 @@ from pitcli.evaluation.compare_systems import (
     parts,
 )
 from pitcli.evaluation.judge import Judge
-from pitcli.evaluation.judge_checks import Independence, LabelledPairs, independence, load_labelled, validate
+from pitcli.evaluation.judge_checks import (
+    Independence,
+    LabelledPairs,
+    independence,
+    load_labelled,
+    refuse_known_prompts,
+    validate,
+)
 from pitcli.evaluation.load_judge import LoadedJudge, check_judge, fields_for, load_judge
 from pitcli.evaluation.results import (
     Control,
@@ -38,10 +45,19 @@ from pitcli.evaluation.systems import (
 )
 from pitcli.evaluation.tables import print_evaluation
 from pitcli.pages.evaluation_report import render
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.files import write_files
 from pitcli.settings.tools import EvaluateConfig
 
 RESULTS = "evaluation.json"
+
+
+class CheckedJudge(NamedTuple):
+    """A judge that can be asked, as far as can be seen without loading it. run: if pit trained it."""
+
+    name: str
+    run: EarlierRun | None
+    independence: Independence
 
 
 class JudgeFindings(NamedTuple):
@@ -62,9 +78,9 @@ def run(config: EvaluateConfig) -> int:
     refuse_overwriting(config)
     aligned, labelled = load_aligned(config), load_labelled(config)
     # of all judges, before the first of them is asked for hours
-    checked = {name: check_independence(name, aligned, config) for name in config.judge}
+    checked = [check(name, aligned, labelled, config) for name in config.judge]
     config.out.mkdir(parents=True, exist_ok=True)
-    findings = [findings_of_judge(name, checked[name], aligned, labelled, config) for name in config.judge]
+    findings = [findings_of_judge(judge, aligned, labelled, config) for judge in checked]
     judges = [finding.judge for finding in findings]
     comparisons = corrected([comparison for finding in findings for comparison in finding.comparisons])
     controls = [control for finding in findings for control in finding.controls]
@@ -107,29 +123,32 @@ def refuse_overwriting(config: EvaluateConfig) -> None:
         raise SettingsError(f"--out: {config.out} has an evaluation; use --overwrite to replace it, or another folder")
 
 
-def check_independence(name: str, aligned: AlignedSystems, config: EvaluateConfig) -> Independence:
+def check(
+    name: str, aligned: AlignedSystems, labelled: Sequence[LabelledPairs], config: EvaluateConfig
+) -> CheckedJudge:
     """Check what can be checked of a judge without loading it. Raises SettingsError or RunError."""
     if config.judge.count(name) > 1:
         raise SettingsError(f"--judge: {name} is given twice")
-    return independence(
+    run = check_judge(name, config)
+    trained_on = run.manifest.data if run else None
+    refuse_known_prompts(name, labelled, trained_on)
+    independent = independence(
         name,
-        check_judge(name, config),
+        trained_on,
         systems=aligned.systems,
         controls=aligned.controls,
         allow_reward_as_judge=config.allow_reward_as_judge,
     )
+    return CheckedJudge(name, run, independent)
 
 
 def findings_of_judge(
-    name: str,
-    checked: Independence,
-    aligned: AlignedSystems,
-    labelled: Sequence[LabelledPairs],
-    config: EvaluateConfig,
+    checked: CheckedJudge, aligned: AlignedSystems, labelled: Sequence[LabelledPairs], config: EvaluateConfig
 ) -> JudgeFindings:
     """Load and validate the judge, then ask it about all systems and controls."""
+    name, run, independent = checked
     fields = fields_for(name, config.input, [pair for _, pairs in labelled for pair in pairs])
-    loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite")
+    loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite", run=run)
     settings = BootstrapSettings(config.draws, config.seed)
     validation = validate_on_files(loaded, labelled, config, settings)
     judged = ask_all(loaded.judge, aligned, config)
@@ -139,8 +158,8 @@ def findings_of_judge(
         judge=JudgeResult(
             name=name,
             identity=loaded.identity,
-            independence=checked.text,
-            independent=checked.independent,
+            independence=independent.text,
+            independent=independent.independent,
             validation=validation,
             consistency=judged.consistency(),
             failed=judged.failed(),
@@ -160,11 +179,8 @@ def validate_on_files(
     loaded: LoadedJudge, labelled: Sequence[LabelledPairs], config: EvaluateConfig, settings: BootstrapSettings
 ) -> list[Validation]:
     """Validate the judge on every file of --validate-on."""
-    trained_on = loaded.trained_on.prompts if loaded.trained_on else []
     return [
-        validation
-        for file in labelled
-        for validation in validate(loaded.judge, file, by=config.by, settings=settings, trained_on=trained_on)
+        validation for file in labelled for validation in validate(loaded.judge, file, by=config.by, settings=settings)
     ]
 
 

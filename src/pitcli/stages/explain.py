@@ -22,7 +22,7 @@ from pitcli.equations import p_better
 from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import growing_rows
+from pitcli.runs.growing_rows import COMPLETE, growing_rows
 from pitcli.settings.base import GapBound, GapLoss
 from pitcli.settings.scoring import ExplainConfig
 
@@ -101,7 +101,8 @@ def origin_of_rows(config: ExplainConfig, base: Base, gap_run: EarlierRun) -> Ro
     """Return how the rows were improved, which pit evaluate reads, and what their edits depend on."""
     adapters = {role: file_digest(folder / WEIGHTS) for role, folder in gap_run.gap_models().items()}
     explained = {**config.identity(), "base": base.identity.model_dump(mode="json"), "adapters": adapters}
-    return {**refuse_other_output(config.input), "explained": explained}
+    made_with = {part: value for part, value in refuse_other_output(config.input).items() if part != COMPLETE}
+    return {**made_with, "explained": explained}
 
 
 def row_key(row: Row) -> int:

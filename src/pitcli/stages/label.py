@@ -19,6 +19,7 @@ from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_judge, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
+from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.growing_rows import GrowingRows, growing_rows
 from pitcli.settings.tools import LabelConfig
 
@@ -37,7 +38,7 @@ class Candidate(NamedTuple):
 
 def run(config: LabelConfig) -> int:
     """Write a pair for each two responses that the judge tells apart; return 1 if some rows failed, otherwise 0."""
-    check_judge(config.judge, config, others=[LABELS])
+    judge_run = check_judge(config.judge, config, others=[LABELS])
     refuse_output_as_input(config.input, config.output)
     refuse_other_output(config.input)
     notes, errors, shown = Counter[str](), list[RowError](), list[dict[str, Any]]()
@@ -48,7 +49,7 @@ def run(config: LabelConfig) -> int:
 
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
-    judge = cache(lambda: WindowJudge(config))  # not before the output is known to be usable
+    judge = cache(lambda: WindowJudge(config, judge_run))  # not before the output is known to be usable
     with (
         growing_rows(config, lambda: {"settings": config.identity(), "judge": judge().identity}, pair_keys) as rows,
         progress("labelling", None, rows.stream) as advance,
@@ -123,10 +124,11 @@ def pair_keys(path: str) -> Counter[int]:
 class WindowJudge:
     """The judge, with the other fields of the prompts of one window only: the input may be large."""
 
-    def __init__(self, config: LabelConfig) -> None:
+    def __init__(self, config: LabelConfig, run: EarlierRun | None) -> None:
         self._fields: dict[Prompt, dict[str, Any]] = {}
         cache = Path(config.output).parent / "openai-cache.sqlite"
-        self._judge, self.identity, _ = load_judge(config.judge, config, self._fields, cache=cache)
+        self._judge, identity = load_judge(config.judge, config, self._fields, cache=cache, run=run)
+        self.identity = {name: value for name, value in identity.items() if name != "base_url"}  # it may move
         self.per_call = self._judge.per_call
 
     def verdicts(self, window: Sequence[Candidate]) -> Sequence[Verdict]:

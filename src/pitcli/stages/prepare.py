@@ -74,7 +74,7 @@ def run(config: PrepareConfig) -> None:
     console.samples(rows, labels=("prompt", "rejected", "chosen"))
     first = "sft" if "sft" in paths else next(iter(paths))
     console.note("to train the improver by supervised fine-tuning:")
-    console.next_command(f"pit sft --data {paths[first]}")
+    console.next_command(f"pit sft --data {shlex.quote(str(paths[first]))}")
 
 
 def shuffled_labels(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:

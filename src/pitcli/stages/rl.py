@@ -30,7 +30,7 @@ from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
 from pitcli.engine.training.curriculum import Curriculum, longer_response
 from pitcli.engine.training.dry_run import DryRunPlan, dry_run
-from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged
+from pitcli.engine.training.finish import divergence_of, finish, refuse_diverged, use_command
 from pitcli.engine.training.inputs import new_manifest, open_drafts, open_pairs, with_learning_rate
 from pitcli.engine.training.loop import StepBatch, Task, step_seed, train
 from pitcli.engine.training.rl_runs import check_before_sft, find_runs, is_improver_missing, note_known_prompts
@@ -63,7 +63,7 @@ from pitcli.processes.collectives import on_rank_0
 from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_results, gap_temperatures
 from pitcli.runs.folder import open_run
-from pitcli.settings.base import Role, Stage
+from pitcli.settings.base import Stage
 from pitcli.settings.flags import settings_yaml
 from pitcli.settings.training import RlConfig
 from pitcli.settings.values import is_command
@@ -120,7 +120,8 @@ def run(config: RlConfig) -> int:
         finish(model, folder, [config.role, *gap_models], results)
     stages = ", ".join(config.curriculum_stages)
     note(f"{counted(result.steps, 'steps')} over the stages {stages}; {config.role} saved in {config.run_folder}")
-    suggest_next(config)
+    how = "--stop none --max-iters 1" if isinstance(config.reward, str) else "--max-iters 5"
+    next_command(use_command(config.role, config.run_folder, how))
     return 0
 
 
@@ -245,12 +246,3 @@ def show_last_stage(config: RlConfig, curriculum: Curriculum) -> str | None:
     shown = [(row.prompt[-1].content, row.reference_response, text) for row, text in zip(rows, texts, strict=True)]
     show_samples(shown, labels=("prompt", "reference", f"{config.role} (greedy)"))
     return unusable_answers(texts, more, ask, trained=config.role, start=REFERENCE)
-
-
-def suggest_next(config: RlConfig) -> None:
-    stop = "--stop none --max-iters 1" if isinstance(config.reward, str) else "--max-iters 5"
-    next_command(
-        f"pit improve --run {config.run_folder} --input drafts.jsonl {stop}"
-        if config.role is Role.improver
-        else f"pit sample --policy {config.run_folder} --output drafts.jsonl < prompts.jsonl"
-    )

@@ -152,7 +152,7 @@ def run_stage(stage: PlannedStage, decision: Decision, journal: Journal, process
 def settings_to_start(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
     """Return the settings that a stage is started with, and the names of those on its command line."""
     flag = "resume" if decision.action == "resume" else "overwrite"
-    is_there = os.path.exists(stage.writes[0]) or existing_output(stage) is not None
+    is_there = any(map(os.path.exists, stage.writes))
     if flag not in type(stage.config).model_fields or not is_there:
         return stage.config, [*stage.given]
     return stage.config.model_copy(update={flag: True}), [*stage.given, flag]

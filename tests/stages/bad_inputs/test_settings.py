@@ -42,6 +42,16 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "rl --force --out never --data pairs.jsonl --curriculum-stages dataset,policy --drafts empty.jsonl",
         "empty.jsonl: no rows",
     ),
+    "resume and overwrite": ("improve --output o --resume --overwrite", "give only one of --resume and --overwrite"),
+    "resume to stdout": ("improve --resume", "--resume needs --output FILE"),
+    "endless requests": (
+        "sft --data pairs.jsonl,instructions:train",
+        "--data: instructions:train has no end; make a file of it by pit sample --data instructions:train --max-rows N",
+    ),
+    "drafts that nothing reads": (
+        "rl --drafts pairs.jsonl",
+        "--drafts is for the curriculum stages policy, best and self",
+    ),
     "no curriculum stage": ("rl --curriculum-stages ,", "--curriculum-stages: "),
     "prompts trained and tested on": (
         "train-reward --data pairs.jsonl --eval-data pairs.jsonl --model tiny --out never",

@@ -126,6 +126,17 @@ def test_other_settings_have_no_certificate(flags: list[str], text: str, capsys:
     assert f"calibration.json is for {text}: threshold 0.5, without a certificate" in capsys.readouterr().err
 
 
+def test_rows_of_a_command_that_was_stopped_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Path("rows.jsonl.manifest.json")
+    whole = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(whole), "complete": False}))
+    try:
+        assert cli.main(CALIBRATE) == 2
+        assert "rows.jsonl: not whole: the command that writes it was stopped, or still runs" in capsys.readouterr().err
+    finally:
+        manifest.write_text(whole)
+
+
 def test_too_few_rows_are_an_answer(chains: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(Path("rows.jsonl"), chains[:30])
     assert cli.main(CALIBRATE) == 1

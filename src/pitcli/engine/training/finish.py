@@ -18,6 +18,7 @@ from pitcli.processes.collectives import barrier, on_rank_0
 from pitcli.runs.divergence import DIVERGED, divergence
 from pitcli.runs.folder import RunFolder
 from pitcli.runs.metrics import read_metrics
+from pitcli.settings.base import Role
 from pitcli.settings.default_runs import REWARD_FOLDER, SFT_FOLDER
 from pitcli.settings.training import TrainingConfig
 
@@ -31,6 +32,14 @@ def rl_command(data: str, reward: Path | None = None, sft: Path | None = None) -
         if folder and folder != Path(usual):
             words.append(f"{flag} {shlex.quote(str(folder))}")
     return " ".join(words)
+
+
+def use_command(role: Role, folder: Path, how: str = "") -> str:
+    """The command that uses a trained improver or policy. how: flags of pit improve."""
+    run = shlex.quote(str(folder))
+    if role is Role.improver:
+        return f"pit improve --run {run} --input drafts.jsonl {how}"
+    return f"pit sample --policy {run} --output drafts.jsonl < prompts.jsonl"
 
 
 def divergence_of(run: RunFolder, result: TrainResult) -> str | None:

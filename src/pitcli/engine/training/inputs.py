@@ -146,7 +146,8 @@ def with_lora_of(config: Trained, start: EarlierRun | None) -> Trained:
 def open_init(config: AdapterSettings) -> list[EarlierRun]:
     """Return the run that --init names, an empty list without --init.
 
-    Raises RunError if it is not finished, SettingsError if its adapter has another LoRA rank or alpha.
+    Raises RunError if it is not finished, SettingsError if there is no such run, or if its adapter has
+    another LoRA rank or alpha.
     """
     if config.init is None:
         return []

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from pitcli.console import note
+from pitcli.console import note, warn
 from pitcli.data.sources import HUB
 from pitcli.engine.models.roles import POLICY, REFERENCE
-from pitcli.engine.training.gap_checks import check_gap_model
-from pitcli.errors import InputError
-from pitcli.runs.earlier import EarlierRun, find_reward, find_run
+from pitcli.equations import MAX_TEMPERATURE
+from pitcli.errors import InputError, RunError
+from pitcli.runs.earlier import EarlierRun, find_reward, find_run, gap_temperature, warn_if_not_calibrated
 from pitcli.runs.folder import is_finished, refuse_used
-from pitcli.runs.manifest import DataIdentity
+from pitcli.runs.manifest import DataIdentity, Manifest
 from pitcli.settings.base import Role
 from pitcli.settings.default_runs import GAP_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.training import RlConfig
@@ -75,3 +75,26 @@ def check_before_sft(config: RlConfig) -> None:
 def note_known_prompts(gap: EarlierRun | None, data: DataIdentity) -> None:
     if gap and set(data.prompts) & set(gap.manifest.data.prompts):
         note("the gap model was trained on prompts of --data, and is too sure of pairs that it has seen (pit prepare)")
+
+
+def gap_problem(manifest: Manifest) -> str | None:
+    """Return what shows that a gap model ranks held-out pairs no better than a coin; None if nothing does."""
+    accuracy = manifest.results.get("accuracy")
+    if gap_temperature(manifest) >= MAX_TEMPERATURE:
+        return "P(better) of the gap model is 0.5 for every pair: its temperature is at its bound"
+    if isinstance(accuracy, float) and accuracy <= 0.5:
+        return f"the gap model ranks {accuracy:.0%} of its held-out pairs as labelled"
+    return None
+
+
+def check_gap_model(gap: EarlierRun, force: bool) -> None:
+    """Raise RunError, or warn with --force, if a gap model ranks held-out pairs no better than a coin.
+
+    Warns if its P(better) is not calibrated.
+    """
+    if problem := gap_problem(gap.manifest):
+        text = f"{gap.folder}: {problem}, so RL would learn noise"
+        if not force:
+            raise RunError(f"{text}; train the gap model on more pairs or longer, or use --force")
+        warn(text)
+    warn_if_not_calibrated(gap)
