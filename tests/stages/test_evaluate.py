@@ -211,9 +211,7 @@ def test_invalid_inputs_are_errors_of_one_line(
     assert "Traceback" not in err
 
 
-def test_an_evaluation_is_replaced_only_with_overwrite(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def test_an_evaluation_is_replaced_only_if_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.chdir(folder)
     line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--draws=300", "--max-rows=5", "--out=once"]
     assert cli.main(line) == 0
