@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pitcli.engine.improving.models import find_models
-from pitcli.errors import RunError
+from pitcli.errors import SettingsError
 from pitcli.runs.earlier import EarlierRun
 from pitcli.runs.manifest import load_manifest
 from pitcli.runs.shipped import folder_of
@@ -26,7 +26,7 @@ DRAFT = {
 
 
 def test_a_name_that_is_not_shipped_is_refused() -> None:
-    with pytest.raises(RunError, match="expected a run folder or pit:instructions, got pit:other"):
+    with pytest.raises(SettingsError, match="expected a run folder or pit:instructions, got pit:other"):
         folder_of(Path("pit:other"))
     assert folder_of(Path("runs/rl")) == Path("runs/rl")
 

@@ -111,8 +111,8 @@ class Settings(BaseModel):
             yield "--resume needs --output FILE"
         for name in () if self.reads_requests else sorted(self.named(Fact.file | Fact.files | Fact.named_file)):
             named = started[name] or ""
-            for source in split_commas(named) if isinstance(named, str) else named:
-                if str(source).startswith(INSTRUCTIONS):
+            for source in named if isinstance(named, tuple) else split_commas(str(named)):
+                if source.startswith(INSTRUCTIONS):
                     file = f"pit sample --data {source} --max-rows N --output FILE"
                     yield f"--{name.replace('_', '-')}: {source} has no end; make a file of it by {file}"
 

@@ -70,6 +70,7 @@ from pitcli.settings.values import is_command
 from pitcli.stages import start
 
 SHOWN_ROWS = 3
+ONCE = "--stop none --max-iters 1"  # to improve without a gap model
 
 
 def run(config: RlConfig) -> int:
@@ -120,8 +121,7 @@ def run(config: RlConfig) -> int:
         finish(model, folder, [config.role, *gap_models], results)
     stages = ", ".join(config.curriculum_stages)
     note(f"{counted(result.steps, 'steps')} over the stages {stages}; {config.role} saved in {config.run_folder}")
-    how = "--stop none --max-iters 1" if isinstance(config.reward, str) else "--max-iters 5"
-    next_command(use_command(config.role, config.run_folder, how))
+    next_command(use_command(config.role, config.run_folder, "--max-iters 5" if runs.gap else ONCE))
     return 0
 
 

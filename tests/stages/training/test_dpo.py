@@ -154,7 +154,7 @@ def test_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for role, folder in START.items():
         with pytest.raises(
-            InputError, match=f"--sft: no run in {folder}; create one with pit sft --role {role}, or use"
+            InputError, match=f"--sft: no {role} in {folder}; create one with pit sft --role {role}, or use"
         ):
             dpo.run(DpoConfig(role=role))
 
