@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
 from pitcli.console import note
+from pitcli.data.reading import load_rows
 from pitcli.data.streams import open_growing
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
@@ -116,6 +117,11 @@ def growing_rows(config: GrowingOutput, made_with: MadeWith, keys_of: KeysOf | N
             raise
         if opened:
             opened[0].finish()
+
+
+def keys_by(key: Callable[[dict[str, Any]], int]) -> KeysOf:
+    """Return what reads the keys of rows that are JSON objects."""
+    return lambda path: Counter(load_rows(path, lambda row, *_: key(row)))
 
 
 def manifest_of(output: str | Path) -> Path:

@@ -1,14 +1,13 @@
 """pit explain: reads improved rows, and writes which of their edits the gap model finds better, and by how much."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pitcli.console import counted, edit_shares, next_command, note, progress
 from pitcli.data.explained import Improvement, iter_improvements, without_edits
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.reading import load_rows, refuse_output_as_input
+from pitcli.data.reading import refuse_output_as_input
 from pitcli.data.rows import RowError
 from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
@@ -22,7 +21,7 @@ from pitcli.equations import p_better
 from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import COMPLETE, growing_rows
+from pitcli.runs.growing_rows import COMPLETE, growing_rows, keys_by
 from pitcli.settings.base import GapBound, GapLoss
 from pitcli.settings.scoring import ExplainConfig
 
@@ -59,7 +58,7 @@ def run(config: ExplainConfig) -> int:
     gap_run, tally = find_gap_models(config.reward), Tally(config)
     improved = iter_improvements(config.input, config.against, tally.on_error, tally.notes)
     base = open_base(config, [gap_run])
-    with growing_rows(config, lambda: origin_of_rows(config, base, gap_run), row_keys) as rows:
+    with growing_rows(config, lambda: origin_of_rows(config, base, gap_run), keys_by(row_key)) as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, GapBound.mean)
         # a response without an edit may be longer than both texts
         gap_model = gap_model._replace(max_length=base.max_length)
@@ -107,10 +106,6 @@ def origin_of_rows(config: ExplainConfig, base: Base, gap_run: EarlierRun) -> Ro
 
 def row_key(row: Row) -> int:
     return content_key(without_edits(row))
-
-
-def row_keys(path: str) -> Counter[int]:
-    return Counter(load_rows(path, lambda row, *_: row_key(row)))
 
 
 def report(config: ExplainConfig, tally: Tally, gap_run: EarlierRun) -> None:

@@ -26,7 +26,7 @@ from pitcli.engine.improving.models import Models, find_models, with_threshold
 from pitcli.engine.improving.opening import open_scheduler, refuse_unusable_endpoints
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import FAILURES, Attempt
-from pitcli.engine.improving.written import written
+from pitcli.engine.improving.written import csv_columns, written
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.processes.collectives import map_over_ranks
 from pitcli.processes.ranks import is_rank_0, world_size
@@ -99,7 +99,7 @@ def run(config: ImproveConfig) -> int:
     # with a writer at an endpoint and no gap model, no model is needed here
     base = open_base(config, models.runs()) if models.runs() or not config.writer else None
     budgets = read_budgets(config.equal_tokens) if config.equal_tokens else None
-    made_with = partial(origin_of_rows, config, base, models)
+    made_with, columns = partial(origin_of_rows, config, base, models), csv_columns(config)
     with (
         growing_rows(config, made_with, improved_keys if config.rows_tell_what_is_done() else None) as rows,
         open_scheduler(config, base, models, budgets) as scheduler,
@@ -108,7 +108,7 @@ def run(config: ImproveConfig) -> int:
         usable = fitting_drafts(drafts, base, config, tally.on_error, tally.notes, budgets)
         for attempt in new_attempts(scheduler, usable, rows):
             if attempt is not None and not attempt.problem:
-                rows.write(row_key(attempt.draft), written(attempt, config, is_first=not rows.size))
+                rows.write(row_key(attempt.draft), written(attempt, config, not rows.size, columns))
             if attempt is not None:
                 tally.add(attempt)
             advance(1, changed=tally.changed)

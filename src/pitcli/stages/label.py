@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, load_rows, refuse_output_as_input
+from pitcli.data.reading import OnError, file_label, refuse_output_as_input
 from pitcli.data.rows import Comparison, Draft, Prompt, RowError
 from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
@@ -20,7 +20,7 @@ from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_judge, load_judge
 from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
 from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.growing_rows import GrowingRows, growing_rows
+from pitcli.runs.growing_rows import GrowingRows, growing_rows, keys_by
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2
@@ -50,8 +50,12 @@ def run(config: LabelConfig) -> int:
     drafts = islice(iter_drafts(config.input, on_error, notes), config.max_rows)
     usable = different(candidates(drafts, config, on_error), notes)
     judge = cache(lambda: WindowJudge(config, judge_run))  # not before the output is known to be usable
+
+    def made_with() -> dict[str, Any]:
+        return {"settings": config.identity(), "judge": judge().identity}
+
     with (
-        growing_rows(config, lambda: {"settings": config.identity(), "judge": judge().identity}, pair_keys) as rows,
+        growing_rows(config, made_with, keys_by(pair_key)) as rows,
         progress("labelling", None, rows.stream) as advance,
     ):
         notes.update({"pairs already written": rows.done.total()} if rows.done else {})
@@ -117,10 +121,6 @@ def pair_key(row: dict[str, Any]) -> int:
     return content_key([rest, sorted([str(row.get("chosen")), str(row.get("rejected"))])])
 
 
-def pair_keys(path: str) -> Counter[int]:
-    return Counter(load_rows(path, lambda row, *_: pair_key(row)))
-
-
 class WindowJudge:
     """The judge, with the other fields of the prompts of one window only: the input may be large."""
 
@@ -150,9 +150,7 @@ def labelled(
     The pairs that are written already are the first ones, so windows before the last of them are finished.
     """
     for window in windows(candidates, judge.per_call, config.input):
-        are_done = [
-            bool(rows.done) and rows.take(pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window
-        ]
+        are_done = [rows.take(pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window]
         if rows.done.total():
             continue
         verdicts = judge.verdicts(window)

@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +30,7 @@ from pitcli.engine.training.reward_report import effective_count, wilson_interva
 from pitcli.equations import log_losses
 from pitcli.runs.earlier import EarlierRun, find_gap_models, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import GrowingRows, growing_rows
+from pitcli.runs.growing_rows import GrowingRows, growing_rows, keys_by
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
 
@@ -62,7 +61,7 @@ def run(config: ScoreConfig) -> int:
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
     made_with = partial(origin_of_rows, config, base, gap_run)
-    with growing_rows(config, made_with, row_keys) if rows_go_out else no_rows() as rows:
+    with growing_rows(config, made_with, keys_by(row_key)) if rows_go_out else no_rows() as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, config.gap_bound)
         compare = partial(score, pairwise=config.against == ALL)
         usable = fitting(candidates, base, gap_model.loss, tally)
@@ -115,10 +114,6 @@ def origin_of_rows(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> dict
 
 def row_key(row: Row) -> int:
     return content_key(without_scores(row))
-
-
-def row_keys(path: str) -> Counter[int]:
-    return Counter(load_rows(path, lambda row, *_: row_key(row)))
 
 
 @contextmanager

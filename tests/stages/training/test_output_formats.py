@@ -104,6 +104,15 @@ def test_a_finished_draft_is_not_improved_again(tmp_path: Path, monkeypatch: pyt
     run(tmp_path / "out", output_format="text", resume=True)
 
 
+def test_thoughts_of_a_draft_add_no_cell_to_its_line_of_csv(tmp_path: Path) -> None:
+    texts = ["ham ham", "<think>two foods</think>ham nail"]
+    with (tmp_path / "in.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("prompt", "response"), *(("Write 2 foods.", text) for text in texts)])
+    run(tmp_path / "out.csv", output_format="same", input=str(tmp_path / "in.csv"), max_iters=0)
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        assert [len(cells) for cells in csv.reader(stream)] == [2, 2, 2]
+
+
 def test_resume_needs_the_journal_and_the_same_format(tmp_path: Path) -> None:
     run(tmp_path / "out", output_format="same")
     with pytest.raises(SettingsError, match=r"--resume: output_format was 'same' in .* and is now None"):

@@ -80,6 +80,15 @@ def test_resume_with_other_settings_is_refused(
     assert len(Path("drafts.jsonl").read_bytes().splitlines()) == 3
 
 
+def test_bad_rows_are_listed_although_max_rows_ends_the_reading(whole: bytes) -> None:
+    pairs = Path("pairs.jsonl").read_text().splitlines()
+    Path("pairs.jsonl").write_text("\n".join(['{"prompt": 7}', *pairs]) + "\n")
+    line = LINE.replace("--max-rows 9", "--max-rows 2")
+    assert main([*line.split(), "--output", "drafts.jsonl", "--list-bad", "bad.jsonl"]) == 1
+    assert len(Path("drafts.jsonl").read_text().splitlines()) == 4
+    assert len(Path("bad.jsonl").read_text().splitlines()) == 1
+
+
 def test_nothing_is_left_if_no_row_was_written(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopped:
         stop_after(0, stopped)

@@ -2,8 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pitcli.data.drafts import as_messages, with_response
@@ -14,8 +13,11 @@ from pitcli.settings.base import OutputFormat
 from pitcli.settings.generating import ImproveConfig
 
 
-def written(attempt: Attempt, config: ImproveConfig, is_first: bool) -> str:
-    """Return the text for a finished draft; empty if it is not written. is_first: whether the output is empty."""
+def written(attempt: Attempt, config: ImproveConfig, is_first: bool, columns: Sequence[str] | None = None) -> str:
+    """Return the text for a finished draft; empty if it is not written.
+
+    is_first: whether the output is empty. columns: see csv_columns.
+    """
     if config.only_changed and not attempt.changed():
         return ""
     format_of_output = config.written_format()
@@ -29,17 +31,19 @@ def written(attempt: Attempt, config: ImproveConfig, is_first: bool) -> str:
         about_best = {"finished": attempt.finished(), "thoughts": attempt.thoughts()}
         row = {name: about_best.get(name, value) for name, value in row.items()}
     if format_of_output is OutputFormat.same and (delimiter := csv_delimiter(config.input)):
-        # a row whose draft had thoughts has one column more than the file
-        columns = _columns(config.input) if Path(config.input).is_file() else [*row]
+        columns = columns or [*row]
         header = _csv_line(columns, delimiter) if is_first else ""
         return header + _csv_line((row[name] for name in columns), delimiter)
     return f"{encode(row)}\n"
 
 
-@cache
-def _columns(path: str) -> list[str]:
-    """Return the columns of a CSV file that has rows."""
-    return [*next(row for _, row in open_rows(path, lambda error: None))]
+def csv_columns(config: ImproveConfig) -> list[str] | None:
+    """Return the columns of a CSV file, None of other inputs and pipes; a row whose draft had thoughts has one more."""
+    if config.written_format() is not OutputFormat.same or not csv_delimiter(config.input):
+        return None
+    if not Path(config.input).is_file():  # a pipe can be read once
+        return None
+    return next(([*row] for _, row in open_rows(config.input, lambda error: None)), None)
 
 
 def csv_delimiter(path: str) -> str | None:
