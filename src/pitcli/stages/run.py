@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 from pitcli import __version__, console
-from pitcli.errors import NothingToDo, PitError, RunError, SettingsError
+from pitcli.errors import InputError, NothingToDo, PitError, RunError, SettingsError
 from pitcli.processes.launch import launch
 from pitcli.recipes.journal import Journal, Record, digest, existing_output, locked
 from pitcli.recipes.paths import PlannedStage
@@ -27,7 +27,8 @@ from pitcli.settings.tools import PipelineConfig
 from pitcli.stages import start
 
 SOME_ROWS_FAILED = 1
-STOPPED = "did not finish; run the same command again to resume"
+AGAIN = "run the same command again to resume"
+STOPPED = f"did not finish; {AGAIN}"
 
 
 class Decision(NamedTuple):
@@ -142,11 +143,18 @@ def run_stage(stage: PlannedStage, decision: Decision, journal: Journal, process
     if code > SOME_ROWS_FAILED:
         console.note(f"{stage.name} {STOPPED}")
         return code
+    if code == SOME_ROWS_FAILED and has_no_rows(stage):
+        raise InputError(f"{stage.name}: every row failed, so the recipe stops here; {AGAIN}")
     outputs = {path: digest(path) for path in stage.writes}
     if missing := [path for path, found in outputs.items() if found is None]:
         raise RunError(f"{stage.name}: finished without writing {', '.join(missing)}")
     journal.save(stage, record.model_copy(update={"outputs": outputs, "code": code}))
     return 0
+
+
+def has_no_rows(stage: PlannedStage) -> bool:
+    output = Path(stage.writes[0])
+    return output.is_file() and not output.stat().st_size
 
 
 def settings_to_start(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
@@ -173,6 +181,8 @@ def decide(stage: PlannedStage, journal: Journal, pending: Mapping[str, str]) ->
         return Decision("resume" if can_resume else "run", "did not finish")
     if lost := [path for path in stage.writes if digest(path) != before.outputs.get(path)]:
         return Decision("run", f"output missing or changed: {', '.join(lost)}")
+    if before.code and (getattr(stage.config, "writer", None) or getattr(stage.config, "gap_url", None)):
+        return Decision("resume", "a server did not answer some rows")
     return Decision("skip", "nothing changed")
 
 

@@ -10,6 +10,7 @@ import pytest
 from pitcli.stages import sample
 from tests.faults.warm import Warm
 from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit, ran, recipe
+from tests.stub_server import Reply, Request, serving
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,40 @@ def test_sample_resumes_with_the_drafts_that_it_has(
     err = pit(capsys, "recipe.yaml")
     assert decisions(err)["sample"] == ("resume", "did not finish")
     assert outputs(Path("made")) == outputs(whole / "made")
+
+
+@pytest.mark.parametrize("unanswered", [1, 4])
+def test_rows_without_an_answer_are_asked_for_again(unanswered: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe goes on if some rows failed, and stops if every row did."""
+    questions = [f"question {number}" for number in range(4)]
+    Path("questions.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions))
+    failing = set(questions[:unanswered])
+
+    def answer(request: Request) -> Reply:
+        no = Reply(status=400, body='{"error": {"message": "no"}}')
+        return no if request.question in failing else Reply(f"answer to {request.question}")
+
+    with serving(answer) as server:
+        recipe(f"""
+out: made
+shared: {{max_new_tokens: 4}}
+stages:
+  - sample: {{data: questions.jsonl, output: drafts.jsonl, writer: "openai:m", base_url: "{server.url}"}}
+  - improve: {{input: drafts.jsonl, output: improved.jsonl, max_iters: 1, stop: none, method: resample}}
+""")
+        none_is_answered = unanswered == len(questions)
+        err = pit(capsys, "recipe.yaml", code=2 if none_is_answered else 1)
+        assert ("sample: every row failed" in err) == none_is_answered
+        assert ran(err) == (["sample"] if none_is_answered else ["sample", "improve"])
+        failing.clear()
+        server.requests.clear()
+        err = pit(capsys, "recipe.yaml")
+        reason = "did not finish" if none_is_answered else "a server did not answer some rows"
+        assert decisions(err)["sample"] == ("resume", reason)
+        assert ran(err) == ["sample", "improve"]
+        assert len(server.requests) == unanswered
+        assert ran(pit(capsys, "recipe.yaml")) == []
+    assert len(Path("made/improved.jsonl").read_text().splitlines()) == len(questions)
 
 
 def test_a_stage_stopped_before_it_replaced_old_output_starts_from_scratch(
