@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from pitcli.engine.models.bases import packaged_smollm2
+from pitcli.engine.models.base_names import packaged_smollm2
 
 ROOT = Path(__file__).parents[2]
 WHEELS = ("bitsandbytes", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "gguf")

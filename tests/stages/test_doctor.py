@@ -22,7 +22,7 @@ import pytest
 import torch
 from huggingface_hub.errors import DryRunError, GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from pitcli.engine.models import bases, precision, self_test
+from pitcli.engine.models import base_names, bases, precision, self_test
 from pitcli.engine.models import check as model_check
 from pitcli.engine.models.precision import Bf16
 from pitcli.settings.tools import DoctorConfig
@@ -342,7 +342,7 @@ def test_a_gguf_file_is_not_converted_by_the_check(
     monkeypatch.setenv("PIT_CACHE", str(tmp_path / "cache"))
     packaged = tmp_path / "small.Q4.gguf"
     packaged.write_bytes(b"GGUF")
-    monkeypatch.setattr(bases, "packaged_smollm2", lambda: packaged)
+    monkeypatch.setattr(base_names, "packaged_smollm2", lambda: packaged)
     for name in ("smollm2", "small.Q4.gguf"):
         assert diagnose("model", model=name) == (0, {"model": "ok"}, [])
     assert not (tmp_path / "cache").exists()
@@ -370,7 +370,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return answer
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(bases, "packaged_smollm2", lambda: None)
+    monkeypatch.setattr(base_names, "packaged_smollm2", lambda: None)
     return answers
 
 
@@ -399,7 +399,7 @@ def test_a_hub_that_is_not_reachable(
     model: str, failure: Exception, reason: str, fix: str, diagnose: Diagnose, hub: dict[str, Any]
 ) -> None:
     hub["plan"] = failure
-    name = bases.SMOLLM2_HUB_NAME if model == "smollm2" else model
+    name = base_names.SMOLLM2_HUB_NAME if model == "smollm2" else model
     assert diagnose("model", model=model) == (
         3,
         {"model": "trouble"},

@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pitcli.engine.models.bases import HUB_FILES, SMOLLM2_HUB_NAME, base_digest, packaged_smollm2, resolve_base
+from pitcli.engine.models.base_names import BaseSource, source_of
+from pitcli.engine.models.bases import HUB_FILES, base_digest, resolve_base
 from pitcli.errors import RunError
 from pitcli.recipes.paths import PlannedStage
 from pitcli.runs.calibration import CALIBRATION
@@ -58,10 +58,12 @@ class Journal:
     def inputs(self, stage: PlannedStage, fetch: bool = False) -> Digests:
         """Digests of everything that a stage reads. fetch: download its bases first, as the stage itself would."""
         for name in stage.bases:
-            if fetch and _on_hub(name):
-                self._bases[name] = base_digest(resolve_base(name))
+            source = source_of(name)
+            if fetch and source.hub:
+                resolve_base(name)
+                self._bases.pop(name, None)
             if name not in self._bases:
-                self._bases[name] = _base_identity(name)
+                self._bases[name] = _base_identity(source)
         # the manifest that pit improve writes next to its rows is read with them, and the calibration of a run
         beside = [path for read in stage.reads for path in (f"{read}.{MANIFEST}", f"{read}/{CALIBRATION}")]
         found = {path: digest(path) for path in (*stage.reads, *filter(os.path.isfile, beside))}
@@ -100,28 +102,15 @@ def digest(path: str) -> str | None:
     return file_digest(location) if location.is_file() else None
 
 
-def _local_base(name: str) -> Path:
-    """The path of a base that is not on the hub."""
-    if name == "tiny":
-        return Path(str(files("pitcli") / "assets" / "tiny"))
-    return (packaged_smollm2() if name == "smollm2" else None) or Path(os.path.expanduser(name))
-
-
-def _on_hub(name: str) -> bool:
-    return not _local_base(name).exists()
-
-
-def _base_identity(name: str) -> str | None:
+def _base_identity(source: BaseSource) -> str | None:
     """The digest of a base on this machine, otherwise None; nothing is downloaded, converted or loaded."""
-    if not _on_hub(name):
-        path = _local_base(name)
-        return file_digest(path) if path.is_file() else base_digest(path)
+    if source.path is not None:
+        return file_digest(source.path) if source.path.is_file() else base_digest(source.path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    hub = SMOLLM2_HUB_NAME if name == "smollm2" else name
     try:
-        return base_digest(Path(snapshot_download(hub, allow_patterns=HUB_FILES, local_files_only=True)))
+        return base_digest(Path(snapshot_download(source.hub, allow_patterns=HUB_FILES, local_files_only=True)))
     except LocalEntryNotFoundError:
         return None
 

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pitcli.data.sources import HUB
+from pitcli.engine.models.base_names import EXPECTED_MODEL, SHORT_NAMES
 from pitcli.errors import PitError
 from pitcli.evaluation.systems import split_name
 from pitcli.recipes.recipe import Entry
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import SHIPPED, folder_of
-from pitcli.settings.base import DEFAULT_MODEL, INSTRUCTIONS, Settings
+from pitcli.settings.base import INSTRUCTIONS, Settings
 from pitcli.settings.default_runs import IMPROVER_RUN, DefaultRun
 from pitcli.settings.facts import READ, Fact, facts_of
 from pitcli.settings.values import is_command, split_commas
-
-BASES = ("tiny", DEFAULT_MODEL)
 
 
 class PlannedStage(NamedTuple):
@@ -106,12 +105,11 @@ class PathFinder:
     def find_base(self, setting: str, name: str) -> str:
         """The name or path of a base model that a stage uses."""
         path = os.path.expanduser(name)
-        if name not in BASES and not os.path.exists(self.key(path)):
+        if name not in SHORT_NAMES and not os.path.exists(self.key(path)):
             if os.path.exists(path):
                 name = os.path.abspath(path)
             elif name.count("/") != 1 or name.endswith(".gguf"):
-                expected = f"a folder, a .gguf file, {', '.join(BASES)} or a hub name"
-                self.add_problem(setting, f"expected {expected}, got {name}")
+                self.add_problem(setting, f"{EXPECTED_MODEL}, got {name}")
         self.bases.append(name)
         return name
 

