@@ -60,7 +60,8 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
 
     run: Annotated[Path | None, Fact.run, Section.common] = Field(
         None,
-        description="Run folder of the improver [default: the first that exists of runs/rl, runs/dpo and runs/sft]",
+        description="Run folder of the improver; pit:instructions comes with the package [default: the first that "
+        "exists of runs/rl, runs/dpo and runs/sft]",
     )
     reward: Annotated[Path | None, Fact.run, Section.runs] = Field(
         None,

@@ -105,8 +105,9 @@ def test_a_default_run_that_a_later_stage_writes_is_refused(folder: Path, capsys
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["hh.jsonl", "english", "examples"]
+    names = ["hh.jsonl", "pairs.jsonl", "english", "examples"]
     Path("hh.jsonl").touch()
+    Path("pairs.jsonl").touch()
     # what english-baselines.yaml reads of english.yaml
     for name in (
         "english/drafts.jsonl",
