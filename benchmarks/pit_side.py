@@ -96,7 +96,7 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
     def fixed_length_decoding(*arguments: Any) -> Any:
         return decoding_of(*arguments)._replace(stop_ids=())  # no token ends a response
 
-    def with_check(config: RlConfig, curriculum: Any) -> Task:
+    def with_check(config: RlConfig, curriculum: Any, reward: Any) -> Task:
         compared = []
         for row in spec["checked"]:
             draft = parse_draft({"prompt": row["messages"][:-2], "response": row["response"]}, "", 0)
@@ -104,10 +104,10 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
         improver = curriculum.model.role_parameters(IMPROVER).values()
         before = [parameter.detach().clone() for parameter in improver]
         gate.check = lambda: {
-            "rewards": curriculum.reward(compared, len(compared)).tolist(),
+            "rewards": reward(compared, len(compared)).tolist(),
             "moved": distance(before, improver),
         }
-        return task_of(config, curriculum)
+        return task_of(config, curriculum, reward)
 
     replace(torch.optim, AdamW=partial(torch.optim.AdamW, eps=ADAM_EPSILON))
     replace(rl, rollout_decoding=fixed_length_decoding, rl_task=with_check, train=gated(spec, side, gate))

@@ -33,9 +33,7 @@ CHANGES = {
     "members": Change(reward=MEMBERS),
     "members-least": Change(reward=MEMBERS, rl="--gap-bound min", use="--gap-bound min"),
     "members-lcb": Change(reward=MEMBERS, rl="--gap-bound lcb", use="--gap-bound lcb"),
-    "average": Change(reward=f"{MEMBERS} --average"),
     "width-4": Change(use="--width 4"),
-    "stage-best": Change(rl="--curriculum-stages dataset,policy,best"),
     "labels": Change(labels=True),
 }
 RANKS = {

@@ -82,6 +82,7 @@ def completion(message: dict[str, Any], ended: str | None = "stop", tokens: int 
         (completion({"content": "\n\nAir.", "reasoning_content": "Hm.\n"}), Reply("Air.", "Hm.", 3, True, "\n\nAir.")),
         (completion({"content": None, "reasoning": "Hm"}, "length"), Reply("", "Hm", 3, False, "")),
         (completion({"content": "a\ud800b"}), Reply("a?b", "", 3, True, "a?b")),
+        (completion({"content": "a\0b"}), Reply("ab", "", 3, True, "ab")),
         ({"choices": [{"message": {"content": "Air"}}]}, Reply("Air", "", None, True, "Air")),
         (completion({"content": None}), None),
         (completion({"content": ["Air"]}), None),

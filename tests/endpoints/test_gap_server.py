@@ -13,7 +13,7 @@ from tests.endpoints.conftest import ROWS, pit, read_rows
 from tests.endpoints.test_writers import rounded
 from tests.stub_server import Reply, Request, serving
 
-IMPROVE = "improve --input drafts.jsonl --temperature 0 --max-new-tokens 16 --patience 2"
+IMPROVE = "improve --input drafts.jsonl --temperature 0 --max-new-tokens 16"
 Scorer = Callable[[Request], Reply]
 
 

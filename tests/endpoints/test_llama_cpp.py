@@ -69,7 +69,7 @@ def test_greedy_drafts_are_those_of_the_same_weights_here(tiny: Llama) -> None:
 @pytest.mark.usefixtures("project")
 def test_greedy_improvements_are_those_of_the_run_here(improver: Llama) -> None:
     """Texts, gaps, reasons to stop and numbers of tokens; the gap model is here in both cases."""
-    common = "improve --input drafts.jsonl --temperature 0 --max-new-tokens 24 --patience 2"
+    common = "improve --input drafts.jsonl --temperature 0 --max-new-tokens 24"
     pit(f"{common} --run runs/sft --output here.jsonl")
     pit(f"{common} --writer openai:improver --base-url {improver.url} --output there.jsonl")
     here, there = read_rows("here.jsonl"), read_rows("there.jsonl")

@@ -200,17 +200,17 @@ def kill_after_step(step: int) -> None:
 
 def kill_in_backward(count: int) -> None:
     """SIGKILL after this many backward passes: between the micro-batches of a step."""
-    from accelerate import Accelerator
+    import torch
 
-    original, left = Accelerator.backward, [count]
+    original, left = torch.Tensor.backward, [count]
 
-    def backward(self: Accelerator, *arguments: Any) -> None:
-        original(self, *arguments)
+    def backward(self: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)  # type: ignore[no-untyped-call]
         left[0] -= 1
         if not left[0]:
             die()
 
-    Accelerator.backward = backward
+    torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
 def kill_before_publishing(role: str) -> None:

@@ -81,7 +81,7 @@ def test_curriculum_sets_two_stages_and_conflicts_with_others(tmp_path: Path) ->
     assert RlConfig.model_validate({"curriculum": "false"}).curriculum_stages == (Stage.dataset,), "of --set"
     (tmp_path / "c.yaml").write_text(settings_yaml(RlConfig(curriculum=True)))
     assert problems_of(RlConfig, {"curriculum": False}, tmp_path / "c.yaml")
-    (tmp_path / "c.yaml").write_text(settings_yaml(RlConfig(curriculum_stages=(Stage.dataset, Stage.best))))
+    (tmp_path / "c.yaml").write_text(settings_yaml(RlConfig(curriculum_stages=(Stage.dataset, Stage.self_))))
     assert not settings_of(RlConfig, {}, str(tmp_path / "c.yaml")).curriculum
     (tmp_path / "c.yaml").write_text("curriculum_stages: [dataset]")
     [problem] = problems_of(RlConfig, {"curriculum": True}, tmp_path / "c.yaml")
@@ -117,7 +117,7 @@ def test_all_problems_are_reported_at_once_with_their_place(tmp_path: Path) -> N
         (
             RlConfig,
             {"curriculum_stages": "dataset,polcy"},
-            "--curriculum-stages: must be 'dataset', 'policy', 'best' or 'self', got polcy",
+            "--curriculum-stages: must be 'dataset', 'policy' or 'self', got polcy",
         ),
         (RlConfig, {"curriculum_stages": ","}, "--curriculum-stages: must have at least 1 item, got a list"),
         (PrepareConfig, {}, "give either --data or --synthetic"),

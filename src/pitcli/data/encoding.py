@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from pitcli.data.rendering import Part
@@ -16,6 +17,9 @@ class Encoder:
         self.special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         longest_first = sorted(self.special.values(), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._lock = (
+            Lock()
+        )  # a tokenizer keeps in a field whether it splits special tokens, and pit serve has two threads
         self._encoded = lru_cache(maxsize=1024)(self._encode_run)
         self._split = lru_cache(maxsize=1024)(self._split_control)
 
@@ -44,14 +48,21 @@ class Encoder:
         """The ids of a special token, if there is one, and of the text between it and the next one."""
         head = [self.tokenizer.convert_tokens_to_ids(special)] if special else []
         # with the special token, because some tokenizers encode the start of a text in another way
-        ids = self.tokenizer.encode(special + run, add_special_tokens=False) if special + run else []
+        ids = self._encode(special + run, split_special_tokens=False) if special + run else []
         if ids[: len(head)] == head and not self.special.keys() & ids[len(head) :]:
             return tuple(ids)
         return (*head, *self.text(run))
 
     def text(self, text: str) -> list[int]:
         """Token ids of user text; the text of a special token stays plain text."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self._encode(text, split_special_tokens=True)
+
+    def _encode(self, text: str, split_special_tokens: bool) -> list[int]:
+        with self._lock:
+            ids: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=split_special_tokens
+            )
+        return ids
 
     def names_special_token(self, text: str) -> bool:
         return self._special_text.search(text) is not None

@@ -136,6 +136,7 @@ class ChatFormat:
         """The text of a sampled response, as decode returns it, and its thoughts."""
         ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
         written = self.encoder.decode(ids, shown={mark for pair in self.thought_tags for mark in pair})
+        written = written.replace("\0", "")  # which no row may contain
         text, thoughts = answer_of(self._begun_thought + written, self.thought_tags)
         return Answer(text.strip().removeprefix(self._header).strip(), thoughts)
 

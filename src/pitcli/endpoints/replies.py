@@ -53,8 +53,8 @@ def reply_of(parsed: Any, options: Mapping[str, Any]) -> Reply | None:
 
 
 def _plain(text: str) -> str:
-    """The text without lone surrogates."""
-    return text.encode(errors="replace").decode()
+    """The text without what no row may contain: lone surrogates and NUL."""
+    return text.encode(errors="replace").decode().replace("\0", "")
 
 
 def message_of(body: object) -> str:

@@ -13,9 +13,9 @@ from pitcli.data.instructions.grading import grade as instruction_grade
 from pitcli.data.instructions.requests import request_problem
 from pitcli.data.rows import Comparison, PreferencePair, Prompt
 from pitcli.data.synthetic import quality
+from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
-from pitcli.engine.models.gaps import score_comparisons
 from pitcli.engine.models.loading import WEIGHTS, pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
@@ -26,7 +26,8 @@ from pitcli.evaluation.judge import ORACLE, Judge, Verdict, judge_by_grades
 from pitcli.evaluation.labels_judge import labels_judge
 from pitcli.evaluation.openai_judge import check_endpoint, openai_judge
 from pitcli.evaluation.systems import fields_by_prompt
-from pitcli.runs.earlier import EarlierRun, gap_loss_of, gap_temperatures, required_run, warn_if_not_calibrated
+from pitcli.runs.earlier import EarlierRun, required_run, warn_if_not_calibrated
+from pitcli.settings.base import GapBound
 from pitcli.settings.default_runs import GAP_RUN
 from pitcli.settings.judging import JudgeSettings
 from pitcli.settings.values import COMMAND, is_command
@@ -127,21 +128,16 @@ def gap_judge(name: str, config: JudgeSettings, run: EarlierRun | None = None) -
     """Load a gap model that pit trained: P(better) is the sigmoid of its symmetrised, calibrated gap.
 
     Of an ensemble the mean of the members' scores / T. A verdict is consistent if the raw scores of both orders name
-    the same winner.
+    the same winner. There is none if a response does not fit into --max-length.
     """
     run = run or required_run(Path(name.partition(":")[2]), GAP_RUN)
     warn_if_not_calibrated(run)
     base = open_base(config, [run])
-    temperatures, loss = gap_temperatures(run.manifest), gap_loss_of(run.manifest)
-    model = base.load(run.gap_models())
-    model.pack_weights()
+    gap_model = load_gap_model(base, run, config.micro_batch_size, GapBound.mean)
+    gap_model = gap_model._replace(max_length=base.max_length)
 
     def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
-        scores = [
-            score_comparisons(model, base.chat, loss, comparisons, config.micro_batch_size, role) / temperature
-            for role, temperature in temperatures.items()
-        ]
-        scores_B2 = torch.stack(scores).mean(0)
+        scores_B2 = gap_model.member_scores(comparisons).mean(0)
         p_better = torch.sigmoid(symmetrised_gap(scores_B2[:, 0], scores_B2[:, 1])).tolist()
         consistent = ((scores_B2[:, 0] > 0) != (scores_B2[:, 1] > 0)).tolist()
         return [

@@ -19,6 +19,7 @@ from pitcli.evaluation.judge import Judge, Verdict
 # The answer is one word, but some models reason before it.
 MAX_REPLY_TOKENS = 2048
 CACHE_WAIT_S = 60.0
+PER_CALL = 2048  # a call opens its own connections; each reply is cached at once, so a stop loses none
 
 # Part of the cache key of a reply: raise it with any change to the request.
 PROMPT_VERSION = 2
@@ -70,7 +71,7 @@ def openai_judge(model: str, base_url: str | None, cache: Path, concurrency: int
             raise RunError(f"{cache}: cannot use the judge's cache: {error}") from None
         return [_verdict(*(answers[question] for question in pair)) if pair else Verdict(0.5) for pair in pairs]
 
-    return Judge(name, verdicts)
+    return Judge(name, verdicts, per_call=PER_CALL)
 
 
 def _questions(comparison: Comparison) -> tuple[str, str] | tuple[()]:

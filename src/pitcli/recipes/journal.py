@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pitcli.engine.models.base_names import BaseSource, source_of
+from pitcli.engine.models.base_names import source_of
 from pitcli.engine.models.bases import HUB_FILES, base_digest, resolve_base
 from pitcli.errors import RunError
 from pitcli.recipes.paths import PlannedStage
@@ -45,7 +45,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.records = _read()
-        self._bases: Digests = {}
+        self._bases: dict[Path, str] = {}  # digests, by folder or file
 
     def of(self, stage: PlannedStage) -> Record | None:
         return self.records.get(stage.writes[0])
@@ -57,17 +57,20 @@ class Journal:
 
     def inputs(self, stage: PlannedStage, fetch: bool = False) -> Digests:
         """Digests of everything that a stage reads. fetch: download its bases first, as the stage itself would."""
-        for name in stage.bases:
-            source = source_of(name)
-            if fetch and source.hub:
-                resolve_base(name)
-                self._bases.pop(name, None)
-            if name not in self._bases:
-                self._bases[name] = _base_identity(source)
+        bases = {name: self._base(name, fetch) for name in stage.bases}
         # the manifest that pit improve writes next to its rows is read with them, and the calibration of a run
         beside = [path for read in stage.reads for path in (f"{read}.{MANIFEST}", f"{read}/{CALIBRATION}")]
         found = {path: digest(path) for path in (*stage.reads, *filter(os.path.isfile, beside))}
-        return found | {f"base {name}": self._bases[name] for name in stage.bases}
+        return found | {f"base {name}": identity for name, identity in bases.items()}
+
+    def _base(self, name: str, fetch: bool) -> str | None:
+        source = source_of(name)
+        if fetch and source.hub:
+            resolve_base(name)
+        path = source.path or _downloaded(source.hub)
+        if path is not None and path not in self._bases:
+            self._bases[path] = file_digest(path) if path.is_file() else base_digest(path)
+        return self._bases[path] if path else None
 
 
 def _read() -> dict[str, Record]:
@@ -102,15 +105,13 @@ def digest(path: str) -> str | None:
     return file_digest(location) if location.is_file() else None
 
 
-def _base_identity(source: BaseSource) -> str | None:
-    """The digest of a base on this machine, otherwise None; nothing is downloaded, converted or loaded."""
-    if source.path is not None:
-        return file_digest(source.path) if source.path.is_file() else base_digest(source.path)
+def _downloaded(hub: str) -> Path | None:
+    """The folder of a base of the hub on this machine, if it has been downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return base_digest(Path(snapshot_download(source.hub, allow_patterns=HUB_FILES, local_files_only=True)))
+        return Path(snapshot_download(hub, allow_patterns=HUB_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
 

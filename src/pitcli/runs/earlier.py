@@ -9,7 +9,7 @@ from pitcli.errors import RunError, SettingsError
 from pitcli.runs.divergence import DIVERGED
 from pitcli.runs.manifest import Manifest, load_manifest
 from pitcli.runs.shipped import folder_of
-from pitcli.settings.base import GapLoss, LoraSettings
+from pitcli.settings.base import GapLoss
 from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, DefaultRun
 
 TEMPERATURE = "gap_temperature"
@@ -30,11 +30,6 @@ class EarlierRun(NamedTuple):
     def gap_models(self) -> dict[str, Path]:
         """The adapter folders of the run's gap models, by role."""
         return {role: self.folder / role for role in self.manifest.gap_roles()}
-
-    def lora(self) -> LoraSettings:
-        """The LoRA settings that the run was trained with."""
-        config = self.manifest.config
-        return LoraSettings(lora_rank=config["lora_rank"], lora_alpha=config["lora_alpha"])
 
 
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:

@@ -41,9 +41,9 @@ class GrowingOutput(Protocol):
 class GrowingRows:
     """An output that grows by one text per finished row, and knows which rows are in it from an earlier start.
 
-    done: how many rows of each key there are. size: of the output, in bytes. before_first: is called before the first
-    text is written; returns the journal, which gets a line per row, its key and the size of the output after it, if
-    that cannot be seen from the output. at_end: is called once all rows are written.
+    done: how many rows of each key there are and not taken yet. size: of the output, in bytes. before_first: is called
+    before the first text is written; returns the journal, which gets a line per row, its key and the size of the output
+    after it, if that cannot be seen from the output. at_end: is called once all rows are written.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class GrowingRows:
         if not self.done[key]:
             return False
         self.done[key] -= 1
+        if not self.done[key]:
+            del self.done[key]
         return True
 
     def write(self, key: int, text: str) -> None:

@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.files import write_file
 from pitcli.runs.folder import TRACKERS, RunFolder
 from pitcli.settings.base import Tracker
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 PROJECT = "pit"
 STATE = "known.json"  # the id of the run, and the trackers that already have it
@@ -34,18 +31,22 @@ def refuse_missing(trackers: Sequence[Tracker]) -> None:
 
 @contextmanager
 def tracking(
-    accelerator: "Accelerator", run: RunFolder, rows: Sequence[dict[str, float]], sent: int
+    trackers: Sequence[Tracker], device: str, run: RunFolder, rows: Sequence[dict[str, float]], sent: int
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Starts the accelerator's trackers; yields log(step, values).
+    """Starts the trackers; yields log(step, values). device: the kind that the training is on.
 
     rows: the metrics of earlier steps, for a tracker that does not have the run yet. sent: the last step that was
     logged before; a resumed run repeats some of those steps, but a tracker gets each step once.
     """
-    if not accelerator.log_with or not is_rank_0():
+    if not trackers or not is_rank_0():
         yield lambda step, values: None
         return
+    from accelerate import Accelerator
+
     folder = run.path / TRACKERS
     folder.mkdir(exist_ok=True)
+    names = [tracker.value for tracker in trackers]
+    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", log_with=names, project_dir=folder)
     known = _read_state(folder / STATE)
     with redirect_stdout(sys.stderr):  # trackers print a greeting on stdout
         try:

@@ -1,11 +1,9 @@
 """The web application: its routes, how they answer, and what happens when a client leaves."""
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from traceback import format_exception
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -16,7 +14,7 @@ from starlette.routing import Route
 
 from pitcli.console import error as log_error
 from pitcli.serving.answering import Answering, Outcome
-from pitcli.serving.errors import RequestError
+from pitcli.serving.errors import RequestError, for_the_log
 from pitcli.serving.guard import Admission, App, Guard, Limits
 from pitcli.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from pitcli.serving.page import Page
@@ -231,7 +229,5 @@ async def answer_unknown(request: Request, error: HTTPException) -> Response:
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
-    # not its text, which may quote a prompt
-    where = "; PIT_DEBUG=1 shows where" if not os.environ.get("PIT_DEBUG") else f"\n{''.join(format_exception(error))}"
-    log_error(f"{request.method} {request.url.path[:80]}: {type(error).__name__} in pit serve{where}")
+    log_error(f"{request.method} {request.url.path[:80]}: {for_the_log(error)}")
     return JSONResponse(RequestError(500, "internal error of pit serve", "internal_error").body(), 500)

@@ -28,6 +28,7 @@ from pitcli.engine.improving.scoring import GapModel, within_memory
 from pitcli.engine.improving.stop_rule import Attempt, at_end
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
+from pitcli.serving.errors import for_the_log
 from pitcli.settings.base import GapLoss
 
 
@@ -224,7 +225,7 @@ class Engine:
             failure = EngineProblem(
                 "out of memory on this request" if is_out_of_memory(problem) else "the engine failed on this request"
             )
-            error(f"{failure}: {type(problem).__name__}: {problem}")
+            error(f"{failure}: {for_the_log(problem)}")
             for job in [*self._jobs.values(), *self._scores]:
                 job.send(failure)
             for key in self._jobs:

@@ -1,6 +1,8 @@
 """Errors of requests, in the form of OpenAI's API."""
 
+import os
 from collections.abc import Mapping
+from traceback import format_exception
 from typing import Any
 
 
@@ -27,3 +29,9 @@ class RequestError(Exception):
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> RequestError:
     return RequestError(400, message, code, param)
+
+
+def for_the_log(bug: Exception) -> str:
+    """Describe an error that is a bug without its text, which may quote a prompt; with PIT_DEBUG=1 with a traceback."""
+    where = f"\n{''.join(format_exception(bug))}" if os.environ.get("PIT_DEBUG") else "; PIT_DEBUG=1 shows where"
+    return f"{type(bug).__name__} in pit serve{where}"

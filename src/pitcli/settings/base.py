@@ -36,7 +36,6 @@ class PreferenceLoss(StrEnum):
 class Stage(StrEnum):
     dataset = "dataset"
     policy = "policy"
-    best = "best"
     self_ = "self"
 
 

@@ -85,9 +85,6 @@ class ImprovingSettings(ModelSettings, SamplingSettings):
         "must exceed 0.5 over the one before [default: that of pit calibrate, if --run has one for these settings, "
         "otherwise 0.5]",
     )
-    patience: Annotated[int, Fact.process, Section.stop] = Field(
-        1, ge=1, description="With --stop gap: rejected improvements in a row after which a draft is finished"
-    )
     gap_bound: Annotated[GapBound, Fact.process, Section.stop] = Field(
         GapBound.mean,
         description="Gap of several gap models (pit train-reward --members): their mean, the least, or lcb: mean minus "

@@ -114,9 +114,6 @@ class RewardConfig(TrainingConfig, AdapterSettings):
         description="Gap models to train, one after another, as an ensemble; they differ in their initialisation "
         "(with --init, not) and in the order of the rows",
     )
-    average: bool = Field(
-        False, description="With --members: write one gap model, the average of the members' weight updates (WARM)"
-    )
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the prompts to hold out for calibration and evaluation"
     )
@@ -136,11 +133,6 @@ class RewardConfig(TrainingConfig, AdapterSettings):
     )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
-
-    def conflicts(self) -> Iterator[str]:
-        yield from super().conflicts()
-        if self.average and self.members == 1:
-            yield "--average needs --members of at least 2"
 
 
 class RolloutSettings(OptimSettings):
@@ -207,9 +199,8 @@ class RlConfig(TrainingConfig, RolloutSettings):
     curriculum_stages: Stages = Field(
         (Stage.dataset,),
         min_length=1,
-        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, best, "
-        "self. Each gets an equal part of --max-steps, at least one rollout. best is the best, by the reward, of "
-        "--samples-per-prompt outputs of the policy",
+        description="Sources of the reference responses, one after another, comma-separated: dataset, policy, self. "
+        "Each gets an equal part of --max-steps, at least one rollout",
     )
     learning_rate: Annotated[float | None, Fact.own] = Field(
         None, gt=0, description="Peak learning rate of AdamW [default: a tenth of the default of pit sft]"
@@ -254,7 +245,7 @@ class RlConfig(TrainingConfig, RolloutSettings):
         if self.curriculum != (self.curriculum_stages == TWO_STAGES):
             yield "--curriculum means --curriculum-stages dataset,policy: give only one of the two"
         if self.drafts and self.role is Role.improver and set(self.curriculum_stages) == {Stage.dataset}:
-            yield "--drafts is for the curriculum stages policy, best and self; give --curriculum-stages, or remove it"
+            yield "--drafts is for the curriculum stages policy and self; give --curriculum-stages, or remove it"
         if isinstance(self.reward, str) and self.gap_bound is not GapBound.mean:
             yield f"--gap-bound is for gap models: expected a run folder as --reward, got {self.reward}"
         if self.role is Role.policy and (self.curriculum_stages != (Stage.dataset,) or self.sft or self.drafts):

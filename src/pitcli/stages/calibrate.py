@@ -110,8 +110,6 @@ def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], impr
         problems.append("not whole: the command that writes it was stopped, or still runs; --resume continues it")
     if made.method is not Method.pit:
         problems.append(f"expected rows of --method pit, got {made.method}")
-    if made.patience > 1:
-        problems.append(f"expected rows of --patience 1, got {made.patience}: proposals after a rejection differ")
     if made.stop is StopRule.none and (made.prune_edits or made.width > 1):
         problems.append("expected rows of --stop gap, as --width and --prune-edits are used; got --stop none")
     if record.get("gap_temperature") is None:

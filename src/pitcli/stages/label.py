@@ -151,7 +151,7 @@ def labelled(
     """
     for window in windows(candidates, judge.per_call, config.input):
         are_done = [rows.take(pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window]
-        if rows.done.total():
+        if rows.done:
             continue
         verdicts = judge.verdicts(window)
         for candidate, verdict, is_done in zip(window, verdicts, are_done, strict=True):

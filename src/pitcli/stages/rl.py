@@ -25,7 +25,8 @@ from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import padding_share
-from pitcli.engine.models.opening import open_base
+from pitcli.engine.models.loading import lora_settings
+from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY, REFERENCE, RoleModel
 from pitcli.engine.training.answers import CHECKED_ROWS, unusable_answers
 from pitcli.engine.training.curriculum import Curriculum, longer_response
@@ -93,27 +94,26 @@ def run(config: RlConfig) -> int:
     manifest = new_manifest("rl", config.role, config, base, data, earlier=runs.all())
 
     def curriculum_of(model: RoleModel) -> Curriculum:
-        reward = reward_of(config, runs.gap, fields, model, base.chat)
-        return Curriculum(config, model, base.chat, reward, pairs, drafts, POLICY if runs.policy else None)
+        return Curriculum(config, model, base.chat, pairs, drafts, POLICY if runs.policy else None)
+
+    def task_of(curriculum: Curriculum) -> Task:
+        return rl_task(config, curriculum, reward_of(config, runs.gap, fields, curriculum.model, base.chat))
 
     if config.dry_run:
-        first = drafts or [PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))]
+        first = (drafts or [PromptWithReference(pairs[0].prompt, longer_response(pairs[0]))])[0]
         plan = DryRunPlan(
-            task_on=lambda model: rl_task(config, curriculum_of(model)),
+            task_on=lambda model: task_of(curriculum_of(model)),
             roles=len(runs.adapters(config.role)),
-            first_row=[
-                (base.chat.written(*role_prompts(config.role, base.chat, first[:1])), False),
-                (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True),
-            ],
+            first_row=shown_row(config, base, first),
             left_out=untimed(config),
         )
-        dry_run(config, manifest, lora=runs.start.lora(), base=base, plan=plan)
+        dry_run(config, manifest, lora=lora_settings(runs.start.adapter), base=base, plan=plan)
         return 0
     with open_run(config.run_folder, manifest, config.resume, config.overwrite) as folder:
         folder.keep_settings(settings_yaml(config))
         set_seed(config.seed)
         curriculum = curriculum_of(model := base.load(runs.adapters(config.role)))
-        result = train(model, rl_task(config, curriculum), config, folder)
+        result = train(model, task_of(curriculum), config, folder)
         problem = show_last_stage(config, curriculum) or divergence_of(folder, result)
         gap_models = runs.gap.gap_models() if runs.gap else {}
         passed_on = gap_results(runs.gap.manifest) if runs.gap else {}
@@ -123,6 +123,12 @@ def run(config: RlConfig) -> int:
     note(f"{counted(result.steps, 'steps')} over the stages {stages}; {config.role} saved in {config.run_folder}")
     next_command(use_command(config.role, config.run_folder, "--max-iters 5" if runs.gap else ONCE))
     return 0
+
+
+def shown_row(config: RlConfig, base: Base, row: PromptWithReference) -> list[tuple[str, bool]]:
+    """Return the parts of a row of a rollout as text, and whether the loss is computed over each."""
+    prompt = base.chat.written(*role_prompts(config.role, base.chat, [row]))
+    return [(prompt, False), (f"(up to {config.rollout_max_new_tokens} sampled tokens)", True)]
 
 
 def untimed(config: RlConfig) -> list[str]:
@@ -173,12 +179,12 @@ def reward_of(config: RlConfig, gap: EarlierRun | None, fields: Fields, model: R
     return lambda comparisons, k: tensor(on_rank_0(lambda: score_differences(grade, comparisons)))
 
 
-def rl_task(config: RlConfig, curriculum: Curriculum) -> Task:
+def rl_task(config: RlConfig, curriculum: Curriculum, reward: Reward) -> Task:
     """RLOO with PPO's clipping; each rollout is used for updates_per_rollout steps."""
     return Task(
         config.role,
         phases=[rollouts * config.updates_per_rollout for rollouts in curriculum.rollouts()],
-        batch=partial(roll_out, config, curriculum),
+        batch=partial(roll_out, config, curriculum, reward),
         loss=partial(policy_loss, config, curriculum.model),
         planned_rows=lambda: longest_rollouts(
             config, curriculum.model, curriculum.longest_prompts(), sum(curriculum.rollouts())
@@ -190,7 +196,7 @@ def rl_task(config: RlConfig, curriculum: Curriculum) -> Task:
     )
 
 
-def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
+def roll_out(config: RlConfig, curriculum: Curriculum, reward: Reward, index: int) -> StepBatch:
     """Sample k responses per (x, y_ref); compute rewards, advantages and the log-probs at sampling time.
 
     Axis B: all samples of the rollout; the k samples of a prompt are adjacent.
@@ -207,7 +213,7 @@ def roll_out(config: RlConfig, curriculum: Curriculum, index: int) -> StepBatch:
     ]
     # the gap model has never seen an empty response, and pit improve never keeps one
     empty_B = tensor([not comparison.response.strip() for comparison in comparisons])
-    gaps_B = as_the_worst(curriculum.reward(comparisons, k), empty_B, k)
+    gaps_B = as_the_worst(reward(comparisons, k), empty_B, k)
     layout = lay_out(model, prompts, [sample.token_ids for sample in samples], config)
     old_logprobs = sampling_logprobs(model, config.role, layout, samples, decoding.temperature)
     reference_logprobs = role_logprobs(model, REFERENCE, layout.batches, decoding.temperature)

@@ -17,7 +17,6 @@ from pitcli.data.rows import PreferencePair
 from pitcli.data.splits import hold_out, prompt_sketch
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.models.adapters import start_from
-from pitcli.engine.models.averaging import average_roles
 from pitcli.engine.models.batches import Batch, padding_share
 from pitcli.engine.models.forward import score_trees, scores
 from pitcli.engine.models.gaps import TrainingRow, training_row
@@ -170,27 +169,20 @@ def add_members(model: RoleModel, config: RewardConfig, init: Sequence[EarlierRu
 
 
 def trained_models(scorer: "PairScorer", held_out: Sequence[PreferencePair]) -> TrainedModels:
-    """Score the held-out pairs with each member; with --average, replace the members by their average first."""
+    """Score the held-out pairs with each member."""
     roles = gap_roles(scorer.config.members)
     scores = {role: scorer.scores(role, held_out) for role in roles}
     if not roles[1:]:
         return TrainedModels({GAP: 1.0}, scores[GAP], [])
     members = [member_report(scores_N2) for scores_N2 in scores.values()]
-    if scorer.config.average:
-        average_roles(scorer.model, roles)
-        return TrainedModels({GAP: 1.0}, scorer.scores(GAP, held_out), members)
     units = {role: member[TEMPERATURE] for role, member in zip(roles, members, strict=True)}
     return TrainedModels(units, mean_scores(scores, units), members)
 
 
 def member_results(trained: TrainedModels) -> dict[str, float]:
-    """Return the results of each member, e.g. accuracy_2; of an average without T, which is not that of the run."""
-    is_average = len(trained.units) == 1
+    """Return the results of each member, e.g. accuracy_2."""
     return {
-        f"{name}_{number}": value
-        for number, member in enumerate(trained.members, 1)
-        for name, value in member.items()
-        if not (is_average and name == TEMPERATURE)
+        f"{name}_{number}": value for number, member in enumerate(trained.members, 1) for name, value in member.items()
     }
 
 

@@ -267,7 +267,7 @@ def test_old_logprobs_are_recomputed_if_sampling_rounds_differently(
         curriculum_stages=(Stage.policy,),
     )
     reward = partial(rollouts.group_gaps, GapModel(model, tiny_chat, {GAP: 1.0}, 2, GapLoss.five_term))
-    task = rl_task(config, Curriculum(config, model, tiny_chat, reward, [], drafts, None))
+    task = rl_task(config, Curriculum(config, model, tiny_chat, [], drafts, None), reward)
     rollout = task.batch(0)
     model.use(IMPROVER, train=True)
     for micro_batch in rollout.micro_batches:

@@ -115,11 +115,6 @@ def test_cycle() -> None:
     assert (attempt.best, attempt.stop_reason) == ("cow", "cycle")
 
 
-def test_a_rejected_response_proposed_again_is_a_cycle() -> None:
-    attempt = attempt_at(("dog", -LN3), ("dog", LN3), patience=2)
-    assert (attempt.best, attempt.stop_reason) == (" cat ", "cycle")
-
-
 @pytest.mark.parametrize("settings", [{}, {"stop": "none"}])
 def test_empty(settings: dict[str, str]) -> None:
     """With --stop none too: the next iteration would have no response to improve."""
@@ -128,9 +123,9 @@ def test_empty(settings: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("settings", [{}, {"stop": "none"}, {"patience": 9}])
+@pytest.mark.parametrize("settings", [{}, {"stop": "none"}])
 def test_non_finite_gap(gap: float, settings: dict[str, Any]) -> None:
-    """A failed row, whatever the patience; the draft is kept and no NaN is written to JSON."""
+    """A failed row; the draft is kept and no NaN is written to JSON."""
     attempt = attempt_at(("dog", gap), **settings)
     assert (attempt.best, attempt.stop_reason) == (" cat ", "non_finite_gap")
     assert attempt.stop_reason in FAILURES
@@ -152,14 +147,6 @@ def test_truncated(gap: float | None) -> None:
     attempt = after_proposal(start, cut("dog and"), gap, ACCEPTING)
     assert (attempt.best, attempt.stop_reason, attempt.finished()) == ("dog and", None, False)
     assert after_proposal(start, cut("dog and"), -LN3, ACCEPTING).stop_reason == "not_better"
-
-
-def test_a_truncated_response_counts_for_the_patience() -> None:
-    patient = ImproveConfig(patience=2)
-    attempt = after_proposal(Attempt(DRAFT, DRAFT.response, []), cut("dog and"), LN3, patient)
-    assert attempt.stop_reason is None
-    assert after_proposal(attempt, Proposal("dog", 5, True, {}), LN3, patient).best == "dog"
-    assert after_proposal(attempt, cut("dog or"), LN3, patient).stop_reason == "truncated"
 
 
 def test_without_a_stop_rule_a_truncated_response_is_passed_over() -> None:
@@ -191,19 +178,6 @@ def test_the_row_says_whether_its_response_is_whole() -> None:
     assert finished_row(after_proposal(start, cut("dog and"), LN3, CONFIG))["finished"] is False
     assert finished_row(after_proposal(start, Proposal("dog", 5, True, {}), LN3, CONFIG))["finished"] is True
     assert finished_row(Attempt(DRAFT, DRAFT.response, []))["finished"] is None
-
-
-def test_patience_counts_rejections_in_a_row() -> None:
-    """With a patience of 3 the third rejection ends the draft; an accepted response resets the count."""
-    assert attempt_at(("dog", -LN3), ("cow", -LN3), patience=3).stop_reason is None
-    assert attempt_at(("dog", -LN3), ("cow", -LN3), ("pig", -LN3), patience=3).stop_reason == "not_better"
-    again = attempt_at(("dog", -LN3), ("cow", LN3), ("pig", -LN3), ("hen", -LN3), patience=3)
-    assert (again.best, again.stop_reason) == ("cow", None)
-
-
-def test_the_stop_reason_is_that_of_the_last_rejection() -> None:
-    assert attempt_at(("dog", -LN3), ("cat", LN3), patience=2).stop_reason == "copy"
-    assert attempt_at(("cat", LN3), ("dog", -LN3), patience=2).stop_reason == "not_better"
 
 
 def test_without_a_stop_rule_every_response_is_accepted() -> None:

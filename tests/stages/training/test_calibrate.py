@@ -153,7 +153,6 @@ def test_too_few_rows_are_an_answer(chains: list[dict[str, Any]], capsys: pytest
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"patience": 2}, "expected rows of --patience 1, got 2"),
         ({"method": "resample", "run": None}, "expected rows of --method pit, got resample"),
         ({"stop": "none", "width": 2}, "expected rows of --stop gap, as --width and --prune-edits are used"),
         ({"stop": "none", "prune_edits": True}, "expected rows of --stop gap"),

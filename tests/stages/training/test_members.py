@@ -1,4 +1,4 @@
-"""Ensembles of gap models, their average, and the commands that use them, on the embedded model."""
+"""Ensembles of gap models, and the commands that use them, on the embedded model."""
 
 import json
 from contextlib import chdir
@@ -31,12 +31,11 @@ COMPARISONS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def ensembles(project: Path) -> None:
-    """runs/three: three members; runs/average: the average of the same; runs/rl-three: RL on runs/three."""
+    """runs/three: three members; runs/rl-three: RL on runs/three."""
     common: dict[str, Any] = {"data": "pairs.jsonl", "max_steps": 3, "members": 3, **SMALL}
     with chdir(project):
         train_reward.run(RewardConfig(out=Path("runs/three"), **common))
-        train_reward.run(RewardConfig(out=Path("runs/average"), average=True, **common))
-        stages = {"curriculum_stages": "best", "gap_bound": "lcb"}
+        stages = {"curriculum_stages": "policy", "gap_bound": "lcb"}
         rl.run(RlConfig(reward=Path("runs/three"), out=Path("runs/rl-three"), max_steps=2, **stages, **RL_SMALL))
 
 
@@ -53,7 +52,6 @@ def load(name: str, bound: GapBound = GapBound.mean) -> GapModel:
 
 def test_an_ensemble_contains_exactly_these_files() -> None:
     assert files_of(Path("runs/three")) == run_files(*MEMBERS)
-    assert files_of(Path("runs/average")) == run_files("gap")
     assert files_of(Path("runs/rl-three")) == run_files("improver", *MEMBERS)
 
 
@@ -74,7 +72,6 @@ def test_each_member_has_its_own_report_and_temperature() -> None:
     assert {f"{name}_{number}" for name in ("accuracy", "log_loss", "gap_temperature") for number in (1, 2, 3)} <= set(
         results
     )
-    assert "gap_temperature_1" not in open_run("average").manifest.results
     temperatures = gap_temperatures(open_run("three").manifest)
     assert list(temperatures) == MEMBERS
     assert temperatures["gap-2"] == results["gap_temperature"] * results["gap_temperature_2"]  # type: ignore[operator]
@@ -101,20 +98,6 @@ def test_the_gap_of_an_ensemble_is_the_bound_on_those_of_its_members(bound: GapB
     assert torch.equal(together.gaps(COMPARISONS), bounded_gap(gaps_MB, bound))
 
 
-def test_the_average_is_the_base_with_the_averaged_weight_deltas() -> None:
-    averaged, three = load("average"), load("three")
-    assert three.model.peft is not None and averaged.model.peft is not None
-    assert averaged.model.peft.peft_config["gap"].r == 3 * SMALL["lora_rank"]  # type: ignore[operator]
-    layers = {name: layer for name, layer in three.model.peft.named_modules() if hasattr(layer, "get_delta_weight")}
-    assert layers
-    for name, layer in layers.items():
-        delta = torch.stack([layer.get_delta_weight(role) for role in MEMBERS]).mean(0)
-        found = averaged.model.peft.get_submodule(name).get_delta_weight("gap")
-        assert (found - delta).abs().max() < 1e-6 * delta.abs().max() + 1e-9
-    head = torch.stack([three.model.head_weight(role) for role in MEMBERS]).mean(0)
-    assert torch.allclose(averaged.model.head_weight("gap"), head)
-
-
 def test_improve_reports_the_spread_of_an_ensemble(tmp_path: Path) -> None:
     write_rows(tmp_path / "plain.jsonl", [{"prompt": "Write 3 foods.", "response": "pie"}])
     rows = {}
@@ -136,14 +119,9 @@ def test_the_judge_is_the_mean_of_the_members() -> None:
     assert found == pytest.approx(torch.sigmoid(load("three").gaps(COMPARISONS)).tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize("run", ["three", "average", "rl-three"])
+@pytest.mark.parametrize("run", ["three", "rl-three"])
 def test_verify(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", f"runs/{run}", "--device", "cpu"]) == 0
-
-
-def test_average_needs_several_members() -> None:
-    with pytest.raises(ValueError, match="--average needs --members of at least 2"):
-        RewardConfig(average=True)
 
 
 def test_export_of_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

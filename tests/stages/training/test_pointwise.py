@@ -72,6 +72,13 @@ def test_the_judge_scores_each_response_alone(tiny_folder: Path, tiny_chat: Chat
     assert verdict.consistent
 
 
+def test_the_judge_gives_no_verdict_on_what_does_not_fit() -> None:
+    judge = load_judge("gap:runs/pointwise", JudgeSettings(max_length=24), {}, Path("unused.sqlite")).judge
+    short, long = judge.verdicts([Comparison(PROMPT, "cat", "dog"), Comparison(PROMPT, "cat " * 40, "dog")])
+    assert short.p_better is not None
+    assert long.p_better is None
+
+
 def test_improve_uses_the_pointwise_model_of_the_rl_run(capsys: pytest.CaptureFixture[str]) -> None:
     line = "improve --run runs/rl --input drafts.jsonl --output improved.jsonl --max-iters 2 --max-new-tokens 10"
     assert cli.main(line.split()) == 0

@@ -65,20 +65,6 @@ def test_the_reward_is_the_difference_of_the_scores(tmp_path: Path) -> None:
     assert (first["p_better"] * RL_SMALL["batch_size"] * 4 * 2).is_integer()  # a share of wins, and of ties as halves
 
 
-def test_stage_best_ranks_the_outputs_of_the_policy_by_the_program(tmp_path: Path) -> None:
-    """The reference has as many different words as any output of the policy, so no improvement of it has more."""
-    log = tmp_path / "log"
-    score = "print(len(set(json.loads(line)['response'].split())))"
-    code = (
-        f"import json, sys\nrows = sys.stdin.readlines()\nopen({str(log)!r}, 'a').write('.')\nfor line in rows: {score}"
-    )
-    changed = {"reward": cmd(code), "curriculum_stages": "best", "max_steps": 1}
-    rl.run(RlConfig(**{**SETTINGS, **changed}, out=tmp_path / "run"))
-    assert log.read_text() == "....", "the first pair, the references, the rollout, and the references that are shown"
-    (row,) = read_rows(tmp_path / "run/metrics.jsonl")
-    assert row["gap"] <= 0
-
-
 def test_it_raises_the_score_on_four_prompts(tmp_path: Path) -> None:
     changed = {"samples_per_prompt": 8, "learning_rate": 5e-3, "epochs": 12, "max_rows": 4, "max_steps": None}
     rl.run(RlConfig(**{**SETTINGS, **changed}, kl_coef=0.0, out=tmp_path / "run"))

@@ -101,8 +101,8 @@ def test_the_best_checkpoint_is_one_of_the_stage_that_ran_away(
     """The rewards of two stages are over different references: those of the first look better and say nothing."""
     roll_out = rl.roll_out
 
-    def staged(config: RlConfig, curriculum: Any, index: int) -> Any:
-        step = roll_out(config, curriculum, index)
+    def staged(config: RlConfig, curriculum: Any, reward: Any, index: int) -> Any:
+        step = roll_out(config, curriculum, reward, index)
         second = step.metrics["stage"] == 1
         return step._replace(
             metrics={**step.metrics, "reward": 0.5 if second else 9.0, "kl": 99.0 if index == 3 else 0.0}
@@ -140,6 +140,13 @@ def test_rl_goes_on_from_an_rl_run_with_its_gap_model(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     first, second = (tmp_path / run / "gap" / "adapter_model.safetensors" for run in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_dry_run_from_an_rl_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"sft": Path("runs/rl"), "max_steps": 2, "force": True, **RL_SMALL}
+    rl.run(RlConfig(out=tmp_path / "again", dry_run=True, **settings))
+    assert "memory" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_run_knows_every_gap_model_and_program_behind_it(tmp_path: Path) -> None:

@@ -49,19 +49,28 @@ class GapModel(NamedTuple):
         """Return gap / T of each comparison by each of the M members, shape (M, B), fp32, on the CPU.
 
         gap(y, y_ref) = 1/2 [r_gap(x, y, y_ref) - r_gap(x, y_ref, y)] (equations.symmetrised_gap), and the sigmoid of
-        gap / T is P(better). Two equal responses have the gap 0; the model does not score them.
+        gap / T is P(better).
+        """
+        scores_MB2 = self.member_scores(comparisons)
+        return symmetrised_gap(scores_MB2[..., 0], scores_MB2[..., 1])
+
+    def member_scores(self, comparisons: Sequence[Comparison]) -> Tensor:
+        """Return the two r_gap / T of each comparison by each member, shape (M, B, 2), fp32, on the CPU.
+
+        First r_gap(x, y, y_ref), then r_gap(x, y_ref, y). Two equal responses have the scores 0, as the model does not
+        read them; too long ones NaN.
         """
         indices = [index for index, c in enumerate(comparisons) if c.response != c.reference_response]
-        gaps_MB = torch.zeros(len(self.temperatures), len(comparisons))
+        scores_MB2 = torch.zeros(len(self.temperatures), len(comparisons), 2)
         if self.max_length is not None:
             too_long = [i for i in indices if self._longest(comparisons[i]) > self.max_length]
-            gaps_MB[:, too_long] = torch.nan
+            scores_MB2[:, too_long] = torch.nan
             indices = [index for index in indices if index not in too_long]
         different = [comparisons[index] for index in indices]
-        for gaps_B, (role, temperature) in zip(gaps_MB, self.temperatures.items(), strict=True):
+        for scores_B2, (role, temperature) in zip(scores_MB2, self.temperatures.items(), strict=True):
             scores_N2 = score_comparisons(self.model, self.chat, self.loss, different, self.micro_batch_size, role)
-            gaps_B[indices] = symmetrised_gap(scores_N2[:, 0], scores_N2[:, 1]) / temperature
-        return gaps_MB
+            scores_B2[indices] = scores_N2 / temperature
+        return scores_MB2
 
     def _longest(self, comparison: Comparison) -> int:
         """Return the tokens of the longest conversation of a comparison."""

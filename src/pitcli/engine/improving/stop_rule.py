@@ -1,9 +1,8 @@
 """The stop rule: whether a proposed response replaces the best so far, and when a draft is finished.
 
 The learned stop rule accepts a proposal only if P(better than the best so far) exceeds 0.5. The first rejected proposal
-ends the draft; with --patience N, the Nth in a row. Then P(better than the draft) must exceed --threshold; if it does
-not, the draft is kept. Whatever the rule and the method, a proposal that --max-new-tokens truncated is rejected, unless
---accept-truncated is given.
+ends the draft. Then P(better than the draft) must exceed --threshold; if it does not, the draft is kept. Whatever the
+rule and the method, a proposal that --max-new-tokens truncated is rejected, unless --accept-truncated is given.
 """
 
 import math
@@ -94,11 +93,8 @@ def after_proposal(attempt: Attempt, proposal: Proposal, gap: float | None, conf
     iterations = [*attempt.iterations, record(attempt, proposal, gap, accepted=rejected is None)]
     if rejected is None:
         return Attempt(attempt.draft, proposal.response, iterations, best_gap=attempt.best_gap + (gap or 0.0))
-    recent = [iteration["accepted"] for iteration in iterations[-config.patience :]]
-    if config.stop is StopRule.none:  # the next proposal is made from the best so far once more
-        continues = rejected is StopReason.truncated
-    else:
-        continues = rejected is not StopReason.non_finite_gap and (any(recent) or len(recent) < config.patience)
+    # without a stop rule the next proposal is made from the best so far once more
+    continues = config.stop is StopRule.none and rejected is StopReason.truncated
     return attempt._replace(iterations=iterations, stop_reason=None if continues else rejected)
 
 

@@ -193,6 +193,12 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
     )
 
 
+def lora_settings(folder: Path) -> LoraSettings:
+    """Return the LoRA settings that an adapter folder was trained with; RunError as in saved_lora."""
+    saved = saved_lora(folder)
+    return LoraSettings(lora_rank=saved.r, lora_alpha=saved.lora_alpha)
+
+
 def saved_lora(folder: Path) -> LoraConfig:
     """Read the LoRA settings of an adapter folder, which may be hostile; RunError if pit could not have written it.
 

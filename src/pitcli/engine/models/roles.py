@@ -87,13 +87,6 @@ class RoleModel(nn.Module):
             self.gap_heads[role] = head
         self._active = None
 
-    def remove_role(self, role: str) -> None:
-        assert self.peft is not None
-        self.peft.delete_adapter(role)
-        if role in self.gap_heads:
-            del self.gap_heads[role]
-        self._active = None
-
     @property
     def _tuner(self) -> Any:
         assert self.peft is not None

@@ -4,13 +4,13 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pitcli.data.rows import Comparison, PreferencePair
+from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.methods import PromptWithReference
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.engine.training.loop import step_seed
-from pitcli.engine.training.rollouts import Reward, role_prompts, rollout_decoding, sample_groups, sample_texts
+from pitcli.engine.training.rollouts import role_prompts, rollout_decoding, sample_texts
 from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step, stage_of
 from pitcli.settings.base import Role, Stage
 from pitcli.settings.training import RlConfig
@@ -21,14 +21,13 @@ References = list[PromptWithReference]
 class Curriculum(NamedTuple):
     """Supplies (x, y_ref) for each stage.
 
-    reward: also ranks the outputs of stage best. drafts: the policy's drafts from a file, instead of sampling.
+    drafts: the policy's drafts from a file, instead of sampling.
     policy_role: the policy's adapter (None: the base).
     """
 
     config: RlConfig
     model: RoleModel
     chat: ChatFormat
-    reward: Reward
     pairs: Sequence[PreferencePair]
     drafts: Sequence[PromptWithReference] | None
     policy_role: str | None
@@ -52,8 +51,7 @@ class Curriculum(NamedTuple):
         """Return the (x, y_ref) of these rows. step: seeds the sampling; progress: the finished share of the stage."""
         if stage is Stage.dataset:
             return self.from_dataset(rows, step, progress)
-        source = {Stage.policy: self.from_policy, Stage.best: self.from_best, Stage.self_: self.from_self}[stage]
-        return source(rows, step)
+        return self.from_policy(rows, step) if stage is Stage.policy else self.from_self(rows, step)
 
     def from_dataset(self, rows: Sequence[int], step: int, progress: float) -> References:
         """Easy first: y_l; from the middle of the stage, y_w for about half of the prompts. Plain RLHF: always y_w."""
@@ -77,30 +75,6 @@ class Curriculum(NamedTuple):
             PromptWithReference(self.pairs[row].prompt, text or self.pairs[row].rejected)
             for row, text in zip(rows, texts, strict=True)
         ]
-
-    def from_best(self, rows: Sequence[int], step: int) -> References:
-        """The best of --samples-per-prompt outputs of the policy, by the reward over the first.
-
-        Harder to beat than a single draft (iGRPO, arXiv 2602.09000).
-        """
-        drafts, others = self.from_policy(rows, step), self.config.samples_per_prompt - 1
-        prompts = [self.chat.policy_prompt(draft.prompt) for draft in drafts]
-        seed = step_seed(self.config.seed, step, 3)
-        samples = sample_groups(self.model, self.policy_role, prompts, self.reference_decoding(), seed, others)
-        comparisons = [
-            Comparison(
-                draft.prompt, self.chat.decode(sample.token_ids) or draft.reference_response, draft.reference_response
-            )
-            for draft, sample in zip((draft for draft in drafts for _ in range(others)), samples, strict=True)
-        ]
-        gaps_PK = self.reward(comparisons, others).view(-1, others)
-        best = [
-            comparisons[index * others + int(gaps_K.argmax())].response
-            if gaps_K.max() > 0
-            else draft.reference_response
-            for index, (draft, gaps_K) in enumerate(zip(drafts, gaps_PK, strict=True))
-        ]
-        return [PromptWithReference(draft.prompt, text) for draft, text in zip(drafts, best, strict=True)]
 
     def from_self(self, rows: Sequence[int], step: int) -> References:
         """The improver's outputs on the policy's drafts: what its second iteration will be given."""

@@ -16,7 +16,7 @@ from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import Draft, PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.models.loading import WEIGHTS, saved_lora
+from pitcli.engine.models.loading import WEIGHTS, lora_settings
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
@@ -134,8 +134,7 @@ def with_lora_of(config: Trained, start: EarlierRun | None) -> Trained:
     """Return the settings with the LoRA rank and alpha of the start; SettingsError if others are given."""
     if start is None:
         return config
-    saved = saved_lora(start.adapter)
-    found = {"lora_rank": saved.r, "lora_alpha": saved.lora_alpha}
+    found = lora_settings(start.adapter).model_dump()
     for name in found.keys() & config.model_fields_set:
         if getattr(config, name) != found[name]:
             flag = f"--{name.replace('_', '-')}"
@@ -152,11 +151,11 @@ def open_init(config: AdapterSettings) -> list[EarlierRun]:
     if config.init is None:
         return []
     run = any_run(config.init)
-    found = saved_lora(run.adapter)
-    if (found.r, found.lora_alpha) != (config.lora_rank, config.lora_alpha):
+    rank, alpha = lora_settings(run.adapter).model_dump().values()
+    if (rank, alpha) != (config.lora_rank, config.lora_alpha):
         raise SettingsError(
             f"--init: {config.init}: expected LoRA rank {config.lora_rank} and alpha {config.lora_alpha}, "
-            f"got {found.r} and {found.lora_alpha}; use --lora-rank {found.r} --lora-alpha {found.lora_alpha}"
+            f"got {rank} and {alpha}; use --lora-rank {rank} --lora-alpha {alpha}"
         )
     return [run]
 

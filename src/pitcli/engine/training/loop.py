@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -27,10 +25,10 @@ from pitcli.errors import RunError
 from pitcli.panel import training_panel
 from pitcli.processes.collectives import RankLost, all_reduce_gradients, all_reduce_metrics
 from pitcli.processes.ranks import rank, world_size
-from pitcli.runs.folder import TRACKERS, RunFolder
+from pitcli.runs.folder import RunFolder
 from pitcli.runs.metrics import last_step, read_metrics
 from pitcli.runs.tracking import tracking
-from pitcli.settings.base import OptimSettings, Tracker
+from pitcli.settings.base import OptimSettings
 
 # the metrics in the training panel, if the task has them
 WATCHED = (
@@ -160,13 +158,12 @@ class _Training(NamedTuple):
     model: RoleModel
     task: Task
     config: OptimSettings
-    accelerator: Accelerator
     optimizer: torch.optim.Optimizer
     parameters: dict[str, Tensor]
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
-    """Return a seed for a step and a purpose (0 to 3), so that checkpoints need no random state."""
+    """Return a seed for a step and a purpose (0 to 2), so that checkpoints need no random state."""
     return (seed * 1_000_003 + 4 * step + purpose) % 2**32
 
 
@@ -175,7 +172,6 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
 
     Raises RunError if a metric is not finite, or if the first step changes the base or leaves the role unchanged.
     """
-    accelerator = _make_accelerator(model, config.track, run.path / TRACKERS)
     if config.gradient_checkpointing:
         model.recompute_layers()
     if config.shard_base:
@@ -189,17 +185,11 @@ def train(model: RoleModel, task: Task, config: OptimSettings, run: RunFolder) -
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
     with model.role(task.role, train=True):
-        return _train(_Training(model, task, config, accelerator, optimizer, parameters), run)
-
-
-def _make_accelerator(model: RoleModel, trackers: Sequence[Tracker], folder: Path) -> Accelerator:
-    log_with = [tracker.value for tracker in trackers] or None
-    on_cpu = model.device.type == "cpu"
-    return Accelerator(mixed_precision="no", cpu=on_cpu, log_with=log_with, project_dir=folder)
+        return _train(_Training(model, task, config, optimizer, parameters), run)
 
 
 def _train(training: _Training, run: RunFolder) -> TrainResult:
-    model, task, config, accelerator, optimizer, parameters = training
+    model, task, config, optimizer, parameters = training
     sent = last_step(run.path)
     started = position = restore(run, parameters, optimizer, config.resume)
     base_before, role_before = fingerprint(model.base_tensors()), fingerprint(parameters.values())
@@ -209,7 +199,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
     rows = read_metrics(run.path)
     try:
         with (
-            tracking(accelerator, run, rows, sent) as track,
+            tracking(config.track, model.device.type, run, rows, sent) as track,
             training_panel(
                 f"training {task.role}", task.total_steps, names=WATCHED, rows=rows, per_step=config.batch_size
             ) as show,
@@ -242,7 +232,7 @@ def _train(training: _Training, run: RunFolder) -> TrainResult:
 
 def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, float]:
     """Accumulate the gradients of all micro-batches, check them, update once; return the step's metrics."""
-    model, task, config, accelerator, optimizer, parameters = training
+    model, task, config, optimizer, parameters = training
     phase, within = stage_of(step, task.phases)
     rate = optimizer.defaults["lr"] * learning_rate_factor(within, task.phases[phase], config.warmup_share)
     sums: dict[str, float] = {"loss": 0.0}
@@ -250,13 +240,13 @@ def _one_step(training: _Training, batch: StepBatch, step: int) -> dict[str, flo
     for micro_batch in own:
         with autocast(model.base):
             loss, values = task.loss(micro_batch)
-        accelerator.backward(loss)
+        loss.backward()
         for name, value in {"loss": float(loss.detach()), **values}.items():
             sums[name] = sums.get(name, 0.0) + value
     if model.sharded and len(own) * world_size() < len(batch.micro_batches):  # another rank has one more pass
         with autocast(model.base):
             idle, _ = task.loss(batch.micro_batches[-1])
-        accelerator.backward(0 * idle)
+        (0 * idle).backward()
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]  # those of the role in use
     all_reduce_gradients(trained)
     sums = all_reduce_metrics(sums)
