@@ -9,6 +9,7 @@ import pytest
 
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
+from pitcli.engine.improving.models import find_models
 from pitcli.engine.models.opening import open_base
 from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PlannedStage
@@ -68,6 +69,19 @@ def test_with_its_own_model_sft_inherits_only_the_data() -> None:
     (stage,) = planned("stages:\n  - sft: {model: smollm2}\n")
     assert isinstance(stage.config, SftConfig)
     assert (stage.config.model, stage.config.load_in_4bit, stage.config.data) == ("smollm2", None, "pairs.jsonl")
+
+
+@pytest.mark.parametrize("without_reward", [False, True])
+def test_a_writer_at_an_endpoint_uses_the_gap_model_of_the_rl_run(folder: Path, without_reward: bool) -> None:
+    """As `pit improve` does, whether or not there is a gap model by itself."""
+    if without_reward:
+        shutil.rmtree("runs/reward")
+    endpoint = "writer: 'openai:m', base_url: 'http://localhost:1/v1'"
+    (stage,) = planned(f"stages:\n  - improve: {{input: drafts.jsonl, output: out.jsonl, {endpoint}}}\n")
+    assert isinstance(stage.config, ImproveConfig)
+    models = find_models(ImproveConfig(writer="openai:m", base_url="http://localhost:1/v1"))
+    assert models.gap_run is not None
+    assert (stage.config.run, stage.config.reward) == (models.gap_run.folder, None)
 
 
 def test_stages_that_use_the_data_of_a_planned_gap_model_read_it_in_the_same_way() -> None:

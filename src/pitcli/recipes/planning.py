@@ -97,8 +97,8 @@ def _filled(finder: PathFinder, config: Settings) -> dict[str, object]:
     match config:
         case SftConfig():
             found = _inherited_from_gap_model(finder, finder.earlier_run(GAP_RUN), config)
-            if config.model is not None:
-                found.pop("load_in_4bit", None)
+            if config.model is not None:  # another base has its own number type and template
+                found = {name: value for name, value in found.items() if name in DATA}
             found["model"] = found.get("model") or (None if config.init else DEFAULT_MODEL)
             _require_data(finder, config, found)
         case RewardConfig():
@@ -181,12 +181,12 @@ def _of_gap_model(finder: PathFinder, run: Path | None) -> dict[str, object]:
 def _filled_use(finder: PathFinder, config: ImproveConfig | ScoringSettings) -> dict[str, object]:
     if isinstance(config, ScoringSettings):
         return {"reward": config.reward or finder.default_run(GAP_MODELS_RUN, needed=True)}
-    if config.writer:
-        needed = config.needs_gap_model() and not config.run
-        return {} if config.reward else {"reward": finder.default_run(GAP_RUN, needed=needed)}
     pit = config.method is Method.pit
-    run = IMPROVER_RUN if pit else POLICY_RUN
-    writer = getattr(config, run.setting) or finder.default_run(run, needed=pit)
-    if config.reward or (writer and finder.has_gap_model(run.setting, writer)):
-        return {run.setting: writer}
-    return {run.setting: writer, "reward": finder.default_run(GAP_RUN, needed=config.needs_gap_model())}
+    run = IMPROVER_RUN if pit or config.writer else POLICY_RUN
+    writer = getattr(config, run.setting) or finder.default_run(run, needed=pit and not config.writer)
+    has_gap_model = writer and not config.reward and finder.has_gap_model(run.setting, writer)
+    # of a run behind an endpoint that writes, only the gap model is used
+    found: dict[str, object] = {} if config.writer and not has_gap_model else {run.setting: writer}
+    if config.reward or has_gap_model:
+        return found
+    return {**found, "reward": finder.default_run(GAP_RUN, needed=config.needs_gap_model())}
