@@ -18,8 +18,7 @@ from workloads import NEW_TOKENS
 
 from pitcli.data.templates import Example
 from pitcli.engine.generation.continuous_batching import ContinuousBatching, generate_all
-from pitcli.engine.generation.sampling import Decoding
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.models.forward import completion_logprobs, score_trees, scores
 from pitcli.engine.models.loading import load_base, lora_config

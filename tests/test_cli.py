@@ -120,7 +120,7 @@ def test_help_shows_defaults_once_and_choices(capsys: pytest.CaptureFixture[str]
     assert "Prompts per rollout [default: 8]" in out
     assert "cmd:COMMAND, a program that scores rows [default: runs/reward] --policy" in out
     assert "--device <auto|cpu|cuda|mps>" in out
-    assert "the policy [default: dataset]" in out
+    assert "at least one rollout [default: dataset]" in out
     assert "None" not in out
 
 

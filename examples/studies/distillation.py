@@ -15,7 +15,7 @@ from scales import StudyScale
 
 from pitcli.console import table
 from pitcli.evaluation.statistics import mean_of
-from pitcli.evaluation.systems import Row
+from pitcli.evaluation.systems import ImprovedRow
 
 METHODS = ("distill@sft", "distill@dpo", "distill@on-policy", "distill@twice")
 TEACHER, BEFORE = "distill@teacher", "resample"
@@ -53,7 +53,9 @@ def report(out: Path, seeds: list[int], _: StudyScale) -> None:
     write_figures(out / "distillation.json", figures)
 
 
-def share_with_interval(rows: Sequence[Row], part_N: np.ndarray, whole_N: np.ndarray) -> tuple[float, float, float]:
+def share_with_interval(
+    rows: Sequence[ImprovedRow], part_N: np.ndarray, whole_N: np.ndarray
+) -> tuple[float, float, float]:
     """The ratio of two means and its 95% interval."""
     part, whole = mean_of(part_N), mean_of(whole_N)
     interval = bootstrap_of(rows).interval(lambda weights_BN: part(weights_BN) / whole(weights_BN))

@@ -9,9 +9,9 @@ from pydantic_core import to_json
 
 from pitcli.evaluation.load_judge import oracle_grade
 from pitcli.evaluation.statistics import Bootstrap, holm, mean_of, p_value, percentile_interval
-from pitcli.evaluation.systems import Key, Row, fields_by_prompt, load_systems
+from pitcli.evaluation.systems import ImprovedRow, Key, fields_by_prompt, load_systems
 
-Rows = dict[Key, Row]
+Rows = dict[Key, ImprovedRow]
 
 
 class Estimate(NamedTuple):
@@ -48,7 +48,7 @@ class Graded:
     def rows(self, name: str) -> Rows:
         return load_systems([f"{name}={folder}/{name}.jsonl" for folder in self.folders], "--input", None, None)[0].rows
 
-    def grades(self, rows: Iterable[Row], iterations: int | None = None) -> np.ndarray:
+    def grades(self, rows: Iterable[ImprovedRow], iterations: int | None = None) -> np.ndarray:
         """Grade of each row after this many iterations; None: of its final response."""
         texts = ((row, row.response if iterations is None else row.response_after(iterations)) for row in rows)
         return np.array([self.grade(row.prompt, text) for row, text in texts])
@@ -72,13 +72,13 @@ class Graded:
         )
 
 
-def mean_with_interval(rows: Sequence[Row], values_N: np.ndarray) -> Estimate:
+def mean_with_interval(rows: Sequence[ImprovedRow], values_N: np.ndarray) -> Estimate:
     """The mean of a value per row and its 95% interval, for which prompts and seeds are drawn again."""
     values_D = bootstrap_of(rows).sample(mean_of(values_N))
     return Estimate(float(values_N.mean()), *percentile_interval(values_D), p_value(values_D))
 
 
-def bootstrap_of(rows: Sequence[Row]) -> Bootstrap:
+def bootstrap_of(rows: Sequence[ImprovedRow]) -> Bootstrap:
     several = len({row.seed for row in rows}) > 1
     return Bootstrap([repr(row.prompt) for row in rows], [row.seed for row in rows] if several else None)
 

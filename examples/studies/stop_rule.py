@@ -18,7 +18,7 @@ from scipy.special import logit
 from pitcli.console import note, table
 from pitcli.data.rows import Prompt
 from pitcli.equations import p_better
-from pitcli.evaluation.systems import Key, Row, Step
+from pitcli.evaluation.systems import ImprovedRow, Key, Step
 
 ITERATIONS = 5
 THRESHOLDS = (0.5, 0.52, 0.55, 0.6, 0.7, 0.8, 0.9)
@@ -33,11 +33,13 @@ class Stopped(NamedTuple):
     calls: list[int]
 
 
-def fixed(rows: list[Row], count: int) -> Stopped:
+def fixed(rows: list[ImprovedRow], count: int) -> Stopped:
     return Stopped(f"fixed {count}", [row.response_after(count) for row in rows], [count] * len(rows))
 
 
-def replayed(rows: list[Row], name: str, refuses: Callable[[Row, int], bool], over_draft: float = 0.0) -> Stopped:
+def replayed(
+    rows: list[ImprovedRow], name: str, refuses: Callable[[ImprovedRow, int], bool], over_draft: float = 0.0
+) -> Stopped:
     """Stop before the first iteration that is refused; the cost of the refused one counts.
 
     over_draft: P(better than the draft) that the last response must exceed, otherwise the draft is kept.
@@ -58,10 +60,10 @@ def p_over_draft(steps: Sequence[Step]) -> float:
     return p_better(sum(logit(step.p_better or 0) for step in steps), 1.0)
 
 
-def by_gap(threshold: float) -> Callable[[Row, int], bool]:
+def by_gap(threshold: float) -> Callable[[ImprovedRow, int], bool]:
     """Refuse a cut text, a copy, a cycle, or P(better) over the response before that is not above the threshold."""
 
-    def refuses(row: Row, count: int) -> bool:
+    def refuses(row: ImprovedRow, count: int) -> bool:
         step = row.steps[count]
         seen = {row.original.strip(), *(earlier.written.strip() for earlier in row.steps[:count])}
         return step.kept != step.written or step.written in seen or not (step.p_better or 0) > threshold
@@ -69,17 +71,17 @@ def by_gap(threshold: float) -> Callable[[Row, int], bool]:
     return refuses
 
 
-def by_oracle(grade: Grade) -> Callable[[Row, int], bool]:
+def by_oracle(grade: Grade) -> Callable[[ImprovedRow, int], bool]:
     """Refuse a cut text, or one that the oracle does not grade higher than the one before."""
 
-    def refuses(row: Row, count: int) -> bool:
+    def refuses(row: ImprovedRow, count: int) -> bool:
         step = row.steps[count]
         return step.kept != step.written or not grade(row.prompt, step.written) > grade(row.prompt, step.before)
 
     return refuses
 
 
-def best(rows: list[Row], grade: Grade) -> Stopped:
+def best(rows: list[ImprovedRow], grade: Grade) -> Stopped:
     """The upper bound for every rule: the best iteration of each row."""
     chosen = [
         max(range(len(row.steps) + 1), key=lambda k, row=row: grade(row.prompt, row.response_after(k))) for row in rows

@@ -12,13 +12,13 @@ from pitcli.evaluation.compare_systems import against_originals, compare_rows
 from pitcli.evaluation.judge import Judge, Verdict
 from pitcli.evaluation.results import SystemComparison
 from pitcli.evaluation.statistics import BootstrapSettings
-from pitcli.evaluation.systems import Row, Step, System
+from pitcli.evaluation.systems import ImprovedRow, Step, System
 
 SETTINGS = BootstrapSettings(500, 0)
 
 
-def row(number: int, original: str, response: str, steps: Sequence[Step] = ()) -> Row:
-    return Row(
+def row(number: int, original: str, response: str, steps: Sequence[Step] = ()) -> ImprovedRow:
+    return ImprovedRow(
         seed=0,
         prompt=(Message("user", f"prompt {number}"),),
         original=original,
@@ -53,7 +53,7 @@ def judge_of(p_better: Any, asked: list[Comparison] | None = None) -> Judge:
     return Judge("constructed", verdicts)
 
 
-def compared(rows: list[Row], judge: Judge) -> SystemComparison:
+def compared(rows: list[ImprovedRow], judge: Judge) -> SystemComparison:
     pair = against_originals("system", rows)
     found = compare_rows(pair, ask(judge, pair.comparisons()), SETTINGS)
     assert found is not None

@@ -10,8 +10,8 @@ import torch
 from pitcli import cli
 from pitcli.data.synthetic import preference_rows
 from pitcli.engine.generation.continuous_batching import generate_in_order, open_batching
-from pitcli.engine.generation.sampling import Decoding, generate
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.models.forward import scores
 from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.packing import tree_batch

@@ -3,19 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pitcli.data.conversations import written_prompt
 from pitcli.data.drafts import RESPONSE, parse_draft
 from pitcli.data.field_paths import value_at
 from pitcli.data.long_rows import Limit, check_conversation
-from pitcli.data.reading import OnError, file_label
-from pitcli.data.rows import Draft, PreferencePair, Prompt, RowError
+from pitcli.data.reading import file_label
+from pitcli.data.rows import Draft, OnError, PreferencePair, Prompt, Row, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem, describe
 from pitcli.settings.scoring import ALL, ORIGINAL, OTHERS
-
-Row = dict[str, Any]
 
 RESPONSES = "responses"
 MOST = 64  # responses that are compared with one another; the work grows with their square
@@ -72,7 +70,7 @@ def _candidates(
             try:
                 yield _parse(row, label, line, against)
             except RowProblem as problem:
-                on_error(RowError(label, line, problem.field, problem.reason))
+                on_error(RowError.of(label, line, problem))
 
     for prompt, group in groupby(parsed(), key=_needs_others):
         if prompt is None:

@@ -1,7 +1,5 @@
 """The completions of a pair: texts, assistant messages, or whole conversations, which contain the prompt."""
 
-from typing import Any
-
 from pitcli.data.conversations import (
     PublishedProblem,
     are_parts,
@@ -13,10 +11,9 @@ from pitcli.data.conversations import (
     text_of,
     turns_of,
 )
-from pitcli.data.rows import Message, Prompt
+from pitcli.data.rows import Message, Prompt, Row
 from pitcli.data.strict_json import RowProblem, describe
 
-Row = dict[str, Any]
 Parts = tuple[Prompt, str, str]
 
 SAME = "the same text as chosen"

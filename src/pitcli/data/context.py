@@ -1,13 +1,10 @@
 """The context of a prompt in fields of its own: a system message, earlier turns (history), and an input."""
 
 import re
-from typing import Any
 
 from pitcli.data.conversations import checked_prompt, checked_text, conversation, messages_of, parse_prompt
-from pitcli.data.rows import Message, Prompt
+from pitcli.data.rows import Message, Prompt, Row
 from pitcli.data.strict_json import RowProblem, describe
-
-Row = dict[str, Any]
 
 # HelpSteer separates the turns of a prompt by these lines; the first turn, the user's, has none.
 TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")

@@ -7,13 +7,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pitcli.data.reading import BYTE_ORDER_MARK, refuse_pointer, refuse_pointer_file, split_lines
+from pitcli.data.rows import Row
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, decoded
 from pitcli.errors import InputError
-
-Row = dict[str, Any]
 
 DELIMITERS = ",;\t|"
 

@@ -23,11 +23,10 @@ from pitcli.data.ids import parse_id
 from pitcli.data.known_formats import UnknownFormat
 from pitcli.data.pair_formats import parse_pair, recognise
 from pitcli.data.published_formats import Tie, summaries
-from pitcli.data.rows import Draft, Prompt
+from pitcli.data.rows import Draft, Prompt, Row
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.thoughts import THINK, Tags, checked_answer
 
-Row = dict[str, Any]
 Place = tuple[str | int, ...]  # the path to a value in a row: ("messages",), ("response", "body", "choices", 0)
 
 RESPONSE = "response"

@@ -113,7 +113,7 @@ def without_skipped(
 
 
 def _listing(problems: Sequence[tuple[PreferencePair, RowProblem]], long_rows: LongRows) -> list[str]:
-    lines = listed([RowError(pair.file, pair.line, problem.field, problem.reason) for pair, problem in problems])
+    lines = listed([RowError.of(pair.file, pair.line, problem) for pair, problem in problems])
     if any(isinstance(problem, TooLong | SameWhenCut) for _, problem in problems):
         lines.append(REMEDIES[long_rows])
     return lines

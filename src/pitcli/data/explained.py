@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from pitcli.data.candidates import response_at
 from pitcli.data.drafts import parse_draft
 from pitcli.data.edits import Edit, reverted
-from pitcli.data.reading import OnError, file_label
-from pitcli.data.rows import Comparison, Draft, RowError
+from pitcli.data.reading import file_label
+from pitcli.data.rows import Comparison, Draft, OnError, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
 
@@ -73,7 +73,7 @@ def _improvements(
             improved = parse_draft(row, label, line)
             improvement = Improvement(improved, response_at(row, against, improved.prompt))
         except RowProblem as problem:
-            on_error(RowError(label, line, problem.field, problem.reason))
+            on_error(RowError.of(label, line, problem))
         else:
             yield line, improvement
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+from pitcli.data.rows import Row
 from pitcli.data.strict_json import RowProblem, describe
-
-Row = dict[str, Any]
 
 DEPTH = 4
 SHOWN_TEXTS = 20

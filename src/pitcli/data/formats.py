@@ -57,7 +57,7 @@ def _parsed(
         try:
             draft = parse(row, label, line)
         except RowProblem as problem:
-            bad.add(RowError(label, line, problem.field, problem.reason), problem)
+            bad.add(RowError.of(label, line, problem), problem)
             continue
         # equal rows are counted, not dropped: whether they have one id or several is not for pit to judge
         if seen_before(seen, (draft.id, draft.prompt, draft.response)):

@@ -1,6 +1,5 @@
 """Rows that pit improve wrote: their drafts, what they cost, and the preference pairs of draft and improvement."""
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -14,11 +13,10 @@ from pitcli.errors import RunError
 FIELDS = {"prompt": "prompt", "chosen": "response", "rejected": "original_response"}
 
 
-def check_improved(row: dict[str, Any], min_p_better: float, over_draft: bool = False) -> None:
+def check_improved(row: dict[str, Any], min_p_better: float) -> None:
     """Raise Unused for a row that was not improved, or whose P(better) does not exceed the minimum; 0 is no minimum.
 
-    Raises RowProblem for a row of another format, or without P(better) if there is a minimum. over_draft: see
-    p_better_than_draft.
+    Raises RowProblem for a row of another format, or without P(better) if there is a minimum.
     """
     if missing := [field for field in FIELDS.values() if field not in row]:
         raise RowProblem(missing[0], "missing; give rows that pit improve wrote (--output-format rows)")
@@ -27,27 +25,12 @@ def check_improved(row: dict[str, Any], min_p_better: float, over_draft: bool = 
         raise Unused("", "not improved")
     if min_p_better == 0:
         return
-    try:
-        found = p_better_than_draft(row, over_draft)
-    except (KeyError, TypeError, AttributeError):
-        raise RowProblem("iterations", "not in the format that pit improve writes") from None
-    if found is None:
-        raise RowProblem("", "no P(better); add it by pit score --against original_response, or use --min-p-better 0")
+    found = row.get("p_better")
+    if not isinstance(found, int | float):
+        remedy = "add it by pit score --against original_response, or use --min-p-better 0"
+        raise RowProblem("p_better", f"expected a number, got {describe(found)}; {remedy}")
     if not found > min_p_better:
         raise Unused("", f"P(better) of at most {min_p_better:g}")
-
-
-def p_better_than_draft(row: dict[str, Any], over_draft: bool = False) -> float | None:
-    """The P(better) that pit score --against original_response added, otherwise that of the accepted iterations.
-
-    Each gap is over the best response before, in logits of P(better), so their sum is the gap over the draft; with
-    over_draft (best-of-n) each is over the draft itself. None if the row has no gaps.
-    """
-    if "p_better" in row:
-        return None if row["p_better"] is None else float(row["p_better"])
-    gaps = [iteration["gap"] for iteration in row.get("iterations") or [] if iteration["accepted"]]
-    gaps = gaps[-1:] if over_draft else gaps
-    return (1 + math.tanh(sum(gaps) / 2)) / 2 if gaps and None not in gaps else None
 
 
 def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:

@@ -6,7 +6,7 @@ To add one, write a function from a row to (prompt, chosen, rejected), or to rat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pitcli.data.completions import Parts, Row, parse_implicit_prompt, with_completions
+from pitcli.data.completions import Parts, parse_implicit_prompt, with_completions
 from pitcli.data.context import CONTEXT, prompt_with_context, question_of, with_context
 from pitcli.data.published_formats import (
     Parse,
@@ -22,6 +22,7 @@ from pitcli.data.published_formats import (
     rejected_beside_messages,
     summaries,
 )
+from pitcli.data.rows import Row
 from pitcli.data.strict_json import RowProblem
 
 RATING_FIELD = "helpfulness"

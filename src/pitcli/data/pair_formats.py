@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from pitcli.data.completions import SAME, Row
+from pitcli.data.completions import SAME
 from pitcli.data.conversations import PublishedProblem
 from pitcli.data.ids import content_id, parse_id
 from pitcli.data.known_formats import CANONICAL, FORMATS, RATING_FIELD, Format, UnknownFormat
 from pitcli.data.published_formats import Tie
 from pitcli.data.ratings import number_of, pairs_of_ratings
-from pitcli.data.rows import PreferencePair, Prompt
+from pitcli.data.rows import PreferencePair, Prompt, Row
 from pitcli.data.strict_json import RowProblem
 
 CONTRADICTIONS = "pairs with a higher score for rejected than for chosen, kept"

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 from pitcli.console import counted, warn
 from pitcli.data.bad_rows import REMEDY, BadRows, check_list, write_list
-from pitcli.data.completions import Row
 from pitcli.data.field_paths import suggested_fields, with_fields
 from pitcli.data.known_formats import KNOWN, RATING_FIELD, RATINGS, UnknownFormat
 from pitcli.data.pair_formats import canonical, parse_pairs, recognise
 from pitcli.data.ratings import Rated, pairs_of_ratings, parse_rated
 from pitcli.data.reading import file_label, listed
-from pitcli.data.rows import PreferencePair, Prompt, RowError
+from pitcli.data.rows import PreferencePair, Prompt, Row, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.data.thoughts import CUT, pair_without_thoughts
@@ -167,7 +166,7 @@ def _pairs_of_file(path: str, bad: BadRows, formats: Formats, options: ReadingOp
         try:
             yield _counted_without_thoughts(replace(pair, file=label), notes)
         except RowProblem as problem:
-            bad.add(RowError(label, pair.line, problem.field, problem.reason), problem)
+            bad.add(RowError.of(label, pair.line, problem), problem)
 
 
 def _counted_without_thoughts(pair: PreferencePair, notes: Counter[str]) -> PreferencePair:

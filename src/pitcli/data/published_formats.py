@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable
 from math import nan
 
-from pitcli.data.completions import Parts, Row, parse_implicit_prompt, split_completion, with_completions
+from pitcli.data.completions import Parts, parse_implicit_prompt, split_completion, with_completions
 from pitcli.data.context import counted, is_absent, prompt_with_context, question_of, with_context
 from pitcli.data.conversations import checked_prompt, checked_text, messages_of
 from pitcli.data.ratings import Rated, number_of
-from pitcli.data.rows import Message, Prompt
+from pitcli.data.rows import Message, Prompt, Row
 from pitcli.data.strict_json import RowProblem, Unused, describe
 
 Parse = Callable[[Row], Parts | list[Rated]]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
-from pitcli.data.rows import RowError
+from pitcli.data.rows import OnError, RowError
 from pitcli.data.strict_json import MAX_LINE_BYTES, RowProblem, encode, parse_line
 from pitcli.errors import InputError, SettingsError
 from pitcli.processes.ranks import world_size
@@ -25,7 +25,6 @@ MAX_LISTED = 20  # errors listed per file
 
 Parsed = TypeVar("Parsed")
 Parse = Callable[[dict[str, Any], str, int], Parsed]  # (row, file, line); raises RowProblem
-OnError = Callable[[RowError], None]
 
 
 def file_label(path: str | Path) -> str:
@@ -54,7 +53,7 @@ def _parsed(
         try:
             parsed = parse(row, label, line)
         except RowProblem as problem:
-            on_error(RowError(label, line, problem.field, problem.reason))
+            on_error(RowError.of(label, line, problem))
         else:
             yield line, parsed
 
@@ -185,7 +184,7 @@ def _rows(
             try:
                 row = parse_line(text)
             except RowProblem as problem:
-                on_error(RowError(label, number, problem.field, problem.reason))
+                on_error(RowError.of(label, number, problem))
             else:
                 yield number, row
 

@@ -1,7 +1,10 @@
 """The row types: preference pairs, drafts, comparisons, and errors of rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from pitcli.data.strict_json import RowProblem
 
 
 class Message(NamedTuple):
@@ -10,6 +13,7 @@ class Message(NamedTuple):
 
 
 Prompt = tuple[Message, ...]
+Row = dict[str, Any]  # as it was read, or as it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,13 @@ class RowError(NamedTuple):
     field: str
     reason: str
 
+    @classmethod
+    def of(cls, file: str, line: int, problem: RowProblem) -> "RowError":
+        return cls(file, line, problem.field, problem.reason)
+
     def __str__(self) -> str:
         field = f":{self.field}" if self.field else ""
         return f"{self.file}:{self.line}{field}: {self.reason}"
+
+
+OnError = Callable[[RowError], None]

@@ -2,13 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitcli.data.csv_rows import csv_rows
 from pitcli.data.reading import read_rows, refuse_pointer_file
-from pitcli.data.rows import RowError
+from pitcli.data.rows import OnError, Row, RowError
 from pitcli.data.strict_json import RowProblem, check_values
 from pitcli.errors import InputError
 from pitcli.settings.base import INSTRUCTIONS
@@ -16,8 +16,6 @@ from pitcli.settings.base import INSTRUCTIONS
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
-Row = dict[str, Any]
-OnError = Callable[[RowError], None]
 
 HUB = "hub:"
 BATCH = 256
@@ -51,7 +49,7 @@ def _checked(rows: Iterator[tuple[int, Row | RowProblem]], label: str, on_error:
                 raise row
             check_values(row)
         except RowProblem as problem:
-            on_error(RowError(label, number, problem.field, problem.reason))
+            on_error(RowError.of(label, number, problem))
         else:
             yield number, row
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pitcli.errors import SettingsError
 from pitcli.evaluation.compare_systems import RowsAgainstBaseline, against_originals, against_system
-from pitcli.evaluation.systems import MADE, ORIGINAL, Key, Row, System, align, load_systems, made_controls
+from pitcli.evaluation.systems import MADE, ORIGINAL, ImprovedRow, Key, System, align, load_systems, made_controls
 from pitcli.settings.tools import EvaluateConfig
 
 
@@ -15,7 +15,7 @@ class AlignedSystems(NamedTuple):
     controls: list[System]
     keys: list[Key]
 
-    def rows(self, system: System) -> list[Row]:
+    def rows(self, system: System) -> list[ImprovedRow]:
         return system.at(self.keys)
 
     def system_pairs(self) -> list[RowsAgainstBaseline]:

@@ -11,7 +11,7 @@ from pitcli.evaluation.ask_judge import JudgeVerdicts
 from pitcli.evaluation.compare_systems import bootstrap_of, edit_size
 from pitcli.evaluation.results import CalibrationBin, Interval, Iteration, SystemIterations
 from pitcli.evaluation.statistics import BootstrapSettings, bradley_terry, elo, mean_of, percentile_interval
-from pitcli.evaluation.systems import Row, Step, System
+from pitcli.evaluation.systems import ImprovedRow, Step, System
 
 BINS = 10
 
@@ -24,7 +24,7 @@ class Rank(NamedTuple):
     elo: float
 
 
-def iteration_comparisons(rows: Sequence[Row], every_pair: bool) -> list[Comparison]:
+def iteration_comparisons(rows: Sequence[ImprovedRow], every_pair: bool) -> list[Comparison]:
     """Every comparison that compare_iterations needs a verdict on.
 
     These are each iteration against the originals and against the one before, or every pair of iterations; and the text
@@ -38,17 +38,17 @@ def iteration_comparisons(rows: Sequence[Row], every_pair: bool) -> list[Compari
     return kept + written
 
 
-def most_steps(rows: Sequence[Row]) -> int:
+def most_steps(rows: Sequence[ImprovedRow]) -> int:
     return max((len(row.steps) for row in rows), default=0)
 
 
-def scored_steps(row: Row) -> list[Step]:
+def scored_steps(row: ImprovedRow) -> list[Step]:
     """The steps that wrote something and have a known gap."""
     return [step for step in row.steps if step.p_better is not None and step.written]
 
 
 def compare_iterations(
-    system: System, rows: Sequence[Row], judged: JudgeVerdicts, every_pair: bool, settings: BootstrapSettings
+    system: System, rows: Sequence[ImprovedRow], judged: JudgeVerdicts, every_pair: bool, settings: BootstrapSettings
 ) -> SystemIterations:
     """Compare a system's iterations: quality, Bradley-Terry and Elo ranks, and the gap model's calibration.
 
@@ -68,7 +68,7 @@ def compare_iterations(
 
 
 def _iteration(
-    iteration: int, rows: Sequence[Row], judged: JudgeVerdicts, rank: Rank | None, settings: BootstrapSettings
+    iteration: int, rows: Sequence[ImprovedRow], judged: JudgeVerdicts, rank: Rank | None, settings: BootstrapSettings
 ) -> Iteration | None:
     """Compare an iteration with the originals and the one before; None if the judge gave no verdict on one of them."""
     all_signs_N = np.array(
@@ -102,7 +102,7 @@ def _iteration(
     )
 
 
-def rank_iterations(rows: Sequence[Row], judged: JudgeVerdicts, settings: BootstrapSettings) -> list[Rank]:
+def rank_iterations(rows: Sequence[ImprovedRow], judged: JudgeVerdicts, settings: BootstrapSettings) -> list[Rank]:
     """Rank the iterations by the verdicts on every pair of iterations of every row."""
     bootstrap = bootstrap_of(rows, settings)
     items = most_steps(rows) + 1
@@ -122,7 +122,9 @@ def rank_iterations(rows: Sequence[Row], judged: JudgeVerdicts, settings: Bootst
     return [Rank(*values) for values in zip(strengths, intervals, ratings, strict=True)]
 
 
-def calibration(rows: Sequence[Row], judged: JudgeVerdicts, settings: BootstrapSettings) -> list[CalibrationBin]:
+def calibration(
+    rows: Sequence[ImprovedRow], judged: JudgeVerdicts, settings: BootstrapSettings
+) -> list[CalibrationBin]:
     """Bins with equal numbers of improvements, by the gap model's p_better."""
     steps = [(row, step) for row in rows for step in scored_steps(row)]
     score_N = np.array(

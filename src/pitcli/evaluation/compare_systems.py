@@ -24,7 +24,7 @@ from pitcli.evaluation.statistics import (
     rows_needed,
     win_tie_loss_counts,
 )
-from pitcli.evaluation.systems import ORIGINAL, Row
+from pitcli.evaluation.systems import ORIGINAL, ImprovedRow
 
 DECILES = 10
 FEWEST_PROMPTS = 20
@@ -39,7 +39,7 @@ class RowsAgainstBaseline(NamedTuple):
 
     system: str
     baseline: str
-    rows: Sequence[Row]
+    rows: Sequence[ImprovedRow]
     baseline_responses: Sequence[str]
     baseline_tokens: Sequence[int | None]
     dataset: str = "all"
@@ -51,7 +51,7 @@ class RowsAgainstBaseline(NamedTuple):
             for row, baseline in zip(self.rows, self.baseline_responses, strict=True)
         ]
 
-    def only(self, keep: Callable[[Row], bool]) -> "RowsAgainstBaseline":
+    def only(self, keep: Callable[[ImprovedRow], bool]) -> "RowsAgainstBaseline":
         """The rows that `keep` accepts."""
         return self.at([index for index, row in enumerate(self.rows) if keep(row)])
 
@@ -63,7 +63,7 @@ class RowsAgainstBaseline(NamedTuple):
         )
 
 
-def against_originals(name: str, rows: Sequence[Row]) -> RowsAgainstBaseline:
+def against_originals(name: str, rows: Sequence[ImprovedRow]) -> RowsAgainstBaseline:
     return RowsAgainstBaseline(
         system=name,
         baseline=ORIGINAL,
@@ -73,7 +73,9 @@ def against_originals(name: str, rows: Sequence[Row]) -> RowsAgainstBaseline:
     )
 
 
-def against_system(name: str, rows: Sequence[Row], baseline: str, baseline_rows: Sequence[Row]) -> RowsAgainstBaseline:
+def against_system(
+    name: str, rows: Sequence[ImprovedRow], baseline: str, baseline_rows: Sequence[ImprovedRow]
+) -> RowsAgainstBaseline:
     return RowsAgainstBaseline(
         system=name,
         baseline=baseline,
@@ -137,7 +139,7 @@ def compare_rows(
     )
 
 
-def bootstrap_of(rows: Sequence[Row], settings: BootstrapSettings) -> Bootstrap:
+def bootstrap_of(rows: Sequence[ImprovedRow], settings: BootstrapSettings) -> Bootstrap:
     """Resamples prompts and, if there are several, training seeds."""
     prompts, seeds = tuple(repr(row.prompt) for row in rows), tuple(row.seed for row in rows)
     return _bootstrap(prompts, seeds if len(set(seeds)) > 1 else None, settings)

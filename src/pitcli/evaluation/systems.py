@@ -23,7 +23,7 @@ ORIGINAL = "original"
 WRITTEN = frozenset(
     {
         *("response", "original_response", "thoughts", "original_thoughts"),
-        *("iterations", "stop_reason", "finished", "generated_tokens", EDITS),
+        *("gap", "p_better", "iterations", "stop_reason", "finished", "generated_tokens", EDITS),
     }
 )
 MADE = ("padded", "constant")  # the names of made_controls
@@ -39,8 +39,8 @@ class Step(NamedTuple):
     generated_tokens: int
 
 
-class Row(NamedTuple):
-    """One draft (original) and the response that a system made from it. edits: if pit explain has explained it."""
+class ImprovedRow(NamedTuple):
+    """A draft (original) and a system's response. p_better: over the draft, by the gap model; edits: of pit explain."""
 
     seed: int
     prompt: Prompt
@@ -49,6 +49,7 @@ class Row(NamedTuple):
     steps: tuple[Step, ...]
     generated_tokens: int | None
     dataset: str
+    p_better: float | None = None
     edits: tuple[ExplainedEdit, ...] = ()
 
     def response_after(self, iteration: int) -> str:
@@ -66,18 +67,15 @@ Key = tuple[int, Prompt, str, int]
 
 
 class System(NamedTuple):
-    """A named system: its rows by key, its files, and the manifests next to them.
-
-    baseline: the system that a control is compared with.
-    """
+    """A named system: its rows, files and the manifests next to these. baseline: what a control is compared with."""
 
     name: str
     files: tuple[str, ...]
-    rows: dict[Key, Row]
+    rows: dict[Key, ImprovedRow]
     records: tuple[dict[str, Any], ...]
     baseline: str = ORIGINAL
 
-    def at(self, keys: Iterable[Key]) -> list[Row]:
+    def at(self, keys: Iterable[Key]) -> list[ImprovedRow]:
         return [self.rows[key] for key in keys]
 
     def record(self) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
     systems = []
     for name, files in named_files(values, option).items():
         records = tuple(map(_record, files))  # refuses other formats of pit improve, before they are read
-        rows: dict[Key, Row] = {}
+        rows: dict[Key, ImprovedRow] = {}
         for seed, file in enumerate(files):
             rows |= _read(file, seed=seed, by=by, max_rows=max_rows)
         label, _, baseline = name.partition("/") if option == "--control" else (name, "", "")
@@ -152,9 +150,9 @@ def load_systems(values: Sequence[str], option: str, by: str | None, max_rows: i
     return systems
 
 
-def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Key, Row]:
+def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Key, ImprovedRow]:
     errors: list[RowError] = []
-    rows: dict[Key, Row] = {}
+    rows: dict[Key, ImprovedRow] = {}
     seen: Counter[tuple[Prompt, str]] = Counter()
     for _, parsed in parsed_rows(file, partial(parse_row, seed=seed, by=by), errors.append):
         seen[parsed.prompt, parsed.original] += 1
@@ -168,7 +166,7 @@ def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Ke
     return rows
 
 
-def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | None) -> Row:
+def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | None) -> ImprovedRow:
     """Parse a row with prompt, original_response and response; the other fields of pit improve are optional."""
     response = parse_draft(row, file, line).response
     if "original_response" not in row:
@@ -180,8 +178,8 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
         steps = _steps(draft.response, row.get("iterations") or [])
     except (KeyError, TypeError, AttributeError):
         raise RowProblem("iterations", "not in the format that pit improve writes") from None
-    tokens = row.get("generated_tokens")
-    return Row(
+    tokens, p_better = row.get("generated_tokens"), row.get("p_better")
+    return ImprovedRow(
         seed=seed,
         prompt=draft.prompt,
         original=draft.response,
@@ -189,6 +187,7 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
         steps=steps,
         generated_tokens=tokens if isinstance(tokens, int) else None,
         dataset=str(row[by]) if by is not None else "all",
+        p_better=p_better if isinstance(p_better, float) else None,
         edits=tuple(parse_edits(row, draft.response, response)),
     )
 

@@ -29,7 +29,6 @@ from pitcli.engine.improving.stop_rule import Attempt, at_end
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
 from pitcli.serving.errors import for_the_log
-from pitcli.settings.base import GapLoss
 
 
 class EngineProblem(Exception):
@@ -179,8 +178,8 @@ class Engine:
             job.send(problem)
 
     def _begin_scores(self, job: _ScoreJob) -> None:
-        pointwise = self.gap_model is not None and self.gap_model.loss is GapLoss.pointwise
-        limit = Limit(self.writer.chat, self.max_length, responses=1 if pointwise else 2)
+        responses = self.gap_model.loss.responses_read if self.gap_model else 2
+        limit = Limit(self.writer.chat, self.max_length, responses)
         try:
             check_candidates(job.candidates, limit, Counter())
         except Exception as problem:

@@ -1,5 +1,6 @@
 """The file of preference pairs that the page collects, one row per choice; pit prepare reads it."""
 
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ class PairFile:
                 written = os.write(descriptor, line)
                 if written < len(line):
                     os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-                    raise OSError(28, "no space left on the device")
+                    raise OSError(errno.ENOSPC, "no space left on the device")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

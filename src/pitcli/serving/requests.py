@@ -87,11 +87,8 @@ class RerankRequest(_Body):
     return_documents: bool = True
 
     def texts(self) -> list[str]:
-        return [
-            _checked(text_of, document["text"] if isinstance(document, dict) and "text" in document else document, name)
-            for index, document in enumerate(self.documents)
-            for name in [f"documents[{index}]"]
-        ]
+        documents = [d["text"] if isinstance(d, dict) and "text" in d else d for d in self.documents]
+        return [_checked(text_of, document, f"documents[{index}]") for index, document in enumerate(documents)]
 
 
 class ScoreRequest(_Body):

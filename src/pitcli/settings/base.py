@@ -26,6 +26,11 @@ class GapLoss(StrEnum):
     symmetric = "symmetric"
     pointwise = "pointwise"
 
+    @property
+    def responses_read(self) -> int:
+        """How many responses of a pair the gap model reads in one conversation."""
+        return 1 if self is GapLoss.pointwise else 2
+
 
 class PreferenceLoss(StrEnum):
     dpo = "dpo"

@@ -65,6 +65,14 @@ class DistillConfig(TrainingConfig, PreferenceSettings, RolloutSettings, LoraSet
 
     default_folders = {"policy": DISTILL_FOLDER}  # noqa: RUF012
 
+    @property
+    def responses_read(self) -> int:
+        return 1
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        return 2 if self.method is Distillation.dpo else 1
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         is_on_policy = self.method is Distillation.on_policy

@@ -49,6 +49,14 @@ class DpoConfig(TrainingConfig, PreferenceSettings, LoraSettings):
     default_folders = {"policy": DPO_POLICY_FOLDER, "improver": DPO_FOLDER}  # noqa: RUF012
 
     @property
+    def responses_read(self) -> int:
+        return 1 if self.role is Role.policy else 2
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        return 2 if self.role is Role.policy else 4
+
+    @property
     def start_run(self) -> DefaultRun:
         """The run that --sft names, and its default folder."""
         return DPO_START_RUNS[self.role.value]

@@ -16,12 +16,10 @@ from pydantic.fields import FieldInfo
 
 from pitcli.errors import SettingsError
 from pitcli.events import FLAG
-from pitcli.settings.base import GapLoss, Role, Settings
-from pitcli.settings.distill import Distillation, DistillConfig
-from pitcli.settings.dpo import DpoConfig
+from pitcli.settings.base import Settings
 from pitcli.settings.facts import READ, Fact, Section, facts_of
 from pitcli.settings.pairs import LongRows
-from pitcli.settings.training import CONFIG, RewardConfig, TrainingConfig
+from pitcli.settings.training import CONFIG, TrainingConfig
 
 S = TypeVar("S", bound=Settings)
 
@@ -103,14 +101,8 @@ def command_line(command: str, config: Settings, names: Iterable[str]) -> str:
 def smaller_command(config: TrainingConfig) -> str:
     """The command that needs less memory: resume with half the micro-batch, or start again with half the length."""
     command, _, _ = (type(config).__doc__ or "").partition(":")
-    least = 1
-    if isinstance(config, RewardConfig):  # sequences of a pair, which are read together
-        least = 4 if config.gap_loss is GapLoss.five_term else 2
-    if isinstance(config, DpoConfig):
-        least = 4 if config.role is Role.improver else 2
-    if isinstance(config, DistillConfig) and config.method is Distillation.dpo:
-        least = 2
-    smaller, is_least = f"--micro-batch-size {config.micro_batch_size // 2}", config.micro_batch_size // 2 < least
+    half = config.micro_batch_size // 2
+    smaller, is_least = f"--micro-batch-size {half}", half < config.smallest_micro_batch
     if config.tokens_per_batch:  # then the number of rows says nothing
         tokens = config.tokens_per_batch // 2
         smaller, is_least = f"--tokens-per-batch {tokens}", tokens < (config.max_length or 1024)

@@ -42,11 +42,22 @@ class TrainingConfig(ModelSettings, OptimSettings, DataSettings):
     )
 
     default_folders: ClassVar[dict[str, str]]  # by the role that is trained
+    rate_share: ClassVar[float] = 1.0  # of the learning rate that suits the size of the base
 
     @property
     def run_folder(self) -> Path:
         """--out, or else the folder in which later commands look for such a run."""
         return self.out or Path(self.default_folders[getattr(self, "role", "gap")])
+
+    @property
+    def responses_read(self) -> int:
+        """How many responses the longest conversation has: 1 if it contains no reference response."""
+        return 2
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        """The sequences that are always read together."""
+        return 1
 
 
 class AdapterSettings(LoraSettings):
@@ -87,6 +98,10 @@ class SftConfig(TrainingConfig, AdapterSettings):
     )
 
     default_folders = {"policy": POLICY_FOLDER, "improver": SFT_FOLDER}  # noqa: RUF012
+
+    @property
+    def responses_read(self) -> int:
+        return 1 if self.role is Role.policy else 2
 
 
 class RewardConfig(TrainingConfig, AdapterSettings):
@@ -133,6 +148,14 @@ class RewardConfig(TrainingConfig, AdapterSettings):
     )
 
     default_folders = {"gap": REWARD_FOLDER}  # noqa: RUF012
+
+    @property
+    def responses_read(self) -> int:
+        return self.gap_loss.responses_read
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        return 4 if self.gap_loss is GapLoss.five_term else 2
 
 
 class RolloutSettings(OptimSettings):
@@ -226,6 +249,7 @@ class RlConfig(TrainingConfig, RolloutSettings):
     )
 
     default_folders = {"policy": RLHF_FOLDER, "improver": RL_FOLDER}  # noqa: RUF012
+    rate_share = 0.1
 
     def sft_settings(self) -> SftConfig:
         """Settings of the SFT that trains the improver which RL starts from, if that run is missing."""

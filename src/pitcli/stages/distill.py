@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from accelerate.utils import set_seed
 from torch import tensor
@@ -62,7 +62,7 @@ from pitcli.runs.earlier import EarlierRun, find_run, required_run
 from pitcli.runs.folder import open_run
 from pitcli.runs.manifest import DataIdentity
 from pitcli.runs.metrics import change
-from pitcli.settings.base import Method, Role
+from pitcli.settings.base import Role
 from pitcli.settings.default_runs import IMPROVER_RUN, POLICY_RUN
 from pitcli.settings.distill import Distillation, DistillConfig
 from pitcli.settings.flags import settings_yaml
@@ -92,10 +92,11 @@ def run(config: DistillConfig) -> None:
     """Train the policy and write its adapter to the run folder."""
     if config.data is None:
         raise SettingsError("--data: expected a file of rows that pit improve wrote, or of drafts for on-policy")
-    records = list(map(refuse_other_output, split_commas(config.data)))
+    for file in split_commas(config.data):
+        refuse_other_output(file)
     runs = find_runs(config)
     base = open_base(config, runs.all())
-    pairs, data = open_rows(config, base, records)
+    pairs, data = open_rows(config, base)
     config = with_learning_rate(with_lora_of(config, runs.start), base)
     manifest = new_manifest("distill", config.role, config, base, data, earlier=runs.all())
     task_on = partial(distill_task, config, runs, base.chat, pairs)
@@ -127,20 +128,11 @@ def find_runs(config: DistillConfig) -> Runs:
     return Runs(start, required_run(config.run, IMPROVER_RUN))
 
 
-def open_rows(
-    config: DistillConfig, base: Base, records: Sequence[dict[str, Any]]
-) -> tuple[list[PreferencePair], DataIdentity]:
-    """Return the improvements as pairs: chosen over the draft. For on-policy both texts of a pair are the draft.
-
-    records: the manifests next to the files.
-    """
+def open_rows(config: DistillConfig, base: Base) -> tuple[list[PreferencePair], DataIdentity]:
+    """Return the improvements as pairs: chosen over the draft. For on-policy both texts of a pair are the draft."""
     assert config.data is not None  # see run
     if config.method is not Distillation.on_policy:
-        best_of_n = {record.get("settings", {}).get("method") == Method.best_of_n for record in records}
-        if len(best_of_n) > 1 and config.min_p_better:
-            remedy = "add P(better) by pit score --against original_response, and use --min-p-better 0"
-            raise SettingsError(f"--data: the gaps of best-of-n and of other methods mean different things; {remedy}")
-        check = partial(check_improved, min_p_better=config.min_p_better, over_draft=best_of_n == {True})
+        check = partial(check_improved, min_p_better=config.min_p_better)
         pairs, data = open_pairs(config, base, [], options=options_of(config)._replace(fields=FIELDS, check=check))
         cut = [pair.chosen_truncated or pair.extra.get("finished") is False for pair in pairs]
         return [replace(pair, chosen_truncated=is_cut) for pair, is_cut in zip(pairs, cut, strict=True)], data

@@ -40,7 +40,7 @@ from pitcli.evaluation.results import (
 )
 from pitcli.evaluation.statistics import BootstrapSettings
 from pitcli.evaluation.systems import (
-    Row,
+    ImprovedRow,
     System,
 )
 from pitcli.evaluation.tables import print_evaluation
@@ -184,7 +184,7 @@ def validate_on_files(
     ]
 
 
-def builds_on_steps(system: System, rows: Sequence[Row]) -> bool:
+def builds_on_steps(system: System, rows: Sequence[ImprovedRow]) -> bool:
     """Whether the system's steps build on one another; the draws of best-of-n do not."""
     return most_steps(rows) > 1 and system.method() != "best-of-n"
 
@@ -222,18 +222,12 @@ def rows_to_show(aligned: AlignedSystems, verdicts: Sequence[JudgeVerdicts], con
             prompt="\n\n".join(message.content for message in row.prompt),
             original_response=row.original,
             response=row.response,
-            p_better=gap_p_better(row),
+            p_better=row.p_better if row.response != row.original else None,
             judged=verdicts[0].p_better(row.against_original()),
             edits=[edit.fields() for edit in row.edits],
         )
         for row in first.at(drawn)
     ]
-
-
-def gap_p_better(row: Row) -> float | None:
-    """The gap model's P(response is better than the original); known only if exactly one step was accepted."""
-    accepted = [step for step in row.steps if step.kept != step.before]
-    return accepted[0].p_better if len(accepted) == 1 else None
 
 
 def write(evaluation: Evaluation, verdicts: Sequence[JudgeVerdicts], config: EvaluateConfig) -> None:

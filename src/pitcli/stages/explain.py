@@ -2,13 +2,12 @@
 
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from pitcli.console import counted, edit_shares, next_command, note, progress
 from pitcli.data.explained import Improvement, iter_improvements, without_edits
 from pitcli.data.long_rows import Limit, check_conversation
 from pitcli.data.reading import refuse_output_as_input
-from pitcli.data.rows import RowError
+from pitcli.data.rows import Row, RowError
 from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
 from pitcli.data.tally import RowTally
@@ -22,10 +21,8 @@ from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
 from pitcli.runs.files import file_digest
 from pitcli.runs.growing_rows import COMPLETE, growing_rows, keys_by
-from pitcli.settings.base import GapBound, GapLoss
+from pitcli.settings.base import GapBound
 from pitcli.settings.scoring import ExplainConfig
-
-Row = dict[str, Any]
 
 
 class Tally(RowTally):
@@ -84,14 +81,13 @@ def fitting(
     improved: Iterator[tuple[int, Improvement]], base: Base, gap_run: EarlierRun, tally: Tally
 ) -> Iterator[Improvement]:
     """Yield the improvements that fit into the context; report the others as row errors."""
-    is_pointwise = gap_loss_of(gap_run.manifest) is GapLoss.pointwise
-    limit = Limit(base.chat, base.max_length, responses=1 if is_pointwise else 2)
+    limit = Limit(base.chat, base.max_length, responses=gap_loss_of(gap_run.manifest).responses_read)
     for line, improvement in improved:
         texts = {"response": improvement.improved.response, "draft": improvement.original}
         try:
             check_conversation(improvement.improved.prompt, texts, limit, tally.notes)
         except RowProblem as problem:
-            tally.on_error(RowError(tally.label, line, problem.field, problem.reason))
+            tally.on_error(RowError.of(tally.label, line, problem))
         else:
             yield improvement
 

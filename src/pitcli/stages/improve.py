@@ -203,6 +203,6 @@ def fitting_drafts(
             if limit is not None:
                 check_conversation(draft.prompt, {"response": draft.response}, limit, notes)
         except RowProblem as problem:
-            on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
+            on_error(RowError.of(file_label(config.input), line, problem))
         else:
             yield draft

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, error, next_command, note, progress, samples
 from pitcli.data.drafts import with_prompt
 from pitcli.data.formats import iter_drafts
-from pitcli.data.reading import OnError, file_label, refuse_output_as_input
-from pitcli.data.rows import Comparison, Draft, Prompt, RowError
+from pitcli.data.reading import file_label, refuse_output_as_input
+from pitcli.data.rows import Comparison, Draft, OnError, Prompt, RowError
 from pitcli.data.streams import content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
 from pitcli.errors import InputError, SettingsError
@@ -84,7 +84,7 @@ def candidates(drafts: Iterable[tuple[int, Draft]], config: LabelConfig, on_erro
                 try:
                     yield from of_improved_row(draft, config)
                 except RowProblem as problem:
-                    on_error(RowError(file_label(config.input), line, problem.field, problem.reason))
+                    on_error(RowError.of(file_label(config.input), line, problem))
                 continue
             if before is not None:
                 yield Candidate(Comparison(draft.prompt, draft.response, before.response), with_prompt(draft), draft.id)

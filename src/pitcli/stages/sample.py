@@ -13,8 +13,7 @@ from pitcli.data.formats import iter_questions
 from pitcli.data.long_rows import note_system_message
 from pitcli.data.pair_reading import options_of
 from pitcli.data.reading import refuse_output_as_input
-from pitcli.data.rows import Draft, RowError
-from pitcli.data.sources import Row
+from pitcli.data.rows import Draft, Row, RowError
 from pitcli.data.streams import WINDOW, row_key, row_seed, windows
 from pitcli.data.strict_json import RowProblem, encode
 from pitcli.data.tally import RowTally
@@ -26,8 +25,7 @@ from pitcli.engine.generation.endpoint import (
     endpoint_of,
     replies_in_order,
 )
-from pitcli.engine.generation.sampling import Decoding
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request
 from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
@@ -176,7 +174,7 @@ def fitting_requests(
                 most = base.max_length - config.max_new_tokens
                 raise RowProblem("prompt", f"expected at most {most} tokens ({room}), got {len(prompt)}")
         except RowProblem as problem:
-            drafts.on_error(RowError(drafts.label, line, problem.field, problem.reason))
+            drafts.on_error(RowError.of(drafts.label, line, problem))
         else:
             for draw in group:
                 yield draw, Request(prompt, draw.seed)

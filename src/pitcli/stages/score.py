@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from pitcli.console import counted, next_command, note, progress, warn
-from pitcli.data.candidates import Candidates, Row, check_candidates, iter_candidates, labelled
+from pitcli.data.candidates import Candidates, check_candidates, iter_candidates, labelled
 from pitcli.data.long_rows import Limit
 from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.reading import load_rows, refuse_output_as_input
-from pitcli.data.rows import RowError
+from pitcli.data.rows import Row, RowError
 from pitcli.data.splits import prompt_sketch
 from pitcli.data.streams import WINDOW, content_key, windows
 from pitcli.data.strict_json import RowProblem, encode
@@ -93,12 +93,12 @@ def open_candidates(config: ScoreConfig, gap_run: EarlierRun, tally: Tally) -> I
 
 def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: Tally) -> Iterator[Candidates]:
     """Yield the candidates that fit into the context; report the others as row errors."""
-    limit = Limit(base.chat, base.max_length, responses=1 if loss is GapLoss.pointwise else 2)
+    limit = Limit(base.chat, base.max_length, responses=loss.responses_read)
     for each in candidates:
         try:
             check_candidates(each, limit, tally.notes)
         except RowProblem as problem:
-            tally.on_error(RowError(tally.label, each.lines[0], problem.field, problem.reason))
+            tally.on_error(RowError.of(tally.label, each.lines[0], problem))
         else:
             yield each
 

@@ -16,8 +16,8 @@ from pitcli.engine.generation.continuous_batching import (
     generate_in_order,
     open_batching,
 )
-from pitcli.engine.generation.sampling import Decoding, Sample, generate
-from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.generation.sampling import Decoding, Request, Sample
+from pitcli.engine.generation.static_batching import StaticBatching, generate
 from pitcli.engine.models.batches import PASS_TOKENS
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
 from tests.conftest import WithRoles

@@ -23,8 +23,8 @@ from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.generation.continuous_batching import generate_all
 from pitcli.engine.generation.methods import PromptWithReference
-from pitcli.engine.generation.sampling import Decoding, Sample, generate, pick_tokens, row_uniforms
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request, Sample, pick_tokens, row_uniforms
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.batches import Batch

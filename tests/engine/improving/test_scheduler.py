@@ -5,8 +5,7 @@ import torch
 
 from pitcli.data.rows import Comparison, Draft, Message
 from pitcli.engine.generation.methods import LocalWriter, PromptWithReference, Proposal, Proposing, Writer
-from pitcli.engine.generation.sampling import Decoding, Sample
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request, Sample
 from pitcli.engine.improving import scheduler as scheduler_module
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.stop_rule import Attempt, StopReason

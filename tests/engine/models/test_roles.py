@@ -24,7 +24,8 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pitcli.data.templates import ChatFormat, Example
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.models import forward, loading, logprobs
 from pitcli.engine.models.adapters import load_role, save_role
 from pitcli.engine.models.bases import base_digest

@@ -22,7 +22,7 @@ LAST = {
     "improve": b'{"id": 3, "prompt": "Write 4 tools.", "response": "saw axe"}',
     "train-reward": b'{"id": 3, "prompt": "Write 4 tools.", "chosen": "saw axe nail pump", "rejected": "saw axe"}',
 }
-ADDED = {"original_response", "iterations", "stop_reason", "finished", "generated_tokens"}
+ADDED = {"original_response", "gap", "p_better", "iterations", "stop_reason", "finished", "generated_tokens"}
 
 
 class Loaded(AssertionError):

@@ -50,7 +50,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     ),
     "drafts that nothing reads": (
         "rl --drafts pairs.jsonl",
-        "--drafts is for the curriculum stages policy, best and self",
+        "--drafts is for the curriculum stages policy and self",
     ),
     "no curriculum stage": ("rl --curriculum-stages ,", "--curriculum-stages: "),
     "prompts trained and tested on": (

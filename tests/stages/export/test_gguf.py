@@ -18,7 +18,8 @@ from transformers import AutoConfig
 
 from pitcli.data.rows import Message, Prompt
 from pitcli.data.templates import ChatFormat, with_request
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.models import gguf_file
 from pitcli.engine.models.gguf_vocab import _BY_REGEX, pre_tokenizer_of
 from pitcli.engine.models.loading import load_tokenizer

@@ -17,7 +17,8 @@ from transformers import (
 
 from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.models import merging
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import keep_unpacked, saved_lora

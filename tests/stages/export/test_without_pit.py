@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pitcli.data.rows import Message
 from pitcli.data.templates import ChatFormat
-from pitcli.engine.generation.sampling import Decoding, generate
+from pitcli.engine.generation.sampling import Decoding
+from pitcli.engine.generation.static_batching import generate
 from pitcli.engine.models.forward import score_trees
 from pitcli.engine.models.loading import keep_unpacked
 from pitcli.engine.models.roles import GAP, IMPROVER

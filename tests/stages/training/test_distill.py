@@ -17,6 +17,7 @@ from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import completion_batch
 from pitcli.engine.training.loop import StepBatch, Task
+from pitcli.equations import p_better
 from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.runs.manifest import load_manifest
 from pitcli.settings.distill import Distillation, DistillConfig
@@ -29,7 +30,7 @@ ON_POLICY = {"method": Distillation.on_policy, "data": "drafts.jsonl", "rollout_
 
 
 def improved(pair: dict[str, Any], *gaps: float, response: str | None = None) -> dict[str, Any]:
-    """A row of pit improve whose accepted iterations have these gaps."""
+    """A row of pit improve whose accepted iterations have these gaps, each over the one before."""
     written = pair["chosen"] if response is None else response
     iterations = [
         {"response": written, "gap": gap, "p_better": 0.5, "accepted": True, "generated_tokens": 5} for gap in gaps
@@ -38,6 +39,7 @@ def improved(pair: dict[str, Any], *gaps: float, response: str | None = None) ->
         "prompt": pair["prompt"],
         "response": written,
         "original_response": pair["rejected"],
+        "p_better": p_better(sum(gaps), 1.0) if gaps else None,
         "iterations": iterations,
         "finished": True,
     }
@@ -97,21 +99,6 @@ def test_only_improvements_over_the_threshold_are_used(tmp_path: Path, capsys: p
     assert "1 row skipped: not improved" in err
     assert "2 rows skipped: P(better) of at most 0.8" in err
     assert load_manifest(tmp_path / "run", "").data.rows == 3
-
-
-def test_the_gap_of_best_of_n_is_that_over_the_draft(tmp_path: Path) -> None:
-    write_rows(Path("best.jsonl"), [improved(PAIRS[0], 1.0, 1.5), improved(PAIRS[1], 1.0, 3.0)])
-    Path("best.jsonl.manifest.json").write_text(json.dumps({"settings": {"method": "best-of-n"}}))
-    trained(tmp_path / "run", data="best.jsonl", min_p_better=0.9, max_steps=1)
-    assert load_manifest(tmp_path / "run", "").data.rows == 1
-
-
-def test_gaps_with_two_meanings_are_refused() -> None:
-    for name, method in (("best", "best-of-n"), ("pit", "pit")):
-        write_rows(Path(f"{name}.jsonl"), [improved(PAIRS[0], 1.0, 1.5)])
-        Path(f"{name}.jsonl.manifest.json").write_text(json.dumps({"settings": {"method": method}}))
-    with pytest.raises(SettingsError, match="the gaps of best-of-n and of other methods mean different things"):
-        distill.run(DistillConfig(data="best.jsonl,pit.jsonl", model="tiny"))
 
 
 @pytest.mark.parametrize("settings", [{"method": "on-policy", "min_p_better": 0.8}, {"beta": 1.0}])
@@ -261,8 +248,7 @@ UNSCORED = {key: value for key, value in improved(PAIRS[0]).items() if key != "i
     [
         ([], {}, InputError, "rows.jsonl: no rows"),
         ([PAIRS[0]], {}, InputError, "rows.jsonl:1:response: missing; give rows that pit improve wrote"),
-        ([UNSCORED], {}, InputError, "rows.jsonl:1: no P.better.; add it by pit score .* or use --min-p-better 0"),
-        ([{**UNSCORED, "iterations": [3]}], {}, InputError, "rows.jsonl:1:iterations: not in the format"),
+        ([UNSCORED], {}, InputError, "rows.jsonl:1:p_better: expected a number, got null; add it by"),
         (
             [improved(PAIRS[0], response=PAIRS[0]["rejected"])],
             {},

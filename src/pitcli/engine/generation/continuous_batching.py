@@ -16,8 +16,8 @@ from transformers import Cache
 from pitcli.console import warn
 from pitcli.engine.generation.kv_cache import SlotCacheLayer, SlotIndex
 from pitcli.engine.generation.prompt_lookup import PromptLookup
-from pitcli.engine.generation.sampling import Decoding, Sample, draw, row_uniforms
-from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.generation.sampling import Decoding, Request, Sample, draw, row_uniforms
+from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.models.attention import pieces_mask, prefix_mask
 from pitcli.engine.models.batches import common_prefix, length_sorted_chunks, pad_right
 from pitcli.engine.models.packing import packs

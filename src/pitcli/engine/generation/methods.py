@@ -5,8 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pitcli.data.rows import Message, Prompt
 from pitcli.data.templates import ChatFormat, with_request
-from pitcli.engine.generation.sampling import Decoding, Sample
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request, Sample
 from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import Method
 

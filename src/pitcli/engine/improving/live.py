@@ -6,7 +6,8 @@ from itertools import count
 
 from pitcli.engine.generation.continuous_batching import ContinuousBatching
 from pitcli.engine.generation.methods import Proposal
-from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.generation.sampling import Request
+from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.scheduler import Iteration, Scheduler
 from pitcli.engine.improving.stop_rule import Attempt, after_proposal, at_end, best_of_width, settled
 

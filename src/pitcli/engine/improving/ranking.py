@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pitcli.data.candidates import Candidates, Row
-from pitcli.data.rows import Comparison
+from pitcli.data.candidates import Candidates
+from pitcli.data.rows import Comparison, Row
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.gaps import Responses
 from pitcli.equations import bounded_gap

@@ -25,7 +25,8 @@ from pitcli.engine.generation.methods import (
     Writer,
     extra_room,
 )
-from pitcli.engine.generation.static_batching import Request, StaticBatching
+from pitcli.engine.generation.sampling import Request
+from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.endpoint_gap import EndpointGapModel
 from pitcli.engine.improving.pruning import prune
 from pitcli.engine.improving.scoring import GapModel

@@ -69,6 +69,11 @@ class Attempt(NamedTuple):
     def changed(self) -> bool:
         return self.best != self.draft.response
 
+    def gap(self) -> float | None:
+        """Return the gap / T of the best response over the draft; None if there was no gap model."""
+        known = all(iteration["gap"] is not None for iteration in self.iterations if iteration["accepted"])
+        return self.best_gap if known and self.iterations else None
+
     def finished(self) -> bool | None:
         """Return whether the best response ended by itself; for the draft, what its row says (None: unknown)."""
         finished = self._origin_of_best().get("finished")
@@ -202,11 +207,14 @@ def finished_row(attempt: Attempt) -> dict[str, Any]:
     """Return the output row: the draft's fields, the best response as `response`, and how it was reached."""
     row = dict(with_prompt(attempt.draft))
     thoughts = {"thoughts": attempt.thoughts(), "original_thoughts": row.pop("thoughts", None)}
+    gap = attempt.gap()
     return {
         **row,
         "response": attempt.best,
         "original_response": attempt.draft.response,
         **{name: text for name, text in thoughts.items() if text},
+        "gap": gap,
+        "p_better": None if gap is None else p_better(gap, 1.0),
         "iterations": attempt.iterations,
         "stop_reason": attempt.stop_reason,
         "finished": attempt.finished(),

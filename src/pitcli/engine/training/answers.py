@@ -7,8 +7,7 @@ from pitcli.console import counted, samples
 from pitcli.data.rows import PreferencePair
 from pitcli.data.templates import ChatFormat
 from pitcli.engine.generation.continuous_batching import generate_all
-from pitcli.engine.generation.sampling import Decoding
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request
 from pitcli.engine.models.roles import RoleModel
 from pitcli.settings.base import Role
 

@@ -22,15 +22,12 @@ from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun, any_run
 from pitcli.runs.manifest import MANIFEST, DataIdentity, Manifest, library_versions
-from pitcli.settings.base import GapLoss, Role, Settings
+from pitcli.settings.base import Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.distill import DistillConfig
 from pitcli.settings.dpo import DpoConfig
-from pitcli.settings.pairs import DataSettings
-from pitcli.settings.training import AdapterSettings, RewardConfig, RlConfig, SftConfig, TrainingConfig
+from pitcli.settings.training import AdapterSettings, RewardConfig, TrainingConfig
 from pitcli.settings.values import split_commas
-
-RL_SHARE = 0.1  # of the learning rate of SFT
 
 Config = TypeVar("Config", bound=TrainingConfig)
 ReadRows = Callable[[str, Callable[[RowError], None], Counter[str]], Iterator[tuple[int, Draft]]]
@@ -38,7 +35,7 @@ Trained = TypeVar("Trained", DpoConfig, DistillConfig)
 
 
 def open_pairs(
-    settings: DataSettings,
+    settings: TrainingConfig,
     base: Base,
     earlier: list[EarlierRun],
     room: int = 0,
@@ -64,7 +61,7 @@ def open_pairs(
     )
 
 
-def with_data(settings: DataSettings, earlier: Sequence[EarlierRun]) -> DataSettings:
+def with_data(settings: Config, earlier: Sequence[EarlierRun]) -> Config:
     """Return the settings with the data of the first earlier run that names some, read as there, if none is given."""
     data = next((run.manifest.data for run in earlier if run.manifest.data.can_be_read_again), None)
     if settings.data is not None or data is None:
@@ -92,14 +89,14 @@ def open_eval_pairs(config: RewardConfig, base: Base, training: Sequence[Prefere
 def _read_pairs(
     path: str,
     max_rows: int | None,
-    settings: DataSettings,
+    settings: TrainingConfig,
     base: Base,
     room: int = 0,
     options: ReadingOptions | None = None,
 ) -> list[PreferencePair]:
     notes: Counter[str] = Counter()
     pairs = load_pairs(path, max_rows, notes, options or options_of(settings))
-    limit = Limit(base.chat, base.max_length, room, responses_read(settings))
+    limit = Limit(base.chat, base.max_length, room, settings.responses_read)
     pairs = fitting_pairs(pairs, limit, settings, notes)
     for what, count in notes.items():
         note(f"{path}: {counted(count, what)}")
@@ -109,22 +106,9 @@ def _read_pairs(
     return pairs
 
 
-def responses_read(settings: DataSettings) -> int:
-    """Return how many responses the longest conversation of a command has: 1 if it reads no reference response."""
-    match settings:
-        case (
-            SftConfig(role=Role.policy)
-            | DpoConfig(role=Role.policy)
-            | DistillConfig()
-            | RewardConfig(gap_loss=GapLoss.pointwise)
-        ):
-            return 1
-    return 2
-
-
 def with_learning_rate(config: Config, base: Base) -> Config:
     """Return the settings with the learning rate that suits the size of the base, if none is given; print both."""
-    usual = default_learning_rate(base.parameters) * (RL_SHARE if isinstance(config, RlConfig) else 1.0)
+    usual = default_learning_rate(base.parameters) * config.rate_share
     rate = config.learning_rate or usual
     note(f"{base.describe()}; learning rate {rate:g}" + (", by its size" if config.learning_rate is None else ""))
     return config.model_copy(update={"learning_rate": rate})
@@ -231,7 +215,7 @@ def open_drafts(path: str, base: Base, room: int, read_rows: ReadRows = iter_dra
             drafts.append(draft)
             check_conversation(draft.prompt, {"response": draft.response} if draft.response else {}, limit, notes)
         except RowProblem as problem:
-            errors.append(RowError(file_label(path), line, problem.field, problem.reason))
+            errors.append(RowError.of(file_label(path), line, problem))
     if errors or not drafts:
         raise InputError(listed(errors) or f"{path}: no rows")
     for what, count in notes.items():

@@ -12,8 +12,7 @@ from pitcli.data.templates import ChatFormat
 from pitcli.data.text_units import units
 from pitcli.engine.generation.continuous_batching import generate_all
 from pitcli.engine.generation.methods import PromptWithReference
-from pitcli.engine.generation.sampling import Decoding, Sample
-from pitcli.engine.generation.static_batching import Request
+from pitcli.engine.generation.sampling import Decoding, Request, Sample
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.models.batches import Batch
 from pitcli.engine.models.forward import completion_logprobs
