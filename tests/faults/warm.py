@@ -341,15 +341,15 @@ def slow_pass(seconds: float) -> None:
     """Makes every pass of a server's improvements this much longer."""
     import time
 
-    from pitcli.engine.improving.live import LiveImprovements
+    from pitcli.engine.improving.improvements import Improvements
 
-    original = LiveImprovements.advance
+    original = Improvements.advance
 
-    def slowly(self: LiveImprovements) -> Any:
+    def slowly(self: Improvements) -> Any:
         time.sleep(seconds)
         return original(self)
 
-    LiveImprovements.advance = slowly  # type: ignore[method-assign]
+    Improvements.advance = slowly  # type: ignore[method-assign]
 
 
 def fit_scores(most: int) -> None:
@@ -376,11 +376,11 @@ def client_limits(seconds: float) -> None:
 
 def fail_pass(number: int) -> None:
     """Makes this pass of a server's improvements, counted from 1, run out of memory, and the next one fail."""
-    from pitcli.engine.improving.live import LiveImprovements
+    from pitcli.engine.improving.improvements import Improvements
 
-    original, passes = LiveImprovements.advance, [0]
+    original, passes = Improvements.advance, [0]
 
-    def advance(self: LiveImprovements) -> Any:
+    def advance(self: Improvements) -> Any:
         passes[0] += 1
         if passes[0] == number:
             raise MemoryError
@@ -388,19 +388,19 @@ def fail_pass(number: int) -> None:
             raise ValueError("a bug")
         return original(self)
 
-    LiveImprovements.advance = advance  # type: ignore[method-assign]
+    Improvements.advance = advance  # type: ignore[method-assign]
 
 
 def nan_gap_of_draft(name: str) -> None:
     """Makes the gap NaN for every improvement of one draft."""
-    from pitcli.engine.improving import scheduler
+    from pitcli.engine.improving import improvements
 
-    original = scheduler.after_proposal
+    original = improvements.after_proposal
 
     def after_proposal(attempt: Any, proposal: Any, gap: float | None, config: Any) -> Any:
         return original(attempt, proposal, float("nan") if attempt.draft.id == name else gap, config)
 
-    scheduler.after_proposal = after_proposal
+    improvements.after_proposal = after_proposal
 
 
 FAULTS: dict[str, Callable[[Any], None]] = {

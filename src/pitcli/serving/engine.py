@@ -6,7 +6,7 @@ waits for any more is dropped from the slots before the next pass.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -21,7 +21,7 @@ from pitcli.engine.generation.continuous_batching import ContinuousBatching, ope
 from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.explaining import Explanation, explain
-from pitcli.engine.improving.live import LiveImprovements
+from pitcli.engine.improving.improvements import Improvements
 from pitcli.engine.improving.ranking import Scores, score
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel, within_memory
@@ -73,7 +73,7 @@ class Engine:
         self.scheduler, self.max_length = scheduler, max_length
         self.writer, self.gap_model = scheduler.writer, scheduler.gap_model
         self._slots = scheduler.config.sample_batch_size
-        self._live = LiveImprovements(self._open_batching, scheduler.config.width)
+        self._improvements = Improvements(self._open_batching, scheduler.config.width)
         self._jobs: dict[int, _ImproveJob] = {}  # by key of the improvement
         self._scores: deque[_ScoreJob] = deque()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -98,7 +98,7 @@ class Engine:
 
     def waiting(self) -> int:
         """Return how many responses wait for a slot."""
-        return self._live.waiting()
+        return self._improvements.waiting()
 
     async def improve(self, scheduler: Scheduler, draft: Draft) -> AsyncGenerator[Attempt, None]:
         """Yield the attempt after each iteration; the last one has a stop reason.
@@ -171,7 +171,7 @@ class Engine:
             check_conversation(draft.prompt, {"response": draft.response}, limit, Counter())
             attempt = Attempt(draft, draft.response, [])
             if job.scheduler.continues(attempt):
-                self._jobs[self._live.add(job.scheduler, attempt)] = job
+                self._jobs[self._improvements.add(job.scheduler, attempt)] = job
             else:
                 job.send(at_end(attempt, config))
         except Exception as problem:  # a RowProblem, and anything that this draft alone causes
@@ -190,7 +190,7 @@ class Engine:
     def _drop(self, job: _ImproveJob) -> None:
         for key in [key for key, other in self._jobs.items() if other is job]:
             del self._jobs[key]
-            self._live.drop(key)
+            self._improvements.drop(key)
 
     def _drop_scores(self, job: _ScoreJob) -> None:
         if job in self._scores:
@@ -198,7 +198,7 @@ class Engine:
 
     def _work(self) -> None:
         """Do one pass of the improvements, and score the responses of one request."""
-        for key, attempt in self._live.advance() if self._live else ():
+        for key, attempt in self._improvements.advance() if self._improvements else ():
             self.tokens += attempt.iterations[-1]["generated_tokens"]
             job = self._jobs[key] if attempt.stop_reason is None else self._jobs.pop(key)
             job.send(attempt)
@@ -212,7 +212,7 @@ class Engine:
             else:
                 asked.send(found if found.are_finite() else EngineProblem("no finite gap"))
 
-    def _open_batching(self) -> ContinuousBatching | StaticBatching:
+    def _open_batching(self, requests: Sequence[Any]) -> ContinuousBatching | StaticBatching:
         return open_batching(self.writer.model, IMPROVER, self.writer.decoding, self._slots, self.max_length)
 
     def _recover(self, problem: Exception) -> None:
@@ -228,7 +228,7 @@ class Engine:
             for job in [*self._jobs.values(), *self._scores]:
                 job.send(failure)
             for key in self._jobs:
-                self._live.drop(key)
+                self._improvements.drop(key)
             self._jobs.clear()
             self._scores.clear()
-        self._live.restart(self._open_batching)
+        self._improvements.restart()

@@ -66,7 +66,7 @@ class Batching:
     def admit(self, requests: list[tuple[int, Request]]) -> None:
         self.admitted += requests
 
-    def run(self, until: int) -> list[tuple[int, Sample]]:
+    def advance(self) -> list[tuple[int, Sample]]:
         ended, self.admitted = self.admitted, []
         return [(key, Sample([request.seed], [0.0], True)) for key, request in ended]
 

@@ -131,6 +131,13 @@ class EndpointBatching:
             answered.append((key, reply))
         return answered
 
+    def advance(self) -> list[tuple[int, Reply | Unanswered]]:
+        """Wait until a question is answered; return the (key, reply) of each that is."""
+        return self.run(1)
+
+    def drop(self, key: int) -> None:
+        """Nothing: a question that has been sent is answered, and nobody reads the reply."""
+
     async def _serve(self) -> None:
         try:
             async with open_client(self.writer.endpoint) as self._client:

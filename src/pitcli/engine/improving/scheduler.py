@@ -1,12 +1,6 @@
-"""The scheduler of improvements: many drafts at a time, each at its own iteration, y0 -> y1 -> y2 ...
-
-A method (methods.py) proposes responses and the stop rule (stop_rule.py) accepts or rejects them. The scheduler keeps
-the model busy: it scores the responses that have just ended together, and fills the free slots with the drafts that
-continue and with new ones.
-"""
+"""The scheduler of improvements: with what drafts are improved, and all drafts of a file in their order."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,31 +8,20 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, warn
 from pitcli.data.rows import Comparison, Draft
 from pitcli.data.streams import row_key, row_seed
-from pitcli.engine.generation.continuous_batching import ContinuousBatching, open_batching
-from pitcli.engine.generation.endpoint import EndpointBatching, Unanswered
+from pitcli.engine.generation.continuous_batching import open_batching
+from pitcli.engine.generation.endpoint import EndpointBatching
 from pitcli.engine.generation.methods import (
     PROPOSE,
     LocalWriter,
     PromptWithReference,
     Proposal,
-    Proposing,
     Writer,
     extra_room,
 )
-from pitcli.engine.generation.sampling import Request
-from pitcli.engine.generation.static_batching import StaticBatching
 from pitcli.engine.improving.endpoint_gap import EndpointGapModel
-from pitcli.engine.improving.pruning import prune
+from pitcli.engine.improving.improvements import Batching, Improvements, Iteration
 from pitcli.engine.improving.scoring import GapModel
-from pitcli.engine.improving.stop_rule import (
-    Attempt,
-    ScoredProposal,
-    StopReason,
-    after_proposal,
-    at_end,
-    best_of_n,
-    best_of_width,
-)
+from pitcli.engine.improving.stop_rule import Attempt, ScoredProposal, StopReason, at_end
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.errors import is_out_of_memory
 from pitcli.settings.base import Method
@@ -90,61 +73,26 @@ class Scheduler(NamedTuple):
 
         most: how many drafts may be in memory, given how many have been yielded (None: all).
         """
-        source, attempts, iterations = enumerate(drafts), dict[int, Attempt](), dict[int, Iteration]()
-        waiting = deque[tuple[int, Any]]()
-
-        def begin_more() -> None:
-            for index, draft in islice(source, most(yielded) - len(attempts) if most else None):
-                attempt = attempts[index] = Attempt(draft, draft.response, [])
+        improvements = Improvements(self._open_batching, self.config.width)
+        source, places, ended, yielded = enumerate(drafts), dict[int, int](), dict[int, Attempt](), 0
+        while True:
+            room = most(yielded) - len(improvements) - len(ended) if most else None
+            for place, draft in islice(source, room):
+                attempt = Attempt(draft, draft.response, [])
                 if self.continues(attempt):
-                    iterations[index] = self.begin(index, attempt)
-                    waiting.extend(iterations[index].first_requests)
-
-        yielded = 0
-        begin_more()
-        batching = self._open_batching([request for _, request in waiting])
-        while attempts:
-            while yielded in attempts and yielded not in iterations:
-                yield at_end(attempts.pop(yielded), self.config)
+                    places[improvements.add(self, attempt)] = place
+                else:
+                    ended[place] = at_end(attempt, self.config)
+            if not (improvements or ended):
+                return
+            for key, attempt in improvements.advance() if improvements else ():
+                if attempt.stop_reason is not None:
+                    ended[places.pop(key)] = attempt
+            while yielded in ended:
+                yield ended.pop(yielded)
                 yielded += 1
-            begin_more()
-            batching.admit([waiting.popleft() for _ in range(min(batching.free(), len(waiting)))])
-            next_requests, changed = self._advanced(attempts, iterations, batching.run(batching.refill))
-            for index, attempt in changed:
-                attempts[index] = attempt
-                del iterations[index]
-                if self.continues(attempt):
-                    iterations[index] = self.begin(index, attempt)
-                    next_requests += iterations[index].first_requests
-            waiting.extendleft(reversed(next_requests))
 
-    def _advanced(
-        self,
-        attempts: Mapping[int, Attempt],
-        iterations: Mapping[int, "Iteration"],
-        samples: Sequence[tuple[int, Any]],
-    ) -> tuple[list[tuple[int, Any]], list[tuple[int, Attempt]]]:
-        """Return the next requests of the proposals that need several, and the attempts whose iteration has ended."""
-        next_requests: list[tuple[int, Any]] = []
-        complete: dict[int, list[Proposal]] = {}
-        failed: dict[int, Attempt] = {}
-        for key, sample in samples:
-            index, number = divmod(key, self.config.width)
-            if index not in iterations or index in failed:
-                continue  # another proposal of this iteration got no reply
-            if isinstance(sample, Unanswered):
-                failed[index] = attempts[index]._replace(stop_reason=StopReason.no_reply, problem=sample.reason)
-                continue
-            next_requests += [(key, request) for request in iterations[index].receive(number, sample)]
-            if proposals := iterations[index].complete():
-                complete[index] = proposals
-        judged = dict(self._judged(attempts, complete))
-        if self.config.prune_edits and self.gap_model is not None:
-            steps = [(attempts[index], attempt) for index, attempt in judged.items()]
-            judged = dict(zip(judged, prune(self.gap_model, steps), strict=True))
-        return next_requests, [*failed.items(), *judged.items()]
-
-    def begin(self, index: int, attempt: Attempt) -> "Iteration":
+    def begin(self, index: int, attempt: Attempt) -> Iteration:
         """Start an iteration from the best response so far: --width proposals, each with its own seed."""
         width = self.config.width
         row = PromptWithReference(attempt.draft.prompt, attempt.best)
@@ -152,7 +100,34 @@ class Scheduler(NamedTuple):
         proposing = [PROPOSE[self.config.method](self.writer, row, seed + SEED_STEP * k) for k in range(width)]
         return Iteration(proposing, [(index * width + k, next(started)) for k, started in enumerate(proposing)], {})
 
-    def _open_batching(self, requests: Sequence[Request]) -> ContinuousBatching | StaticBatching | EndpointBatching:
+    def continues(self, attempt: Attempt) -> bool:
+        """Return whether the attempt has another iteration."""
+        if attempt.stop_reason is not None:
+            return False
+        if self.budgets is None:
+            return len(attempt.iterations) < self.config.max_iters
+        return attempt.tokens() < self.budgets[row_key(attempt.draft)]
+
+    def scored(self, rows: Sequence[tuple["Scheduler", Attempt, Proposal]]) -> list[ScoredProposal]:
+        """Return each proposal with its gap; with several gap models, also with the field gap_std of its record.
+
+        The gap is that over the best response so far; of best-of-n over the draft.
+        """
+        proposals = [proposal for *_, proposal in rows]
+        if self.gap_model is None or not rows:
+            return [ScoredProposal(proposal, None) for proposal in proposals]
+        comparisons = []
+        for scheduler, attempt, proposal in rows:
+            over_draft = scheduler.config.method is Method.best_of_n
+            reference = attempt.draft.response if over_draft else attempt.best
+            comparisons.append(Comparison(attempt.draft.prompt, proposal.response or reference, reference))
+        gaps, stds = self.gap_model.gaps_with_std(comparisons)
+        if stds is not None:
+            fields = [{"gap_std": std if math.isfinite(std) else None} for std in stds]
+            proposals = [p._replace(extra=p.extra | field) for p, field in zip(proposals, fields, strict=True)]
+        return list(map(ScoredProposal, proposals, gaps))
+
+    def _open_batching(self, requests: Sequence[Any]) -> Batching:
         """Open slots for conversations as long as these can become; those of an endpoint are open already."""
         writer, config = self.writer, self.config
         if self.batching is not None:
@@ -164,70 +139,3 @@ class Scheduler(NamedTuple):
         role = IMPROVER if config.method is Method.pit else writer.policy
         slots = min(len(requests), config.sample_batch_size)
         return open_batching(writer.model, role, writer.decoding, slots, longest)
-
-    def continues(self, attempt: Attempt) -> bool:
-        """Return whether the attempt has another iteration."""
-        if attempt.stop_reason is not None:
-            return False
-        if self.budgets is None:
-            return len(attempt.iterations) < self.config.max_iters
-        return attempt.tokens() < self.budgets[row_key(attempt.draft)]
-
-    def _judged(
-        self, attempts: Mapping[int, Attempt], complete: Mapping[int, Sequence[Proposal]]
-    ) -> Iterator[tuple[int, Attempt]]:
-        """Score the proposals of complete iterations, by index of their attempt; yield (index, attempt after it)."""
-        # best-of-N compares each sample with the draft, the other methods compare with the best so far
-        ranked = self.config.method is Method.best_of_n
-        rows = [(attempts[index], proposal) for index, proposals in complete.items() for proposal in proposals]
-        scored = iter(self.scored(rows, ranked))
-        for index, proposals in complete.items():
-            attempt = attempts[index]
-            proposal, gap = best_of_width(attempt, list(islice(scored, len(proposals))), self.config)
-            if ranked:
-                yield index, best_of_n(attempt, proposal, gap, self.config)
-            else:
-                yield index, after_proposal(attempt, proposal, gap, self.config)
-
-    def scored(self, rows: Sequence[tuple[Attempt, Proposal]], ranked: bool) -> list[ScoredProposal]:
-        """Return each proposal with its gap; with several gap models, also with the field gap_std of its record.
-
-        ranked: compare with the draft instead of the best so far.
-        """
-        if self.gap_model is None or not rows:
-            return [ScoredProposal(proposal, None) for _, proposal in rows]
-        comparisons = []
-        for attempt, proposal in rows:
-            reference = attempt.draft.response if ranked else attempt.best
-            comparisons.append(Comparison(attempt.draft.prompt, proposal.response or reference, reference))
-        gaps, stds = self.gap_model.gaps_with_std(comparisons)
-        proposals = [proposal for _, proposal in rows]
-        if stds is not None:
-            fields = [{"gap_std": std if math.isfinite(std) else None} for std in stds]
-            proposals = [p._replace(extra=p.extra | field) for p, field in zip(proposals, fields, strict=True)]
-        return list(map(ScoredProposal, proposals, gaps))
-
-
-class Iteration(NamedTuple):
-    """The proposals of a draft's next iteration. The key of a request is index of the draft * --width + number.
-
-    proposing: their generators. first_requests: (key, request) of each. proposals: those that have ended, by number.
-    """
-
-    proposing: list[Proposing]
-    first_requests: list[tuple[int, Any]]
-    proposals: dict[int, Proposal]
-
-    def receive(self, number: int, sample: Any) -> list[Any]:
-        """Pass a sample to the proposal that asked for it; return its next request, none if the proposal has ended."""
-        try:
-            return [self.proposing[number].send(sample)]
-        except StopIteration as ended:
-            self.proposals[number] = ended.value
-            return []
-
-    def complete(self) -> list[Proposal]:
-        """Return the proposals by number if all have ended, otherwise none."""
-        if len(self.proposals) < len(self.proposing):
-            return []
-        return [proposal for _, proposal in sorted(self.proposals.items())]

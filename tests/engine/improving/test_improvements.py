@@ -11,7 +11,7 @@ from pitcli.engine.generation.continuous_batching import ContinuousBatching, ope
 from pitcli.engine.generation.methods import LocalWriter
 from pitcli.engine.generation.sampling import Decoding
 from pitcli.engine.generation.static_batching import StaticBatching
-from pitcli.engine.improving.live import LiveImprovements
+from pitcli.engine.improving.improvements import Improvements
 from pitcli.engine.improving.scheduler import Scheduler
 from pitcli.engine.improving.scoring import GapModel
 from pitcli.engine.improving.stop_rule import Attempt
@@ -52,55 +52,57 @@ def opened(scheduler: Scheduler, slots: int) -> ContinuousBatching | StaticBatch
     return open_batching(writer.model, IMPROVER, writer.decoding, slots, 256)
 
 
-def live_of(scheduler: Scheduler, slots: int) -> LiveImprovements:
-    return LiveImprovements(lambda: opened(scheduler, slots), scheduler.config.width)
+def improvements_of(scheduler: Scheduler, slots: int) -> Improvements:
+    return Improvements(lambda requests: opened(scheduler, slots), scheduler.config.width)
 
 
-def begin(live: LiveImprovements, scheduler: Scheduler, draft: Draft) -> int:
-    return live.add(scheduler, Attempt(draft, draft.response, []))
+def begin(improvements: Improvements, scheduler: Scheduler, draft: Draft) -> int:
+    return improvements.add(scheduler, Attempt(draft, draft.response, []))
 
 
 @pytest.mark.parametrize("slots", [1, 3, 16])
 def test_drafts_that_arrive_one_by_one(scheduler: Scheduler, expected: list[list[str]], slots: int) -> None:
-    live, arriving, ended, keys = live_of(scheduler, slots), list(enumerate(DRAFTS)), {}, {}
-    while arriving or live:
+    improvements, arriving, ended, keys = improvements_of(scheduler, slots), list(enumerate(DRAFTS)), {}, {}
+    while arriving or improvements:
         if arriving:
             place, draft = arriving.pop()
-            keys[begin(live, scheduler, draft)] = place
-        for key, attempt in live.advance():
+            keys[begin(improvements, scheduler, draft)] = place
+        for key, attempt in improvements.advance():
             if attempt.stop_reason is not None:
                 ended[keys[key]] = responses(attempt)
     assert [ended[place] for place in range(len(DRAFTS))] == expected
 
 
 def test_drafts_that_leave_free_their_slots(scheduler: Scheduler, expected: list[list[str]]) -> None:
-    live = live_of(scheduler, 4)
-    keys = [begin(live, scheduler, draft) for draft in DRAFTS]
+    improvements = improvements_of(scheduler, 4)
+    keys = [begin(improvements, scheduler, draft) for draft in DRAFTS]
     ended = {}
     for step in range(200):
         if step in (3, 6, 9):  # two that run, and one that waits
-            live.drop(keys[step // 3 - 1 if step < 9 else -1])
-        ended |= {key: responses(attempt) for key, attempt in live.advance() if attempt.stop_reason is not None}
-        if not live:
+            improvements.drop(keys[step // 3 - 1 if step < 9 else -1])
+        ended |= {key: responses(attempt) for key, attempt in improvements.advance() if attempt.stop_reason is not None}
+        if not improvements:
             break
     left = {keys[0], keys[1], keys[-1]}
     assert ended.keys() | left == set(keys)
     assert [ended[key] for key in keys if key not in left] == [
         texts for key, texts in zip(keys, expected, strict=True) if key not in left
     ]
-    assert live.waiting() == 0
-    live.drop(keys[0])  # no longer there
+    assert improvements.waiting() == 0
+    improvements.drop(keys[0])  # no longer there
 
 
 def test_a_restart_with_fewer_slots_loses_nothing(scheduler: Scheduler, expected: list[list[str]]) -> None:
-    live = live_of(scheduler, 8)
-    keys = [begin(live, scheduler, draft) for draft in DRAFTS]
+    slots = [8]
+    improvements = Improvements(lambda requests: opened(scheduler, slots[0]), scheduler.config.width)
+    keys = [begin(improvements, scheduler, draft) for draft in DRAFTS]
     ended = {}
     for step in range(400):
         if step == 12:
-            live.restart(lambda: opened(scheduler, 2))
-        ended |= {key: responses(attempt) for key, attempt in live.advance() if attempt.stop_reason is not None}
-        if not live:
+            slots[0] = 2
+            improvements.restart()
+        ended |= {key: responses(attempt) for key, attempt in improvements.advance() if attempt.stop_reason is not None}
+        if not improvements:
             break
     assert [ended[key] for key in keys] == expected
 
@@ -111,10 +113,12 @@ def test_each_request_has_its_own_decoding(scheduler: Scheduler) -> None:
     other = scheduler._replace(writer=scheduler.writer._replace(decoding=short))
 
     def run(which: list[Scheduler]) -> list[list[str]]:
-        live, ended = live_of(scheduler, 8), {}
-        keys = [begin(live, one, draft) for one, draft in zip(which, DRAFTS, strict=False)]
-        while live:
-            ended |= {key: responses(attempt) for key, attempt in live.advance() if attempt.stop_reason is not None}
+        improvements, ended = improvements_of(scheduler, 8), {}
+        keys = [begin(improvements, one, draft) for one, draft in zip(which, DRAFTS, strict=False)]
+        while improvements:
+            ended |= {
+                key: responses(attempt) for key, attempt in improvements.advance() if attempt.stop_reason is not None
+            }
         return [ended[key] for key in keys]
 
     mixed = run([scheduler, other] * 3)
