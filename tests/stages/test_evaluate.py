@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     out = folder / "out"
-    code = cli.main(["evaluate", f"--out={out}", "--overwrite", "--draws=300", *arguments])
+    code = cli.main(["evaluate", f"--out={out}", "--overwrite", "--bootstrap-draws=300", *arguments])
     return code, json.loads((out / "evaluation.json").read_text()) if code == 0 else {}
 
 
@@ -213,7 +213,7 @@ def test_invalid_inputs_are_errors_of_one_line(
 
 def test_an_evaluation_is_replaced_only_if_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.chdir(folder)
-    line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--draws=300", "--max-rows=5", "--out=once"]
+    line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--bootstrap-draws=300", "--max-rows=5", "--out=once"]
     assert cli.main(line) == 0
     assert cli.main(line) == 2
     assert "--out: once has an evaluation; use --overwrite to replace it" in capfd.readouterr().err

@@ -92,7 +92,7 @@ def test_the_oracle_grades_rows_by_their_instructions() -> None:
         for number, (old, new) in enumerate(texts * 6)
     ]
     Path("improved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in improved))
-    assert cli.main(["evaluate", "--input", "improved.jsonl", "--judge", "oracle", "--draws", "100"]) == 0
+    assert cli.main(["evaluate", "--input", "improved.jsonl", "--judge", "oracle", "--bootstrap-draws", "100"]) == 0
     (line,) = (
         line
         for line in json.loads(Path("runs/evaluation/evaluation.json").read_text())["comparisons"]

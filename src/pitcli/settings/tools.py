@@ -113,7 +113,7 @@ class EvaluateConfig(IndependentJudgeSettings, PairRowSettings):
     harm_cap: float = Field(
         0.05, ge=0, le=1, description="Maximum harm rate (share of rows made worse) of a system that is called better"
     )
-    draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
+    bootstrap_draws: int = Field(10_000, ge=100, description="Number of bootstrap draws")
     shown: int = Field(12, ge=0, description="Number of rows shown in the report")
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the bootstrap and of the rows shown")
 

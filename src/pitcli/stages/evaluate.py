@@ -149,7 +149,7 @@ def findings_of_judge(
     name, run, independent = checked
     fields = fields_for(name, config.input, [pair for _, pairs in labelled for pair in pairs])
     loaded = load_judge(name, config, fields, cache=config.out / "openai-cache.sqlite", run=run)
-    settings = BootstrapSettings(config.draws, config.seed)
+    settings = BootstrapSettings(config.bootstrap_draws, config.seed)
     validation = validate_on_files(loaded, labelled, config, settings)
     judged = ask_all(loaded.judge, aligned, config)
     comparisons = [compare_rows(part, judged, settings) for pair in aligned.system_pairs() for part in parts(pair)]

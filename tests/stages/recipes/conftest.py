@@ -24,7 +24,7 @@ stages:
   - rl: {data: data/rl.jsonl, curriculum: true, force: true, rollout_max_new_tokens: 4}
   - sample: {data: data/test.jsonl, output: rows/drafts.jsonl, max_rows: 4}
   - improve: {input: rows/drafts.jsonl, output: improved.jsonl, max_iters: 1}
-  - evaluate: {input: pit=improved.jsonl, judge: oracle, out: evaluation, draws: 100}
+  - evaluate: {input: pit=improved.jsonl, judge: oracle, out: evaluation, bootstrap_draws: 100}
   - export: {run: runs/rl, out: exported, adapter: true, base_name: some/tiny, evaluation: evaluation/evaluation.json}
 """
 NAMES = ["prepare", "policy", "train-reward", "sft", "rl", "sample", "improve", "evaluate", "export"]

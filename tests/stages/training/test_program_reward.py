@@ -151,7 +151,7 @@ def test_its_reward_is_refused_as_its_judge(tmp_path: Path, capsys: pytest.Captu
         "judged.jsonl",
         "--out",
         str(tmp_path),
-        "--draws=100",
+        "--bootstrap-draws=100",
         "--overwrite",
         "--judge",
         WORDS,
