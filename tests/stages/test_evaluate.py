@@ -213,10 +213,10 @@ def test_invalid_inputs_are_errors_of_one_line(
 
 def test_an_evaluation_is_replaced_only_if_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.chdir(folder)
-    line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--bootstrap-draws=300", "--max-rows=5", "--out=once"]
+    line = ["evaluate", "--input=better-0.jsonl", "--judge=oracle", "--bootstrap-draws=100", "--max-rows=5", "--out=a"]
     assert cli.main(line) == 0
     assert cli.main(line) == 2
-    assert "--out: once has an evaluation; use --overwrite to replace it" in capfd.readouterr().err
+    assert "--out: a has an evaluation; use --overwrite to replace it" in capfd.readouterr().err
     assert cli.main([*line, "--overwrite"]) == 0
 
 
