@@ -54,7 +54,7 @@ def run_every_stage(folder: Path) -> None:
         pit(f"train-reward {TRAINED} --gap-loss pointwise --out runs/pointwise")
         pit("rl --force --max-steps 2 --batch-size 4 --learning-rate 1e-3 --rollout-max-new-tokens 10")
         pit("improve --input drafts.jsonl --output pit.jsonl --stop none --max-iters 1 --max-new-tokens 10")
-        pit("evaluate --input pit.jsonl --judge oracle --draws 200 --out seen")
+        pit("evaluate --input pit.jsonl --judge oracle --bootstrap-draws 200 --out seen")
 
 
 @pytest.fixture(autouse=True)
