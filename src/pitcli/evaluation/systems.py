@@ -187,7 +187,7 @@ def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | No
         steps=steps,
         generated_tokens=tokens if isinstance(tokens, int) else None,
         dataset=str(row[by]) if by is not None else "all",
-        p_better=p_better if isinstance(p_better, float) else None,
+        p_better=p_better if isinstance(p_better, int | float) else None,
         edits=tuple(parse_edits(row, draft.response, response)),
     )
 

@@ -26,7 +26,10 @@ Digests = dict[str, str | None]  # by path, or for bases by name
 
 
 class Record(BaseModel):
-    """A stage as it was run. replaced: digest of the output that it replaces; outputs: None until it has finished."""
+    """A stage as it was run. replaced: digest of the output that it replaces; outputs: None until it has finished.
+
+    asked_again: whether a second try at the rows that had failed has changed nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -38,6 +41,7 @@ class Record(BaseModel):
     replaced: str | None
     outputs: Digests | None = None
     code: int = 0
+    asked_again: bool = False
 
 
 class Journal:

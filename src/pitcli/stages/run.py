@@ -148,13 +148,15 @@ def run_stage(stage: PlannedStage, decision: Decision, journal: Journal, process
     outputs = {path: digest(path) for path in stage.writes}
     if missing := [path for path, found in outputs.items() if found is None]:
         raise RunError(f"{stage.name}: finished without writing {', '.join(missing)}")
-    journal.save(stage, record.model_copy(update={"outputs": outputs, "code": code}))
+    asked_again = before is not None and before.outputs == outputs  # in vain
+    journal.save(stage, record.model_copy(update={"outputs": outputs, "code": code, "asked_again": asked_again}))
     return 0
 
 
 def has_no_rows(stage: PlannedStage) -> bool:
     output = Path(stage.writes[0])
-    return output.is_file() and not output.stat().st_size
+    may_be_empty = getattr(stage.config, "only_changed", False)
+    return output.is_file() and not output.stat().st_size and not may_be_empty
 
 
 def settings_to_start(stage: PlannedStage, decision: Decision) -> tuple[Settings, list[str]]:
@@ -181,7 +183,8 @@ def decide(stage: PlannedStage, journal: Journal, pending: Mapping[str, str]) ->
         return Decision("resume" if can_resume else "run", "did not finish")
     if lost := [path for path in stage.writes if digest(path) != before.outputs.get(path)]:
         return Decision("run", f"output missing or changed: {', '.join(lost)}")
-    if before.code and (getattr(stage.config, "writer", None) or getattr(stage.config, "gap_url", None)):
+    asks_server = getattr(stage.config, "writer", None) or getattr(stage.config, "gap_url", None)
+    if before.code and asks_server and not before.asked_again:
         return Decision("resume", "a server did not answer some rows")
     return Decision("skip", "nothing changed")
 

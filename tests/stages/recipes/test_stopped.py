@@ -79,6 +79,21 @@ def test_sample_resumes_with_the_drafts_that_it_has(
     assert outputs(Path("made")) == outputs(whole / "made")
 
 
+def test_rows_that_fail_again_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second try that changes nothing is the last one."""
+    Path("questions.jsonl").write_text('{"prompt": "one"}\n{"prompt": "bad"}\n')
+
+    def answer(request: Request) -> Reply:
+        return Reply(status=400, body='{"error": {"message": "no"}}') if request.question == "bad" else Reply("two")
+
+    with serving(answer) as server:
+        writer = f'writer: "openai:m", base_url: "{server.url}"'
+        recipe(f"out: made\nstages:\n  - sample: {{data: questions.jsonl, output: drafts.jsonl, {writer}}}\n")
+        assert ran(pit(capsys, "recipe.yaml", code=1)) == ["sample"]
+        assert ran(pit(capsys, "recipe.yaml", code=1)) == ["sample"]
+        assert ran(pit(capsys, "recipe.yaml", code=1)) == []
+
+
 @pytest.mark.parametrize("unanswered", [1, 4])
 def test_rows_without_an_answer_are_asked_for_again(unanswered: int, capsys: pytest.CaptureFixture[str]) -> None:
     """The recipe goes on if some rows failed, and stops if every row did."""

@@ -148,7 +148,8 @@ class Improvements:
                 self.drop(index)
             else:
                 next_requests += [(key, request) for request in iteration.receive(number, sample)]
-        self._waiting.extendleft(reversed(next_requests))
+        kept = [item for item in next_requests if item[0] // self._width in self._improvements]
+        self._waiting.extendleft(reversed(kept))
         return failed
 
     def _judge(self, indices: Sequence[int]) -> list[tuple[int, Attempt]]:

@@ -71,8 +71,7 @@ class Attempt(NamedTuple):
 
     def gap(self) -> float | None:
         """Return the gap / T of the best response over the draft; None if there was no gap model."""
-        known = all(iteration["gap"] is not None for iteration in self.iterations if iteration["accepted"])
-        return self.best_gap if known and self.iterations else None
+        return self.best_gap if any(iteration["gap"] is not None for iteration in self.iterations) else None
 
     def finished(self) -> bool | None:
         """Return whether the best response ended by itself; for the draft, what its row says (None: unknown)."""
