@@ -17,9 +17,8 @@ class Encoder:
         self.special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         longest_first = sorted(self.special.values(), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._lock = (
-            Lock()
-        )  # a tokenizer keeps in a field whether it splits special tokens, and pit serve has two threads
+        # a tokenizer keeps in a field whether it splits special tokens, and pit serve encodes in two threads
+        self._lock = Lock()
         self._encoded = lru_cache(maxsize=1024)(self._encode_run)
         self._split = lru_cache(maxsize=1024)(self._split_control)
 
