@@ -244,6 +244,7 @@ def served_by_llama_cpp(spec: Spec) -> dict[str, Any]:
     server = Path(__file__).with_name("llama_server.py")
     options = ["--gguf", str(folder.with_suffix(".gguf")), "--slots", str(at_once), "--threads", str(THREADS)]
     options += ["--type", spec["dtype"], "--context", str(spec["sizes"]["max_length"]), "--until-stdin-closes"]
+    options += spec["llama_cpp"]
     command = [sys.executable, str(server), str(folder), *options]
     folder.with_suffix(".gguf").unlink(missing_ok=True)
     started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -83,6 +83,12 @@ def parse_options() -> argparse.Namespace:
         help="load the base of both sides in 4-bit; default: only on a GPU",
     )
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of both sides; default: bf16 on a GPU only")
+    parser.add_argument("--at-once", type=int, help="drafts improved at the same time, and slots of llama.cpp")
+    parser.add_argument(
+        "--llama-cpp",
+        default="",
+        help="further options of llama_server.py for endpoint, such as '--type q8_0 --cache fp16'",
+    )
     parser.add_argument("--threads", type=int, help="threads per process; default: torch's choice")
     parser.add_argument(
         "--tune",
@@ -129,12 +135,15 @@ def prepare(
     sizes = sizes_of(options.shape, options.device).scaled(options.scale)
     if options.max_length:
         sizes = sizes._replace(max_length=options.max_length)
+    if options.at_once:
+        sizes = sizes._replace(drafts_at_once=options.at_once)
     request = {
         "data": str(options.data.resolve()),
         "shape": options.shape,
         "device": options.device,
         "load_in_4bit": options.load_in_4bit,
         "dtype": options.dtype,
+        "llama_cpp": options.llama_cpp.split(),
         "sizes": sizes._asdict(),
         "runs": max(options.runs, TUNING_PASSES),
         "trains": [workload.trains for workload in workloads],

@@ -100,6 +100,7 @@ def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], dr
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
     model = base.load({POLICY: policy.adapter} if policy else {})
+    model.keep_merged(POLICY if policy else None)
     model.pack_weights()
     note(base.describe())
     made_with = partial(origin_of_drafts, config, base, policy)

@@ -8,7 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from pitcli.engine.models.fused_lora import FusedLoraLinear, fuse
+from pitcli.engine.models.fused_lora import FEW_ROWS, FusedLoraLinear, fuse
+from pitcli.engine.models.packed_weights import pack_weights, packing_works
 
 
 def adapted(dtype: torch.dtype, bias: bool = True) -> PeftModel:
@@ -46,6 +47,30 @@ def test_the_values_and_gradients_are_those_of_peft(dtype: torch.dtype, error: f
         assert value.dtype == exact.dtype
         assert exact.abs().max() > 0.1
         assert (value.float() - exact.float()).norm() < error * exact.float().norm()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS - 1, FEW_ROWS])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+def test_without_gradients_few_and_many_rows_get_the_values_of_peft(
+    dtype: torch.dtype, error: float, rows: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(dtype)
+    fused = copy.deepcopy(model)
+    fuse(fused)
+    if packed:
+        if not packing_works(dtype):
+            pytest.skip(f"this CPU does not pack {dtype}")
+        pack_weights(fused, tied_too=False)
+    x = torch.randn(1, rows, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for each in (model, fused):
+        each.set_adapter("two", inference_mode=True)
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(Linear, "forward", None)  # peft's own is not called any more
+        found = fused(x)
+    assert found.dtype == expected.dtype
+    assert (found.float() - expected.float()).norm() < error * expected.float().norm()
 
 
 @pytest.mark.parametrize("change", ["none", "merge", "both"])

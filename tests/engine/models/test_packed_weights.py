@@ -1,4 +1,4 @@
-"""Packed weights: the same states and gaps up to rounding, in both types, and without a second copy."""
+"""Packed weights: the same states and gaps up to rounding, in both types, and copies for small bases only."""
 
 import gc
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pitcli.engine.models import packed_weights
+from pitcli.engine.models import packed_weights, roles
+from pitcli.engine.models.fused_lora import FusedLoraLinear
 from pitcli.engine.models.loading import load_base
 from pitcli.engine.models.packed_weights import PackedLinear, packing_works
 from pitcli.engine.models.roles import GAP, IMPROVER, RoleModel
@@ -40,10 +41,10 @@ def test_the_same_up_to_rounding(tiny_folder: str, with_roles: WithRoles, dtype:
 def test_every_layer_of_the_base_is_packed_and_its_weight_is_gone(tiny_folder: str, with_roles: WithRoles) -> None:
     model = model_in(torch.float32, tiny_folder, with_roles)
     plain = {name: child for name, child in model.base.named_modules() if type(child) is nn.Linear}
-    of_base = {name for name in plain if "lora_" not in name and name != "lm_head"}
-    assert of_base
+    of_base = {name for name in plain if "lora_" not in name}
+    assert "lm_head" in of_base
     kept = sum(p.numel() for p in model.base.parameters())
-    gone = sum(plain[name].weight.numel() for name in of_base)
+    gone = sum(plain[name].weight.numel() for name in of_base - {"lm_head"})  # whose weight is the embedding's
     del plain
     model.pack_weights()
     gc.collect()
@@ -67,3 +68,38 @@ def test_a_machine_without_these_operators_keeps_plain_weights(
         assert torch.equal(logits_of(model, IMPROVER), before)
     finally:
         packing_works.cache_clear()
+
+
+def test_the_tied_output_layer_of_a_large_base_stays(
+    tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "SMALL_BASE", 1000)
+    model = model_in(torch.float32, tiny_folder, with_roles)
+    model.pack_weights()
+    assert type(model.base.get_output_embeddings()) is nn.Linear
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_role_that_writes_reads_copies_with_its_adapter(
+    tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, rounding: float
+) -> None:
+    model = model_in(dtype, tiny_folder, with_roles)
+    before = {role: logits_of(model, role) for role in (None, IMPROVER)}
+    with model.writing(IMPROVER):
+        found = {role: logits_of(model, role) for role in (None, IMPROVER)}
+        for name, parameter in model.base.named_parameters():
+            if f"lora_B.{IMPROVER}" in name:
+                parameter.data.mul_(2)
+        assert torch.equal(logits_of(model, IMPROVER), found[IMPROVER])  # the copies are older than this change
+    assert (found[IMPROVER] - before[IMPROVER]).abs().max() <= rounding * before[IMPROVER].abs().max()
+    assert torch.equal(found[None], before[None])
+    assert (logits_of(model, IMPROVER) - before[IMPROVER]).abs().max() > 2 * rounding * before[IMPROVER].abs().max()
+
+
+def test_a_large_base_is_kept_once(tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roles, "SMALL_BASE", 1000)
+    model = model_in(torch.float32, tiny_folder, with_roles)
+    model.keep_merged(IMPROVER)
+    assert not any(layer.copies for layer in model.base.modules() if isinstance(layer, FusedLoraLinear))
+    model.pack_weights()
+    assert type(model.base.get_output_embeddings()) is nn.Linear

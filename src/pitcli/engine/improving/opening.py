@@ -49,7 +49,11 @@ def open_scheduler(
             at_server = open_endpoint_gap(_gap_endpoint(config), base.chat, models.gap_run, vocabulary)
             gap_model = opened.enter_context(at_server)
         if base and (gap_here or not config.writer):
-            model = base.load({role: path for role, path in models.adapters().items() if gap_here or not is_gap(role)})
+            adapters = {role: path for role, path in models.adapters().items() if gap_here or not is_gap(role)}
+            model = base.load(adapters)
+            for role in adapters:
+                if not is_gap(role):
+                    model.keep_merged(role)
             model.pack_weights()
             gap_model = _gap_model(config, base, models.gap_run, model) if gap_here and models.gap_run else gap_model
         if config.writer:

@@ -1,7 +1,7 @@
 """The attention that pit registers with transformers: trees on CPUs, and generation without padding."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pitcli.engine.models.block_attention import attend_by_block, by_key, spans_of
+from pitcli.engine.models.block_attention import BLOCK, attend_by_block, by_key, later, spans_of
 
 BY_BRANCH = "pit_by_branch"  # its name in transformers; its mask is the branches of each row
 MASK_STRIDE = 16  # elements; the row strides that GPU kernels need are multiples of it
@@ -107,43 +107,27 @@ AttentionMaskInterface.register(BY_BRANCH, sdpa_mask)
 
 
 def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pieces: list[list[int]]) -> Tensor:
-    """Attend in generation, in the type of the cache: each piece of the query continues a cached row."""
-    dtype, query = query.dtype, query.to(key.dtype)
-    query_GRTD = by_key(query, key.shape[1])[0]
-    heads = query_GRTD.shape[1]
-    causal = _Causal.of(max(piece[0] for piece in pieces), max(piece[2] for piece in pieces), query.dtype)
-    outputs, first = [], 0
+    """Attend in generation, in the type of the cache: each piece of the query continues a cached row.
+
+    M: queries, those of one token's R query heads next to one another. S: the keys that a piece sees.
+    """
+    query_GTRD = by_key(query.to(key.dtype), key.shape[1])[0].transpose(1, 2)
+    tokens_and_heads = query_GTRD.shape[1:3]
+    query_GMD = query_GTRD.flatten(1, 2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    outputs, first, heads = [], 0, query_GTRD.shape[2]
     with torch.autocast(query.device.type, enabled=False):  # which would convert the cache to bf16 in every pass
-        for tokens, row, cached in pieces:
-            outputs.append(
-                nn.functional.scaled_dot_product_attention(
-                    query_GRTD[:, :, first : first + tokens],
-                    _shared(key[row, :, : cached + tokens], heads),
-                    _shared(value[row, :, : cached + tokens], heads),
-                    attn_mask=causal.part(tokens, cached + tokens),
-                    scale=scaling,
-                )
-            )
-            first += tokens
-    return torch.cat(outputs, 2).flatten(0, 1).transpose(0, 1)[None].to(dtype)
+        for tokens, row, cached in _in_blocks(pieces):
+            last = first + tokens * heads
+            weights_GMS = query_GMD[:, first:last] @ key[row, :, : cached + tokens].mT
+            if tokens > 1:
+                weights_GMS[..., cached:].add_(later(tokens, heads))
+            outputs.append(weights_GMS.softmax(-1) @ value[row, :, : cached + tokens])
+            first = last
+    return torch.cat(outputs, 1).unflatten(1, tokens_and_heads).transpose(0, 1).flatten(1, 2)[None].to(query.dtype)
 
 
-class _Causal(NamedTuple):
-    """An additive causal mask of tokens that follow `before` others; the masks of all blocks are parts of it."""
-
-    mask: Tensor
-    before: int
-
-    @classmethod
-    def of(cls, most: int, before: int, dtype: torch.dtype) -> "_Causal":
-        """Return a mask for parts of at most `most` tokens that follow at most `before` others."""
-        return cls(torch.full((most, before + most), torch.finfo(dtype).min, dtype=dtype).triu_(before + 1), before)
-
-    def part(self, tokens: int, seen: int) -> Tensor:
-        """Return the mask of the last `tokens` of the `seen` tokens, shape (1, 1, tokens, seen)."""
-        return self.mask[None, None, :tokens, self.before + tokens - seen : self.before + tokens]
-
-
-def _shared(states_GSD: Tensor, heads: int) -> Tensor:
-    """Repeat keys or values for each query head without a copy, shape (G, R, S, D)."""
-    return states_GSD[:, None].expand(-1, heads, -1, -1)
+def _in_blocks(pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, int]]:
+    """Split pieces so that the scores of a long one do not all exist at once."""
+    for tokens, row, cached in pieces:
+        for start in range(0, tokens, BLOCK):
+            yield min(BLOCK, tokens - start), row, cached + start

@@ -5,26 +5,45 @@ again in the backward pass. On a bf16 base it also converts x to fp32, the type 
 for each layer. Here the second product is added in place, in the type of the base.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from pitcli.engine.models.packed_weights import PackedLinear, packing_works
+
+FEW_ROWS = 32  # with fewer, a CPU multiplies by adapters in fp32 faster than in bf16
+
 
 class FusedLoraLinear(Linear):
     """Computes plain LoRA of one role, and leaves the rest to peft, which finds its layers by `Linear` in the name."""
 
+    copies: Mapping[str, PackedLinear] = {}  # by role: the base's weights with its adapter in them
+
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
-        plain = type(base) is nn.Linear and len(active) == 1 and not (args or options or self.lora_variant)
-        if not plain or self.disable_adapters or self.merged or x.dtype != base.weight.dtype:
+        plain = type(base) in (nn.Linear, PackedLinear) and len(active) == 1
+        plain = plain and not (args or options or self.lora_variant or self.disable_adapters or self.merged)
+        if not plain or x.dtype != base.weight.dtype:
             output: Tensor = super().forward(x, *args, **options)
             return output
-        a_RI, b_OR, scaling = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight, self.scaling[active[0]]
+        if active[0] in self.copies and not torch.is_grad_enabled():
+            merged: Tensor = self.copies[active[0]](x)
+            return merged
+        a_RI, b_OR = (cast(Tensor, adapter[active[0]].weight) for adapter in (self.lora_A, self.lora_B))
+        scaling = self.scaling[active[0]]
+        rows_NI = x.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
-            fused: Tensor = _Product.apply(x, base, a_RI, b_OR, scaling)
-            return fused
+            if torch.is_grad_enabled():
+                output_NO: Tensor = _Product.apply(rows_NI, base, a_RI, b_OR, scaling)
+            elif x.device.type == "cpu" and len(rows_NI) < FEW_ROWS:
+                low_NR = rows_NI.to(a_RI.dtype) @ a_RI.T
+                output_NO = base(rows_NI).add_(low_NR @ b_OR.T, alpha=scaling)
+            else:
+                output_NO, *_ = _product(rows_NI, base, a_RI, b_OR, scaling)
+        return output_NO.unflatten(0, x.shape[:-1])
 
 
 def fuse(model: nn.Module) -> None:
@@ -34,27 +53,59 @@ def fuse(model: nn.Module) -> None:
             module.__class__ = FusedLoraLinear
 
 
+def keep_merged(model: nn.Module, role: str) -> None:
+    """Pack copies of the base's weights with a role's adapter in them; passes without gradients use them for the role.
+
+    Weights must still be plain. A layer gets none if this torch or this CPU cannot pack its type.
+    """
+    for layer in _fused_layers(model):
+        base = layer.base_layer
+        if type(base) is nn.Linear and role in layer.lora_A and packing_works(base.weight.dtype):
+            merged_OI = (base.weight.float() + layer.get_delta_weight(role).float()).to(base.weight.dtype)
+            layer.copies = {**layer.copies, role: PackedLinear(merged_OI, base.bias)}
+
+
+def drop_merged(model: nn.Module, role: str) -> None:
+    """Forget the copies of keep_merged, which a change of the adapter would make wrong."""
+    for layer in _fused_layers(model):
+        layer.copies = {name: copy for name, copy in layer.copies.items() if name != role}
+
+
+def _fused_layers(model: nn.Module) -> list[FusedLoraLinear]:
+    return [module for module in model.modules() if isinstance(module, FusedLoraLinear)]
+
+
+def _product(
+    rows_NI: Tensor, layer: nn.Module, a_RI: Tensor, b_OR: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x W^T + bias + scaling (x A^T) B^T, and A, B and scaling (x A^T) in the type of x.
+
+    Shapes: x (N, I), W (O, I), A (R, I), B (O, R).
+    """
+    a_RI, b_OR = a_RI.to(rows_NI.dtype), b_OR.to(rows_NI.dtype)
+    low_NR = (rows_NI @ a_RI.T).mul_(scaling)
+    output_NO: Tensor = layer(rows_NI).addmm_(low_NR, b_OR.T)
+    return output_NO, a_RI, b_OR, low_NR
+
+
 class _Product(torch.autograd.Function):
-    """x W^T + bias + scaling (x A^T) B^T, of a frozen layer. Shapes: x (..., I), W (O, I), A (R, I), B (O, R)."""
+    """_product with its gradients, of a frozen layer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Linear, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
-        a_RI, b_OR = a_RI.to(x.dtype), b_OR.to(x.dtype)
-        rows_NI = x.flatten(0, -2)
-        low_NR = (rows_NI @ a_RI.T).mul_(scaling)
-        output_NO: Tensor = layer(rows_NI).addmm_(low_NR, b_OR.T)
+    def forward(ctx: Any, rows_NI: Tensor, layer: nn.Linear, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
+        output_NO, a_RI, b_OR, low_NR = _product(rows_NI, layer, a_RI, b_OR, scaling)
         ctx.save_for_backward(rows_NI, layer.weight, a_RI, b_OR, low_NR)
         ctx.scaling = scaling
-        return output_NO.unflatten(0, x.shape[:-1])
+        return output_NO
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         rows_NI, weight_OI, a_RI, b_OR, low_NR = ctx.saved_tensors
-        slopes_NO = slopes[0].flatten(0, -2)
+        slopes_NO = slopes[0]
         low_slopes_NR = (slopes_NO @ b_OR).mul_(ctx.scaling)
-        x_slopes = None
+        x_slopes_NI = None
         if ctx.needs_input_grad[0]:
-            x_slopes = (slopes_NO @ weight_OI).addmm_(low_slopes_NR, a_RI).unflatten(0, slopes[0].shape[:-1])
+            x_slopes_NI = (slopes_NO @ weight_OI).addmm_(low_slopes_NR, a_RI)
         a_slopes_RI = (low_slopes_NR.T @ rows_NI).float() if ctx.needs_input_grad[2] else None
         b_slopes_OR = (slopes_NO.T @ low_NR).float() if ctx.needs_input_grad[3] else None
-        return x_slopes, None, a_slopes_RI, b_slopes_OR, None
+        return x_slopes_NI, None, a_slopes_RI, b_slopes_OR, None

@@ -15,27 +15,29 @@ ROWS = 16  # that the layout is chosen for; it serves any number
 class PackedLinear(nn.Module):
     """A linear layer whose weight is stored in the layout that oneDNN multiplies fastest; it has no gradient."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
-        self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.bias = bias_O
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), ROWS)
 
     def forward(self, states: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
         return product
 
 
-def pack_weights(model: nn.Module) -> None:
-    """Replace the linear layers of a base by packed ones, in place; adapters and a tied output layer stay.
+def pack_weights(model: nn.Module, tied_too: bool) -> None:
+    """Replace the linear layers of a base by packed ones, in place; adapters stay.
 
-    A layer stays as it is if this torch or this CPU cannot pack its type.
+    tied_too: also an output layer tied to the embedding, which keeps its own weights. A layer stays as it is if this
+    torch or this CPU cannot pack its type.
     """
-    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = [] if tied_too else [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tied = {id(embedding.weight) for embedding in embeddings}
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
             is_own = type(child) is nn.Linear and "lora_" not in f"{name}."
             if is_own and id(child.weight) not in tied and packing_works(child.weight.dtype):
-                setattr(module, child_name, PackedLinear(child))
+                setattr(module, child_name, PackedLinear(child.weight, child.bias))
 
 
 @cache
@@ -47,6 +49,8 @@ def packing_works(dtype: torch.dtype) -> bool:
     linear, states = nn.Linear(8, 4, bias=False, dtype=dtype), torch.ones(2, 3, 8, dtype=dtype)
     try:
         with torch.no_grad():
-            return torch.allclose(PackedLinear(linear)(states), linear(states), atol=8 * torch.finfo(dtype).eps)
+            return torch.allclose(
+                PackedLinear(linear.weight, None)(states), linear(states), atol=8 * torch.finfo(dtype).eps
+            )
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pitcli.engine.models.fused_lora import fuse
+from pitcli.engine.models.fused_lora import drop_merged, fuse, keep_merged
 from pitcli.engine.models.packed_weights import pack_weights
 from pitcli.engine.models.tree_support import attends_by_branch, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
@@ -21,6 +21,7 @@ GAP = "gap"
 IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
+SMALL_BASE = 500_000_000  # of a base whose weights may be kept in several layouts
 
 
 def gap_roles(members: int) -> list[str]:
@@ -68,6 +69,11 @@ class RoleModel(nn.Module):
         self.sharded = False
         self._recomputed: list[nn.Module] = []
         self.reads_branches = attends_by_branch(base, pad_id)
+
+    @cached_property
+    def _is_small(self) -> bool:
+        """Whether speed is worth the memory of further copies of the base's weights."""
+        return self.base.num_parameters() <= SMALL_BASE
 
     @property
     def device(self) -> torch.device:
@@ -127,10 +133,29 @@ class RoleModel(nn.Module):
         self.use(role)
         self.peft.merge_adapter([role])
 
+    def keep_merged(self, role: str | None) -> None:
+        """Let a role write with copies of the base's weights that have its adapter in them, on CPUs and small bases.
+
+        Next to the products of few rows in a small base its adapters take as long as the base. The copies serve passes
+        without gradients until the weights of the role change; in bf16 their weights are rounded, as activations are.
+        """
+        if role and self.device.type == "cpu" and self._is_small:
+            keep_merged(self.base, role)
+
+    @contextmanager
+    def writing(self, role: str | None) -> Iterator[None]:
+        """Keep the copies of `keep_merged` within the context."""
+        self.keep_merged(role)
+        try:
+            yield
+        finally:
+            if role:
+                drop_merged(self.base, role)
+
     def pack_weights(self) -> None:
         """Store the base's weights as its CPU multiplies them fastest, for good: from now on nothing can be trained."""
         if self.device.type == "cpu":
-            pack_weights(self.base)
+            pack_weights(self.base, tied_too=self._is_small)
 
     def role_parameters(self, role: str) -> dict[str, Tensor]:
         """Return the trainable tensors of a role by name."""

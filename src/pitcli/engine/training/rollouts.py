@@ -125,7 +125,8 @@ def sample_groups(
 
     def draw(rows: Sequence[int]) -> list[list[Sample]]:
         requests = [Request(prompts[row], seed + 7919 * (row * k + number)) for row in rows for number in range(k)]
-        drawn = generate_all(model, role, decoding, requests)
+        with model.writing(role):
+            drawn = generate_all(model, role, decoding, requests)
         return [drawn[start : start + k] for start in range(0, len(drawn), k)]
 
     return [sample for group in map_over_ranks(range(len(prompts)), draw, model.sharded) for sample in group]
