@@ -120,7 +120,7 @@ def run_rl(spec: Spec, side: str, gate: Gate) -> None:
             rollout_max_new_tokens=NEW_TOKENS,
             missing_eos_penalty=0.0,
             max_truncated_share=1.0,
-            force=True,  # the gap model has seen six steps
+            force=True,  # the gap model has seen few steps
         )
     )
 

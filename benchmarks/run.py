@@ -32,7 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "RewardTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 10}],
     "DPOTrainer": [{}, {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 8}],
-    "RLOOTrainer": [{}, {"per_device_train_batch_size": 4}],
+    "RLOOTrainer": [{"per_device_train_batch_size": 4}, {}],
     "classifier": [{}, {"batch_size": 8}, {"batch_size": 8, "similar_length": True}],
 }
 TUNING_PASSES = 2  # runs per setting after its warm-up

@@ -6,7 +6,7 @@ SEED = 0
 SAMPLES = 4  # k: samples per prompt of an RL step
 NEW_TOKENS = 48  # exact length of each sample of an RL step
 BETA = 0.1  # of DPO
-ADAM_EPSILON = 1e-14  # for RL: after six steps a gap model's rewards are tiny, and 1e-8 would shrink the updates
+ADAM_EPSILON = 1e-14  # for RL: after a few steps a gap model's rewards are tiny, and 1e-8 would shrink the updates
 ITERATIONS = 3  # K: most improvements per draft
 LONGEST_IMPROVEMENT = 64  # tokens
 RESPONSES = {"score": 4, "score-two": 2}  # responses of a prompt, each compared with all the others
@@ -100,7 +100,7 @@ CPU = Sizes(
     steps=1,
     drafts=16,
     drafts_at_once=8,
-    adapter_steps=6,
+    adapter_steps=12,
     rows=256,
 )
 GPU = Sizes(

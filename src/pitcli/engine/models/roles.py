@@ -139,7 +139,7 @@ class RoleModel(nn.Module):
         Next to the products of few rows in a small base its adapters take as long as the base. The copies serve passes
         without gradients until the weights of the role change; in bf16 their weights are rounded, as activations are.
         """
-        if role and self.device.type == "cpu" and self._is_small:
+        if role and self.device.type == "cpu" and self._is_small and not self.sharded:
             keep_merged(self.base, role)
 
     @contextmanager
