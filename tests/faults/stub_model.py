@@ -28,6 +28,9 @@ class StubModel:
     packs_trees = False
     base = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
 
+    def keep_merged(self, role: str) -> None:
+        pass
+
     def pack_weights(self) -> None:
         pass
 
