@@ -85,15 +85,30 @@ def test_a_role_that_writes_reads_copies_with_its_adapter(
 ) -> None:
     model = model_in(dtype, tiny_folder, with_roles)
     before = {role: logits_of(model, role) for role in (None, IMPROVER)}
-    with model.writing(IMPROVER):
-        found = {role: logits_of(model, role) for role in (None, IMPROVER)}
-        for name, parameter in model.base.named_parameters():
-            if f"lora_B.{IMPROVER}" in name:
-                parameter.data.mul_(2)
-        assert torch.equal(logits_of(model, IMPROVER), found[IMPROVER])  # the copies are older than this change
+    with torch.autocast("cpu", torch.bfloat16):  # as in RL
+        model.keep_merged(IMPROVER)
+    found = {role: logits_of(model, role) for role in (None, IMPROVER)}
+    change_improver(model)
+    assert torch.equal(logits_of(model, IMPROVER), found[IMPROVER])  # the copies are older than this change
     assert (found[IMPROVER] - before[IMPROVER]).abs().max() <= rounding * before[IMPROVER].abs().max()
     assert torch.equal(found[None], before[None])
-    assert (logits_of(model, IMPROVER) - before[IMPROVER]).abs().max() > 2 * rounding * before[IMPROVER].abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_training_writes_with_copies_in_fp32_and_drops_them(
+    tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, copied: bool
+) -> None:
+    model = model_in(dtype, tiny_folder, with_roles)
+    with model.writing(IMPROVER):
+        before = logits_of(model, IMPROVER)
+        change_improver(model)
+        assert torch.equal(logits_of(model, IMPROVER), before) == copied
+    assert not torch.equal(logits_of(model, IMPROVER), before)
+
+
+def change_improver(model: RoleModel) -> None:
+    for parameter in model.role_parameters(IMPROVER).values():
+        parameter.data.mul_(2)
 
 
 def test_a_large_base_is_kept_once(tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def fuse(model: nn.Module) -> None:
             module.__class__ = FusedLoraLinear
 
 
+@torch.no_grad()
 def keep_merged(model: nn.Module, role: str) -> None:
     """Pack copies of the base's weights with a role's adapter in them; passes without gradients use them for the role.
 
@@ -61,7 +62,8 @@ def keep_merged(model: nn.Module, role: str) -> None:
     for layer in _fused_layers(model):
         base = layer.base_layer
         if type(base) is nn.Linear and role in layer.lora_A and packing_works(base.weight.dtype):
-            merged_OI = (base.weight.float() + layer.get_delta_weight(role).float()).to(base.weight.dtype)
+            with torch.autocast(base.weight.device.type, enabled=False):  # which would round the adapter
+                merged_OI = (base.weight.float() + layer.get_delta_weight(role).float()).to(base.weight.dtype)
             layer.copies = {**layer.copies, role: PackedLinear(merged_OI, base.bias)}
 
 

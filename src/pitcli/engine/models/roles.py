@@ -73,7 +73,7 @@ class RoleModel(nn.Module):
     @cached_property
     def _is_small(self) -> bool:
         """Whether speed is worth the memory of further copies of the base's weights."""
-        return self.base.num_parameters() <= SMALL_BASE
+        return sum(p.numel() for p in self.base_tensors()) <= SMALL_BASE
 
     @property
     def device(self) -> torch.device:
@@ -137,16 +137,20 @@ class RoleModel(nn.Module):
         """Let a role write with copies of the base's weights that have its adapter in them, on CPUs and small bases.
 
         Next to the products of few rows in a small base its adapters take as long as the base. The copies serve passes
-        without gradients until the weights of the role change; in bf16 their weights are rounded, as activations are.
+        without gradients; callers must not change the weights of the role afterwards. In bf16 the sums are rounded.
         """
         if role and self.device.type == "cpu" and self._is_small and not self.sharded:
             keep_merged(self.base, role)
 
     @contextmanager
     def writing(self, role: str | None) -> Iterator[None]:
-        """Keep the copies of `keep_merged` within the context."""
-        self.keep_merged(role)
+        """Keep the copies of `keep_merged` within the context, in training.
+
+        In fp32 only: weights in bf16 would swallow an adapter that has just begun to learn.
+        """
         try:
+            if self.base.dtype is torch.float32:
+                self.keep_merged(role)
             yield
         finally:
             if role:
