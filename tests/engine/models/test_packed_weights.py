@@ -70,15 +70,6 @@ def test_a_machine_without_these_operators_keeps_plain_weights(
         packing_works.cache_clear()
 
 
-def test_the_tied_output_layer_of_a_large_base_stays(
-    tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roles, "SMALL_BASE", 1000)
-    model = model_in(torch.float32, tiny_folder, with_roles)
-    model.pack_weights()
-    assert type(model.base.get_output_embeddings()) is nn.Linear
-
-
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_role_that_writes_reads_copies_with_its_adapter(
     tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, rounding: float
