@@ -17,7 +17,7 @@ from matmul import DTYPES
 
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.models.loading import load_base
-from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.roles import IMPROVER, RoleModel
 from pitcli.settings.base import LoraSettings
 
 SIZES = {
@@ -59,7 +59,8 @@ def main() -> None:
 
 def loaded(folder: Path, dtype: str, packed: bool) -> RoleModel:
     model = with_roles(load_base(folder, False, torch.device("cpu"), DTYPES[dtype]), False)
-    if packed:
+    if packed:  # as pit improve loads it
+        model.keep_merged(IMPROVER)
         model.pack_weights()
     return model
 

@@ -31,7 +31,7 @@ class StubModel:
     def keep_merged(self, role: str) -> None:
         pass
 
-    def pack_weights(self) -> None:
+    def pack_weights(self, writes: bool = True) -> None:
         pass
 
 

@@ -103,9 +103,16 @@ def change_improver(model: RoleModel) -> None:
 
 
 def test_a_large_base_is_kept_once(tiny_folder: str, with_roles: WithRoles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles, "SMALL_BASE", 1000)
+    monkeypatch.setattr(roles, "COPIES_UP_TO", 1000)
     model = model_in(torch.float32, tiny_folder, with_roles)
     model.keep_merged(IMPROVER)
     assert not any(layer.copies for layer in model.base.modules() if isinstance(layer, FusedLoraLinear))
     model.pack_weights()
     assert type(model.base.get_output_embeddings()) is nn.Linear
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_only_scores_keeps_no_second_output_layer(tiny_folder: str, with_roles: WithRoles, writes: bool) -> None:
+    model = model_in(torch.float32, tiny_folder, with_roles)
+    model.pack_weights(writes=writes)
+    assert (type(model.base.get_output_embeddings()) is PackedLinear) == (writes and packing_works(torch.float32))

@@ -75,7 +75,7 @@ def load_gap_model(base: Base, run: EarlierRun, micro_batch_size: int, bound: Ga
     model = base.load(run.gap_models())
     if len(temperatures) == 1 and base.dtype is torch.float32 and not base.identity.load_in_4bit:
         model.merge(*temperatures)
-    model.pack_weights()
+    model.pack_weights(writes=False)
     return GapModel(model, base.chat, temperatures, micro_batch_size, loss, bound)
 
 

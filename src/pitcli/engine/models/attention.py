@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pitcli.engine.models.block_attention import BLOCK, attend_by_block, by_key, later, spans_of
+from pitcli.engine.models.block_attention import BLOCK, attend_by_block, by_key, later_mask, spans_of
 
 BY_BRANCH = "pit_by_branch"  # its name in transformers; its mask is the branches of each row
 MASK_STRIDE = 16  # elements; the row strides that GPU kernels need are multiples of it
@@ -120,7 +120,7 @@ def _by_piece(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
             last = first + tokens * heads
             weights_GMS = query_GMD[:, first:last] @ key[row, :, : cached + tokens].mT
             if tokens > 1:
-                weights_GMS[..., cached:].add_(later(tokens, heads))
+                weights_GMS[..., cached:].add_(later_mask(tokens, heads))
             outputs.append(weights_GMS.softmax(-1) @ value[row, :, : cached + tokens])
             first = last
     return torch.cat(outputs, 1).unflatten(1, tokens_and_heads).transpose(0, 1).flatten(1, 2)[None].to(query.dtype)

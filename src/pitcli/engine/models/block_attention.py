@@ -171,13 +171,13 @@ def _parts(blocks: list[list[_Block]], groups: int) -> Iterator[tuple[slice, _Bl
 def _weights(query_XMD: Tensor, key_XSD: Tensor, block: _Block) -> Tensor:
     """Return the attention weights of a block, shape (X, M, S), fp32."""
     scores_XMS = query_XMD @ key_XSD.mT
-    later_MT = later(block.size, query_XMD.shape[1] // block.size)
+    later_MT = later_mask(block.size, query_XMD.shape[1] // block.size)
     scores_XMS[..., -block.size :].add_(later_MT)
     return scores_XMS.softmax(-1)
 
 
 @lru_cache(maxsize=256)
-def later(tokens: int, heads: int) -> Tensor:
+def later_mask(tokens: int, heads: int) -> Tensor:
     """Return what hides from each token the later ones of its block, added to scores, shape (M, tokens)."""
     return torch.full((tokens, tokens), -torch.inf).triu_(1).repeat_interleave(heads, 0)
 

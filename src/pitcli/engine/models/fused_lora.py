@@ -2,7 +2,8 @@
 
 peft computes x W^T, then x A^T B^T, scales that, and adds the two: four tensors of the size of the output, and as many
 again in the backward pass. On a bf16 base it also converts x to fp32, the type of the adapters, and keeps a copy of it
-for each layer. Here the second product is added in place, in the type of the base.
+for each layer. Here the second product is added in place, in the type of the base. Next to a few rows even that takes
+as long as the base itself, so a role that only writes can have packed copies of the weights with its adapter in them.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ from pitcli.settings.base import Precision
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 FAST = 1.2  # times as fast as fp32, at least
 RIGHT = 0.01  # relative error of a product, at most; rounding to bf16 alone gives 0.002
-SMALL = 30_000_000  # parameters; products of smaller bases take less time than the calls around them
+FP32_BELOW = 30_000_000  # parameters; products of smaller bases take less time than the calls around them
 PRODUCT = {"cpu": (128, 576, 1536)}  # rows, inputs, outputs
 PRODUCT_ON_GPU = (2048, 2048, 2048)
 TRIES = (3, 12)  # of a product: at least, and at most until SECONDS have passed
@@ -45,7 +45,7 @@ def compute_dtype(asked: Precision | None, device: torch.device, parameters: int
     """Return the number type of --dtype. auto or None: the best of the device, on CPUs fp32 for small bases."""
     if asked in DTYPES:
         return DTYPES[asked]
-    return torch.float32 if device.type == "cpu" and parameters < SMALL else best_dtype(device)
+    return torch.float32 if device.type == "cpu" and parameters < FP32_BELOW else best_dtype(device)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -21,7 +21,7 @@ GAP = "gap"
 IMPROVER = "improver"
 POLICY = "policy"
 REFERENCE = "reference"
-SMALL_BASE = 500_000_000  # of a base whose weights may be kept in several layouts
+COPIES_UP_TO = 500_000_000  # of a base whose weights may be kept in several layouts
 
 
 def gap_roles(members: int) -> list[str]:
@@ -71,9 +71,9 @@ class RoleModel(nn.Module):
         self.reads_branches = attends_by_branch(base, pad_id)
 
     @cached_property
-    def _is_small(self) -> bool:
+    def _affords_copies(self) -> bool:
         """Whether speed is worth the memory of further copies of the base's weights."""
-        return sum(p.numel() for p in self.base_tensors()) <= SMALL_BASE
+        return sum(p.numel() for p in self.base_tensors()) <= COPIES_UP_TO
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +139,7 @@ class RoleModel(nn.Module):
         Next to the products of few rows in a small base its adapters take as long as the base. The copies serve passes
         without gradients; callers must not change the weights of the role afterwards. In bf16 the sums are rounded.
         """
-        if role and self.device.type == "cpu" and self._is_small and not self.sharded:
+        if role and self.device.type == "cpu" and self._affords_copies and not self.sharded:
             keep_merged(self.base, role)
 
     @contextmanager
@@ -156,10 +156,13 @@ class RoleModel(nn.Module):
             if role:
                 drop_merged(self.base, role)
 
-    def pack_weights(self) -> None:
-        """Store the base's weights as its CPU multiplies them fastest, for good: from now on nothing can be trained."""
+    def pack_weights(self, writes: bool = True) -> None:
+        """Store the base's weights as its CPU multiplies them fastest, for good: from now on nothing can be trained.
+
+        writes: whether the output layer is needed too.
+        """
         if self.device.type == "cpu":
-            pack_weights(self.base, tied_too=self._is_small)
+            pack_weights(self.base, tied_too=writes and self._affords_copies)
 
     def role_parameters(self, role: str) -> dict[str, Tensor]:
         """Return the trainable tensors of a role by name."""
