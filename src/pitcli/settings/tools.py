@@ -144,7 +144,7 @@ class LabelConfig(JudgeSettings):
         "-", description="Output file for the pairs; - for stdout"
     )
     resume: Annotated[bool, Fact.start, Section.common] = Field(
-        False, description="Resume a stopped command: label the rows after the pairs that are already in --output"
+        False, description="Resume a stopped command: judge the pairs that are not in --output yet"
     )
     overwrite: Annotated[bool, Fact.start, Section.output] = Field(False, description="Replace the file --output")
     min_confidence: Annotated[float, Section.common] = Field(

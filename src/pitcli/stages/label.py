@@ -147,23 +147,19 @@ def labelled(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the pairs that the judge decides with --min-confidence.
 
-    The pairs that are written already are the first ones, so windows before the last of them are finished.
+    With --resume, pairs that are not written are judged again: a verdict may have been missing.
     """
     for window in windows(candidates, judge.per_call, config.input):
-        are_done = [rows.take(pair_key(pair_row(candidate, Verdict(1.0), judge=""))) for candidate in window]
-        if rows.done:
-            continue
-        verdicts = judge.verdicts(window)
-        for candidate, verdict, is_done in zip(window, verdicts, are_done, strict=True):
+        left = [c for c in window if not rows.take(pair_key(pair_row(c, Verdict(1.0), judge="")))]
+        advance(len(window) - len(left))
+        for candidate, verdict in zip(left, judge.verdicts(left) if left else [], strict=True):
             advance(1)
-            if is_done:
-                continue
             if problem := undecided(verdict, config.min_confidence):
                 notes[problem] += 1
             else:
                 yield pair_row(candidate, verdict, config.judge)
-    if left := rows.done.total():
-        raise SettingsError(f"--resume: {config.output}: {counted(left, 'pairs')} not from {config.input}")
+    if foreign := rows.done.total():
+        raise SettingsError(f"--resume: {config.output}: {counted(foreign, 'pairs')} not from {config.input}")
 
 
 def undecided(verdict: Verdict, min_confidence: float) -> str | None:
