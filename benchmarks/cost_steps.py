@@ -84,7 +84,8 @@ def rl_step(model: Any, request: dict[str, Any], shape: Shape) -> tuple[Step, fl
     def step(phases: dict[str, float]) -> None:
         ended = timed(phases, request["device"])
         with autocast(model.base):
-            drawn = generate_all(model, IMPROVER, decoding, [Request(prompt, seed) for seed in range(k)])
+            with model.writing(IMPROVER):
+                drawn = generate_all(model, IMPROVER, decoding, [Request(prompt, seed) for seed in range(k)])
             ended("sampling")
             segments, parents, leaves = [prompt[:half], prompt[half:]], [-1, 0], []
             for sample in drawn:

@@ -97,6 +97,26 @@ def test_training_writes_with_copies_in_fp32_and_drops_them(
     assert not torch.equal(logits_of(model, IMPROVER), before)
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_what_training_writes_with_is_the_model_up_to_rounding(
+    tiny_folder: str, with_roles: WithRoles, dtype: torch.dtype, rounding: float, rows: int
+) -> None:
+    model = model_in(dtype, tiny_folder, with_roles)
+    tokens = TOKENS.flatten()[None, :rows]
+    with torch.no_grad(), model.role(IMPROVER):
+        states = model.transformer(tokens).last_hidden_state
+        before = model.output_layer(states)
+        with model.writing(IMPROVER):
+            written = model.output_layer(model.transformer(tokens).last_hidden_state)
+            layers = [layer for layer in model.base.modules() if isinstance(layer, FusedLoraLinear)]
+            assert all(len(layer.copies) == 1 for layer in layers) and type(model.output_layer) is PackedLinear
+    assert (written - before).abs().max() <= rounding * before.abs().max()
+    with model.role(IMPROVER, train=True):  # gradients need the plain weights
+        model.base(tokens).logits.float().sum().backward()
+    assert all(p.grad is not None for p in model.role_parameters(IMPROVER).values())
+
+
 def change_improver(model: RoleModel) -> None:
     for parameter in model.role_parameters(IMPROVER).values():
         parameter.data.mul_(2)

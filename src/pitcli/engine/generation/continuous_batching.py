@@ -203,7 +203,7 @@ class ContinuousBatching:
         """Draw the next tokens of every running request, as far as its guesses are right; return those that end."""
         slots = sorted(self._running)
         states_ND = torch.cat([self._states[slot] for slot in slots])
-        logits_NV = self.model.base.get_output_embeddings()(states_ND).float()
+        logits_NV = self.model.output_layer(states_ND).float()
         firsts = accumulate((len(self._running[slot].guesses) + 1 for slot in slots[:-1]), initial=0)
         drawing = [(self._running[slot], first) for slot, first in zip(slots, firsts, strict=True)]
         for running, _ in drawing:

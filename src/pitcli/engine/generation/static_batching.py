@@ -73,7 +73,7 @@ def generate(
     with model.role(role):
         hidden_BD = _advance(model, cache, input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
         for step in range(decoding.max_new_tokens):
-            logits_BV = model.base.get_output_embeddings()(hidden_BD).float()
+            logits_BV = model.output_layer(hidden_BD).float()
             if step < decoding.min_new_tokens:
                 logits_BV[:, list(decoding.stop_ids)] = -torch.inf
             picked_B, logprobs_B = draw(logits_BV, uniforms_BS[rows, step], decoding)

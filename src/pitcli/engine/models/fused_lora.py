@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from pitcli.engine.models.packed_weights import PackedLinear, packing_works
+from pitcli.engine.models.packed_weights import PackedLinear, can_pack
 
 FEW_ROWS = 32  # with fewer, a CPU multiplies by adapters in fp32 faster than in bf16
 
@@ -21,7 +21,8 @@ FEW_ROWS = 32  # with fewer, a CPU multiplies by adapters in fp32 faster than in
 class FusedLoraLinear(Linear):
     """Computes plain LoRA of one role, and leaves the rest to peft, which finds its layers by `Linear` in the name."""
 
-    copies: Mapping[str, PackedLinear] = {}  # by role: the base's weights with its adapter in them
+    # packed copies of the base's weights; by role with its adapter in them, None: without any
+    copies: Mapping[str | None, PackedLinear] = {}
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
@@ -30,20 +31,22 @@ class FusedLoraLinear(Linear):
         if not plain or x.dtype != base.weight.dtype:
             output: Tensor = super().forward(x, *args, **options)
             return output
-        if active[0] in self.copies and not torch.is_grad_enabled():
+        trains = torch.is_grad_enabled()
+        if active[0] in self.copies and not trains:
             merged: Tensor = self.copies[active[0]](x)
             return merged
+        layer = base if trains else self.copies.get(None, base)
         a_RI, b_OR = (cast(Tensor, adapter[active[0]].weight) for adapter in (self.lora_A, self.lora_B))
         scaling = self.scaling[active[0]]
         rows_NI = x.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():
-                output_NO: Tensor = _Product.apply(rows_NI, base, a_RI, b_OR, scaling)
+            if trains:
+                output_NO: Tensor = _Product.apply(rows_NI, layer, a_RI, b_OR, scaling)
             elif x.device.type == "cpu" and len(rows_NI) < FEW_ROWS:
                 low_NR = rows_NI.to(a_RI.dtype) @ a_RI.T
-                output_NO = base(rows_NI).add_(low_NR @ b_OR.T, alpha=scaling)
+                output_NO = layer(rows_NI).add_(low_NR @ b_OR.T, alpha=scaling)
             else:
-                output_NO, *_ = _product(rows_NI, base, a_RI, b_OR, scaling)
+                output_NO, *_ = _product(rows_NI, layer, a_RI, b_OR, scaling)
         return output_NO.unflatten(0, x.shape[:-1])
 
 
@@ -60,18 +63,29 @@ def keep_merged(model: nn.Module, role: str) -> None:
 
     Weights must still be plain. A layer gets none if this torch or this CPU cannot pack its type.
     """
-    for layer in _fused_layers(model):
-        base = layer.base_layer
-        if type(base) is nn.Linear and role in layer.lora_A and packing_works(base.weight.dtype):
+    for layer, base in _plain_layers(model):
+        if role in layer.lora_A:
             with torch.autocast(base.weight.device.type, enabled=False):  # which would round the adapter
                 merged_OI = (base.weight.float() + layer.get_delta_weight(role).float()).to(base.weight.dtype)
             layer.copies = {**layer.copies, role: PackedLinear(merged_OI, base.bias)}
+
+
+def keep_packed(model: nn.Module) -> None:
+    """Pack copies of the base's weights; passes without gradients use them, with the adapter apart."""
+    for layer, base in _plain_layers(model):
+        if None not in layer.copies:
+            layer.copies = {**layer.copies, None: PackedLinear(base.weight, base.bias)}
 
 
 def drop_merged(model: nn.Module, role: str) -> None:
     """Forget the copies of keep_merged, which a change of the adapter would make wrong."""
     for layer in _fused_layers(model):
         layer.copies = {name: copy for name, copy in layer.copies.items() if name != role}
+
+
+def _plain_layers(model: nn.Module) -> list[tuple[FusedLoraLinear, nn.Linear]]:
+    """Return the layers whose base can be copied, and their bases."""
+    return [(layer, layer.base_layer) for layer in _fused_layers(model) if can_pack(layer.base_layer)]
 
 
 def _fused_layers(model: nn.Module) -> list[FusedLoraLinear]:

@@ -5,6 +5,7 @@ next tokens of some responses are generated, that takes longer than the product 
 """
 
 from functools import cache
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,13 @@ def pack_weights(model: nn.Module, tied_too: bool) -> None:
     tied = {id(embedding.weight) for embedding in embeddings}
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
-            is_own = type(child) is nn.Linear and "lora_" not in f"{name}."
-            if is_own and id(child.weight) not in tied and packing_works(child.weight.dtype):
+            if can_pack(child) and "lora_" not in f"{name}." and id(child.weight) not in tied:
                 setattr(module, child_name, PackedLinear(child.weight, child.bias))
+
+
+def can_pack(module: object) -> TypeGuard[nn.Linear]:
+    """Return whether a module is a plain linear layer of a type that this torch and this CPU can pack."""
+    return type(module) is nn.Linear and packing_works(module.weight.dtype)
 
 
 @cache

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pitcli.engine.models.fused_lora import drop_merged, fuse, keep_merged
-from pitcli.engine.models.packed_weights import pack_weights
+from pitcli.engine.models.fused_lora import drop_merged, fuse, keep_merged, keep_packed
+from pitcli.engine.models.packed_weights import PackedLinear, can_pack, pack_weights
 from pitcli.engine.models.tree_support import attends_by_branch, takes_tree_masks, transformer_of
 from pitcli.errors import RunError
 from pitcli.processes.ranks import world_size
@@ -68,7 +68,17 @@ class RoleModel(nn.Module):
         self._active: tuple[str | None, bool] | None = None  # (role, whether it trains)
         self.sharded = False
         self._recomputed: list[nn.Module] = []
+        self._packed_head: nn.Module | None = None
         self.reads_branches = attends_by_branch(base, pad_id)
+
+    @property
+    def _can_copy(self) -> bool:
+        return self.device.type == "cpu" and self._affords_copies and not self.sharded
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The layer from hidden states to logits, for passes without gradients."""
+        return self._packed_head or self.base.get_output_embeddings()
 
     @cached_property
     def _affords_copies(self) -> bool:
@@ -139,18 +149,24 @@ class RoleModel(nn.Module):
         Next to the products of few rows in a small base its adapters take as long as the base. The copies serve passes
         without gradients; callers must not change the weights of the role afterwards. In bf16 the sums are rounded.
         """
-        if role and self.device.type == "cpu" and self._affords_copies and not self.sharded:
+        if role and self._can_copy:
             keep_merged(self.base, role)
 
     @contextmanager
     def writing(self, role: str | None) -> Iterator[None]:
-        """Keep the copies of `keep_merged` within the context, in training.
+        """In training, let a role write faster within the context, if there is memory for copies of the base's weights.
 
-        In fp32 only: weights in bf16 would swallow an adapter that has just begun to learn.
+        In fp32 they are those of keep_merged. In bf16 weights would swallow an adapter that has just begun to learn, so
+        the copies are of the base alone.
         """
         try:
+            head = self.output_layer
+            if self._can_copy and can_pack(head):
+                self._packed_head = PackedLinear(head.weight, head.bias)
             if self.base.dtype is torch.float32:
                 self.keep_merged(role)
+            elif self._can_copy:
+                keep_packed(self.base)
             yield
         finally:
             if role:
