@@ -29,9 +29,9 @@ def answer(text: str, prompt: str = "p", **fields: Any) -> dict[str, Any]:
 def test_neighbours_with_one_prompt_are_compared_with_one_another(tmp_path: Path) -> None:
     rows = [answer("a"), answer("b"), answer("c", "q"), answer("d", "q"), answer("e")]
     found, errors = read(tmp_path, rows)
-    assert [(each.responses, each.reference, each.lines) for each in found] == [
-        (("a", "b"), None, (1, 2)),
-        (("c", "d"), None, (3, 4)),
+    assert [(each.responses, each.reference, each.line) for each in found] == [
+        (("a", "b"), None, 1),
+        (("c", "d"), None, 3),
     ]
     assert found[0].rows == (rows[0], rows[1])
     assert [(error.line, error.field) for error in errors] == [(5, "response")]

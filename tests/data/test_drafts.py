@@ -241,6 +241,10 @@ def test_the_prompt_is_added_only_to_rows_from_which_it_cannot_be_read_next_to_a
     assert with_prompt(plain) is plain.row
     chat = parse_draft({"messages": [*ASKED, assistant("Fir.")]}, "f", 1)
     assert with_prompt(chat) == {**chat.row, "prompt": "Name a tree."}
+    brief = [{"role": "system", "content": "Be brief."}, *ASKED, assistant("Fir.")]
+    whole = parse_draft({"prompt": "Name a tree.", "response": brief}, "f", 1)
+    again = {**with_prompt(whole), "response": "Fir."}
+    assert parse_draft(again, "f", 1).prompt == whole.prompt
 
 
 @pytest.mark.parametrize(

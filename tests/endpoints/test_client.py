@@ -72,6 +72,7 @@ def completion(message: dict[str, Any], ended: str | None = "stop", tokens: int 
     [
         (completion({"content": " Air. \n"}), Reply("Air.", "", 3, True, " Air. \n")),
         (completion({"content": "Air"}, "length"), Reply("Air", "", 3, False, "Air")),
+        (completion({"content": "Air"}, "eos"), Reply("Air", "", 3, True, "Air")),
         (completion({"content": "Air"}, None), Reply("Air", "", 3, True, "Air")),
         (completion({"content": "Air"}, None, tokens=8), Reply("Air", "", 8, False, "Air")),
         (completion({"content": "Air"}, "content_filter"), Reply("Air", "", 3, False, "Air")),

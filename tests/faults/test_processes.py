@@ -41,7 +41,7 @@ def by_two(project: Path, tmp_path_factory: pytest.TempPathFactory, warm: Warm) 
 
     @cache
     def train(kind: str) -> tuple[Path, list[Ended]]:
-        return folder / kind, warm.together(folder, *line(kind, kind))
+        return folder / kind, warm.together(folder, *line(kind, kind), "--track", "tensorboard")
 
     return train
 

@@ -1,6 +1,7 @@
 """A recipe plans with the runs, the base and the data that each command would find by itself."""
 
 import json
+import shlex
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_several_files_of_data_are_inputs_each() -> None:
     here = [str(Path(name).resolve()) for name in ("pairs.jsonl", "more.jsonl")]
     assert stage.reads == tuple(here)
     assert stage.config.data == ",".join(here)  # type: ignore[attr-defined]
+
+
+def test_a_quoted_file_of_a_command_is_found_in_a_folder_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my project").mkdir()
+    monkeypatch.chdir(tmp_path / "my project")
+    Path("verify.py").touch()
+    Path("recipe.yaml").write_text(
+        """stages:\n  - label: {judge: 'cmd:python "verify.py"', input: drafts.jsonl, output: made.jsonl}\n"""
+    )
+    Path("drafts.jsonl").touch()
+    (label,) = plan(PipelineConfig(recipe=Path("recipe.yaml"), out=Path("out"))).stages
+    assert shlex.split(label.config.judge) == ["cmd:python", str(Path("verify.py").resolve())]  # type: ignore[attr-defined]
 
 
 def test_files_that_a_command_names_are_inputs_and_are_found_from_the_out_folder() -> None:

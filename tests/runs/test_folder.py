@@ -232,6 +232,14 @@ def test_overwriting_deletes_no_files_that_do_not_belong_to_a_run(tmp_path: Path
     }
 
 
+def test_overwriting_leaves_hidden_files(tmp_path: Path) -> None:
+    begin(tmp_path, manifest(), resume=False, overwrite=False)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("mine")
+    begin(tmp_path, manifest(), resume=False, overwrite=True)
+    assert (tmp_path / ".git" / "HEAD").read_text() == "mine"
+
+
 def test_overwriting_replaces_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path, manifest(), resume=False, overwrite=False) as run:
         run.log(1, {"loss": 1.0})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event
 
@@ -126,7 +127,7 @@ def test_overwrite_clears_the_trackers_and_the_report() -> None:
 def test_trackers_that_are_not_installed_are_refused_before_anything_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "distributions", lambda: [])
+    monkeypatch.setattr(tracking, "_is_installed", lambda _: False)
     assert main([*SFT, "--data", "missing.jsonl", "--track", "tensorboard,trackio"]) == 2
     err = capsys.readouterr().err
     assert "error: --track: tensorboard is not installed; pip install tensorboard\n" in err
@@ -151,8 +152,9 @@ def test_a_tracker_that_cannot_start_is_one_error_line(
 def test_what_trackers_print_does_not_go_to_stdout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Accelerator, "init_trackers", lambda *_, **__: print("welcome"))
-    monkeypatch.setattr(Accelerator, "end_training", lambda _: print("goodbye"))
+    started = Accelerator.init_trackers
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda *a, **b: (print("welcome"), started(*a, **b)))
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda _: print("goodbye"))
     assert main(TENSORBOARD) == 0
     out, err = capsys.readouterr()
     assert out == ""

@@ -250,6 +250,10 @@ def test_a_sequence_classifier_judges(
     together, alone = judge.grades(responses), [judge.grades([response])[0] for response in responses]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len(set(together)) == 5
+    short = sequence_classifier_judge("hf:rm", "rm", settings_of.model_copy(update={"max_length": 200}))
+    assert short.grades is not None
+    *others, too_long = short.grades([*responses, (responses[0][0], "pie " * 400)])
+    assert others == pytest.approx(together, abs=1e-5) and math.isnan(too_long)
     (verdict,) = judge.verdicts([Comparison(responses[0][0], responses[0][1], responses[1][1])])
     assert verdict.p_better == pytest.approx(1 / (1 + math.exp(together[1] - together[0])))
     assert evaluate(folder, "--input=better-0.jsonl", "--judge=hf:rm", "--max-rows=5")[0] == 0

@@ -26,15 +26,15 @@ ALONE = (
 class Candidates(NamedTuple):
     """Responses to one prompt that are scored together.
 
-    reference: the text that each is compared with; None: they are compared with one another. rows, lines: one per
-    response, or a single one that lists them all (are_listed).
+    reference: the text that each is compared with; None: they are compared with one another. rows: one per response, or
+    a single one that lists them all (are_listed). line: of the first row.
     """
 
     prompt: Prompt
     responses: tuple[str, ...]
     reference: str | None
-    rows: tuple[Row, ...]
-    lines: tuple[int, ...]
+    rows: tuple[Row, ...] = ()
+    line: int = 0
     are_listed: bool = False
 
 
@@ -59,7 +59,7 @@ def labelled(pair: PreferencePair) -> Candidates:
     """The candidates of a preference pair: chosen, compared with rejected."""
     row = {**pair.extra, "id": pair.id, "prompt": written_prompt(pair.prompt)}
     row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-    return Candidates(pair.prompt, (pair.chosen,), pair.rejected, (row,), (pair.line,))
+    return Candidates(pair.prompt, (pair.chosen,), pair.rejected, (row,), pair.line)
 
 
 def _candidates(
@@ -82,9 +82,9 @@ def _candidates(
                 together.append(candidates)
             else:
                 reason = f"expected at most {MOST} neighbouring rows with this prompt, got more"
-                on_error(RowError(label, candidates.lines[0], "prompt", reason))
+                on_error(RowError(label, candidates.line, "prompt", reason))
         if len(together) < 2:
-            on_error(RowError(label, together[0].lines[0], RESPONSE, ALONE))
+            on_error(RowError(label, together[0].line, RESPONSE, ALONE))
         else:
             yield _joined(together)
 
@@ -98,7 +98,6 @@ def _joined(rows: Sequence[Candidates]) -> Candidates:
     return rows[0]._replace(
         responses=tuple(row.responses[0] for row in rows),
         rows=tuple(row.rows[0] for row in rows),
-        lines=tuple(row.lines[0] for row in rows),
     )
 
 
@@ -110,13 +109,13 @@ def _parse(row: Row, file: str, line: int, against: str | None) -> Candidates:
             raise RowProblem(RESPONSE, "missing: the row is a preference pair; use --labels")
         draft = parse_draft(row, file, line)
         reference = _reference(row, draft.prompt, against)
-        return Candidates(draft.prompt, (draft.response,), reference, (row,), (line,))
+        return Candidates(draft.prompt, (draft.response,), reference, (row,), line)
     drafts = _listed(row, name, file, line)
     prompt = drafts[0].prompt
     reference = _reference(row, prompt, against)
     if len(drafts) < 2 and reference is None:
         raise RowProblem(name, ALONE)
-    return Candidates(prompt, tuple(draft.response for draft in drafts), reference, (row,), (line,), are_listed=True)
+    return Candidates(prompt, tuple(draft.response for draft in drafts), reference, (row,), line, are_listed=True)
 
 
 def _listed(row: Row, name: str, file: str, line: int) -> list[Draft]:

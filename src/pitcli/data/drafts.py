@@ -152,7 +152,9 @@ def as_messages(draft: Draft, response: str) -> Row:
 
 def with_prompt(draft: Draft) -> Row:
     """The row of a draft with its prompt as `prompt`, so that it can be read next to another `response`."""
-    if "prompt" in draft.row and draft.row.get(RESPONSE) is not None:
+    is_next_to_response = "prompt" in draft.row and draft.row.get(RESPONSE) is not None
+    # a response that is a whole conversation may have another one
+    if is_next_to_response and _prompt_next_to_response(_plainly_named(draft.row)) == draft.prompt:
         return draft.row
     kept = {name: value for name, value in draft.row.items() if name not in CONTEXT}
     return {**kept, "prompt": written_prompt(draft.prompt)}

@@ -1,5 +1,6 @@
 """Rows that pit improve wrote: their drafts, what they cost, and the preference pairs of draft and improvement."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -38,6 +39,11 @@ def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
     if "original_response" not in row:
         raise RowProblem("original_response", "missing; expected a row of pit improve --output-format rows")
     return parse_draft({**row, "response": row["original_response"]}, file, line)
+
+
+def gap_of(row: dict[str, Any]) -> float:
+    """The gap of a row or of one of its iterations; NaN if it was not finite."""
+    return math.nan if row["gap"] is None else float(row["gap"])
 
 
 def improved_keys(path: str) -> Counter[int]:

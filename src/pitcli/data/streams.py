@@ -25,11 +25,16 @@ def windows(items: Iterable[Item], size: int, path: str) -> Iterator[list[Item]]
 
     Which items share a window depends only on their positions, not on when they arrive.
     """
-    is_pipe = path == "-" or (Path(path).exists() and not Path(path).is_file())
-    source, next_size = iter(items), 1 if is_pipe else size
+    source, next_size = iter(items), 1 if is_stream(path) else size
     while window := list(islice(source, min(next_size, size))):
         yield window
         next_size *= 2
+
+
+def is_stream(path: str) -> bool:
+    """Whether a path is stdin or stdout, a pipe or a device; /dev/stdout is one even if the shell redirects it."""
+    is_descriptor = path == "-" or path.startswith(("/dev/std", "/dev/fd/"))
+    return is_descriptor or (Path(path).exists() and not Path(path).is_file())
 
 
 def row_key(draft: Draft) -> int:
@@ -103,7 +108,7 @@ def _open_stream(path: str) -> AbstractContextManager[TextIO] | None:
         return nullcontext(sys.stdout)
     if not Path(path).parent.is_dir():
         raise SettingsError(f"--output: {Path(path).parent} is not an existing folder; create it first")
-    if Path(path).exists() and not Path(path).is_file():
+    if is_stream(path):
         return open(path, "w", encoding="utf-8", newline="\n")
     return None
 

@@ -72,12 +72,14 @@ class Endpoint(NamedTuple):
 class _Server:
     """One address.
 
-    rests_until: when it is tried again after failed connections, on the clock of the event loop; 0 if the last one
-    succeeded. failures: how many failed in a row. answered: whether it has ever answered.
+    in_flight: requests that it has, or that wait for it. rests_until: when it is tried again after failed connections,
+    on the clock of the event loop; 0 if the last one succeeded. failures: how many failed in a row. answered: whether
+    it has ever answered.
     """
 
-    def __init__(self, client: "AsyncOpenAI") -> None:
+    def __init__(self, client: "AsyncOpenAI", concurrency: int) -> None:
         self.client = client
+        self.places = asyncio.Semaphore(concurrency)
         self.host = client.base_url.netloc.decode()  # without user name and password
         self.in_flight = 0
         self.rests_until = 0.0
@@ -198,7 +200,7 @@ class Client:
         too_slow = f"{server.host} did not answer within {seconds:g} s"
         server.in_flight += 1
         try:
-            async with asyncio.timeout(seconds):  # of the whole reply, however slowly it arrives
+            async with server.places, asyncio.timeout(seconds):  # of the whole reply, however slowly it arrives
                 text = await server.client.post(path, body=body, cast_to=str)
         # The texts of these errors quote the server, which may quote the key.
         except APIStatusError as error:
@@ -262,7 +264,8 @@ async def open_client(endpoint: Endpoint) -> AsyncIterator[Client]:
             AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout)
             for url in endpoint.base_urls or (None,)
         ]
-        yield Client(endpoint, [_Server(await stack.enter_async_context(client)) for client in clients], key)
+        opened = [await stack.enter_async_context(client) for client in clients]
+        yield Client(endpoint, [_Server(client, endpoint.concurrency) for client in opened], key)
 
 
 async def all_of(requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

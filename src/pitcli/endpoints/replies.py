@@ -30,6 +30,9 @@ class NoReply(Exception):
         self.reason, self.status = reason, status
 
 
+ENDED = {"stop", "eos", "eos_token", "stop_sequence"}  # OpenAI's finish_reason, and those of other servers
+
+
 def reply_of(parsed: Any, options: Mapping[str, Any]) -> Reply | None:
     """Read a chat completion; None if there is no message in it. options: the fields of the request."""
     match parsed:
@@ -48,7 +51,7 @@ def reply_of(parsed: Any, options: Mapping[str, Any]) -> Reply | None:
     tokens = tokens if type(tokens) is int else None
     limit = options.get("max_tokens", options.get("max_completion_tokens"))
     ended = choice.get("finish_reason")
-    cut = ended != "stop" if isinstance(ended, str) else None not in (tokens, limit) and tokens >= limit
+    cut = ended not in ENDED if isinstance(ended, str) else None not in (tokens, limit) and tokens >= limit
     return Reply(text.strip(), reasoning.strip() or thoughts, tokens, finished=not cut, content=content)
 
 

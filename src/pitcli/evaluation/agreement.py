@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pitcli.data.drafts import parse_draft
+from pitcli.data.improved_rows import improved_draft
 from pitcli.data.rows import Prompt
 from pitcli.data.strict_json import RowProblem, describe
 from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval
@@ -87,8 +88,7 @@ class JudgeAgreement(NamedTuple):
 
 def parse_item(row: dict[str, Any], file: str, line: int) -> Item:
     draft = parse_draft(row, file, line)
-    original = _field(row, "original_response", str)
-    return Item(draft.prompt, original, draft.response)
+    return Item(draft.prompt, improved_draft(row, file, line).response, draft.response)
 
 
 def parse_label(row: dict[str, Any], file: str, line: int) -> Label:

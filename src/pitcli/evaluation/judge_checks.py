@@ -64,7 +64,8 @@ def validate(judge: Judge, labelled: LabelledPairs, by: str | None, settings: Bo
     groups = {"all": pairs}
     if by is not None:
         for pair in pairs:
-            groups.setdefault(str(pair.extra.get(by, "")), []).append(pair)
+            if (value := str(pair.extra.get(by, ""))) != "all":
+                groups.setdefault(value, []).append(pair)
     validations = [
         _validation(judged, file=file, dataset=name, pairs=group, settings=settings) for name, group in groups.items()
     ]

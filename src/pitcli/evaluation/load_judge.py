@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from pitcli.data.instructions.grading import grade as instruction_grade
 from pitcli.data.instructions.requests import request_problem
@@ -16,7 +16,7 @@ from pitcli.data.synthetic import quality
 from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.models.bases import parameter_count, reading, resolve_base
 from pitcli.engine.models.batches import length_sorted_chunks
-from pitcli.engine.models.loading import WEIGHTS, pick_device
+from pitcli.engine.models.loading import pick_device
 from pitcli.engine.models.opening import open_base
 from pitcli.engine.models.precision import compute_dtype
 from pitcli.equations import symmetrised_gap
@@ -150,13 +150,16 @@ def gap_judge(name: str, config: JudgeSettings, run: EarlierRun | None = None) -
         "run": name.partition(":")[2],
         "data": run.manifest.data.path,
         "base": run.manifest.base.name,
-        "adapters": {role: run.manifest.files[f"{role}/{WEIGHTS}"] for role in run.gap_models()},
+        "adapters": run.gap_digests(),
     }
     return LoadedJudge(Judge(name, verdicts), {**identity, "seed": run.manifest.config.get("seed")})
 
 
 def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings) -> Judge:
-    """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code."""
+    """Load a Hugging Face reward model with one output, r(x, y); safetensors only, no remote code.
+
+    There is no verdict if a conversation does not fit into --max-length or the model.
+    """
     folder, device = resolve_base(model_name, reward_model=True), pick_device(config.device)
     dtype = compute_dtype(config.dtype, device, parameter_count(folder))
     with reading(folder):
@@ -175,25 +178,13 @@ def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings)
     model.config.get_text_config().pad_token_id = pad_id
     limit = config.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    def encode(prompt: Prompt, response: str) -> list[int]:
-        turns = [*(message._asdict() for message in prompt), {"role": "assistant", "content": response}]
-        if tokenizer.chat_template:
-            try:
-                rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-            except (TemplateError, ValueError) as problem:  # no system role, for example
-                raise InputError(f"--judge {name}: its chat template refuses a conversation: {problem}") from None
-            ids: list[int] = rendered
-        else:  # encoders of text pairs, such as DeBERTa reward models
-            ids = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]
-        if limit and len(ids) > limit:
-            raise InputError(f"--judge {name}: a conversation has {len(ids)} tokens; at most {limit} fit")
-        return ids
-
     @torch.no_grad()
     def grade(responses: Sequence[tuple[Prompt, str]]) -> list[float]:
-        encoded = [encode(prompt, response) for prompt, response in responses]
-        grades = [0.0] * len(responses)
-        for chunk in length_sorted_chunks([len(ids) for ids in encoded], config.micro_batch_size, device):
+        encoded = [_encode(name, tokenizer, prompt, response) for prompt, response in responses]
+        grades = [math.nan] * len(responses)  # no verdict on what is too long
+        fitting = [row for row, ids in enumerate(encoded) if not limit or len(ids) <= limit]
+        chunks = length_sorted_chunks([len(encoded[row]) for row in fitting], config.micro_batch_size, device)
+        for chunk in ([fitting[index] for index in chunk] for chunk in chunks):
             longest = max(len(encoded[row]) for row in chunk)
             ids_BT = torch.tensor([encoded[row] + [pad_id] * (longest - len(encoded[row])) for row in chunk])
             mask_BT = torch.tensor([[1] * len(encoded[row]) + [0] * (longest - len(encoded[row])) for row in chunk])
@@ -203,3 +194,15 @@ def sequence_classifier_judge(name: str, model_name: str, config: JudgeSettings)
         return grades
 
     return judge_by_grades(name, grade, 1.0)
+
+
+def _encode(name: str, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> list[int]:
+    turns = [*(message._asdict() for message in prompt), {"role": "assistant", "content": response}]
+    if not tokenizer.chat_template:  # encoders of text pairs, such as DeBERTa reward models
+        paired: list[int] = tokenizer("\n\n".join(turn["content"] for turn in turns[:-1]), response)["input_ids"]
+        return paired
+    try:
+        ids: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    except (TemplateError, ValueError) as problem:  # no system role, for example
+        raise InputError(f"--judge {name}: its chat template refuses a conversation: {problem}") from None
+    return list(ids)

@@ -1,6 +1,5 @@
 """Read the rows of systems, as `pit improve` writes them; align them; and make two negative controls."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple
 from pitcli.console import counted, note, warn
 from pitcli.data.drafts import parse_draft
 from pitcli.data.explained import EDITS, ExplainedEdit, parse_edits
+from pitcli.data.improved_rows import improved_draft
 from pitcli.data.reading import listed, parsed_rows
 from pitcli.data.rows import Comparison, Draft, PreferencePair, Prompt, RowError
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import is_incomplete, manifest_of
+from pitcli.runs.growing_rows import refuse_other_output
 
 ORIGINAL = "original"
 WRITTEN = frozenset(
@@ -169,9 +169,7 @@ def _read(file: str, seed: int, by: str | None, max_rows: int | None) -> dict[Ke
 def parse_row(row: dict[str, Any], file: str, line: int, seed: int, by: str | None) -> ImprovedRow:
     """Parse a row with prompt, original_response and response; the other fields of pit improve are optional."""
     response = parse_draft(row, file, line).response
-    if "original_response" not in row:
-        raise RowProblem("original_response", "missing; give rows that pit improve wrote (--output-format rows)")
-    draft = parse_draft({**row, "response": row["original_response"]}, file, line)
+    draft = improved_draft(row, file, line)
     if by is not None and by not in row:
         raise RowProblem(by, "missing, but named by --by")
     try:
@@ -234,29 +232,6 @@ def _record(file: str) -> dict[str, Any]:
         raise InputError(
             f"{file}: expected a row of each draft, got those of pit improve --only-changed; improve without it"
         )
-    return record
-
-
-def refuse_other_output(file: str) -> dict[str, Any]:
-    """The manifest that `pit improve --output` wrote next to its rows; empty if there is none.
-
-    Warns if that command has not come to its end. Raises InputError if it wrote another format than rows, which has
-    neither the original responses nor the attempts.
-    """
-    path = manifest_of(file)
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not isinstance(settings := record.get("settings", {}), dict):
-        raise InputError(f"{path}: damaged; run pit improve again")
-    made_as = settings.get("output_format") or ("text" if settings.get("prompt") else "rows")
-    if made_as != "rows":
-        raise InputError(f"{file}: expected rows of pit improve, got --output-format {made_as}; improve with rows")
-    if is_incomplete(record):
-        warn(f"{file}: not whole: the command that writes it was stopped, or still runs; --resume continues it")
     return record
 
 

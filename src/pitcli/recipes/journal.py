@@ -17,6 +17,7 @@ from pitcli.errors import RunError
 from pitcli.recipes.paths import PlannedStage
 from pitcli.runs.calibration import CALIBRATION
 from pitcli.runs.files import file_digest, folder_digests, write_file
+from pitcli.runs.growing_rows import manifest_of
 from pitcli.runs.manifest import MANIFEST, load_manifest
 
 STATE = "pipeline.json"
@@ -63,7 +64,7 @@ class Journal:
         """Digests of everything that a stage reads. fetch: download its bases first, as the stage itself would."""
         bases = {name: self._base(name, fetch) for name in stage.bases}
         # the manifest that pit improve writes next to its rows is read with them, and the calibration of a run
-        beside = [path for read in stage.reads for path in (f"{read}.{MANIFEST}", f"{read}/{CALIBRATION}")]
+        beside = [path for read in stage.reads for path in (str(manifest_of(read)), f"{read}/{CALIBRATION}")]
         found = {path: digest(path) for path in (*stage.reads, *filter(os.path.isfile, beside))}
         return found | {f"base {name}": identity for name, identity in bases.items()}
 

@@ -97,10 +97,14 @@ class PathFinder:
         """A command with the paths of the files that its words name: they are inputs, and it runs in the out folder."""
 
         def found(word: re.Match[str]) -> str:
-            is_input = self.maker(word[0]) or any(os.path.isfile(path) for path in (self.key(word[0]), word[0]))
-            return shlex.quote(self.find(setting, word[0])) if is_input else word[0]
+            name = word[2]
+            is_input = self.maker(name) or any(os.path.isfile(path) for path in (self.key(name), name))
+            if not is_input:
+                return word[0]
+            path = self.find(setting, name)
+            return word[0].replace(name, path) if shlex.quote(path) == path else shlex.quote(path)
 
-        return re.sub(r"[^\s'\"|&;<>()$`]+", found, command)
+        return re.sub(r"([\"']?)([^\s'\"|&;<>()$`]+)\1", found, command)
 
     def find_base(self, setting: str, name: str) -> str:
         """The name or path of a base model that a stage uses."""

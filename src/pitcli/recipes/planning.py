@@ -7,6 +7,7 @@ from pitcli.data.splits import parse_shares
 from pitcli.errors import SettingsError
 from pitcli.recipes.paths import PathFinder, PlannedStage, relative_to, with_paths
 from pitcli.recipes.recipe import Entry, read_recipe, validated
+from pitcli.runs.growing_rows import manifest_of
 from pitcli.settings.base import DEFAULT_MODEL, Method, Role, Settings
 from pitcli.settings.default_runs import GAP_MODELS_RUN, GAP_RUN, IMPROVER_RUN, POLICY_RUN, SFT_POLICY_RUN, SFT_RUN
 from pitcli.settings.distill import Distillation, DistillConfig
@@ -83,7 +84,7 @@ def writes_of(config: Settings) -> tuple[str, ...]:
         case SampleConfig() | LabelConfig():
             return (config.output,)
         case ImproveConfig() | ScoringSettings():
-            return (config.output, f"{config.output}.manifest.json")
+            return (config.output, str(manifest_of(config.output)))
         case EvaluateConfig():
             return tuple(str(config.out / name) for name in ("evaluation.json", "report.html", "verdicts.jsonl"))
         case ExportConfig():

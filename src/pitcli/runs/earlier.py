@@ -31,6 +31,10 @@ class EarlierRun(NamedTuple):
         """The adapter folders of the run's gap models, by role."""
         return {role: self.folder / role for role in self.manifest.gap_roles()}
 
+    def gap_digests(self) -> dict[str, str]:
+        """The digests of their weights, by role."""
+        return {role: self.manifest.adapter_digest(role) for role in self.manifest.gap_roles()}
+
 
 def find_run(named: Path | None, run: DefaultRun) -> EarlierRun | None:
     """The run that a flag names, otherwise the one in the first default folder that exists; None if there is none.

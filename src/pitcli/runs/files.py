@@ -10,6 +10,7 @@ from pathlib import Path
 from pitcli.errors import RunError, naming
 
 DIGESTS = "digests.json"
+WEIGHTS = "adapter_model.safetensors"  # of an adapter folder, as peft names them
 
 
 def file_digest(path: Path) -> str:

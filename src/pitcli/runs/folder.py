@@ -221,14 +221,14 @@ def _clear(path: Path, overwrite: bool) -> None:
 
 def _entries_to_delete(path: Path, overwrite: bool) -> list[Path]:
     """What --overwrite deletes; raises SettingsError if it was not given, or if a file does not belong to a run."""
-    present = [entry for entry in path.iterdir() if entry.name != LOCK]
+    present = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if present and not overwrite:
         raise SettingsError(
             f"--out: {path} is not empty; use --resume to continue it, --overwrite to replace it, or another folder"
         )
     ours = {MANIFEST, METRICS, CONFIG, CHECKPOINTS, TRACKERS, REPORT, CALIBRATION, "policy", "improver"}
     names = [entry.name for entry in present if not re.fullmatch(GAP_ROLE, entry.name)]
-    if foreign := [name for name in names if name not in ours and not name.startswith(".")]:
+    if foreign := [name for name in names if name not in ours]:
         listed = ", ".join(sorted(foreign))
         raise SettingsError(f"--overwrite: {path} contains files that do not belong to a run: {listed}; move them away")
     return present

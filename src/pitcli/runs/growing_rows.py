@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
-from pitcli.console import note
+from pitcli.console import note, warn
 from pitcli.data.reading import load_rows
-from pitcli.data.streams import open_growing
-from pitcli.errors import RunError, SettingsError
+from pitcli.data.streams import is_stream, open_growing
+from pitcli.errors import InputError, RunError, SettingsError
 from pitcli.processes.collectives import on_rank_0
 from pitcli.runs.files import write_file
 
@@ -136,7 +136,7 @@ def is_incomplete(record: Mapping[str, Any]) -> bool:
 
 
 def _is_file(output: str) -> bool:
-    return output != "-" and Path(output).is_file()
+    return not is_stream(output) and Path(output).is_file()
 
 
 def _in_file(
@@ -190,6 +190,29 @@ def _read_journal(path: Path, output: Path) -> tuple[Counter[int], int]:
     os.truncate(output, size)
     os.truncate(path, read)
     return done, size
+
+
+def refuse_other_output(file: str) -> dict[str, Any]:
+    """The manifest that `pit improve --output` wrote next to its rows; empty if there is none.
+
+    Warns if that command has not come to its end. Raises InputError if it wrote another format than rows, which has
+    neither the original responses nor the attempts.
+    """
+    path = manifest_of(file)
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(settings := record.get("settings", {}), dict):
+        raise InputError(f"{path}: damaged; run pit improve again")
+    made_as = settings.get("output_format") or ("text" if settings.get("prompt") else "rows")
+    if made_as != "rows":
+        raise InputError(f"{file}: expected rows of pit improve, got --output-format {made_as}; improve with rows")
+    if is_incomplete(record):
+        warn(f"{file}: not whole: the command that writes it was stopped, or still runs; --resume continues it")
+    return record
 
 
 def refuse_differences(manifest: Path, now: Mapping[str, Any]) -> None:

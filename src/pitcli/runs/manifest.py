@@ -11,15 +11,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from pitcli import __version__
 from pitcli.errors import RunError, SettingsError
 from pitcli.runs.divergence import DIVERGED
-from pitcli.runs.files import file_digest
+from pitcli.runs.files import WEIGHTS, file_digest
 from pitcli.runs.sealed import read_sealed, write_sealed
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.values import is_command, split_commas
 
 MANIFEST = "manifest.json"
 UNFINISHED = "the run is not finished; continue it with the same command and --resume"
-
-_WEIGHTS = "adapter_model.safetensors"
 
 AdapterRole = Literal["policy", "improver", "gap"]
 # an ensemble has the gap models gap, gap-2, gap-3 ...
@@ -93,7 +91,11 @@ class Manifest(Strict):
     def gap_roles(self) -> list[str]:
         """The roles of the gap models in the run's folder."""
         names = [name.partition("/") for name in self.files]
-        return [role for role, _, file in names if file == _WEIGHTS and re.fullmatch(GAP_ROLE, role)]
+        return [role for role, _, file in names if file == WEIGHTS and re.fullmatch(GAP_ROLE, role)]
+
+    def adapter_digest(self, role: str) -> str:
+        """The digest of the weights of a role's adapter."""
+        return self.files[f"{role}/{WEIGHTS}"]
 
     def trained_roles(self) -> list[str]:
         """The roles that the run trained: one, or all gap models of an ensemble."""
@@ -119,7 +121,7 @@ def load_manifest(folder: Path, remedy: str) -> Manifest:
         diverged = manifest.results.get(DIVERGED)
         problem = f"the run is not finished, because training diverged: {diverged}" if diverged else UNFINISHED
         raise RunError(f"{folder}: {problem}")
-    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", _WEIGHTS)}
+    adapter = {f"{manifest.role}/{name}" for name in ("adapter_config.json", WEIGHTS)}
     if not adapter <= manifest.files.keys() or any(
         ".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files
     ):

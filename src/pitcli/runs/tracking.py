@@ -6,15 +6,18 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.ranks import is_rank_0
 from pitcli.runs.files import write_file
 from pitcli.runs.folder import TRACKERS, RunFolder
 from pitcli.settings.base import Tracker
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PROJECT = "pit"
 STATE = "known.json"  # the id of the run, and the trackers that already have it
@@ -24,9 +27,16 @@ ALTERNATIVES = {Tracker.tensorboard: "tensorboardx"}  # a package that writes th
 def refuse_missing(trackers: Sequence[Tracker]) -> None:
     """Raises SettingsError, with a pip command, for every tracker that is not installed."""
     # by distribution: wandb creates folders named wandb, which can be imported as packages
-    installed = {package.name.lower() for package in distributions()} if trackers else set()
-    if missing := [tracker for tracker in trackers if not {tracker.value, ALTERNATIVES.get(tracker)} & installed]:
+    packages = {tracker: {tracker.value, ALTERNATIVES.get(tracker, tracker.value)} for tracker in trackers}
+    if missing := [tracker for tracker, names in packages.items() if not any(map(_is_installed, names))]:
         raise SettingsError([f"--track: {tracker} is not installed; pip install {tracker}" for tracker in missing])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 @contextmanager
@@ -72,9 +82,14 @@ def tracking(
     try:
         yield log
     finally:
-        with redirect_stdout(sys.stderr):
-            accelerator.end_training()
-            if Tracker.trackio in sent_steps:
+        _finish(accelerator)
+
+
+def _finish(accelerator: "Accelerator") -> None:
+    with redirect_stdout(sys.stderr):
+        for tracker in accelerator.trackers:  # end_training would also end the process group, on this rank alone
+            tracker.finish()
+            if tracker.name == Tracker.trackio:
                 import trackio
 
                 trackio.finish()  # accelerate only ends the run; otherwise trackio prints on stdout at exit

@@ -119,16 +119,15 @@ class Answering:
             outcome = Outcome(prompt_of(request.messages), from_upstream=True)
             drafts = await self._written(request, task, outcome.prompt)
             outcome.tokens = (sum(draft.prompt_tokens for draft in drafts), sum(draft.tokens for draft in drafts))
-            if task.drafts > 1:
-                texts = [draft.text for draft in drafts]
-                outcome.choose(drafts, await self._ranked(outcome.prompt, texts))
-                yield outcome
-                return
             outcome.draft, outcome.finished = drafts[0].text, drafts[0].finished
             outcome.response = outcome.draft
-        yield outcome
-        row = Draft(None, outcome.prompt, outcome.draft, {"finished": outcome.finished})
         try:
+            if task.drafts > 1:
+                outcome.choose(drafts, await self._ranked(outcome.prompt, [draft.text for draft in drafts]))
+                yield outcome
+                return
+            yield outcome
+            row = Draft(None, outcome.prompt, outcome.draft, {"finished": outcome.finished})
             async with aclosing(self.engine.improve(self.scheduler_for(request), row)) as attempts:
                 async for attempt in attempts:
                     outcome.update(attempt)
@@ -183,7 +182,7 @@ class Answering:
         """Return the gap of each response over the reference response, and P(better)."""
         prompt = question_of(request.prompt, "prompt")
         responses = [request.response] if isinstance(request.response, str) else request.response
-        candidates = Candidates(prompt, tuple(responses), request.reference, (), ())
+        candidates = Candidates(prompt, tuple(responses), request.reference)
         scores: Scores = await self._in_time(self.engine.scores(candidates), "response")
         found = {"gap": scores.gap, "p_better": scores.p_better}
         found |= {"gap_std": scores.gap_std} if scores.gap_std else {}
@@ -212,7 +211,7 @@ class Answering:
         """Return P(better) of each text, the mean over the others; a single text has 0.5."""
         if len(texts) == 1:
             return [0.5]
-        return (await self.engine.scores(Candidates(prompt, tuple(texts), None, (), ()))).p_better
+        return (await self.engine.scores(Candidates(prompt, tuple(texts), None))).p_better
 
     def _too_late(self) -> RequestError:
         message = f"not answered within {self.timeout_s:g} s (--request-timeout of pit serve)"

@@ -69,7 +69,7 @@ class Engine:
     """
 
     def __init__(self, scheduler: Scheduler, max_length: int) -> None:
-        assert isinstance(scheduler.writer, LocalWriter) and isinstance(scheduler.gap_model, GapModel | None)
+        assert isinstance(scheduler.writer, LocalWriter) and isinstance(scheduler.gap_model, GapModel)
         self.scheduler, self.max_length = scheduler, max_length
         self.writer, self.gap_model = scheduler.writer, scheduler.gap_model
         self._slots = scheduler.config.sample_batch_size
@@ -132,7 +132,7 @@ class Engine:
         def compute(gap_model: GapModel) -> Explanation:
             return explain(gap_model._replace(max_length=longest), [improvement])[0]
 
-        found: Explanation = await self._scored(_ScoreJob(Candidates(prompt, (response,), draft, (), ()), compute))
+        found: Explanation = await self._scored(_ScoreJob(Candidates(prompt, (response,), draft), compute))
         return found
 
     async def _scored(self, job: _ScoreJob) -> Any:
@@ -178,8 +178,7 @@ class Engine:
             job.send(problem)
 
     def _begin_scores(self, job: _ScoreJob) -> None:
-        responses = self.gap_model.loss.responses_read if self.gap_model else 2
-        limit = Limit(self.writer.chat, self.max_length, responses)
+        limit = Limit(self.writer.chat, self.max_length, responses=self.gap_model.loss.responses_read)
         try:
             check_candidates(job.candidates, limit, Counter())
         except Exception as problem:
@@ -203,7 +202,6 @@ class Engine:
             job = self._jobs[key] if attempt.stop_reason is None else self._jobs.pop(key)
             job.send(attempt)
         if self._scores:
-            assert self.gap_model is not None
             asked = self._scores[0]
             [found] = within_memory(self.gap_model, [asked], lambda gap_model, jobs: [jobs[0].compute(gap_model)])
             self._scores.popleft()

@@ -23,7 +23,7 @@ from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, parse_item, parse_label
-from pitcli.evaluation.systems import refuse_other_output
+from pitcli.runs.growing_rows import refuse_other_output
 from pitcli.settings.tools import AnnotateConfig
 
 QUESTION = "1 better / 2 better / t tie / s skip / q quit: "

@@ -1,6 +1,5 @@
 """pit calibrate: chooses the threshold of the stop rule whose harm rate is certified, and writes it to the run."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from pitcli.console import counted, error, next_command, note, table, warn
-from pitcli.data.improved_rows import improved_draft
+from pitcli.data.improved_rows import gap_of, improved_draft
 from pitcli.data.reading import load_rows
 from pitcli.data.strict_json import RowProblem
 from pitcli.engine.generation.methods import Proposal
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.roles import IMPROVER
 from pitcli.engine.training.finish import use_command
 from pitcli.errors import RunError, SettingsError
@@ -26,7 +24,7 @@ from pitcli.evaluation.systems import load_systems
 from pitcli.runs.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from pitcli.runs.earlier import EarlierRun, required_run
 from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import is_incomplete
+from pitcli.runs.growing_rows import is_incomplete, manifest_of
 from pitcli.settings.base import Method, Role, StopRule
 from pitcli.settings.default_runs import IMPROVER_RUN
 from pitcli.settings.generating import ImproveConfig
@@ -96,11 +94,11 @@ def not_certified(config: CalibrateConfig, strictest: Tested, rows: int) -> str:
 def settings_of_rows(file: str, record: dict[str, Any]) -> ImproveConfig:
     """Return the settings of pit improve in the manifest next to the rows."""
     if not record:
-        raise SettingsError(f"--input: {file}.manifest.json is missing; write the rows with pit improve --output")
+        raise SettingsError(f"--input: {manifest_of(file)} is missing; write the rows with pit improve --output")
     try:
         return ImproveConfig.model_validate(record.get("settings"))
     except ValidationError as problem:
-        raise RunError(f"{file}.manifest.json: damaged, or written by another version of pit") from problem
+        raise RunError(f"{manifest_of(file)}: damaged, or written by another version of pit") from problem
 
 
 def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], improver: EarlierRun) -> None:
@@ -114,7 +112,7 @@ def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], impr
         problems.append("expected rows of --stop gap, as --width and --prune-edits are used; got --stop none")
     if record.get("gap_temperature") is None:
         problems.append("the rows have no gaps; give pit improve a gap model with --reward")
-    digest = improver.manifest.files[f"{IMPROVER}/{WEIGHTS}"]
+    digest = improver.manifest.adapter_digest(IMPROVER)
     if not isinstance(adapters := record.get("adapters"), dict) or adapters.get(IMPROVER) != digest:
         problems.append(f"the rows were made with another improver than that of {improver.folder}")
     if problems:
@@ -124,17 +122,15 @@ def refuse_unusable(file: str, made: ImproveConfig, record: dict[str, Any], impr
 def parse_chain(row: dict[str, Any], file: str, line: int) -> Chain:
     draft = improved_draft(row, file, line)
     try:
-        proposals = tuple(
-            (Proposal(step["response"], step["generated_tokens"], step["finished"] is not False, {}), gap_of(step))
-            for step in row["iterations"]
-        )
+        proposals = tuple((proposal_of(step), gap_of(step)) for step in row["iterations"])
     except (KeyError, TypeError):
         raise RowProblem("iterations", "not in the format that pit improve writes") from None
     return Chain(draft, proposals)
 
 
-def gap_of(step: dict[str, Any]) -> float:
-    return math.nan if step["gap"] is None else float(step["gap"])
+def proposal_of(step: dict[str, Any]) -> Proposal:
+    unpruned = {name: step[name] for name in ("unpruned_response",) if name in step}  # the stop rule reads it
+    return Proposal(step["response"], step["generated_tokens"], step["finished"] is not False, unpruned)
 
 
 def warn_of_repeated_prompts(chains: Sequence[Chain]) -> None:

@@ -57,9 +57,9 @@ from pitcli.engine.training.schedule import rollouts_by_stage, rows_of_step
 from pitcli.engine.training.supervised import sft_task
 from pitcli.equations import distillation_advantages
 from pitcli.errors import SettingsError
-from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_run, required_run
 from pitcli.runs.folder import open_run
+from pitcli.runs.growing_rows import refuse_other_output
 from pitcli.runs.manifest import DataIdentity
 from pitcli.runs.metrics import change
 from pitcli.settings.base import Role

@@ -14,13 +14,10 @@ from pitcli.data.tally import RowTally
 from pitcli.engine.improving.explaining import Explanation, explain
 from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.improving.scoring import within_memory
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.equations import p_better
-from pitcli.evaluation.systems import refuse_other_output
 from pitcli.runs.earlier import EarlierRun, find_gap_models, gap_loss_of, warn_if_not_calibrated
-from pitcli.runs.files import file_digest
-from pitcli.runs.growing_rows import COMPLETE, growing_rows, keys_by
+from pitcli.runs.growing_rows import COMPLETE, growing_rows, keys_by, refuse_other_output
 from pitcli.settings.base import GapBound
 from pitcli.settings.scoring import ExplainConfig
 
@@ -94,7 +91,7 @@ def fitting(
 
 def origin_of_rows(config: ExplainConfig, base: Base, gap_run: EarlierRun) -> Row:
     """Return how the rows were improved, which pit evaluate reads, and what their edits depend on."""
-    adapters = {role: file_digest(folder / WEIGHTS) for role, folder in gap_run.gap_models().items()}
+    adapters = gap_run.gap_digests()
     explained = {**config.identity(), "base": base.identity.model_dump(mode="json"), "adapters": adapters}
     made_with = {part: value for part, value in refuse_other_output(config.input).items() if part != COMPLETE}
     return {**made_with, "explained": explained}

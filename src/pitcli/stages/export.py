@@ -15,7 +15,7 @@ from pitcli.engine.models.bases import cache_folder
 from pitcli.engine.models.gaps import scoring_tree
 from pitcli.engine.models.gguf_file import check_supported, form_of, load_gguf, write_gguf
 from pitcli.engine.models.hub import check_signed_in, hub_name, upload
-from pitcli.engine.models.loading import WEIGHTS, load_tokenizer, pick_device, saved_lora
+from pitcli.engine.models.loading import load_tokenizer, pick_device, saved_lora
 from pitcli.engine.models.merging import (
     Drift,
     load_plain,
@@ -37,7 +37,7 @@ from pitcli.errors import RunError, SettingsError
 from pitcli.pages.model_card import Exported, model_card, read_evaluation
 from pitcli.pages.modelfile import modelfile
 from pitcli.runs.earlier import EarlierRun, any_run, gap_loss_of
-from pitcli.runs.files import DIGESTS, publish_dir
+from pitcli.runs.files import DIGESTS, WEIGHTS, publish_dir
 from pitcli.runs.manifest import AdapterRole, Manifest
 from pitcli.settings.base import Dtype, GapLoss, ModelSettings, Precision
 from pitcli.settings.exporting import ExportConfig, ExportFormat, Quantisation
@@ -80,7 +80,7 @@ def run(config: ExportConfig) -> None:
     refuse_occupied(out, config.overwrite)
     adapter, manifest = chosen_member(config, role, manifest)
     gguf_file = gguf_name(role, config)
-    digest = manifest.files[f"{adapter}/{WEIGHTS}"]
+    digest = manifest.adapter_digest(adapter)
     evaluation = read_evaluation(config.evaluation, role, digest) if config.evaluation else None
     if config.push_to_hub:
         check_signed_in()

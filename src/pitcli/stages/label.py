@@ -18,9 +18,9 @@ from pitcli.data.strict_json import RowProblem, encode
 from pitcli.errors import InputError, SettingsError
 from pitcli.evaluation.judge import Verdict
 from pitcli.evaluation.load_judge import LABELS, check_judge, load_judge
-from pitcli.evaluation.systems import other_fields, parse_row, refuse_other_output
+from pitcli.evaluation.systems import other_fields, parse_row
 from pitcli.runs.earlier import EarlierRun
-from pitcli.runs.growing_rows import GrowingRows, growing_rows, keys_by
+from pitcli.runs.growing_rows import GrowingRows, growing_rows, keys_by, refuse_other_output
 from pitcli.settings.tools import LabelConfig
 
 SHOWN_ROWS = 2

@@ -183,10 +183,18 @@ def decide(stage: PlannedStage, journal: Journal, pending: Mapping[str, str]) ->
         return Decision("resume" if can_resume else "run", "did not finish")
     if lost := [path for path in stage.writes if digest(path) != before.outputs.get(path)]:
         return Decision("run", f"output missing or changed: {', '.join(lost)}")
-    asks_server = getattr(stage.config, "writer", None) or getattr(stage.config, "gap_url", None)
-    if before.code and asks_server and not before.asked_again:
-        return Decision("resume", "a server did not answer some rows")
+    if before.code and asks_server(stage.config) and not before.asked_again:
+        can_resume = "resume" in type(stage.config).model_fields
+        return Decision("resume" if can_resume else "run", "a server did not answer some rows")
     return Decision("skip", "nothing changed")
+
+
+def asks_server(config: Settings) -> bool:
+    """Return whether a stage sends requests to an endpoint."""
+    judges = getattr(config, "judge", None) or ()
+    named = (judges,) if isinstance(judges, str) else judges
+    is_endpoint = any(str(judge).startswith("openai:") for judge in named)
+    return bool(is_endpoint or getattr(config, "writer", None) or getattr(config, "gap_url", None))
 
 
 def changed_inputs(before: Record, stage: PlannedStage, journal: Journal, pending: Mapping[str, str]) -> str:

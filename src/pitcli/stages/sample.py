@@ -26,11 +26,9 @@ from pitcli.engine.generation.endpoint import (
     replies_in_order,
 )
 from pitcli.engine.generation.sampling import Decoding, Request
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.models.roles import POLICY
 from pitcli.runs.earlier import EarlierRun, find_run
-from pitcli.runs.files import file_digest
 from pitcli.runs.growing_rows import growing_rows
 from pitcli.settings.default_runs import POLICY_RUN
 from pitcli.settings.generating import SampleConfig
@@ -99,21 +97,22 @@ def sample_here(config: SampleConfig, questions: Iterator[tuple[int, Draft]], dr
     policy = find_run(config.policy, POLICY_RUN)
     base = open_base(config, [policy] if policy else [])
     decoding = Decoding(config.temperature, config.top_p, config.max_new_tokens, base.chat.stop_ids, min_new_tokens=1)
-    model = base.load({POLICY: policy.adapter} if policy else {})
-    model.keep_merged(POLICY if policy else None)
-    model.pack_weights()
-    note(base.describe())
+    role = POLICY if policy else None
     made_with = partial(origin_of_drafts, config, base, policy)
     with (
         growing_rows(config, made_with, None) as rows,
         progress("sampling", (config.max_rows or 0) * config.draws or None, rows.stream) as advance,
     ):
+        model = base.load({POLICY: policy.adapter} if policy else {})  # not before the output is known to be usable
+        model.keep_merged(role)
+        model.pack_weights()
+        note(base.describe())
         draws = (draw for draw in draws_of(config, questions) if not rows.take(draw.key()))
         requests = fitting_requests(draws, base, config, drafts)
         for window in windows(requests, WINDOW * config.sample_batch_size, config.data):
             longest = max(len(request.prompt) for _, request in window) + config.max_new_tokens
             together = min(len(window), config.sample_batch_size)
-            batching = open_batching(model, POLICY if policy else None, decoding, slots=together, longest=longest)
+            batching = open_batching(model, role, decoding, slots=together, longest=longest)
             samples_in_order = generate_in_order(batching, [request for _, request in window])
             for (draw, _), sample in zip(window, samples_in_order, strict=True):
                 text, thoughts = base.chat.answer(sample.token_ids)
@@ -126,7 +125,7 @@ def origin_of_drafts(config: SampleConfig, base: Base, policy: EarlierRun | None
     return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
-        "adapters": {POLICY: file_digest(policy.adapter / WEIGHTS)} if policy else {},
+        "adapters": {POLICY: policy.manifest.adapter_digest(POLICY)} if policy else {},
     }
 
 

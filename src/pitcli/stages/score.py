@@ -13,6 +13,7 @@ import numpy as np
 
 from pitcli.console import counted, next_command, note, progress, warn
 from pitcli.data.candidates import Candidates, check_candidates, iter_candidates, labelled
+from pitcli.data.improved_rows import gap_of
 from pitcli.data.long_rows import Limit
 from pitcli.data.pair_reading import load_pairs, options_of
 from pitcli.data.reading import load_rows, refuse_output_as_input
@@ -24,12 +25,10 @@ from pitcli.data.tally import RowTally
 from pitcli.engine.improving.opening import load_gap_model
 from pitcli.engine.improving.ranking import Scores, score, without_scores
 from pitcli.engine.improving.scoring import within_memory
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.engine.models.opening import Base, open_base
 from pitcli.engine.training.reward_report import effective_count, wilson_interval
 from pitcli.equations import log_losses
 from pitcli.runs.earlier import EarlierRun, find_gap_models, warn_if_not_calibrated
-from pitcli.runs.files import file_digest
 from pitcli.runs.growing_rows import GrowingRows, growing_rows, keys_by
 from pitcli.settings.base import GapLoss
 from pitcli.settings.scoring import ALL, ScoreConfig
@@ -48,7 +47,7 @@ class Tally(RowTally):
         self.rows += rows
         if scores is None or not scores.are_finite():
             reason = "no finite gap" if scores else "out of memory even by itself"
-            self.on_error(RowError(self.label, candidates.lines[0], "", reason))
+            self.on_error(RowError(self.label, candidates.line, "", reason))
         if self.of_labels and scores:
             self.pairs.append({**candidates.rows[0], "gap": scores.gap[0]})
 
@@ -98,7 +97,7 @@ def fitting(candidates: Iterator[Candidates], base: Base, loss: GapLoss, tally: 
         try:
             check_candidates(each, limit, tally.notes)
         except RowProblem as problem:
-            tally.on_error(RowError.of(tally.label, each.lines[0], problem))
+            tally.on_error(RowError.of(tally.label, each.line, problem))
         else:
             yield each
 
@@ -108,7 +107,7 @@ def origin_of_rows(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> dict
     return {
         "settings": config.identity(),
         "base": base.identity.model_dump(mode="json"),
-        "adapters": {role: file_digest(folder / WEIGHTS) for role, folder in gap_run.gap_models().items()},
+        "adapters": gap_run.gap_digests(),
     }
 
 
@@ -133,10 +132,6 @@ def report(config: ScoreConfig, tally: Tally, gap_run: EarlierRun) -> None:
         print(encode(accuracy(pairs)))
     elif config.output != "-" and tally.rows:
         next_command(f"jq -r .p_better {shlex.quote(config.output)}")
-
-
-def gap_of(row: Row) -> float:
-    return math.nan if row["gap"] is None else float(row["gap"])
 
 
 def accuracy(pairs: Sequence[Row]) -> dict[str, Any]:

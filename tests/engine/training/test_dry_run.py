@@ -13,8 +13,9 @@ import yaml
 from pitcli.cli import main
 from pitcli.engine.models.bases import resolve_base
 from pitcli.engine.training.dry_run import duration
-from pitcli.engine.training.footprint import _all_micro_batches, padded, shape_of
+from pitcli.engine.training.footprint import _all_micro_batches, padded
 from pitcli.engine.training.loop import PlannedRows
+from pitcli.engine.training.model_shape import shape_of
 from pitcli.engine.training.schedule import micro_batch_rows
 from pitcli.settings.training import SftConfig
 

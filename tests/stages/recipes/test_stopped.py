@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pitcli.settings.tools import EvaluateConfig, LabelConfig
 from pitcli.stages import sample
+from pitcli.stages.run import asks_server
 from tests.faults.warm import Warm
 from tests.stages.recipes.conftest import NAMES, SMALL, decisions, outputs, pit, ran, recipe
 from tests.stub_server import Reply, Request, serving
@@ -92,6 +94,12 @@ def test_rows_that_fail_again_are_left_alone(capsys: pytest.CaptureFixture[str])
         assert ran(pit(capsys, "recipe.yaml", code=1)) == ["sample"]
         assert ran(pit(capsys, "recipe.yaml", code=1)) == ["sample"]
         assert ran(pit(capsys, "recipe.yaml", code=1)) == []
+
+
+@pytest.mark.parametrize(("judge", "asks"), [("openai:m", True), ("cmd:python verify.py", False)])
+def test_a_judge_at_an_endpoint_is_asked_again(judge: str, asks: bool) -> None:
+    assert asks_server(LabelConfig(judge=judge, input="rows.jsonl")) == asks
+    assert asks_server(EvaluateConfig(judge=("oracle", judge), input=("rows.jsonl",))) == asks
 
 
 @pytest.mark.parametrize("unanswered", [1, 4])

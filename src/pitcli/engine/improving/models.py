@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitcli.console import note
-from pitcli.engine.models.loading import WEIGHTS
 from pitcli.errors import SettingsError
 from pitcli.runs.calibration import CALIBRATION, read_calibration
 from pitcli.runs.earlier import EarlierRun, find_reward, find_run, gap_temperatures, required_run
-from pitcli.runs.files import file_digest
 from pitcli.runs.metrics import last_metrics
 from pitcli.settings.base import Method, StopRule
 from pitcli.settings.default_runs import GAP_RUN, IMPROVER_RUN, POLICY_RUN
@@ -34,7 +32,10 @@ class Models(NamedTuple):
         return adapters | (self.gap_run.gap_models() if self.gap_run else {})
 
     def digests(self) -> dict[str, str]:
-        return {role: file_digest(folder / WEIGHTS) for role, folder in self.adapters().items()}
+        """Return the digests of the adapters' weights, by role."""
+        writer = self.writer.manifest if self.writer else None
+        digests = {str(writer.role): writer.adapter_digest(writer.role)} if writer else {}
+        return digests | (self.gap_run.gap_digests() if self.gap_run else {})
 
     def origin(self) -> dict[str, Any]:
         """Return what pit evaluate needs to know: the data of the models that were used, and how RL ended."""

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pitcli.engine.models.bases import reading
-from pitcli.engine.models.loading import WEIGHTS, saved_lora
+from pitcli.engine.models.loading import saved_lora
 from pitcli.engine.models.roles import RoleModel, is_gap
 from pitcli.errors import RunError
+from pitcli.runs.files import WEIGHTS
 
 SCORE_KEY = "base_model.model.score.weight"
 

@@ -55,12 +55,12 @@ def score_trees(model: RoleModel, trees: Sequence[Tree], micro_batch_size: int, 
     return scores_of_tree
 
 
-@torch.no_grad()
 def probe_tokens(vocabulary: int) -> list[int]:
     """Return the fixed tokens of `probe`."""
     return [(7 * index + 3) % vocabulary for index in range(PROBE_TOKENS)]
 
 
+@torch.no_grad()
 def probe(model: RoleModel, role: str) -> list[float]:
     """Return a role's output on a few fixed tokens: the score of a gap model, the log-probs of other roles.
 

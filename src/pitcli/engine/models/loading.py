@@ -28,11 +28,10 @@ from pitcli.engine.models.bases import check_entries, read_json, reading
 from pitcli.engine.models.tree_support import transformer_of
 from pitcli.errors import RunError, SettingsError
 from pitcli.processes.ranks import local_rank, world_size
-from pitcli.runs.files import DIGESTS
+from pitcli.runs.files import DIGESTS, WEIGHTS
 from pitcli.settings.base import Device, LoraSettings
 
 MARKED_LOGIT = 64.0  # far beyond the caps of any model
-WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = {WEIGHTS, ADAPTER_CONFIG, DIGESTS, "README.md"}
 # fields of ADAPTER_CONFIG: those that pit reads, and those that it writes for other tools only

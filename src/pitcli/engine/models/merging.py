@@ -24,10 +24,11 @@ from transformers import (
 from pitcli.data.templates import ChatFormat, Example
 from pitcli.engine.models.bases import read_json, reading
 from pitcli.engine.models.forward import hidden_states, score_trees
-from pitcli.engine.models.loading import ADAPTER_CONFIG, WEIGHTS
+from pitcli.engine.models.loading import ADAPTER_CONFIG
 from pitcli.engine.models.roles import RoleModel
 from pitcli.engine.models.trees import Tree, completion_batch
 from pitcli.errors import RunError
+from pitcli.runs.files import WEIGHTS
 
 SHARD_SIZE = "5GB"
 ADAPTER_FIELDS = (

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pitcli.engine.models.bases import reading
 from pitcli.engine.models.loading import load_base, lora_config
 from pitcli.engine.models.logprobs import rows_at_once
 from pitcli.engine.models.precision import autocast
-from pitcli.engine.models.roles import RoleModel
+from pitcli.engine.models.roles import COPIES_UP_TO, RoleModel
 from pitcli.engine.training.loop import PlannedRows, RolloutCost, Task
+from pitcli.engine.training.model_shape import Shape, shape_of
 from pitcli.engine.training.schedule import micro_batch_rows
 from pitcli.errors import RunError
 from pitcli.settings.base import LoraSettings, OptimSettings
@@ -35,20 +35,11 @@ PROBES = (2, 8)  # layers of the two shallow copies, at most as many as the mode
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class Shape(NamedTuple):
-    """The size of a model. linear, other: parameters in its linear layers and elsewhere. adapter: those of one LoRA."""
-
-    layers: int
-    vocabulary: int
-    linear: int
-    other: int
-    adapter: int
-
-
 class Footprint(NamedTuple):
     """Bytes at the peak of training, by part, and the seconds of one forward and backward pass.
 
-    process: of the interpreter and its libraries (CPU only). base: frozen weights. adapters: with the optimiser state.
+    process: of the interpreter and its libraries (CPU only). base: frozen weights, and the copies of them that
+    RoleModel.writing makes. adapters: with the optimiser state.
     passes: activations and gradients of the largest micro-batch. logits: of a chunk of its tokens.
     """
 
@@ -119,24 +110,6 @@ def padded(chunk: Sequence[int], lengths: Sequence[int]) -> int:
     return len(chunk) * max(lengths[row] for row in chunk)
 
 
-def shape_of(folder: Path, rank: int) -> Shape:
-    """Return the size of the model in a folder, from its config alone. rank: of LoRA."""
-    with reading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
-    linear = sum(layer.weight.numel() for layer in linears)
-    text = config.get_text_config()
-    return Shape(
-        layers=text.num_hidden_layers,
-        vocabulary=text.vocab_size,
-        linear=linear,
-        other=sum(parameter.numel() for parameter in model.parameters()) - linear,
-        adapter=rank * sum(layer.in_features + layer.out_features for layer in linears),
-    )
-
-
 def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimSettings) -> tuple[Footprint, Sizes]:
     """Estimate what training needs by running the task's largest micro-batch on shallow copies of the model."""
     shape, width = shape_of(setup.folder, setup.lora.lora_rank), setup.dtype.itemsize
@@ -147,16 +120,25 @@ def footprint(setup: Setup, task_on: Callable[[RoleModel], Task], config: OptimS
     few, more = (_in_a_fork(setup.device, partial(_measured, setup, n, task_on, config)) for n in (low, high))
     share = (shape.layers - low) / (high - low)
     bytes_per_weight = NF4_BYTES if setup.load_in_4bit else width
+    copies = sampling_copies(setup, shape) if few.sizes.rollout_cost else 0
     logit_rows = min(few.sizes.logit_rows, rows_at_once(shape.vocabulary, setup.device))
     found = Footprint(
         process=process,
-        base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width,
+        base=round(shape.linear * bytes_per_weight / setup.shards) + shape.other * width + copies,
         adapters=shape.adapter * 4 * (setup.roles + setup.trained * (STATE_COPIES - 1)),
         passes=round(few.peak_bytes + (more.peak_bytes - few.peak_bytes) * share),
         logits=logit_rows * shape.vocabulary * 4 * LOGIT_COPIES,
         seconds=few.seconds + (more.seconds - few.seconds) * share,
     )
     return found, few.sizes
+
+
+def sampling_copies(setup: Setup, shape: Shape) -> int:
+    """Return the bytes of the copies with which training samples; in fp32 they are gone before the passes."""
+    if setup.device.type != "cpu" or setup.shards > 1 or shape.linear + shape.other > COPIES_UP_TO:
+        return 0
+    layers = 0 if setup.load_in_4bit or setup.dtype is torch.float32 else shape.linear
+    return (layers + shape.head) * setup.dtype.itemsize
 
 
 def _in_a_fork(device: torch.device, measure: Callable[[], Measured]) -> Measured:

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from pitcli.console import counted, note, warn
@@ -16,12 +15,13 @@ from pitcli.data.reading import file_label, listed
 from pitcli.data.rows import Draft, PreferencePair, RowError
 from pitcli.data.splits import SKETCHED, prompt_key, prompt_sketch
 from pitcli.data.strict_json import RowProblem
-from pitcli.engine.models.loading import WEIGHTS, lora_settings
+from pitcli.engine.models.loading import lora_settings
 from pitcli.engine.models.opening import Base
 from pitcli.engine.training.schedule import default_learning_rate
 from pitcli.errors import InputError, SettingsError
 from pitcli.runs.earlier import EarlierRun, any_run
-from pitcli.runs.manifest import MANIFEST, DataIdentity, Manifest, library_versions
+from pitcli.runs.growing_rows import manifest_of
+from pitcli.runs.manifest import DataIdentity, Manifest, library_versions
 from pitcli.settings.base import Settings
 from pitcli.settings.default_runs import Kind
 from pitcli.settings.distill import DistillConfig
@@ -172,9 +172,7 @@ def new_manifest(
             "gap_data": gap_data,
             "earlier_rewards": sorted({command for run in earlier for command in run.manifest.reward_commands}),
             "inputs": {
-                role: run.manifest.files[f"{role}/{WEIGHTS}"]
-                for run in earlier
-                for role in run.manifest.trained_roles()
+                role: run.manifest.adapter_digest(role) for run in earlier for role in run.manifest.trained_roles()
             },
         }
     )
@@ -188,7 +186,7 @@ def gap_data_of_rows(path: str) -> list[DataIdentity]:
     """
     found: list[DataIdentity] = []
     for file in split_commas(path):
-        path_of_record = Path(f"{file}.{MANIFEST}")
+        path_of_record = manifest_of(file)
         if not path_of_record.is_file():
             continue
         try:
