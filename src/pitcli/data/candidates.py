@@ -13,7 +13,7 @@ from pitcli.data.reading import file_label
 from pitcli.data.rows import Draft, OnError, PreferencePair, Prompt, Row, RowError
 from pitcli.data.sources import open_rows
 from pitcli.data.strict_json import RowProblem, describe
-from pitcli.settings.scoring import ALL, ORIGINAL, OTHERS
+from pitcli.settings.scoring import ALL, ORIGINAL_RESPONSE, OTHERS
 
 RESPONSES = "responses"
 MOST = 64  # responses that are compared with one another; the work grows with their square
@@ -130,9 +130,9 @@ def _listed(row: Row, name: str, file: str, line: int) -> list[Draft]:
 
 def _reference(row: Row, prompt: Prompt, against: str | None) -> str | None:
     """The response that the others are compared with; None if they are compared with one another."""
-    if against in (OTHERS, ALL) or (against is None and row.get(ORIGINAL) is None):
+    if against in (OTHERS, ALL) or (against is None and row.get(ORIGINAL_RESPONSE) is None):
         return None
-    return response_at(row, against or ORIGINAL, prompt)
+    return response_at(row, against or ORIGINAL_RESPONSE, prompt)
 
 
 def response_at(row: Row, field: str, prompt: Prompt) -> str:

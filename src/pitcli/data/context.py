@@ -53,7 +53,7 @@ def history_of(row: Row) -> list[Message]:
     for index, turns in enumerate(history):
         where = f"history[{index}]"
         if not isinstance(turns, list) or len(turns) != 2:
-            raise RowProblem(where, f"expected a question and its answer, got {counted(turns)}")
+            raise RowProblem(where, f"expected a question and its answer, got {description_of(turns)}")
         messages.append(Message("user", checked_text(turns[0], f"{where}[0]")))
         messages.append(Message("assistant", checked_text(turns[1], f"{where}[1]")))
     return messages
@@ -75,5 +75,5 @@ def is_absent(row: Row, field: str) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def counted(value: object) -> str:
+def description_of(value: object) -> str:
     return f"an array of {len(value)}" if isinstance(value, list) else describe(value)

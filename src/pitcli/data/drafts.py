@@ -66,7 +66,7 @@ def _verbatim_draft(row: Row, line: int) -> Draft:
         return Draft(parse_id(row), parse_prompt(text, "prompt"), checked_text(value, RESPONSE), row, line)
     named = _plainly_named(row)
     place = response_place(named)
-    value = value_at(named, place)
+    value = value_or_none(named, place)
     if value is None:
         raise _missing(row)
     prompt, response = _prompt_and_response(named, place, value)
@@ -83,7 +83,7 @@ def parse_question(row: Row, file: str, line: int, fields: Mapping[str, str] | N
     row = with_fields(row, fields) if fields else row
     named = _plainly_named(row)
     place = response_place(named)
-    value = value_at(named, place)
+    value = value_or_none(named, place)
     is_pair = _is_pair(named)
     if named.get("prompt") is not None and isinstance(named.get("chosen", ""), str):
         return Draft(parse_id(named), prompt_with_context(named, "prompt"), "", row, line)
@@ -107,12 +107,12 @@ def _prompt_of_pair(row: Row, file: str, line: int) -> Prompt:
 def response_place(row: Row) -> Place:
     """The path to the draft: a text, a message, or a conversation whose last turn it is."""
     if isinstance(response := row.get(RESPONSE), dict):
-        inner = next((place for place in CHAT_COMPLETIONS if value_at(response, place) is not None), ())
+        inner = next((place for place in CHAT_COMPLETIONS if value_or_none(response, place) is not None), ())
         return (RESPONSE, *inner)
     if response is not None:
         return (RESPONSE,)
     for place in CONVERSATIONS:
-        if _ends_with_assistant(value_at(row, place)):
+        if _ends_with_assistant(value_or_none(row, place)):
             return place
     for field in OTHER_RESPONSES:
         if row.get(field) is not None:
@@ -121,7 +121,7 @@ def response_place(row: Row) -> Place:
     return TRANSCRIPT if row.get("text") is not None and not has_prompt else (RESPONSE,)
 
 
-def value_at(row: Any, place: Place) -> Any:
+def value_or_none(row: Any, place: Place) -> Any:
     """The value at a path, None if there is none."""
     value = row
     for key in place:
@@ -210,14 +210,14 @@ def _whole_conversation(row: Row, field: str, value: Any) -> tuple[Prompt, str]:
 
 def _has_prompt(row: Row) -> bool:
     fields = any(row.get(field) is not None for field in ("prompt", "info", *QUESTIONS))
-    return fields or any(isinstance(value_at(row, place), list) for place in CONVERSATIONS)
+    return fields or any(isinstance(value_or_none(row, place), list) for place in CONVERSATIONS)
 
 
 def _prompt_next_to_response(row: Row) -> Prompt:
     if row.get("prompt") is not None:
         return prompt_with_context(row, "prompt")
     for place in CONVERSATIONS:
-        if isinstance(turns := value_at(row, place), list):
+        if isinstance(turns := value_or_none(row, place), list):
             field = ".".join(map(str, place))
             return prompt_with_context({**row, field: turns}, field)
     for field in QUESTIONS:
@@ -227,7 +227,7 @@ def _prompt_next_to_response(row: Row) -> Prompt:
 
 
 def _ends_with_assistant(value: Any) -> bool:
-    last = value_at(value, (-1,)) if isinstance(value, list) else None
+    last = value_or_none(value, (-1,)) if isinstance(value, list) else None
     role = (last.get("role") or last.get("from")) if isinstance(last, dict) else None
     return isinstance(role, str) and ROLES.get(role.strip().lower()) == "assistant"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import nan
 
 from pitcli.data.completions import Parts, parse_implicit_prompt, split_completion, with_completions
-from pitcli.data.context import counted, is_absent, prompt_with_context, question_of, with_context
+from pitcli.data.context import description_of, is_absent, prompt_with_context, question_of, with_context
 from pitcli.data.conversations import checked_prompt, checked_text, messages_of
 from pitcli.data.ratings import Rated, number_of
 from pitcli.data.rows import Message, Prompt, Row
@@ -155,7 +155,7 @@ def _grade(value: object) -> float:
 def ranked_outputs(row: Row) -> Parts:
     outputs = row["output"]
     if not isinstance(outputs, list) or len(outputs) != 2:
-        reason = f"expected two texts, the better one first, got {counted(outputs)}; or use chosen and rejected"
+        reason = f"expected two texts, the better one first, got {description_of(outputs)}; or use chosen and rejected"
         raise RowProblem("output", reason)
     better, worse = (checked_text(text, f"output[{index}]").strip() for index, text in enumerate(outputs))
     return question_of(row, "instruction"), better, worse

@@ -15,8 +15,8 @@ from pitcli.data.rows import Prompt
 from pitcli.data.strict_json import RowProblem, describe
 from pitcli.evaluation.statistics import PairedComparison, compare, mean_interval
 
-RESPONSE, ORIGINAL, TIE = "response", "original_response", "tie"
-PREFERENCES = (RESPONSE, ORIGINAL, TIE)
+RESPONSE, ORIGINAL_RESPONSE, TIE = "response", "original_response", "tie"
+PREFERENCES = (RESPONSE, ORIGINAL_RESPONSE, TIE)
 
 Interval = tuple[float, float]
 Parsed = TypeVar("Parsed")
@@ -93,7 +93,7 @@ def parse_item(row: dict[str, Any], file: str, line: int) -> Item:
 
 def parse_label(row: dict[str, Any], file: str, line: int) -> Label:
     preferred = _one_of(row, "preferred", PREFERENCES)
-    shown_first = _one_of(row, "shown_first", (RESPONSE, ORIGINAL))
+    shown_first = _one_of(row, "shown_first", (RESPONSE, ORIGINAL_RESPONSE))
     chose_first = None if preferred == TIE else preferred == shown_first
     return Label(
         annotator=_field(row, "annotator", str),
@@ -110,7 +110,7 @@ def parse_judge_choice(row: dict[str, Any], file: str, line: int) -> JudgeChoice
     p_better = _field(row, "p_better", int | float)
     if not 0 <= p_better <= 1:
         raise RowProblem("p_better", f"expected a number from 0 to 1, got {p_better}")
-    return JudgeChoice(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL if p_better < 0.5 else TIE)
+    return JudgeChoice(judge, item, RESPONSE if p_better > 0.5 else ORIGINAL_RESPONSE if p_better < 0.5 else TIE)
 
 
 def majority(preferences: Iterable[str]) -> str:
@@ -170,7 +170,7 @@ def describe_annotator(annotator: str, labels: Sequence[Label]) -> Annotator:
 
 def wins(majorities: dict[Item, str]) -> PairedComparison:
     """Compare responses with originals by the majority; the interval resamples prompts."""
-    sign = {RESPONSE: 1.0, ORIGINAL: -1.0, TIE: 0.0}
+    sign = {RESPONSE: 1.0, ORIGINAL_RESPONSE: -1.0, TIE: 0.0}
     signs = [sign[preferred] for preferred in majorities.values()]
     return compare(signs, [0.0] * len(signs), [json.dumps(item.prompt) for item in majorities])
 

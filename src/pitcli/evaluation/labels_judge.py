@@ -6,11 +6,11 @@ from statistics import fmean
 
 from pitcli.data.reading import load_rows
 from pitcli.data.rows import Comparison
-from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, parse_label
+from pitcli.evaluation.agreement import ORIGINAL_RESPONSE, RESPONSE, TIE, parse_label
 from pitcli.evaluation.judge import Judge, Verdict
 from pitcli.settings.values import split_commas
 
-P_BETTER = {RESPONSE: 1.0, TIE: 0.5, ORIGINAL: 0.0}
+P_BETTER = {RESPONSE: 1.0, TIE: 0.5, ORIGINAL_RESPONSE: 0.0}
 
 
 def labels_judge(name: str, files: str) -> Judge:

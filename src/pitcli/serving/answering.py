@@ -24,8 +24,8 @@ from pitcli.serving.requests import (
     ScoreRequest,
     Task,
     draft_of,
+    prompt_in,
     prompt_of,
-    question_of,
     task_of,
 )
 from pitcli.serving.upstream import Upstream, WrittenDraft, different_seeds
@@ -175,12 +175,12 @@ class Answering:
 
     async def rerank(self, request: RerankRequest) -> list[float]:
         """Return for each document P(better than another one), the mean over the others."""
-        prompt, texts = question_of(request.query, "query"), request.texts()
+        prompt, texts = prompt_in(request.query, "query"), request.texts()
         return await self._in_time(self._ranked(prompt, texts), "documents")
 
     async def score(self, request: ScoreRequest) -> list[dict[str, float]]:
         """Return the gap of each response over the reference response, and P(better)."""
-        prompt = question_of(request.prompt, "prompt")
+        prompt = prompt_in(request.prompt, "prompt")
         responses = [request.response] if isinstance(request.response, str) else request.response
         candidates = Candidates(prompt, tuple(responses), request.reference)
         scores: Scores = await self._in_time(self.engine.scores(candidates), "response")
@@ -190,7 +190,7 @@ class Answering:
 
     async def explain(self, request: ExplainRequest) -> dict[str, Any]:
         """Return the gap of the response over the draft, and its edits as pit explain writes them."""
-        improvement = Comparison(question_of(request.prompt, "prompt"), request.response, request.draft)
+        improvement = Comparison(prompt_in(request.prompt, "prompt"), request.response, request.draft)
         found: Explanation = await self._in_time(self.engine.explanation(improvement), "response")
         return {"gap": found.gap, "edits": [edit.fields() for edit in found.edits]}
 

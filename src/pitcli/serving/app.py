@@ -20,7 +20,7 @@ from pitcli.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from pitcli.serving.page import Page
 from pitcli.serving.pairs import PairFile
 from pitcli.serving.recording import LEFT, QUIET, Recording, log_fields
-from pitcli.serving.replies import Reply, event, headers_of
+from pitcli.serving.replies import ChatReply, event, headers_of
 from pitcli.serving.requests import (
     GAP,
     IMPROVE,
@@ -29,7 +29,7 @@ from pitcli.serving.requests import (
     PairRequest,
     RerankRequest,
     ScoreRequest,
-    question_of,
+    prompt_in,
     read_body,
 )
 
@@ -49,7 +49,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body: ChatRequest = read_body(await request.body(), ChatRequest)
         task = self.answering.checked(body)
-        reply = Reply(body, self.answering.engine.writer.chat)
+        reply = ChatReply(body, self.answering.engine.writer.chat)
         outcomes = self.answering.chat(body, task)
         if not body.stream:
             outcome = await unless_client_leaves(request, last(outcomes))
@@ -60,7 +60,7 @@ class Server:
         return EventStream(self._events(request, reply, first, outcomes), outcomes)
 
     async def _events(
-        self, request: Request, reply: Reply, first: Outcome, outcomes: AsyncGenerator[Outcome, None]
+        self, request: Request, reply: ChatReply, first: Outcome, outcomes: AsyncGenerator[Outcome, None]
     ) -> AsyncGenerator[str, None]:
         """Yield the events of a stream: what was done after each iteration, then the response.
 
@@ -116,7 +116,7 @@ class Server:
         if self.pairs is None:
             raise RequestError(404, "pairs are not collected; start pit serve with --collect FILE", "not_collected")
         pair: PairRequest = read_body(await request.body(), PairRequest)
-        await asyncio.to_thread(self.pairs.append, pair, question_of(pair.prompt, "prompt"))
+        await asyncio.to_thread(self.pairs.append, pair, prompt_in(pair.prompt, "prompt"))
         return JSONResponse({"saved": True})
 
     async def models(self, request: Request) -> Response:

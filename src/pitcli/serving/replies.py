@@ -17,7 +17,7 @@ PIECE = re.compile(r"\s*\S+\s*")
 WORDS = 8  # per chunk of a stream
 
 
-class Reply:
+class ChatReply:
     """The reply to one chat completion."""
 
     def __init__(self, request: ChatRequest, chat: ChatFormat) -> None:

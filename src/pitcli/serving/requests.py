@@ -187,7 +187,7 @@ def prompt_of(messages: list[Any]) -> Prompt:
     return _checked(checked_prompt, _checked(messages_of, messages, "messages"), "messages")
 
 
-def question_of(value: str | list[Any], field: str) -> Prompt:
+def prompt_in(value: str | list[Any], field: str) -> Prompt:
     """Return a text, which is one user message whatever is in it, or messages as a prompt."""
     if isinstance(value, str):
         return (Message("user", _checked(text_of, value, field)),)

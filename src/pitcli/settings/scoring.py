@@ -10,7 +10,7 @@ from pitcli.settings.base import GapBound, ModelSettings
 from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import PairRowSettings
 
-ORIGINAL = "original_response"  # the field of the draft in improved rows
+ORIGINAL_RESPONSE = "original_response"  # the field of the draft in improved rows
 OTHERS, ALL = "others", "all"  # what --against may be besides a field
 
 
@@ -81,7 +81,7 @@ class ExplainConfig(ScoringSettings):
         ".jsonl, .csv, .tsv, each also as .gz, .parquet or hub:OWNER/NAME; - for stdin",
     )
     against: Annotated[str, Fact.text, Section.common] = Field(
-        ORIGINAL, description="The field with the draft, e.g. draft or answers.0.text"
+        ORIGINAL_RESPONSE, description="The field with the draft, e.g. draft or answers.0.text"
     )
     diff: Annotated[bool, Fact.execution, Section.output] = Field(
         False, description="Show each improvement with its edits and their shares, on stderr"

@@ -22,7 +22,7 @@ from pitcli.data.rows import RowError
 from pitcli.data.streams import open_growing
 from pitcli.data.strict_json import RowProblem
 from pitcli.errors import InputError, SettingsError
-from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, TIE, Item, parse_item, parse_label
+from pitcli.evaluation.agreement import ORIGINAL_RESPONSE, RESPONSE, TIE, Item, parse_item, parse_label
 from pitcli.runs.growing_rows import refuse_other_output
 from pitcli.settings.tools import AnnotateConfig
 
@@ -79,7 +79,7 @@ def refuse_other_rows(output: str) -> None:
 def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[Pair]:
     """Return every pair of different texts once."""
     pairs: dict[Item, Pair] = {}
-    for _, (item, row) in parsed_rows(path, parse_pair, errors.append, notes):
+    for _, (item, row) in parsed_rows(path, parse_item_row, errors.append, notes):
         if item.response == item.original_response:
             notes["pairs of identical texts skipped"] += 1
         elif item in pairs:
@@ -89,7 +89,7 @@ def read_pairs(path: str, errors: list[RowError], notes: Counter[str]) -> list[P
     return list(pairs.values())
 
 
-def parse_pair(row: dict[str, Any], file: str, line: int) -> Pair:
+def parse_item_row(row: dict[str, Any], file: str, line: int) -> Pair:
     return Pair(parse_item(row, file, line), row)
 
 
@@ -102,7 +102,7 @@ def shuffled_pairs(config: AnnotateConfig, pairs: Sequence[Pair]) -> list[Pair]:
 def shown_order(config: AnnotateConfig, item: Item) -> tuple[str, str]:
     """Return which of the two responses is shown first and which second."""
     swap = random_number(config.seed, config.annotator, item.key, "side") % 2
-    return (ORIGINAL, RESPONSE) if swap else (RESPONSE, ORIGINAL)
+    return (ORIGINAL_RESPONSE, RESPONSE) if swap else (RESPONSE, ORIGINAL_RESPONSE)
 
 
 def random_number(*parts: int | str) -> int:

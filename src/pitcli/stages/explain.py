@@ -52,14 +52,14 @@ def run(config: ExplainConfig) -> int:
     gap_run, tally = find_gap_models(config.reward), Tally(config)
     improved = iter_improvements(config.input, config.against, tally.on_error, tally.notes)
     base = open_base(config, [gap_run])
-    with growing_rows(config, lambda: origin_of_rows(config, base, gap_run), keys_by(row_key)) as rows:
+    with growing_rows(config, lambda: origin_of_rows(config, base, gap_run), keys_by(explained_row_key)) as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, GapBound.mean)
         # a response without an edit may be longer than both texts
         gap_model = gap_model._replace(max_length=base.max_length)
         usable = fitting(improved, base, gap_run, tally)
         with progress("explaining", None, rows.stream) as advance:
             for window in windows(usable, config.micro_batch_size, config.input):
-                are_new = [not rows.take(row_key(improvement.improved.row)) for improvement in window]
+                are_new = [not rows.take(explained_row_key(improvement.improved.row)) for improvement in window]
                 # as a whole, so that its rows do not depend on where the command was stopped
                 comparisons = [improvement.comparison() for improvement in window] if any(are_new) else []
                 explained = within_memory(gap_model, comparisons, explain)
@@ -68,7 +68,7 @@ def run(config: ExplainConfig) -> int:
                         tally.add(improvement, explanation)
                         if explanation is not None:
                             row = improvement.row(explanation.edits)
-                            rows.write(row_key(row), f"{encode(row)}\n")
+                            rows.write(explained_row_key(row), f"{encode(row)}\n")
                     advance()
     report(config, tally, gap_run)
     return 1 if tally.failed else 0
@@ -97,7 +97,7 @@ def origin_of_rows(config: ExplainConfig, base: Base, gap_run: EarlierRun) -> Ro
     return {**made_with, "explained": explained}
 
 
-def row_key(row: Row) -> int:
+def explained_row_key(row: Row) -> int:
     return content_key(without_edits(row))
 
 

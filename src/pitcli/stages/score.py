@@ -60,13 +60,13 @@ def run(config: ScoreConfig) -> int:
     base = open_base(config, [gap_run])
     rows_go_out = not (config.labels and config.output == "-")
     made_with = partial(origin_of_rows, config, base, gap_run)
-    with growing_rows(config, made_with, keys_by(row_key)) if rows_go_out else no_rows() as rows:
+    with growing_rows(config, made_with, keys_by(scored_row_key)) if rows_go_out else no_rows() as rows:
         gap_model = load_gap_model(base, gap_run, config.micro_batch_size, config.gap_bound)
         compare = partial(score, pairwise=config.against == ALL)
         usable = fitting(candidates, base, gap_model.loss, tally)
         with progress("scoring", None, rows.stream) as advance:
             for window in windows(usable, WINDOW * config.micro_batch_size, config.input):
-                pending = [(each, [not rows.take(row_key(row)) for row in each.rows]) for each in window]
+                pending = [(each, [not rows.take(scored_row_key(row)) for row in each.rows]) for each in window]
                 if not any(any(are_new) for _, are_new in pending):
                     continue
                 # as a whole, so that its rows do not depend on where the command was stopped
@@ -75,7 +75,7 @@ def run(config: ScoreConfig) -> int:
                         tally.add(each, scores, sum(are_new))
                     for row, is_new in zip(scores.rows(each) if scores else (), are_new, strict=False):
                         if is_new:
-                            rows.write(row_key(row), f"{encode(row)}\n")
+                            rows.write(scored_row_key(row), f"{encode(row)}\n")
                     advance(len(each.responses))
     report(config, tally, gap_run)
     return 1 if tally.failed else 0
@@ -111,7 +111,7 @@ def origin_of_rows(config: ScoreConfig, base: Base, gap_run: EarlierRun) -> dict
     }
 
 
-def row_key(row: Row) -> int:
+def scored_row_key(row: Row) -> int:
     return content_key(without_scores(row))
 
 
