@@ -85,15 +85,16 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
-    """Measured in processor time, because other tests run at the same time."""
+    """Measured in processor time, because other tests run at the same time; and against the libraries that it needs."""
 
-    def seconds() -> float:
+    def seconds(command: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*PIT, "--help"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    libraries = min(seconds([sys.executable, "-c", "import pydantic.main, typer.main"]) for _ in range(3))
+    assert min(seconds([*PIT, "--help"]) for _ in range(3)) < 4 * libraries
 
 
 def test_help_of_pit_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pitcli import cli
 from pitcli.data.rows import Message
 from pitcli.evaluation.agreement import (
-    ORIGINAL,
+    ORIGINAL_RESPONSE,
     RESPONSE,
     TIE,
     Item,
@@ -71,23 +71,23 @@ def test_alpha_of_krippendorffs_published_example() -> None:
 
 
 def test_perfect_agreement_is_one_and_chance_is_about_zero() -> None:
-    perfect = alpha([[RESPONSE] * 2] * 20 + [[ORIGINAL] * 2] * 20)
+    perfect = alpha([[RESPONSE] * 2] * 20 + [[ORIGINAL_RESPONSE] * 2] * 20)
     assert perfect == (1.0, (1.0, 1.0))
     rng = random.Random(0)
-    chance = alpha([[rng.choice([RESPONSE, ORIGINAL, TIE]) for _ in range(3)] for _ in range(600)])
+    chance = alpha([[rng.choice([RESPONSE, ORIGINAL_RESPONSE, TIE]) for _ in range(3)] for _ in range(600)])
     assert chance is not None
     assert chance.ci[0] < 0 < chance.ci[1]
     assert chance.ci[1] - chance.ci[0] < 0.15
 
 
 def test_two_annotators_who_always_differ_are_below_chance() -> None:
-    found = alpha([[RESPONSE, ORIGINAL]] * 10)
+    found = alpha([[RESPONSE, ORIGINAL_RESPONSE]] * 10)
     assert found is not None
     # 10 items: observed disagreement 1, expected 2 * 10 * 10 / (20 * 19)
     assert found.value == pytest.approx(1 - 1 / (200 / 380))
 
 
-@pytest.mark.parametrize("units", [[], [[RESPONSE], [ORIGINAL]], [[TIE, TIE]] * 5])
+@pytest.mark.parametrize("units", [[], [[RESPONSE], [ORIGINAL_RESPONSE]], [[TIE, TIE]] * 5])
 def test_no_alpha_if_agreement_cannot_be_distinguished_from_chance(units: list[list[str]]) -> None:
     assert alpha(units) is None
 
@@ -96,8 +96,10 @@ def test_the_interval_covers_the_alpha_of_the_population() -> None:
     rng = random.Random(1)
 
     def units(count: int) -> list[list[str]]:
-        truths = [rng.choice([RESPONSE, ORIGINAL]) for _ in range(count)]
-        return [[t if rng.random() < 0.8 else rng.choice([RESPONSE, ORIGINAL]) for _ in range(2)] for t in truths]
+        truths = [rng.choice([RESPONSE, ORIGINAL_RESPONSE]) for _ in range(count)]
+        return [
+            [t if rng.random() < 0.8 else rng.choice([RESPONSE, ORIGINAL_RESPONSE]) for _ in range(2)] for t in truths
+        ]
 
     # each keeps the truth with probability 0.8, so their correlation is 0.64
     intervals = [found.ci for _ in range(100) if (found := alpha(units(100), draws=500)) is not None]
@@ -118,10 +120,10 @@ def test_resampled_alphas_equal_those_of_the_krippendorff_package() -> None:
     ("preferences", "expected"),
     [
         ([RESPONSE], RESPONSE),
-        ([RESPONSE, ORIGINAL], TIE),
+        ([RESPONSE, ORIGINAL_RESPONSE], TIE),
         ([RESPONSE, TIE], TIE),
-        ([ORIGINAL, TIE, ORIGINAL], ORIGINAL),
-        ([RESPONSE, RESPONSE, ORIGINAL, ORIGINAL, TIE], TIE),
+        ([ORIGINAL_RESPONSE, TIE, ORIGINAL_RESPONSE], ORIGINAL_RESPONSE),
+        ([RESPONSE, RESPONSE, ORIGINAL_RESPONSE, ORIGINAL_RESPONSE, TIE], TIE),
         ([TIE, RESPONSE, TIE], TIE),
     ],
 )
@@ -130,14 +132,14 @@ def test_majority(preferences: list[str], expected: str) -> None:
 
 
 def test_pairwise_agreement_counts_items_with_at_least_two_labels() -> None:
-    found = pairwise_agreement([[TIE], [TIE, TIE], [RESPONSE, RESPONSE, ORIGINAL]])
+    found = pairwise_agreement([[TIE], [TIE, TIE], [RESPONSE, RESPONSE, ORIGINAL_RESPONSE]])
     assert found.n == 2
     assert found.share == pytest.approx((1 + 1 / 3) / 2)
     assert pairwise_agreement([[TIE]]) == (0, None, None)
 
 
 def test_wins_count_wins_ties_and_losses_of_the_response() -> None:
-    majorities = {item(n): RESPONSE if n < 60 else TIE if n < 70 else ORIGINAL for n in range(100)}
+    majorities = {item(n): RESPONSE if n < 60 else TIE if n < 70 else ORIGINAL_RESPONSE for n in range(100)}
     found = wins(majorities)
     assert found[:4] == (60, 10, 30, 30.0)
     # the signs have a standard deviation of 0.9, so the interval is about 30 +- 1.96 * 9
@@ -145,7 +147,7 @@ def test_wins_count_wins_ties_and_losses_of_the_response() -> None:
 
 
 def test_a_judge_is_compared_with_the_majority() -> None:
-    majorities = {item(n): RESPONSE if n < 4 else ORIGINAL if n < 8 else TIE for n in range(10)}
+    majorities = {item(n): RESPONSE if n < 4 else ORIGINAL_RESPONSE if n < 8 else TIE for n in range(10)}
     choices: dict[Item, str | None] = {item(n): RESPONSE for n in range(6)}  # 4 right, 2 wrong
     choices |= {item(6): TIE, item(7): None, item(8): TIE, item(9): RESPONSE, item(99): RESPONSE}
     found = judge_agreement("j", choices, majorities)
@@ -160,8 +162,8 @@ def test_a_judge_is_compared_with_the_majority() -> None:
 
 
 def test_the_command_on_two_files_and_judges(agree: Callable[..., tuple[Row, str]]) -> None:
-    ada = [label("ada", n, RESPONSE if n < 6 else ORIGINAL, shown_first=ORIGINAL) for n in range(8)]
-    ben = [label("ben", n, RESPONSE if n < 5 else ORIGINAL) for n in range(8)]
+    ada = [label("ada", n, RESPONSE if n < 6 else ORIGINAL_RESPONSE, shown_first=ORIGINAL_RESPONSE) for n in range(8)]
+    ben = [label("ben", n, RESPONSE if n < 5 else ORIGINAL_RESPONSE) for n in range(8)]
     verdicts = [verdict("good", n, 0.9 if n < 5 else 0.1) for n in range(8)]
     verdicts += [verdict("lost", 0, None), verdict("elsewhere", 50, 0.9), verdict("halves", 0, 0.5)]
     found, err = agree(ada, ben, verdicts=verdicts)
@@ -188,7 +190,7 @@ def test_the_command_on_two_files_and_judges(agree: Callable[..., tuple[Row, str
 
 
 def test_one_annotator_gives_no_alpha_and_the_last_label_counts(agree: Callable[..., tuple[Row, str]]) -> None:
-    found, err = agree([label("ada", 0, ORIGINAL), label("ada", 1, RESPONSE), label("ada", 0, RESPONSE)])
+    found, err = agree([label("ada", 0, ORIGINAL_RESPONSE), label("ada", 1, RESPONSE), label("ada", 0, RESPONSE)])
     assert found["alpha"] is None
     assert found["agreement"]["n"] == 0
     assert (found["labels"], found["majority"]["wins"]) == (2, 2)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pitcli import cli
 from pitcli.data.rows import Message
-from pitcli.evaluation.agreement import ORIGINAL, RESPONSE, Item
+from pitcli.evaluation.agreement import ORIGINAL_RESPONSE, RESPONSE, Item
 from pitcli.settings.tools import AnnotateConfig
 from pitcli.stages.annotate import show, shown_order
 
@@ -52,14 +52,14 @@ def annotate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Annotate:
 
 def test_a_label_records_the_choice_and_the_response_it_means(annotate: Annotate) -> None:
     assert annotate("12t12t12") == 0
-    other = {RESPONSE: ORIGINAL, ORIGINAL: RESPONSE}
+    other = {RESPONSE: ORIGINAL_RESPONSE, ORIGINAL_RESPONSE: RESPONSE}
     by_prompt = {}
     for label, choice in zip(labels(), "12t12t12", strict=True):
         first = label["shown_first"]
         assert label["preferred"] == {"1": first, "2": other[first], "t": "tie"}[choice]
         assert (label["choice"], label["annotator"]) == (choice, "ada")
         assert label["time"].endswith("+00:00")
-        by_prompt[label["prompt"]] = {field: label[field] for field in ("prompt", ORIGINAL, RESPONSE)}
+        by_prompt[label["prompt"]] = {field: label[field] for field in ("prompt", ORIGINAL_RESPONSE, RESPONSE)}
     assert by_prompt == {f"p{number}": row(number) for number in range(8)}
     assert len({label["key"] for label in labels()}) == 8
 
@@ -68,7 +68,7 @@ def test_a_label_records_which_response_was_shown_first(annotate: Annotate, caps
     annotate("11111111")
     err = capsys.readouterr().err
     for label in labels():
-        first, second = [label[RESPONSE], label[ORIGINAL]][:: 1 if label["shown_first"] == RESPONSE else -1]
+        first, second = [label[RESPONSE], label[ORIGINAL_RESPONSE]][:: 1 if label["shown_first"] == RESPONSE else -1]
         assert f"prompt\n    {label['prompt']}" in (shown := "\n".join(map(str.rstrip, err.splitlines())))
         assert f"response 1\n    {first}\nresponse 2\n    {second}\n" in shown
     assert [label["prompt"] for label in labels()] != [f"p{number}" for number in range(8)]
@@ -80,7 +80,7 @@ def test_the_screen_does_not_reveal_which_response_is_the_original() -> None:
         show(Console(file=stream), Item((Message("user", "p"),), original, response), order)
         return stream.getvalue()
 
-    assert shown("a", "b", (ORIGINAL, RESPONSE)) == shown("b", "a", (RESPONSE, ORIGINAL))
+    assert shown("a", "b", (ORIGINAL_RESPONSE, RESPONSE)) == shown("b", "a", (RESPONSE, ORIGINAL_RESPONSE))
 
 
 def test_sides_are_balanced_and_differ_by_annotator_and_seed() -> None:

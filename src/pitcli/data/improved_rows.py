@@ -38,7 +38,11 @@ def improved_draft(row: dict[str, Any], file: str, line: int) -> Draft:
     """The draft that an improved row was made from; RowProblem if it is not a row of pit improve."""
     if "original_response" not in row:
         raise RowProblem("original_response", "missing; expected a row of pit improve --output-format rows")
-    return parse_draft({**row, "response": row["original_response"]}, file, line)
+    try:
+        return parse_draft({**row, "response": row["original_response"]}, file, line)
+    except RowProblem as problem:
+        field = "original_response" if problem.field == "response" else problem.field
+        raise RowProblem(field, problem.reason) from None
 
 
 def gap_of(row: dict[str, Any]) -> float:
