@@ -219,7 +219,7 @@ def two_seeds(tmp_path: Path) -> Path:
         names = {
             *("drafts", "pit", "pit-3", "pit-5", "pit-stop", "pit-pruned", "pit-stop-pruned", "resample"),
             *("distill@sft", "distill@on-policy", "distill@dpo", "distill@twice", "distill@teacher"),
-            *("distill@best-of-n", "distill@improved"),
+            *("distill@best-of-n", "distill@improved", "distill@longer"),
             *(f"way@{name}{stop}" for name in ways.ways(scales.TINY, 0) for stop in ("", "-stop")),
             *(f"detail@{name}" for name in rl_details.DETAILS),
             *(run for run, _, _ in tuning.tries()),
@@ -288,3 +288,9 @@ def test_a_report_reads_the_rows_of_two_seeds(
     report = module.study(scales.TINY).report if hasattr(module, "study") else module.STUDY.report
     report(two_seeds, [0, 1], scales.TINY)
     assert json.loads((two_seeds / file).read_text(), parse_constant=pytest.fail)  # no NaN: it is not JSON
+
+
+def test_a_study_that_needs_the_truth_refuses_real_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mends.py", "--model=smollm2", "--data=hh.jsonl"])
+    with pytest.raises(SystemExit, match="needs the true grades of a task; expected --model tiny or --english"):
+        project.run_study("", lambda _: project.Study(["pit"], report=lambda *_: None))

@@ -17,7 +17,7 @@ from pitcli.console import table
 from pitcli.evaluation.statistics import mean_of
 from pitcli.evaluation.systems import ImprovedRow
 
-METHODS = ("distill@sft", "distill@dpo", "distill@on-policy", "distill@twice")
+METHODS = ("distill@sft", "distill@dpo", "distill@on-policy", "distill@twice", "distill@longer")
 TEACHER, BEFORE = "distill@teacher", "resample"
 
 

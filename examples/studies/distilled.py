@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from scales import StudyScale
+from scales import StudyScale, setting_of
 from steps import ONCE, RL_DRAFTS, improve, rl, sample
 
 POLICY = "distill-sft"  # of the first round
@@ -58,8 +58,9 @@ def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
     """The commands that make distill@VALUE.jsonl: what a distilled policy writes.
 
     VALUE: a method of pit distill, one response per prompt; twice: of a second round of sft, on improved drafts of the
-    first; teacher: the improver that is distilled, on the drafts of the policy before; best-of-n: of the policy of sft,
-    with the tokens of teacher; improved: the teacher on its drafts.
+    first; longer: of sft with as many epochs as both rounds; teacher: the improver that is distilled, on the drafts of
+    the policy before; best-of-n: of the policy of sft, with the tokens of teacher (the draft, which the policy before
+    wrote, is one of the n); improved: the teacher on its drafts.
     """
     made, name = _Round(scale, seed), f"distill@{value}"
     start, own, out = made.start, made.own, f"distill-{value}"
@@ -70,6 +71,10 @@ def distilled_steps(scale: StudyScale, seed: int, value: str) -> list[str]:
             steps = [*made.teacher(), of_teacher]
         case "sft":
             steps = [*first, made.written(name, POLICY)]
+        case "longer":
+            epochs = 2 * int(setting_of(scale.distill, "--epochs") or 1)
+            trained = made.trained("sft", f"improved-{own}", start, out, f"{scale.distill} --epochs {epochs}")
+            steps = [*first[:-1], trained, made.written(name, out)]
         case "dpo":
             trained = made.trained("dpo", f"improved-{own}", start, out, scale.distill)
             steps = [*first[:-1], trained, made.written(name, out)]

@@ -4,7 +4,7 @@ from project import CONTROLS, Study, run_study
 from scales import StudyScale
 
 ONE = ("pit", "best-of-n", "sft-only", "resample", "rlhf")
-SEVERAL = ("pit-stop", "best-of-n-stop", "sft-only", "resample", "rlhf", "rlhf-best-of-n")
+SEVERAL = ("pit-stop", "best-of-n-stop", "sft-only", "sft-stop", "resample", "rlhf", "rlhf-best-of-n")
 
 
 def study(scale: StudyScale) -> Study:

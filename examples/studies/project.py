@@ -143,6 +143,9 @@ def run_study(description: str, study_at: Callable[[StudyScale], Study]) -> None
         sys.exit("--data: required unless --model is tiny, which uses synthetic pairs only")
     scale = ENGLISH if args.english else TINY if args.model == "tiny" else real(args)
     study = study_at(scale)
+    if scale.judge is not None and not study.evaluations:
+        sys.exit("this study needs the true grades of a task; expected --model tiny or --english")
+    args.jobs = min(args.jobs, len(args.seeds))
     out = (args.out or Path("runs", "studies" if scale is TINY else f"studies-{scale.name}")).resolve()
     start = time.time()
     folders = {seed: out / f"seed-{seed}" for seed in args.seeds}

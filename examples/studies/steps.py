@@ -81,6 +81,7 @@ def improver_steps(scale: StudyScale, seed: int, name: str) -> dict[str, list[st
         "pit-stop-pruned": [trained, improve(scale, seed, name, "--run runs/rl --max-iters 5 --prune-edits")],
         "pit-explained": [*pit, "pit explain --input pit.jsonl --output pit-explained.jsonl --reward runs/rl"],
         "verifier": [verified, improve(scale, seed, name, f"--run runs/rl-verifier {ONCE}")],
+        "sft-stop": [improve(scale, seed, name, "--run runs/sft --reward runs/reward --max-iters 5")],
         "sft-only": [improve(scale, seed, name, f"--run runs/sft {ONCE}")],
         "resample": [improve(scale, seed, name, f"--method resample {ONCE}")],
         "self-refine": [improve(scale, seed, name, f"--method self-refine {ONCE}")],

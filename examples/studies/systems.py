@@ -55,12 +55,11 @@ def changed_steps(scale: StudyScale, seed: int, name: str, change: Change) -> li
         steps.append(f"{sft_improver(scale, seed)} --out {sft} {change.sft}")
     if reward != "runs/reward":
         steps.append(gap_model(scale, seed, f"--out {reward} {change.reward} {labels}"))
-    stages = "" if "--curriculum-stages" in change.rl else "--curriculum"
     earlier = "" if run == "rl" else f" --sft {sft} --reward {reward} {change.rl}"
     use = f"--run runs/{run} {change.use}"
     return [
         *steps,
-        rl(scale, seed, run, f"{stages}{earlier}"),
+        rl(scale, seed, run, f"--curriculum{earlier}"),
         improve(scale, seed, name, f"{use} --stop none --max-iters 3"),
         improve(scale, seed, f"{name}-stop", f"{use} --max-iters 5"),
     ]

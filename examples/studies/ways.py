@@ -36,9 +36,14 @@ class _Ways(NamedTuple):
         return sft_improver(self.scale, self.seed)
 
     @property
-    def both(self) -> str:
-        """The pairs of SFT and of DPO."""
-        return ",".join(dict.fromkeys(("data/sft.jsonl", self.scale.dpo_data)))
+    def after_sft(self) -> str:
+        """The pairs that RL on a gap model uses after SFT: those of the gap model, and its references."""
+        return ",".join(dict.fromkeys((self.scale.dpo_data, self.scale.rl_data)))
+
+    @property
+    def pairs(self) -> str:
+        """All pairs, those of SFT too."""
+        return ",".join(dict.fromkeys(("data/sft.jsonl", *self.after_sft.split(","))))
 
     @property
     def drafts(self) -> list[str]:
@@ -51,16 +56,16 @@ class _Ways(NamedTuple):
     def tuned(self, name: str) -> str:
         return f"{KEEP} {self.scale.tuned.get(name, '')}".strip()
 
-    def sft_both(self) -> Way:
-        shared = f"--out runs/sft-both {self.model} {self.scale.sft} {KEEP}"
-        return Way([f"pit sft --role improver --data {self.both} {shared}"], "sft-both")
+    def sft_all(self) -> Way:
+        shared = f"--out runs/sft-all {self.model} {self.scale.sft} {KEEP}"
+        return Way([f"pit sft --role improver --data {self.pairs} {shared}"], "sft-all")
 
     def dpo(self, loss: str) -> Way:
-        return Way([self._dpo(loss, loss, f"--data {self.both} --from-base")], loss)
+        return Way([self._dpo(loss, loss, f"--data {self.pairs} --from-base")], loss)
 
     def dpo_after_sft(self, loss: str) -> Way:
         name = f"sft-{loss}"
-        return Way([self.sft, self._dpo(name, loss, f"--data {self.scale.dpo_data}")], name)
+        return Way([self.sft, self._dpo(name, loss, f"--data {self.after_sft}")], name)
 
     def _dpo(self, name: str, loss: str, start: str) -> str:
         shared = f"--out runs/{name} {start} {self.model} {self.scale.dpo} {self.tuned(name)}"
@@ -96,13 +101,13 @@ class _Ways(NamedTuple):
 def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
     """Return the ways by name.
 
-    On the synthetic task `sft` has the pairs of fold sft only; the others those of fold reward too, but for the
-    verifier. RL and sft-own-best use the prompts of fold rl as well, RL also its pairs, as references.
+    On the synthetic task `sft` has the pairs of fold sft only; the others all pairs, but for the verifier, which needs
+    none of fold reward. RL has the pairs of fold rl as references, and sft-own-best has their prompts only.
     """
     made = _Ways(scale, seed)
     found = {
         "sft": Way([made.sft], "sft"),
-        "sft-both": made.sft_both(),
+        "sft-all": made.sft_all(),
         **{loss: made.dpo(loss) for loss in LOSSES},
         **{f"sft-{loss}": made.dpo_after_sft(loss) for loss in LOSSES},
         "sft-own-best": made.own_best(),
@@ -110,7 +115,7 @@ def ways(scale: StudyScale, seed: int) -> dict[str, Way]:
         "rloo-verifier": made.on_the_oracle(),
     }
     # SFT has all pairs already; a loss of pairs reads a text once for each of its pairs: here, eight times as much
-    left_out = {"sft-both": made.both == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}
+    left_out = {"sft-all": made.pairs == "data/sft.jsonl", "rloo-five-term": scale.gap_loss == "pointwise"}
     return {name: way for name, way in found.items() if not left_out.get(name)}
 
 

@@ -1,12 +1,13 @@
 """Ways to train an improver: SFT; DPO, IPO and KTO alone and after SFT; RLOO on a gap model, or on the oracle.
 
 Prints one table: the quality after each of five iterations, the harm, the quality and the harm with one learned stop
-rule for all, and what the trainings took, from the base model on. A second table has one response of the policies that
-were distilled from an improver. For exact seconds, run one seed at a time in a new folder (--jobs 1 --out NEW).
+rule for all, and what the trainings took, from the base model on, without the policy that writes the drafts and the
+gap model of the stop rule. A second table has one response of the policies that were distilled from an improver.
+Seconds can be compared only if one seed runs at a time in a new folder (--jobs 1 --out NEW).
 
-The stop rule's gap model has a seed of its own, so no way was trained on it. The oracle as the reward is an upper
-bound: it also judges. The settings of RL on a gap model were chosen among five on another seed. Those of the other ways
-are the defaults until scales.py has what tuning.py finds, so the table is no ranking of losses.
+The stop rule's gap model has a seed of its own, but the pairs of the others: its errors are like those of their
+rewards. The oracle as the reward also judges. The settings of RL on a gap model were chosen among five on another seed;
+those of the other ways are in scales.py if tuning.py found better ones than the defaults.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from graded import Graded, write_figures, written, written_family
 from project import Cost, Study, costs_of, run_study
 from scales import StudyScale
-from steps import gap_model, sft_improver, sft_policy
+from steps import gap_model, sft_improver
 from systems import system_steps
 from ways import ITERATIONS, ways
 
@@ -54,8 +55,7 @@ def report(out: Path, seeds: list[int], scale: StudyScale) -> None:
             ]
         )
     table(f"Ways to train an improver, {len(other)} rows, judged by the oracle", list(COLUMNS), lines)
-    start = [sft_policy] if scale.policy else []
-    base = {seed: [make(scale, seed) for make in (sft_improver, gap_model, *start)] for seed in seeds}
+    base = {seed: [make(scale, seed) for make in (sft_improver, gap_model)] for seed in seeds}
     lines = []
     for name in DISTILLED:
         one = graded.iterated(name, other, 1)
