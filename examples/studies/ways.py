@@ -21,6 +21,11 @@ class Way(NamedTuple):
     run: str
 
 
+def joined(*files: str) -> str:
+    """The files as --data takes them, each once."""
+    return ",".join(dict.fromkeys(files))
+
+
 class _Ways(NamedTuple):
     """The commands of the ways of one seed."""
 
@@ -38,12 +43,12 @@ class _Ways(NamedTuple):
     @property
     def after_sft(self) -> str:
         """The pairs that RL on a gap model uses after SFT: those of the gap model, and its references."""
-        return ",".join(dict.fromkeys((self.scale.dpo_data, self.scale.rl_data)))
+        return joined(self.scale.dpo_data, self.scale.rl_data)
 
     @property
     def pairs(self) -> str:
         """All pairs, those of SFT too."""
-        return ",".join(dict.fromkeys(("data/sft.jsonl", *self.after_sft.split(","))))
+        return joined("data/sft.jsonl", self.scale.dpo_data, self.scale.rl_data)
 
     @property
     def drafts(self) -> list[str]:
