@@ -29,3 +29,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         settings_of(ImproveConfig, given)
     assert [problem.split()[0] for problem in refused.value.problems] == ["--prompt:", "--width", "--prune-edits"]
+
+
+@pytest.mark.parametrize("given", ["", " ", ",", " , "])
+@pytest.mark.parametrize("field", ["base_url", "gap_url"])
+def test_addresses_of_unset_variables_do_not_mean_another_server(field: str, given: str) -> None:
+    """No address of --writer would mean OpenAI's, and none of --gap-url too."""
+    settings: dict[str, Any] = {"writer": "openai:m", field: given}
+    with pytest.raises(ValueError, match="expected one or several URLs, got"):
+        ImproveConfig(**settings)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from pitcli.settings.base import Settings
 from pitcli.settings.facts import Fact, Section
-from pitcli.settings.values import split_commas
+from pitcli.settings.values import Addresses, split_commas
 
 OPENAI = "openai:"
 
@@ -23,7 +23,7 @@ class WriterSettings(Settings):
         "OpenAI-compatible API that vLLM, SGLang, llama.cpp and Ollama have; the key is in OPENAI_API_KEY [default: a "
         "model in this process writes]",
     )
-    base_url: Annotated[str | None, Fact.text | Fact.execution] = Field(
+    base_url: Annotated[Addresses, Fact.text | Fact.execution] = Field(
         None,
         description="URL of the endpoint of --writer, e.g. http://localhost:8000/v1, or several of the same model, "
         "comma-separated: each request goes to the one with the fewest in flight [default: OpenAI's]",

@@ -11,7 +11,7 @@ from pitcli.settings.base import INSTRUCTIONS, GapBound, Method, ModelSettings, 
 from pitcli.settings.endpoints import WriterSettings
 from pitcli.settings.facts import Fact, Section
 from pitcli.settings.pairs import PairRowSettings
-from pitcli.settings.values import split_commas
+from pitcli.settings.values import Addresses, split_commas
 
 
 class SampleConfig(ModelSettings, SamplingSettings, PairRowSettings, WriterSettings):
@@ -158,7 +158,7 @@ class ImproveConfig(ImprovingSettings, WriterSettings):
         description="Drop the edits of an accepted improvement that do nothing by the gap model: whose reversal does "
         "not lower its gap",
     )
-    gap_url: Annotated[str | None, Fact.text | Fact.execution, Section.endpoints] = Field(
+    gap_url: Annotated[Addresses, Fact.text | Fact.execution, Section.endpoints] = Field(
         None,
         description="Where the exported gap model is served by vLLM (vllm serve DIR --runner pooling), e.g. "
         "http://localhost:8001, or several, comma-separated [default: the gap model runs in this process]",

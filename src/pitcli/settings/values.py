@@ -44,6 +44,16 @@ def _shown_value(value: bool | int | float | str | None) -> str:
     return json.dumps(value).replace("=", "\\u003d")
 
 
+def _check_addresses(text: str | None) -> str | None:
+    """Refuse a text of commas alone, such as unset variables: no address would mean another server than was meant."""
+    if text is not None and not split_commas(text):
+        raise ValueError(f"expected one or several URLs, got {text!r}")
+    return text
+
+
+Addresses = Annotated[str | None, AfterValidator(_check_addresses)]
+
+
 def is_command(value: object) -> TypeGuard[str]:
     """Whether the value is cmd:COMMAND."""
     return isinstance(value, str) and value.startswith(COMMAND)
