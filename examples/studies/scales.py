@@ -79,6 +79,7 @@ TINY = StudyScale(
     distill="--batch-size 32 --micro-batch-size 64 --epochs 2",
     on_policy="--batch-size 32 --micro-batch-size 128 --epochs 2 --max-steps 80 --learning-rate 2e-3"
     " --rollout-max-new-tokens 16",
+    tuned={way: "--epochs 2" for way in ("dpo", "ipo", "kto", "sft-dpo", "sft-ipo")},  # sft-kto: as it is
 )
 
 
